@@ -1,0 +1,76 @@
+# make help lists the targets. Everything happens in $(VENV); the set-up is done again only when
+# setup.py, pyproject.toml, constraints.txt or the package's version change.
+
+PYTHON ?= python3
+VENV ?= .venv
+PHOTO ?= docs/photos/chelsea.jpg
+DEMO ?= build/demo
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+REQUIREMENTS := setup.py pyproject.toml constraints.txt tinysr_kernels/_version.py
+NAME := $(basename $(notdir $(PHOTO)))
+
+# Two pytest workers with one thread each: the tests are many and small, so threads within one
+# convolution gain less than they cost.
+PYTEST_ARGS ?= -n 2 --dist loadfile --benchmark-disable
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format wheel check-wheel clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.ready-runtime ## enlarge a photograph with the checkpoint in the package
+	@mkdir -p $(DEMO)
+	$(BIN)/tinysr upscale $(PHOTO) -o $(DEMO)/$(NAME).png --model demo
+	@$(BIN)/python docs/photos/side_by_side.py $(PHOTO) $(DEMO)/$(NAME).png $(DEMO)/$(NAME)-side-by-side.png
+	@echo "enlarged:     $(DEMO)/$(NAME).png"
+	@echo "side by side: $(DEMO)/$(NAME)-side-by-side.png  (input, bicubic x4, this model)"
+
+test: export OMP_NUM_THREADS ?= 1
+test: $(VENV)/.ready-test ## run the tests (PYTEST_ARGS="-n 0 tests/test_house.py" for a part)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.ready-dev ## formatting, ruff's rules, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.ready-dev ## rewrite the sources as `make lint` wants them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel: $(VENV)/.ready-dev ## build the wheel into dist/
+	rm -rf dist build/lib build/bdist.*
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+
+check-wheel: wheel ## build the wheel, look inside, use it in an empty environment
+	$(PYTHON) .ci/check_wheel.py dist/*.whl
+	PYTHON=$(PYTHON) .ci/check_install.sh dist/*.whl
+
+clean: ## remove what the targets made, except $(VENV)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' || { \
+	    echo "$(PYTHON) is missing or not Python 3.10 to 3.13; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	    echo "cannot create $(VENV): Debian and Ubuntu keep venv apart (apt-get install python3-venv)" >&2; exit 1; }
+
+# torch first and alone: constraints.txt says why.
+$(VENV)/.ready-runtime: $(REQUIREMENTS) | $(BIN)/python
+	@echo "setting up $(VENV): a few minutes when the packages are not in pip's cache"
+	$(PIP) torch
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.ready-test: $(VENV)/.ready-runtime
+	$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready-test
+	$(PIP) -e '.[dev,train]'
+	@touch $@

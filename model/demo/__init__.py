@@ -1,0 +1,1 @@
+"""The demonstration checkpoint: procedural training images, degradation, training, evaluation on photographs."""

@@ -1,0 +1,40 @@
+"""The photographs of the evaluation: those that come inside scikit-image's wheel, so nothing has to be fetched."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Every colour photograph of the wheel, and two grey ones. The rest are renderings, textures and scanned text.
+NAMES = (
+    "astronaut",
+    "coffee",
+    "chelsea",
+    "rocket",
+    "stereo_motorcycle",
+    "hubble_deep_field",
+    "retina",
+    "immunohistochemistry",
+    "camera",
+    "coins",
+)
+LARGEST = 512
+
+
+def photograph(name: str) -> NDArray[np.uint8]:
+    """The photograph [H,W,3] uint8: its middle, at most 512 a side, sides multiples of 16; grey ones repeated to RGB.
+
+    Sixteen, so that the reduced picture fits a network of two downsamplings without padding. Raises ImportError
+    without scikit-image and ValueError for a name that is not in NAMES.
+    """
+    if name not in NAMES:
+        raise ValueError(f"no photograph {name!r}; there are {', '.join(NAMES)}")
+    from skimage import data
+
+    found = getattr(data, name)()
+    picture = np.asarray(found[0] if isinstance(found, tuple) else found)
+    if picture.ndim == 2:
+        picture = np.repeat(picture[:, :, None], 3, axis=2)
+    sides = [min(side, LARGEST) // 16 * 16 for side in picture.shape[:2]]
+    y, x = ((have - want) // 2 for have, want in zip(picture.shape[:2], sides, strict=True))
+    return np.ascontiguousarray(picture[y : y + sides[0], x : x + sides[1], :3])

@@ -1,0 +1,44 @@
+"""Pruned UNet and KL decoder together: a low-resolution image in, one four times as large out (families adcsr, tinysr-unet)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.kl_decoder import KLDecoder
+from model.pruned_unet import PrunedUNet, Shapes, under
+from tinysr_kernels.families import UNetConfig
+
+
+class UNetSR(nn.Module):
+    """LR [N,3,H,W] in [-1,1] -> SR [N,3,4H,4W] in about [-1,1], not clamped, no colour fix.
+
+    PixelUnshuffle, UNet, decoder, plus the bicubic enlargement of the input where the configuration says so. H and W
+    are multiples of the unshuffling factor times two to the number of the UNet's downsamplers.
+    """
+
+    def __init__(self, shapes: Shapes, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.unet = PrunedUNet(under(shapes, "unet"), config)
+        self.decoder = KLDecoder(under(shapes, "decoder"), config)
+
+    @classmethod
+    def from_state(cls, tensors: Mapping[str, Tensor], config: UNetConfig) -> UNetSR:
+        """Build from a normalised state dict (`unet.*`, `decoder.*`) and load it; RuntimeError on left-overs."""
+        network = cls({name: tuple(t.shape) for name, t in tensors.items()}, config)
+        network.load_state_dict(dict(tensors))
+        return network
+
+    @property
+    def multiple(self) -> int:
+        """What the input's sides must be multiples of."""
+        return self.config.unshuffle * 2 ** sum(len(b.downsamplers) for b in self.unet.down_blocks)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        sr = self.decoder(self.unet(F.pixel_unshuffle(lr, self.config.unshuffle)))
+        if self.config.residual == "bicubic":
+            sr = sr + F.interpolate(lr, scale_factor=4.0, mode="bicubic", align_corners=False)
+        return sr

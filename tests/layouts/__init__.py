@@ -1,0 +1,3 @@
+"""Small random checkpoints in the layouts in which the real ones are published, with the networks they
+describe.
+"""

@@ -1,0 +1,240 @@
+"""What every operator owes, as a class of tests: a subclass names the operator, its oracle and some mistakes."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.ops.cases import CASES, Arguments, Case, convert
+from tinysr_kernels.ops import REGISTRY
+
+BATCHED = {"x", "residual", "shortcut", "skip", "qkv", "t", "z", "style", "x2", "gain", "offset"}
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+DRAWS = 5
+EXACT = 1e-12  # float64 keeps 16 digits; what is left allows for the order of a few thousand terms
+
+
+def tensors(result: Any) -> tuple[Tensor, ...]:
+    """The tensors of a result, one or several."""
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def errors(result: Any, exact: Any) -> list[float]:
+    """Relative errors of each tensor of the result: of the whole in the mean square, and of the worst element."""
+    found = []
+    for got, want in zip(tensors(result), tensors(exact), strict=True):
+        assert got.shape == want.shape, f"shape {list(got.shape)}, expected {list(want.shape)}"
+        difference = got.double() - want
+        tiny = torch.finfo(torch.float64).tiny
+        found.append((difference.norm() / want.norm().clamp(min=tiny)).item())
+        found.append((difference.abs().max() / want.abs().max().clamp(min=tiny)).item())
+    return found
+
+
+def is_exact(result: Any, exact: Any) -> bool:
+    """Whether a float64 result is the mathematics' own but for rounding. NaN is not."""
+    return all(e < EXACT for e in errors(result, exact))
+
+
+def pooled(results: Sequence[Any], exacts: Sequence[Any]) -> list[float]:
+    """Root mean square of the errors over several draws of the same case."""
+    rows = [errors(result, exact) for result, exact in zip(results, exacts, strict=True)]
+    return [math.sqrt(math.fsum(e * e for e in column) / len(rows)) for column in zip(*rows, strict=True)]
+
+
+def rounded(exact: Any, like: Any) -> tuple[Tensor, ...]:
+    """The exact result in the dtypes of another."""
+    return tuple(e.to(t.dtype) for e, t in zip(tensors(exact), tensors(like), strict=True))
+
+
+def is_as_good_as(results: Sequence[Any], eagers: Sequence[Any], exacts: Sequence[Any]) -> bool:
+    """Whether the results err at most twice as much as eager's, or as the exact ones once rounded.
+
+    The rounding counts because on a handful of elements eager may hit the exact value by luck. NaN fails.
+    """
+    floor = pooled([rounded(e, r) for e, r in zip(exacts, results, strict=True)], exacts)
+    bounds = zip(pooled(results, exacts), pooled(eagers, exacts), floor, strict=True)
+    return all(error <= 2 * max(bound, least) for error, bound, least in bounds)
+
+
+def relaid(t: Any, layout: str) -> Any:
+    """The same values in another memory layout."""
+    if not isinstance(t, Tensor) or t.dim() == 0:
+        return t
+    if layout == "channels_last":
+        return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
+    if layout == "transposed":
+        return t.transpose(0, -1).contiguous().transpose(0, -1)
+    fill = math.nan if t.is_floating_point() else 255
+    larger = torch.full([extent + 3 for extent in t.shape], fill, dtype=t.dtype)
+    view = larger[tuple(slice(1, extent + 1) for extent in t.shape)]
+    view.copy_(t)
+    return view
+
+
+class OperatorContract:
+    """Inherit as Test<Operator> and fill in the attributes; every test then runs on the operator's cases."""
+
+    op: ClassVar[str]
+    oracle: ClassVar[Callable[..., Any]]  # the docstring's mathematics on float64 tensors
+    eager: ClassVar[Callable[..., Any]]  # PyTorch's own operations in the tensors' dtype
+    mutants: ClassVar[dict[str, Callable[..., Any]]]  # wrong implementations that must be found out
+    mistakes: ClassVar[list[tuple[Arguments, str]]]  # arguments put into the first case, pattern of the ValueError
+    channels_last = True  # memory format of the result
+    # Whether a sample's result has the same bits in any batch. Convolutions and products of the library choose
+    # their algorithm by the batch; theirs is then only as accurate.
+    same_bits_in_any_batch = True
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Parametrise by the arguments that a test asks for."""
+        names, cases = metafunc.fixturenames, CASES[self.op]
+        if "case" in names:
+            metafunc.parametrize("case", cases, ids=str)
+        if "some_case" in names:
+            metafunc.parametrize("some_case", cases[:3], ids=str)
+        if "dtype" in names:
+            metafunc.parametrize("dtype", FLOATS, ids=lambda dtype: str(dtype).removeprefix("torch."))
+        if "mutant" in names:
+            metafunc.parametrize("mutant", list(self.mutants))
+        if "mistake" in names:
+            metafunc.parametrize("mistake", self.mistakes, ids=[pattern for _, pattern in self.mistakes])
+
+    def call(self, arguments: Arguments) -> Any:
+        """The operator itself, through the dispatcher."""
+        return REGISTRY[self.op].overload(**arguments)
+
+    @classmethod
+    @functools.cache
+    def exact(cls, case: Case, dtype: torch.dtype, draw: int = 0) -> Any:
+        """The oracle's result on the arguments as rounded to dtype."""
+        arguments = case.arguments(dtype, draw)
+        return cls.oracle(**{k: convert(v, torch.float64) for k, v in arguments.items() if k != "dtype"})
+
+    def check_as_good_as_eager(self, function: Callable[..., Any], case: Case, dtype: torch.dtype) -> None:
+        """Over several draws, because the errors of a handful of elements are mostly luck."""
+        drawn = [case.arguments(dtype, draw) for draw in range(DRAWS)]
+        results, eagers = [function(**a) for a in drawn], [type(self).eager(**a) for a in drawn]
+        exacts = [self.exact(case, dtype, draw) for draw in range(DRAWS)]
+        assert is_as_good_as(results, eagers, exacts), (pooled(results, exacts), pooled(eagers, exacts))
+
+    def counted_flops(self, arguments: Arguments) -> int:
+        """What the flop counter sees in eager's products; operators without any say what they count."""
+        with FlopCounterMode(display=False) as counter:
+            type(self).eager(**arguments)
+        return counter.get_total_flops()
+
+    def test_float64(self, case: Case) -> None:
+        result = self.call(case.arguments(torch.float64))
+        assert all(t.dtype == torch.float64 for t in tensors(result))
+        exact = self.exact(case, torch.float64)
+        assert is_exact(result, exact), errors(result, exact)
+
+    def test_float(self, case: Case, dtype: torch.dtype) -> None:
+        self.check_as_good_as_eager(lambda **a: self.call(a), case, dtype)
+
+    def test_result_form(self, case: Case, dtype: torch.dtype) -> None:
+        """dtype and memory format, and that fake and meta tensors promise exactly those."""
+        arguments = case.arguments(dtype)
+        real = tensors(self.call(arguments))
+        with FakeTensorMode() as mode:
+            faked = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in arguments.items()}
+            fake = tensors(self.call(faked))
+        meta = tensors(self.call({k: v.to("meta") if isinstance(v, Tensor) else v for k, v in arguments.items()}))
+        for r, f, m in zip(real, fake, meta, strict=True):
+            assert r.dtype == self.result_dtype(dtype)
+            assert r.is_contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+            for promised in (f, m):
+                assert promised.dtype == r.dtype
+                assert promised.shape == r.shape
+                assert promised.stride() == r.stride()
+            assert f.device == r.device
+
+    def result_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of the result for inputs of `dtype`."""
+        return dtype
+
+    @pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced"])
+    def test_layouts(self, case: Case, layout: str) -> None:
+        arguments = case.arguments(torch.float32)
+        moved = {k: relaid(v, layout) for k, v in arguments.items()}
+        for got, want in zip(tensors(self.call(moved)), tensors(self.call(arguments)), strict=True):
+            assert torch.equal(got, want)
+            assert got.stride() == want.stride()
+
+    def test_repeatable_and_inputs_kept(self, case: Case) -> None:
+        arguments = case.arguments(torch.float32)
+        kept = copy.deepcopy(arguments)
+        first, second = tensors(self.call(arguments)), tensors(self.call(arguments))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        assert all(torch.equal(v, kept[k]) for k, v in arguments.items() if isinstance(v, Tensor))
+
+    def test_any_batch(self, case: Case) -> None:
+        arguments = case.arguments(torch.float32)
+        if not self.same_bits_in_any_batch:
+            self.check_as_good_as_eager(self.one_by_one, case, torch.float32)
+            return
+        together, apart = tensors(self.call(arguments)), tensors(self.one_by_one(**arguments))
+        assert all(torch.equal(a, b) for a, b in zip(apart, together, strict=True))
+
+    def one_by_one(self, **arguments: Any) -> tuple[Tensor, ...]:
+        """The operator on each sample of the batch alone."""
+        batched = {k for k, v in arguments.items() if k in BATCHED and v.dim() > 1}
+        if not batched:
+            return tensors(self.call(arguments))
+        samples = range(arguments[min(batched)].shape[0])
+        parts = [{k: v[i : i + 1] if k in batched else v for k, v in arguments.items()} for i in samples]
+        return tuple(torch.cat(same) for same in zip(*(tensors(self.call(p)) for p in parts), strict=True))
+
+    def test_autocast_changes_nothing(self, some_case: Case) -> None:
+        arguments = some_case.arguments(torch.float32)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside = tensors(self.call(arguments))
+        assert all(torch.equal(a, b) for a, b in zip(inside, tensors(self.call(arguments)), strict=True))
+
+    def test_opcheck(self, some_case: Case) -> None:
+        torch.library.opcheck(REGISTRY[self.op].overload, (), some_case.arguments(torch.float32))
+
+    def test_compile(self, some_case: Case) -> None:
+        arguments = some_case.arguments(torch.float32)
+        compiled = torch.compile(lambda a: self.call(a), fullgraph=True, backend="aot_eager", dynamic=False)
+        pairs = zip(tensors(compiled(arguments)), tensors(self.call(arguments)), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+    def test_cost(self, case: Case, dtype: torch.dtype) -> None:
+        arguments = case.arguments(dtype)
+        cost = REGISTRY[self.op].cost(**arguments)
+        moved = [*(v for v in arguments.values() if isinstance(v, Tensor)), *tensors(self.call(arguments))]
+        assert cost.bytes == sum(t.nbytes for t in moved)
+        assert cost.flops == self.counted_flops(arguments)
+
+    def test_mistakes(self, mistake: tuple[Arguments, str]) -> None:
+        """A wrong argument is named with what was expected and found, by the operator and by its fake."""
+        changes, pattern = mistake
+        arguments = {**CASES[self.op][0].arguments(torch.float32), **changes}
+        arguments = {k: v for k, v in arguments.items() if v is not None}
+        with pytest.raises(ValueError, match=pattern):
+            self.call(arguments)
+        with pytest.raises(ValueError, match=pattern):
+            self.call({k: v.to("meta") if isinstance(v, Tensor) else v for k, v in arguments.items()})
+
+    def test_mutants_are_caught(self, mutant: str) -> None:
+        """The comparisons can fail: a wrong implementation does not pass, in float64 nor in half precision."""
+        wrong = self.mutants[mutant]
+        cases = CASES[self.op]
+        doubles = [is_exact(wrong(**c.arguments(torch.float64)), self.exact(c, torch.float64)) for c in cases]
+        halves = []
+        for c in cases:
+            arguments = c.arguments(torch.bfloat16)
+            eager, exact = type(self).eager(**arguments), self.exact(c, torch.bfloat16)
+            halves.append(is_as_good_as([wrong(**arguments)], [eager], [exact]))
+        assert not all(doubles), "passes for exact"
+        assert not all(halves), "passes in bfloat16"

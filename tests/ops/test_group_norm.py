@@ -1,0 +1,122 @@
+"""group_norm against means and variances summed group by group."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.ops.cases import Arguments, Draw
+from tests.ops.contract import OperatorContract, errors
+from tests.ops.mathematics import altered, sigmoid_times
+from tinysr_kernels.ops.group_norm import cost, reference
+
+
+def oracle(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, skip: Tensor | None = None, silu: bool = True
+) -> Tensor:
+    channels = [*x.unbind(1), *(() if skip is None else skip.unbind(1))]
+    width = len(channels) // groups
+    out = []
+    for c, channel in enumerate(channels):
+        first = c // width * width
+        group = torch.stack(channels[first : first + width])  # [width,N,H,W]
+        count = group.numel() / group.shape[1]
+        mean = group.sum((0, 2, 3)) / count
+        variance = ((group - mean[:, None, None]) ** 2).sum((0, 2, 3)) / count
+        scaled = (channel - mean[:, None, None]) / (variance + eps).sqrt()[:, None, None]
+        out.append(scaled * weight[c] + bias[c])
+    v = torch.stack(out, 1)
+    return sigmoid_times(v) if silu else v
+
+
+def eager(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, skip: Tensor | None = None, silu: bool = True
+) -> Tensor:
+    v = x if skip is None else torch.cat([x, skip], 1)
+    y = torch.group_norm(v, groups, weight, bias, eps)
+    return F.silu(y) if silu else y
+
+
+def call(**a: object) -> Tensor:
+    """The reference with the arguments' own names, skip being required there."""
+    return reference(**{"skip": None, **a})
+
+
+def sums_of_squares(**a: object) -> Tensor:
+    """The variance as E[v^2] - mean^2, which cancels."""
+    x, skip, groups = a["x"], a.get("skip"), a["groups"]
+    v = (x if skip is None else torch.cat([x, skip], 1)).float()
+    grouped = v.reshape(v.shape[0], groups, -1)
+    mean = grouped.mean(2, keepdim=True)
+    variance = (grouped.square().mean(2, keepdim=True) - mean.square()).clamp(min=0)
+    y = ((grouped - mean) / (variance + a["eps"]).sqrt()).view_as(v)
+    y = y * a["weight"].float()[:, None, None] + a["bias"].float()[:, None, None]
+    return (F.silu(y) if a.get("silu", True) else y).to(x.dtype)
+
+
+MUTANTS = {
+    "no bias": altered(call, "bias", torch.zeros_like),
+    "no weight": altered(call, "weight", torch.ones_like),
+    "shifted weight": altered(call, "weight", lambda t: t.roll(1)),
+    "one group": altered(call, "groups", lambda _: 1),
+    "no eps": altered(call, "eps", lambda _: 0.0),
+    "silu always": lambda **a: call(**{**a, "silu": True}),
+    "silu never": lambda **a: call(**{**a, "silu": False}),
+    "skip first": lambda **a: call(**({**a, "x": a["skip"], "skip": a["x"]} if "skip" in a else a)),
+    "skip channels swapped": altered(call, "skip", lambda t: t.flip(1)),
+    "batch statistics": lambda **a: (
+        call(**a)
+        if a["x"].shape[0] == 1
+        else torch.cat([call(**{**a, "x": t[None].flip(2) * 1.1}) for t in a["x"]])
+        if "skip" not in a
+        else call(**a)
+    ),
+}
+
+MISTAKES = [
+    ({"x": torch.ones(60, 5)}, r"x must be \[N,C,H,W\], found \[60, 5\]"),
+    ({"weight": torch.ones(59)}, r"weight must be \[60\], found \[59\]"),
+    ({"bias": torch.ones(1)}, r"bias must be \[60\], found \[1\]"),
+    ({"skip": torch.ones(2, 3, 5, 6)}, r"skip must be \[2, 3, 5, 7\], found \[2, 3, 5, 6\]"),
+    ({"skip": torch.ones(2, 3, 5, 7)}, r"weight must be \[63\], found \[60\]"),
+    ({"groups": 7}, "groups must divide 60 channels, found 7"),
+    ({"groups": 0}, "groups must divide 60 channels, found 0"),
+]
+
+
+class TestGroupNorm(OperatorContract):
+    op = "group_norm"
+    oracle = staticmethod(oracle)
+    eager = staticmethod(eager)
+    mutants = MUTANTS
+    mistakes = MISTAKES
+
+    def call(self, arguments: Arguments) -> Tensor:
+        return super().call({"skip": None, **arguments})
+
+    def counted_flops(self, arguments: Arguments) -> int:
+        """3 for the statistics, 2 for the affine map, 4 for SiLU, per element."""
+        elements = sum(arguments[name].numel() for name in ("x", "skip") if name in arguments)
+        return elements * (9 if arguments.get("silu", True) else 5)
+
+
+def test_channels_last_keeps_the_variance() -> None:
+    """Means of 50 deviations, in the layout that networks use: a variance by cancellation errs 100 times more."""
+    d = Draw("far mean")
+    x = (d.normal(1, 60, 33, 17) + 50).float().contiguous(memory_format=torch.channels_last)
+    weight, bias = d.normal(60).float(), d.normal(60).float()
+    arguments = {"x": x, "weight": weight, "bias": bias, "groups": 4, "eps": 1e-6, "silu": False}
+    exact = oracle(**{k: v.double() if isinstance(v, Tensor) else v for k, v in arguments.items()})
+    careful, careless = call(**arguments), sums_of_squares(**arguments)
+    eager_error = errors(eager(**{**arguments, "x": x.contiguous()}), exact)
+    assert all(mine <= 2 * theirs for mine, theirs in zip(errors(careful, exact), eager_error, strict=True))
+    assert errors(careless, exact)[0] > 10 * errors(careful, exact)[0]
+
+
+def test_cost_by_hand() -> None:
+    half = {"dtype": torch.float16, "device": "meta"}
+    vector = torch.empty(90, device="meta")  # float32 parameters beside half activations
+    found = cost(torch.empty(1, 48, 3, 5, **half), torch.empty(1, 42, 3, 5, **half), vector, vector.clone(), 2, 1e-5)
+    assert found.flops == 9 * 1350
+    assert found.bytes == 2 * (720 + 630 + 1350) + 4 * 180

@@ -1,0 +1,229 @@
+"""linear and unpatchify_subtract against sums over single features."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.ops.contract import OperatorContract
+from tests.ops.mathematics import altered, zeroed
+from tinysr_kernels.ops.linear import cost, reference, unpatchify_cost, unpatchify_reference
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    return (x[..., None, :] * weight).sum(-1)
+
+
+def oracle(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    gate: Tensor | None = None,
+    activation: str = "none",
+    x2: Tensor | None = None,
+    weight2: Tensor | None = None,
+) -> Tensor:
+    v = product(x, weight)
+    if x2 is not None:
+        v = v + product(x2, weight2)
+    if bias is not None:
+        v = v + bias
+    if activation == "gelu_tanh":
+        v = v / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))
+    elif activation == "geglu":
+        half = v.shape[-1] // 2
+        g = v[..., half:]
+        v = v[..., :half] * g * (1 + torch.erf(g / math.sqrt(2))) / 2
+    if gate is not None:
+        v = v * gate
+    return v if residual is None else v + residual
+
+
+def eager(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    gate: Tensor | None = None,
+    activation: str = "none",
+    x2: Tensor | None = None,
+    weight2: Tensor | None = None,
+) -> Tensor:
+    v = F.linear(x, weight, bias)
+    if x2 is not None:
+        v = v + F.linear(x2, weight2)
+    if activation == "gelu_tanh":
+        v = F.gelu(v, approximate="tanh")
+    elif activation == "geglu":
+        a, g = v.chunk(2, -1)
+        v = a * F.gelu(g)
+    if gate is not None:
+        v = gate * v
+    return v if residual is None else residual + v
+
+
+def halves_swapped(**a: Any) -> Tensor:
+    if a.get("activation") != "geglu":
+        return reference(**a)
+    half = a["weight"].shape[0] // 2
+    moved = {k: a[k].roll(half, 0) for k in ("weight", "bias", "weight2") if k in a}
+    return reference(**{**a, **moved})
+
+
+def gelu_exact(**a: Any) -> Tensor:
+    if a.get("activation") != "gelu_tanh":
+        return reference(**a)
+    plain = reference(**{k: v for k, v in a.items() if k not in ("activation", "gate", "residual")})
+    return F.gelu(plain) * a.get("gate", 1)
+
+
+def gate_on_residual(**a: Any) -> Tensor:
+    if not {"gate", "residual"} <= a.keys():
+        return reference(**a)
+    return reference(**{**a, "residual": a["residual"] * a["gate"]})
+
+
+MUTANTS = {
+    "no bias": altered(reference, "bias", torch.zeros_like),
+    "no gate": altered(reference, "gate", torch.ones_like),
+    "no residual": altered(reference, "residual", torch.zeros_like),
+    "gate on the residual": gate_on_residual,
+    "no second input": altered(reference, "x2", torch.zeros_like),
+    "no activation": lambda **a: reference(
+        **{**a, "activation": "none" if a["activation"] == "gelu_tanh" else a["activation"]}
+    ),
+    "geglu halves swapped": halves_swapped,
+    "features masked": altered(reference, "weight", lambda t: zeroed(t, slice(None), -1)),
+    "rows shifted": altered(reference, "weight", lambda t: t.roll(1, 0)),
+}
+
+MISTAKES = [
+    ({"x": torch.ones(())}, r"x must be \[...,K\], found \[\]"),
+    ({"weight": torch.ones(48)}, r"weight must be \[O,K\], found \[48\]"),
+    ({"weight": torch.ones(48, 62)}, r"weight must be \[48, 63\], found \[48, 62\]"),
+    ({"bias": torch.ones(1)}, r"bias must be \[48\], found \[1\]"),
+    ({"gate": torch.ones(2, 7, 48)}, r"gate must be \[48\], found \[2, 7, 48\]"),
+    ({"residual": torch.ones(2, 1, 48)}, r"residual must be \[2, 7, 48\], found \[2, 1, 48\]"),
+    ({"activation": "gelu"}, r"activation must be one of .*'gelu_tanh'.*, found 'gelu'"),
+    (
+        {"weight": torch.ones(47, 63), "bias": None, "activation": "geglu"},
+        "weight must have an even number of rows for geglu, found 47",
+    ),
+    ({"x2": torch.ones(2, 7, 5)}, "x2 and weight2 must be given together"),
+    ({"x2": torch.ones(2, 6, 5), "weight2": torch.ones(48, 5)}, r"x2 must be \[2, 7, 5\], found \[2, 6, 5\]"),
+    ({"x2": torch.ones(2, 7, 5), "weight2": torch.ones(48, 4)}, r"weight2 must be \[48, 5\], found \[48, 4\]"),
+]
+
+
+class TestLinear(OperatorContract):
+    op = "linear"
+    oracle = staticmethod(oracle)
+    eager = staticmethod(eager)
+    channels_last = False
+    same_bits_in_any_batch = False
+    mutants = MUTANTS
+    mistakes = MISTAKES
+
+
+def test_tanh_and_exact_gelu_are_told_apart() -> None:
+    """They differ by less than 5e-4, so only float64 shows which one is computed."""
+    x, one = torch.linspace(-4, 4, 65, dtype=torch.float64)[:, None], torch.ones(1, 1, dtype=torch.float64)
+    tanh = torch.ops.tinysr.linear(x, one, activation="gelu_tanh")
+    exact = torch.ops.tinysr.linear(x, torch.cat([one, one]), activation="geglu") / torch.where(x == 0, 1.0, x)
+    assert (tanh - F.gelu(x, approximate="tanh")).abs().max() < 1e-15
+    assert (exact - F.gelu(x)).abs().max() < 1e-15
+    assert 1e-4 < (tanh - exact).abs().max() < 1e-3
+
+
+def test_cost_by_hand() -> None:
+    half = {"dtype": torch.float16, "device": "meta"}
+    x, weight = torch.empty(2, 7, 48, **half), torch.empty(60, 48, **half)
+    found = cost(x, weight, activation="geglu")
+    assert found.flops == 2 * 14 * 2880
+    assert found.bytes == 2 * (672 + 2880 + 14 * 30)
+    # A residual repeated over the batch by a stride of zero is in memory once.
+    repeated = torch.empty(1, 7, 60, **half).expand(2, 7, 60)
+    assert cost(x, weight, residual=repeated).bytes == 2 * (672 + 2880 + 420 + 840)
+
+
+def unpatchify_oracle(t: Tensor, weight: Tensor, z: Tensor, patch_size: int, bias: Tensor | None = None) -> Tensor:
+    v = product(t, weight)
+    if bias is not None:
+        v = v + bias
+    p, out = patch_size, z.clone()
+    _, channels, height, width = z.shape
+    for c in range(channels):
+        for row in range(height):
+            for column in range(width):
+                token = row // p * (width // p) + column // p
+                out[:, c, row, column] -= v[:, token, (row % p * p + column % p) * channels + c]
+    return out
+
+
+def unpatchify_eager(t: Tensor, weight: Tensor, z: Tensor, patch_size: int, bias: Tensor | None = None) -> Tensor:
+    n, c, h, w = z.shape
+    p = patch_size
+    v = F.linear(t, weight, bias).view(n, h // p, w // p, p, p, c)
+    return z - torch.einsum("nhwpqc->nchpwq", v).reshape(n, c, h, w)
+
+
+def unpatchify_call(**a: Any) -> Tensor:
+    """The reference with the arguments' own names, bias being required there."""
+    return unpatchify_reference(**{"bias": None, **a})
+
+
+def reordered(order: str) -> Any:
+    """A wrong order of the projection's features, given as that of (p, q, c)."""
+
+    def edit(**a: Any) -> Tensor:
+        p, c = a["patch_size"], a["z"].shape[1]
+        feature = torch.einsum(f"pqc->{order}", torch.arange(p * p * c).view(p, p, c)).reshape(-1)
+        moved = {k: a[k][feature] for k in ("weight", "bias") if k in a}
+        return unpatchify_call(**{**a, **moved})
+
+    return edit
+
+
+UNPATCHIFY_MUTANTS = {
+    "added": lambda **a: 2 * a["z"] - unpatchify_call(**a),
+    "no bias": altered(unpatchify_call, "bias", torch.zeros_like),
+    "rows and columns of a patch swapped": reordered("qpc"),
+    "channels first": reordered("cpq"),
+    "tokens by column": lambda **a: unpatchify_call(**{**a, "t": a["t"].roll(1, 1)}),
+    "features masked": altered(unpatchify_call, "weight", lambda t: zeroed(t, slice(None), -1)),
+}
+
+UNPATCHIFY_MISTAKES = [
+    ({"z": torch.ones(16, 6, 10)}, r"z must be \[N,C,H,W\], found \[16, 6, 10\]"),
+    ({"z": torch.ones(2, 16, 5, 10)}, "z must be a multiple of the patch size 2 per side, found 5x10"),
+    ({"patch_size": 0}, "patch_size must be at least 1, found 0"),
+    ({"t": torch.ones(30, 48)}, r"t must be \[N,T,D\], found \[30, 48\]"),
+    ({"t": torch.ones(2, 14, 48)}, r"t must be \[2, 15, 48\], found \[2, 14, 48\]"),
+    ({"weight": torch.ones(64, 47)}, r"weight must be \[64, 48\], found \[64, 47\]"),
+    ({"bias": torch.ones(16)}, r"bias must be \[64\], found \[16\]"),
+]
+
+
+class TestUnpatchifySubtract(OperatorContract):
+    op = "unpatchify_subtract"
+    oracle = staticmethod(unpatchify_oracle)
+    eager = staticmethod(unpatchify_eager)
+    same_bits_in_any_batch = False
+    mutants = UNPATCHIFY_MUTANTS
+    mistakes = UNPATCHIFY_MISTAKES
+
+    def call(self, arguments: dict[str, Any]) -> Tensor:
+        return super().call({"bias": None, **arguments})
+
+
+def test_unpatchify_cost_by_hand() -> None:
+    half = {"dtype": torch.float16, "device": "meta"}
+    t, weight, z = (torch.empty(s, **half) for s in [(2, 15, 48), (64, 48), (2, 16, 6, 10)])
+    found = unpatchify_cost(t, weight, None, z, 2)
+    assert found.flops == 2 * 30 * 64 * 48
+    assert found.bytes == 2 * (1440 + 3072 + 1920 + 1920)

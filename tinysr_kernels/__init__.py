@@ -1,0 +1,48 @@
+"""Real-time one-step diffusion super-resolution on NVIDIA GPUs.
+
+    import tinysr_kernels
+    model = tinysr_kernels.compile("demo")
+    enlarged = model(image)          # PIL image, numpy array or torch tensor; the same kind comes back
+
+Importing this module is light: torch, Triton and the image libraries load on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tinysr_kernels._version import __version__
+from tinysr_kernels.errors import CheckpointError, InputError, NonFiniteOutput, OutOfMemory, TinySRError
+
+if TYPE_CHECKING:
+    from tinysr_kernels import ops
+    from tinysr_kernels.runtime.compiled import CompiledSR, compile, describe
+
+__all__ = [
+    "CheckpointError",
+    "CompiledSR",
+    "InputError",
+    "NonFiniteOutput",
+    "OutOfMemory",
+    "TinySRError",
+    "__version__",
+    "compile",
+    "describe",
+    "ops",
+]
+
+_LAZY = {"compile": "runtime.compiled", "describe": "runtime.compiled", "CompiledSR": "runtime.compiled"}
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "ops":
+        return importlib.import_module("tinysr_kernels.ops")
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"tinysr_kernels.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,115 @@
+"""AdcSR (family `adcsr`): its two pickles, normalised to the own layout's names.
+
+`net_params` holds the UNet as `body.1.*` (and once more as `body.1.body.*`, ignored) and the trained middle of the
+decoder as `body.2.*`; the rest of the decoder comes from `halfDecoder`, whose own conv_in and mid_block are unused.
+"""
+
+from __future__ import annotations
+
+import re
+
+from torch import Tensor
+
+from tinysr_kernels.checkpoint.files import TensorFile
+from tinysr_kernels.checkpoint.result import Checkpoint
+from tinysr_kernels.checkpoint.structure import check_kl_decoder, check_scale, check_unet
+from tinysr_kernels.checkpoint.text import listed, quoted
+from tinysr_kernels.checkpoint.weights import Weights
+from tinysr_kernels.errors import CheckpointError
+from tinysr_kernels.families import UNetConfig
+
+DECODER_PARTS = ("up_blocks.", "conv_norm_out.", "conv_out.")
+# The names of the KL attention before diffusers 0.15.
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def normalise(net: TensorFile, decoder: TensorFile, notices: list[str]) -> Checkpoint:
+    """Check and rename both files; CheckpointError naming file and stored key for whatever does not fit."""
+    origins: dict[str, str] = {}
+    tensors: dict[str, Tensor] = {}
+    for file, renamed in ((net, _net_names(net, decoder is net)), (decoder, _decoder_names(decoder, net))):
+        for stored, name in renamed.items():
+            name = _modern(name)
+            if name in tensors:
+                raise CheckpointError(f"{file.where}: {quoted(stored)}: the same tensor as {origins[name]}")
+            tensors[name], origins[name] = file.tensors[stored], f"{file.where}: {quoted(stored)}"
+
+    def origin(name: str) -> str:
+        if name in origins:
+            return origins[name]
+        if name.startswith("unet."):
+            return f"{net.where}: {quoted(name.replace('unet.', 'body.1.', 1))}"
+        if name.startswith("decoder.mid_block"):
+            return f"{net.where}: {quoted(name.replace('decoder.mid_block', 'body.2', 1))}"
+        return f"{decoder.where}: {quoted(name)}"
+
+    config = UNetConfig()
+    weights = Weights(tensors, origin)
+    outputs = check_unet(weights, config, 3 * config.unshuffle**2)
+    _check_transformers(weights)
+    upsamplers = check_kl_decoder(weights, outputs, attention=True)
+    check_scale(decoder.where, config.unshuffle, upsamplers)
+    source = f"{net.where} and {decoder.where}"
+    return Checkpoint("adcsr", config, weights.finish(), notices=notices, source=source)
+
+
+def _net_names(net: TensorFile, whole: bool) -> dict[str, str]:
+    """Stored name -> normalised name for the UNet and the decoder's middle; a bare UNet's state dict serves as well.
+
+    `whole`: the file holds the decoder too, under `decoder.`, for `_decoder_names` to read.
+    """
+    stored = net.only_tensors()
+    plain = {name: name.removeprefix("module.") for name in stored}
+    if not any(name.startswith("body.") for name in plain.values()):
+        if "conv_in.weight" not in plain.values():
+            raise CheckpointError(
+                f"{net.where}: expected AdcSR's keys body.1.* and body.2.*, found {listed(stored, 3)}"
+            )
+        return {name: f"unet.{bare}" for name, bare in plain.items()}
+    renamed = {}
+    for name, bare in plain.items():
+        if bare.startswith("body.1.body."):
+            continue
+        if bare.startswith("body.1."):
+            renamed[name] = f"unet.{bare.removeprefix('body.1.')}"
+        elif bare.startswith("body.2."):
+            renamed[name] = f"decoder.mid_block.{bare.removeprefix('body.2.')}"
+        elif not (whole and bare.startswith("decoder.")):
+            raise CheckpointError(f"{net.where}: {quoted(name)}: unexpected, AdcSR has body.1.* and body.2.*")
+    return renamed
+
+
+def _decoder_names(decoder: TensorFile, net: TensorFile) -> dict[str, str]:
+    """Stored name -> normalised name for what the decoder file contributes; its foreign keys are ignored."""
+    plain = {name: name.removeprefix("module.") for name in decoder.tensors}
+    if not any(name.startswith("decoder.") for name in plain.values()):
+        plain = {name: f"decoder.{bare}" for name, bare in plain.items()}
+    wanted = [f"decoder.{part}" for part in DECODER_PARTS]
+    if not any("body.2." in name for name in net.tensors):
+        wanted.append("decoder.mid_block.")
+    renamed = {name: bare for name, bare in plain.items() if bare.startswith(tuple(wanted))}
+    if not renamed:
+        raise CheckpointError(
+            f"{decoder.where}: expected the decoder's keys decoder.up_blocks.*, decoder.conv_norm_out.* and "
+            f"decoder.conv_out.*, found {listed(decoder.tensors, 3) or 'no tensors'}"
+        )
+    return renamed
+
+
+def _modern(name: str) -> str:
+    """Map the old names of the decoder's attention to today's."""
+    found = re.fullmatch(r"(decoder\.mid_block\.attentions\.0\.)(query|key|value|proj_attn)(\.(?:weight|bias))", name)
+    return f"{found[1]}{OLD_ATTENTION[found[2]]}{found[3]}" if found else name
+
+
+def _check_transformers(weights: Weights) -> None:
+    """A block of AdcSR has a transformer behind each resnet or behind none; its middle has one."""
+    blocks = [f"unet.{side}_blocks.{i}" for side in ("down", "up") for i in range(weights.count(f"unet.{side}_blocks"))]
+    for block in blocks:
+        resnets, attentions = weights.count(f"{block}.resnets"), weights.count(f"{block}.attentions")
+        if attentions not in (0, resnets):
+            raise CheckpointError(
+                f"{weights.where(f'{block}.attentions')}: expected none or {resnets} transformers, found {attentions}"
+            )
+    if not weights.has_under("unet.mid_block.attentions.0"):
+        raise CheckpointError(f"{weights.where('unet.mid_block.attentions.0')}: expected a transformer, found none")

@@ -1,0 +1,233 @@
+"""What a file is, by its content, and which files a folder holds; names count for nothing here."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tinysr_kernels.checkpoint.files import SUFFIXES, TensorFile
+from tinysr_kernels.checkpoint.folded import is_own
+from tinysr_kernels.checkpoint.lora import is_lora_name
+from tinysr_kernels.checkpoint.paths import read_json, regular_file
+from tinysr_kernels.checkpoint.shards import is_index, read_weights, shard_paths
+from tinysr_kernels.checkpoint.text import listed, quoted
+from tinysr_kernels.checkpoint.unet import is_embedding_name
+from tinysr_kernels.errors import CheckpointError
+
+Role = Literal["folded", "unet", "adcsr", "decoder", "transformer", "vae", "lora", "embeddings", "other"]
+
+MAX_DEPTH = 8
+MAX_ENTRIES = 20_000
+CONFIG_LIMIT = 2**20
+DESCRIPTIONS: dict[Role, str] = {
+    "folded": "a folded file of tinysr-kernels",
+    "unet": "a file in the tinysr-unet layout",
+    "adcsr": "AdcSR's net_params (keys body.1.*, body.2.*)",
+    "decoder": "AdcSR's halfDecoder (keys decoder.up_blocks.*)",
+    "transformer": "a TinySR transformer (keys transformer_blocks.*, pos_embed.*)",
+    "vae": "a tiny VAE (keys encoder.layers.*, decoder.layers.*)",
+    "lora": "a LoRA (keys *.lora_A.weight, *.lora_B.weight)",
+    "embeddings": "embeddings",
+    "other": "nothing known",
+}
+_PATTERNS: tuple[tuple[Role, re.Pattern[str]], ...] = (
+    ("adcsr", re.compile(r"^(module\.)?body\.[0-9]+\.")),
+    ("unet", re.compile(r"^unet\.(conv_in|down_blocks)\.")),
+    ("transformer", re.compile(r"^([a-z_]+\.){0,3}transformer_blocks\.[0-9]+\.(attn\.to_q|norm1\.linear|ff\.net)\.")),
+    ("vae", re.compile(r"^([a-z_]+\.){0,2}(encoder|decoder)\.layers\.[0-9]+\.(conv|weight|depthwise|pointwise|bias)")),
+    ("decoder", re.compile(r"^(module\.)?(decoder\.)?up_blocks\.[0-9]+\.resnets\.")),
+)
+_EMBEDDING_NAME = re.compile(r"embed|temb|pool", re.IGNORECASE)
+
+
+def role_of(file: TensorFile) -> Role:
+    """What a file's keys and metadata say it is."""
+    if is_own(file.metadata):
+        return "folded" if file.metadata.get("folded") == "1" else "unet"
+    names = list(file.tensors)
+    if names and all(is_lora_name(name) for name in names):
+        return "lora"
+    if names and all(is_embedding_name(name) for name in names):
+        return "embeddings"
+    for role, pattern in _PATTERNS:
+        if any(pattern.search(name) and not is_lora_name(name) for name in names):
+            return role
+    if any(is_lora_name(name) for name in names):
+        return "lora"
+    return "embeddings" if _are_embeddings(file) else "other"
+
+
+def _are_embeddings(file: TensorFile) -> bool:
+    if not file.tensors or any(tensor.ndim > 3 for tensor in file.tensors.values()):
+        return False
+    return len(file.tensors) <= 8 and all(
+        _EMBEDDING_NAME.search(name) or len(file.tensors) == 1 for name in file.tensors
+    )
+
+
+@dataclass
+class Folder:
+    """What a folder holds: its files of tensors by role, and the JSON files that carry a `_class_name`."""
+
+    path: Path
+    files: dict[Role, list[TensorFile]] = field(default_factory=dict)
+    configs: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+    def of(self, role: Role) -> list[TensorFile]:
+        """The files of one role."""
+        return self.files.get(role, [])
+
+    def one(self, role: Role) -> TensorFile:
+        """The only file of a role; CheckpointError, with what was looked for and found, for none or several."""
+        found = self.of(role)
+        if len(found) > 1:
+            raise CheckpointError(
+                f"{self.path}: found several candidates for {DESCRIPTIONS[role]}: {listed(f.where for f in found)}; "
+                "pass the parts as a dict of paths"
+            )
+        if not found:
+            others = listed(f"{Path(f.where).name} ({role})" for role, files in self.files.items() for f in files)
+            raise CheckpointError(
+                f"{self.path}: looked for {DESCRIPTIONS[role]} in {', '.join(SUFFIXES)} and *.index.json files, "
+                f"found {others or 'no files of tensors'}"
+            )
+        return found[0]
+
+    def maybe(self, role: Role) -> TensorFile | None:
+        """The only file of a role, None if there is none; CheckpointError for several."""
+        return self.one(role) if self.of(role) else None
+
+
+def scan(root: Path) -> Folder:
+    """Look through a folder and its sub-folders.
+
+    Raises CheckpointError for a file of tensors that is damaged or refused (leaving one out, a LoRA perhaps, would
+    change the result in silence), and for a folder too large to be a checkpoint's.
+    """
+    folder = Folder(root)
+    paths = sorted(_walk(root))
+    shards: set[Path] = set()
+    for path in paths:
+        if is_index(path):
+            shards.update(shard_paths(path))
+    for path in _without_twins([p for p in paths if p not in shards and _holds_tensors(p)], folder.notices):
+        file = read_weights(path)
+        folder.files.setdefault(role_of(file), []).append(file)
+    folder.configs = [(p, values) for p in paths if (values := _config(p)) is not None]
+    return folder
+
+
+def _holds_tensors(path: Path) -> bool:
+    return is_index(path) or path.suffix in SUFFIXES
+
+
+def _walk(root: Path) -> Iterable[Path]:
+    """Regular files below root that may matter, hidden ones left out; a folder reached twice is entered once."""
+    found: list[Path] = []
+    pending, seen, entries = [(root, 0)], set(), 0
+    while pending:
+        folder, depth = pending.pop()
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            children = list(os.scandir(folder))
+        except OSError as error:
+            raise CheckpointError(f"{folder}: cannot be listed: {error}") from error
+        entries += len(children)
+        if entries > MAX_ENTRIES:
+            raise CheckpointError(
+                f"{root}: expected a checkpoint's folder, found more than {MAX_ENTRIES} entries; name the folder itself"
+            )
+        for child in children:
+            if child.name.startswith("."):
+                continue
+            if child.is_dir():
+                if depth < MAX_DEPTH:
+                    pending.append((Path(child.path), depth + 1))
+            elif child.name.endswith((*SUFFIXES, ".json")):
+                found.append(Path(child.path))
+    return found
+
+
+def _config(path: Path) -> dict[str, Any] | None:
+    """The content of a JSON file with a `_class_name`; other JSON files are none of our business, config.json is."""
+    if path.suffix != ".json" or is_index(path):
+        return None
+    if path.name != "config.json" and regular_file(path) > CONFIG_LIMIT:
+        return None
+    try:
+        values = read_json(path)
+    except CheckpointError:
+        if path.name == "config.json":
+            raise
+        return None
+    return values if isinstance(values.get("_class_name"), str) else None
+
+
+def _without_twins(paths: list[Path], notices: list[str]) -> list[Path]:
+    """Of one folder's files that hold the same weights by convention, the best: safetensors, and no variant.
+
+    diffusers writes `name.safetensors`, `name.bin`, `name.fp16.safetensors` and their indices for the same weights.
+    """
+    best: dict[tuple[Path, str], Path] = {}
+    for path in sorted(paths, key=_rank):
+        key = (path.parent, _stem(path))
+        if key in best:
+            notices.append(f"{path}: ignored, taken for a copy of {best[key].name}")
+        else:
+            best[key] = path
+    return sorted(best.values())
+
+
+def _stem(path: Path) -> str:
+    name = path.name.removesuffix(".index.json")
+    for suffix in (".safetensors", ".bin"):
+        if name.endswith(suffix):
+            return re.sub(r"\.(fp16|fp32|bf16|non_ema|ema)$", "", name.removesuffix(suffix))
+    return path.name
+
+
+def _rank(path: Path) -> tuple[bool, bool, bool, Path]:
+    name = path.name.removesuffix(".index.json")
+    return ".safetensors" not in name, _stem(path) != Path(name).stem, is_index(path), path
+
+
+def config_for(folder: Folder, weights: TensorFile, class_name: str) -> tuple[dict[str, Any], str]:
+    """The configuration of a part, and its path: in the weights' own folder, else the only one of its class.
+
+    Raises CheckpointError for none, several, or another class.
+    """
+    here = [(p, v) for p, v in folder.configs if p.parent == weights.path.parent]
+    for candidates in (here, folder.configs):
+        fitting = [(p, v) for p, v in candidates if v["_class_name"] == class_name]
+        if len(fitting) > 1:
+            raise CheckpointError(
+                f"{weights.where}: expected one configuration of {class_name}, found {listed(p for p, _ in fitting)}"
+            )
+        if fitting:
+            return fitting[0][1], str(fitting[0][0])
+        if candidates is here:
+            for path, values in here:
+                if path.name == "config.json":
+                    raise CheckpointError(
+                        f"{path}: _class_name: expected {class_name!r}, found {quoted(values['_class_name'])}"
+                    )
+    raise CheckpointError(
+        f"{weights.where}: looked for config.json with _class_name {class_name!r} beside it"
+        f"{'' if folder.path == weights.path.parent else f' and below {folder.path}'}, found none"
+    )
+
+
+def narrow(folder: Folder, role: Role, class_name: str) -> None:
+    """Of several candidates for a role keep those beside a configuration of the right class, if there are any."""
+    beside = {path.parent for path, values in folder.configs if values["_class_name"] == class_name}
+    fitting = [file for file in folder.of(role) if file.path.parent in beside]
+    if len(folder.of(role)) > 1 and fitting:
+        folder.files[role] = fitting

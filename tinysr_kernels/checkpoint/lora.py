@@ -1,0 +1,141 @@
+"""LoRA: low-rank updates read from a file, named after the modules they belong to, and merged into the weights.
+
+W += scale * (B.flatten(1) @ A.flatten(1)).reshape(W), in float32 or wider, for a linear layer or a convolution of any
+rank. Names as peft and diffusers write them: `[base_model.model.][transformer.]<module>.lora_A[.default].weight`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinysr_kernels.checkpoint.files import TensorFile
+from tinysr_kernels.checkpoint.paths import parse_json, read_json
+from tinysr_kernels.checkpoint.text import quoted, shape_text
+from tinysr_kernels.checkpoint.weights import Weights
+from tinysr_kernels.errors import CheckpointError
+
+NAME = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[A-Za-z0-9_-]+))?\.weight$")
+PREFIXES = ("base_model.model.", "module.", "transformer.")
+
+
+@dataclass(frozen=True)
+class Update:
+    """One module's low-rank update; A [r,I,...], B [O,r,...]."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    where: str
+
+
+def is_lora_name(name: str) -> bool:
+    """Whether a stored name belongs to a LoRA's half."""
+    return NAME.match(name) is not None
+
+
+def read_updates(file: TensorFile) -> dict[str, Update]:
+    """The updates of a LoRA file by module name, prefixes stripped.
+
+    Raises CheckpointError for a key that is no half of an update, for a half without its other half, for two adapters
+    on one module, and for halves whose ranks differ.
+    """
+    halves: dict[str, dict[str, str]] = {}
+    for key in file.only_tensors():
+        found = NAME.match(key)
+        if not found:
+            raise CheckpointError(
+                f"{file.where}: {quoted(key)}: expected <module>.lora_A.weight or <module>.lora_B.weight"
+            )
+        sides = halves.setdefault(_module(found["module"]), {})
+        if found["side"] in sides:
+            raise CheckpointError(
+                f"{file.where}: {quoted(key)}: a second adapter on this module beside "
+                f"{quoted(sides[found['side']])}; keep one"
+            )
+        sides[found["side"]] = key
+    scale = _scale(file)
+    return {module: _update(file, module, sides, scale) for module, sides in halves.items()}
+
+
+def _module(name: str) -> str:
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _update(file: TensorFile, module: str, sides: dict[str, str], scale: float) -> Update:
+    for side in "AB":
+        if side not in sides:
+            raise CheckpointError(f"{file.where}: {quoted(module)}: expected lora_A and lora_B, found no lora_{side}")
+    pair = Weights({key: file.tensors[key] for key in sides.values()}, file.where)
+    rank = (*pair.shape(sides["A"]), 0)[0]
+    a = pair.take(sides["A"], [rank or None, *pair.shape(sides["A"])[1:]])
+    b_shape = pair.shape(sides["B"])
+    b = pair.take(sides["B"], [None, rank, *(1 for _ in b_shape[2:])])
+    return Update(a, b, scale, f"{file.where}: {quoted(sides['B'])}")
+
+
+def _scale(file: TensorFile) -> float:
+    """alpha / rank, 1 unless the file's own metadata or peft's adapter_config.json beside it says otherwise."""
+    where, values = f"{file.where}: lora_adapter_metadata", {}
+    if "lora_adapter_metadata" in file.metadata:
+        values = parse_json(file.metadata["lora_adapter_metadata"].encode(), where)
+        values = {name.removeprefix("transformer."): value for name, value in values.items()}
+    elif file.path.is_file() and (config := file.path.parent / "adapter_config.json").is_file():
+        where, values = str(config), read_json(config)
+    if values.get("alpha_pattern") or values.get("rank_pattern") or values.get("use_rslora") or values.get("use_dora"):
+        raise CheckpointError(
+            f"{where}: scales that differ by module, rsLoRA and DoRA are not supported; merge it first"
+        )
+    alpha, rank = values.get("lora_alpha"), values.get("r")
+    if alpha is None or rank is None:
+        return 1.0
+    if not all(isinstance(v, (int, float)) and 0 < v < 1e9 for v in (alpha, rank)):
+        raise CheckpointError(f"{where}: expected positive lora_alpha and r, found {quoted(alpha)} and {quoted(rank)}")
+    return float(alpha) / float(rank)
+
+
+def merge(weights: dict[str, Tensor], updates: Mapping[str, Update]) -> None:
+    """Merge updates into `<module>.weight`, in place in the dict; the merged tensors are float32, float64 stays so.
+
+    Raises CheckpointError for a module that is not there and for shapes that do not fit.
+    """
+    for module, update in updates.items():
+        name = f"{module}.weight"
+        if name not in weights:
+            raise CheckpointError(f"{update.where}: there is no module {quoted(module)} in the transformer")
+        weights[name] = merged(weights[name], update)
+
+
+def merged(weight: Tensor, update: Update) -> Tensor:
+    """One merged weight; float32, or float64 where the weight or the update is."""
+    a, b = update.a, update.b
+    if b.shape[0] != weight.shape[0] or a.shape[1:] != weight.shape[1:]:
+        fitting_a, fitting_b = shape_text([None, *weight.shape[1:]]), shape_text([weight.shape[0], None])
+        raise CheckpointError(
+            f"{update.where}: expected A {fitting_a} and B {fitting_b} for a weight {shape_text(weight.shape)}, "
+            f"found {shape_text(a.shape)} and {shape_text(b.shape)}"
+        )
+    wide = torch.float64 if torch.float64 in (weight.dtype, a.dtype, b.dtype) else torch.float32
+    product = b.flatten(1).to(wide) @ a.flatten(1).to(wide)
+    return product.mul_(update.scale).reshape(weight.shape).add_(weight)
+
+
+def split_wrapped(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights and the LoRA halves of a state dict saved while a peft adapter was attached."""
+    base = {k.replace(".base_layer.", "."): v for k, v in tensors.items() if not is_lora_name(k)}
+    return base, {k: v for k, v in tensors.items() if is_lora_name(k)}
+
+
+def drop(updates: dict[str, Update], modules: Iterable[str]) -> list[str]:
+    """Remove the updates of these modules; returns those that were there."""
+    gone = [module for module in modules if module in updates]
+    for module in gone:
+        del updates[module]
+    return gone

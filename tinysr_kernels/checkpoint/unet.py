@@ -1,0 +1,136 @@
+"""This project's own layout (family `tinysr-unet`): a pruned UNet with its decoder in one safetensors file.
+
+Keys are AdcSR's without prefixes: `unet.*`, `decoder.*`, and `encoder.layers.*` where a tiny VAE makes the input. The
+configuration lies in the metadata. A resnet with a time projection has either `<resnet>.time_bias` [C] or
+`<resnet>.time_emb_proj.{weight,bias}` and `temb` [1,E]; biases and temb may lie in embeddings.safetensors beside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tinysr_kernels.checkpoint.files import TensorFile
+from tinysr_kernels.checkpoint.folded import read_metadata
+from tinysr_kernels.checkpoint.result import Checkpoint
+from tinysr_kernels.checkpoint.structure import check_kl_decoder, check_scale, check_unet
+from tinysr_kernels.checkpoint.text import quoted
+from tinysr_kernels.checkpoint.vae import check_decoder, check_encoder
+from tinysr_kernels.checkpoint.weights import Weights
+from tinysr_kernels.errors import CheckpointError
+from tinysr_kernels.families import UNetConfig
+
+TIME_BIAS = ".time_bias"
+TIME_PROJECTION = ".time_emb_proj"
+TEMB = "temb"
+UPSCALE = 4
+GROUP_NORM = re.compile(r"(resnets\.[0-9]+\.norm[12]|attentions\.[0-9]+\.(norm|group_norm)|\.conv_norm_out)\.weight$")
+
+
+def is_embedding_name(name: str) -> bool:
+    """Whether a stored name is one that embeddings.safetensors may hold."""
+    return name == TEMB or name.endswith(TIME_BIAS)
+
+
+def load_unet(file: TensorFile, embeddings: TensorFile | None) -> Checkpoint:
+    """Load a file in our own layout; CheckpointError for a wrong version, configuration or structure."""
+    own = read_metadata(file.metadata, file.where)
+    if not isinstance(own.config, UNetConfig) or own.family != "tinysr-unet":
+        raise CheckpointError(f"{file.where}: metadata family: expected 'tinysr-unet', found {own.family!r}")
+    return normalise(file, own.config, embeddings)
+
+
+def normalise(file: TensorFile, config: UNetConfig, embeddings: TensorFile | None) -> Checkpoint:
+    """Check the structure and evaluate the time projections; `embeddings` go before what the file itself holds."""
+    tensors = dict(file.only_tensors())
+    origins = {}
+    for name, tensor in (embeddings.only_tensors() if embeddings else {}).items():
+        where = f"{embeddings.where if embeddings else ''}: {quoted(name)}"
+        if not is_embedding_name(name):
+            raise CheckpointError(f"{where}: expected {TEMB!r} or '<resnet>{TIME_BIAS}'")
+        tensors[name], origins[name] = tensor, where
+    _evaluate_time(tensors, file.where, origins)
+    weights = Weights(tensors, lambda name: origins.get(name, f"{file.where}: {quoted(name)}"))
+    check_network(weights, config, file.where)
+    return Checkpoint("tinysr-unet", config, weights.finish(), source=file.where)
+
+
+def _evaluate_time(tensors: dict[str, Tensor], where: str, origins: Mapping[str, str]) -> None:
+    """Replace time projections by their biases, proj(SiLU(temb)) in float64; temb itself goes.
+
+    A bias that is stored already wins over its projection.
+    """
+    suffix = f"{TIME_PROJECTION}.weight"
+    resnets = [name[: -len(suffix)] for name in tensors if name.endswith(suffix)]
+    missing = [resnet for resnet in resnets if resnet + TIME_BIAS not in tensors]
+    if missing and TEMB not in tensors:
+        raise CheckpointError(
+            f"{where}: {quoted(missing[0] + TIME_PROJECTION)}: a time projection needs {TEMB!r} [1, E] or "
+            f"{quoted(missing[0] + TIME_BIAS)}, here or in embeddings.safetensors beside; found neither. Pass "
+            "embeddings="
+        )
+    temb = tensors.pop(TEMB, None)
+    for resnet in resnets:
+        projection = {
+            part: tensors.pop(f"{resnet}{TIME_PROJECTION}.{part}")
+            for part in ("weight", "bias")
+            if f"{resnet}{TIME_PROJECTION}.{part}" in tensors
+        }
+        if resnet not in missing or temb is None:
+            continue
+        cell = Weights(
+            {**projection, TEMB: temb},
+            lambda part, at=resnet: (  # type: ignore[misc]
+                origins.get(TEMB, f"{where}: {TEMB!r}")
+                if part == TEMB
+                else f"{where}: {quoted(f'{at}{TIME_PROJECTION}.{part}')}"
+            ),
+        )
+        width = cell.take("weight", [None, None]).shape
+        bias = cell.take("bias", [width[0]])
+        vector = cell.take(TEMB, [1, width[1]])
+        value = F.linear(F.silu(vector.double()), projection["weight"].double(), bias.double())[0]
+        wide = torch.float64 in (vector.dtype, bias.dtype, projection["weight"].dtype)
+        tensors[resnet + TIME_BIAS] = value if wide else value.float()
+
+
+def check_network(weights: Weights, config: UNetConfig, where: str) -> None:
+    """Take the whole network and check that its parts fit and that it enlarges by four."""
+    if config.input == "vae":
+        latent = check_encoder(weights, "encoder.layers", config.encoder_blocks, None, None)
+        shrink = 2 ** (len(config.encoder_blocks) - 1)
+        outputs = check_unet(weights, config, latent)
+        if config.prediction == "subtract" and outputs != latent:
+            raise CheckpointError(
+                f"{weights.where('unet.conv_out')}: prediction 'subtract' needs as many channels as the latent's "
+                f"{latent}, found {outputs}"
+            )
+        upscale = 1  # the encoder sees the image already enlarged
+    else:
+        if config.prediction == "subtract":
+            raise CheckpointError(
+                f"{where}: metadata config: prediction 'subtract' needs input 'vae', found 'unshuffle'"
+            )
+        shrink, upscale = config.unshuffle, UPSCALE
+        outputs = check_unet(weights, config, 3 * shrink**2)
+    if weights.has_under("decoder.layers"):
+        check_decoder(weights, "decoder.layers", config.decoder_blocks, None, outputs)
+        upsamplers = len(config.decoder_blocks) - 1
+    else:
+        upsamplers = check_kl_decoder(weights, outputs)
+    check_scale(where, shrink, upsamplers, upscale)
+    _check_groups(weights, config)
+
+
+def _check_groups(weights: Weights, config: UNetConfig) -> None:
+    """Every GroupNorm's channels have a divisor among the configured group counts."""
+    for name, tensor in weights.taken.items():
+        if GROUP_NORM.search(name) and not any(tensor.shape[0] % groups == 0 for groups in config.groups):
+            raise CheckpointError(
+                f"{weights.where(name)}: expected channels that one of the configured groups {config.groups} divides, "
+                f"found {tensor.shape[0]}"
+            )

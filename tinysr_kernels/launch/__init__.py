@@ -1,0 +1,1 @@
+"""Which implementation an operation gets on which device."""

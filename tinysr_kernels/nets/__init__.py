@@ -1,0 +1,11 @@
+"""The fused networks: normalised checkpoint tensors in, one nn.Module of `tinysr::` operators out.
+
+folded = fold(family, config, tensors, dtype)      # every constant folded, rounded once
+placed = place(folded, device, dtype)
+network = build(family, config, placed)            # Latent or Pixel, see networks.py
+"""
+
+from tinysr_kernels.nets.fold import place
+from tinysr_kernels.nets.networks import LatentNetwork, Network, PixelNetwork, build, fold
+
+__all__ = ["LatentNetwork", "Network", "PixelNetwork", "build", "fold", "place"]

@@ -1,0 +1,155 @@
+"""Folding constants into weights at load time: the pieces every family uses.
+
+Everything is computed in float64 and rounded once: matrices to the network's dtype, vectors (biases, norm weights,
+position tables, depthwise taps) to float32 or wider, because kernels add them in float32 anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from tinysr_kernels.ops.upsample_conv import phase_weights
+
+SMALLEST_ROW = 6e-5
+"""A gate is folded only while every row of the product keeps at least this root mean square: below it, float16
+subnormals lose digits (measured: relative error 8.5e-3 at gates of 1e-4). The rule does not depend on the dtype, so
+that one folded file serves all of them."""
+
+
+VECTORS = (".table", ".depthwise")
+"""Endings of the names of folded tensors that stay in float32 or wider although they have several dimensions."""
+
+
+def place(folded: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Folded tensors for one device and compute dtype.
+
+    Matrices and kernels come in `dtype`, kernels in channels_last memory; vectors (biases, norm weights, gates,
+    position tables, depthwise taps) in float32 or wider.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    placed = {}
+    for name, tensor in folded.items():
+        vector = tensor.dim() == 1 or name.endswith(VECTORS)
+        layout = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
+        placed[name] = tensor.to(device, wide if vector else dtype).contiguous(memory_format=layout)
+    return placed
+
+
+class Folder:
+    """Reads tensors of a normalised checkpoint and collects folded ones under the network's own names."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        self.tensors = tensors
+        self.dtype = dtype
+        self.vector_dtype = torch.promote_types(dtype, torch.float32)
+        self.folded: dict[str, Tensor] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint carries this tensor."""
+        return name in self.tensors
+
+    def get(self, name: str) -> Tensor:
+        """The checkpoint's tensor in float64."""
+        return self.tensors[name].double()
+
+    def bias(self, prefix: str, like: Tensor) -> Tensor:
+        """`prefix.bias` in float64, zeros of like's first dimension when there is none."""
+        return self.get(f"{prefix}.bias") if self.has(f"{prefix}.bias") else like.new_zeros(like.shape[0])
+
+    def matrix(self, name: str, value: Tensor) -> None:
+        """Store a matrix or kernel, rounded to the network's dtype."""
+        self.folded[name] = value.to(self.dtype)
+
+    def vector(self, name: str, value: Tensor) -> None:
+        """Store a bias, scale or table, rounded to float32 or wider."""
+        self.folded[name] = value.to(self.vector_dtype)
+
+    def affine(self, name: str, source: str) -> None:
+        """A norm's weight and bias, unchanged."""
+        self.vector(f"{name}.weight", self.get(f"{source}.weight"))
+        self.vector(f"{name}.bias", self.get(f"{source}.bias"))
+
+    def linear(self, name: str, weight: Tensor, bias: Tensor) -> None:
+        """A linear layer from an already folded float64 weight [O,I] and bias [O]."""
+        self.matrix(f"{name}.weight", weight)
+        self.vector(f"{name}.bias", bias)
+
+    def gated_linear(self, name: str, weight: Tensor, bias: Tensor, gate: Tensor) -> None:
+        """gate * (weight x + bias): the gate [O] goes into the weight where half precision allows it."""
+        rows = (weight * gate[:, None]).square().mean(1).sqrt()
+        if bool((rows[gate != 0] >= SMALLEST_ROW).all()):
+            self.linear(name, weight * gate[:, None], bias * gate)
+        else:
+            self.linear(name, weight, bias)
+            self.vector(f"{name}.gate", gate)
+
+    def dense_weight(self, source: str) -> tuple[Tensor, Tensor]:
+        """(weight [O,C,3,3], bias [O]) in float64 of a dense or separable convolution.
+
+        pointwise(depthwise(x)) with nothing in between is the dense kernel W[o,c] = P[o,c] * D[c].
+        """
+        if self.has(f"{source}.weight"):
+            weight = self.get(f"{source}.weight")
+            return weight, self.bias(source, weight)
+        pointwise = self.get(f"{source}.pointwise.weight").flatten(1)
+        depthwise = self.get(f"{source}.depthwise.weight")[:, 0]
+        return pointwise[:, :, None, None] * depthwise, self.bias(f"{source}.pointwise", pointwise)
+
+    def conv(
+        self,
+        name: str,
+        source: str,
+        *,
+        scale: float = 1.0,
+        in_scale: float = 1.0,
+        extra_bias: Tensor | float = 0.0,
+        shortcut: str | None = None,
+        upsample: bool = False,
+    ) -> None:
+        """A 3x3 convolution: scale * conv(in_scale * x) + extra_bias, with `shortcut`, a 1x1 convolution, beside it.
+
+        A dense convolution behind a nearest enlargement becomes its four 2x2 phases.
+        """
+        if self.has(f"{source}.depthwise.weight"):
+            pointwise = self.get(f"{source}.pointwise.weight").flatten(1)
+            self.vector(f"{name}.depthwise", self.get(f"{source}.depthwise.weight")[:, 0])
+            self.matrix(f"{name}.pointwise", pointwise * (scale * in_scale))
+            bias = self.bias(f"{source}.pointwise", pointwise)
+        else:
+            weight, bias = self.dense_weight(source)
+            if upsample:
+                self.matrix(f"{name}.phases", phase_weights(weight * (scale * in_scale)))
+            else:
+                self.matrix(f"{name}.weight", weight * (scale * in_scale))
+        bias = bias * scale + extra_bias
+        if shortcut is not None:
+            weight = self.get(f"{shortcut}.weight").flatten(1)
+            self.matrix(f"{name}.shortcut_weight", weight)
+            bias = bias + self.bias(shortcut, weight)
+        if bool(bias.any()) or self._has_bias(source):
+            self.vector(f"{name}.bias", bias)
+
+    def _has_bias(self, source: str) -> bool:
+        return self.has(f"{source}.bias") or self.has(f"{source}.pointwise.bias")
+
+    def input_conv(self, name: str, source: str, *, unshuffle: int = 1, signed_range: bool = False) -> None:
+        """The first convolution on the image u in [0,1].
+
+        unshuffle r: PixelUnshuffle(r) + 3x3 as one 3r x 3r kernel of stride r. signed_range: the network wants 2u-1,
+        so W' = 2W and b' = b - sum W; the zero padding of 2u-1 then is u = 0.5, which the network passes as border.
+        """
+        weight, bias = self.dense_weight(source)
+        if unshuffle > 1:
+            o, channels, _, _ = weight.shape
+            r = unshuffle
+            # channel c*r*r + dy*r + dx at tap (ky, kx) is pixel (ky*r+dy, kx*r+dx) of channel c
+            blocks = weight.view(o, channels // (r * r), r, r, 3, 3)
+            weight = blocks.permute(0, 1, 4, 2, 5, 3).reshape(o, channels // (r * r), 3 * r, 3 * r)
+        if signed_range:
+            bias = bias - weight.sum((1, 2, 3))
+            weight = 2 * weight
+        self.matrix(f"{name}.weight", weight)
+        self.vector(f"{name}.bias", bias)

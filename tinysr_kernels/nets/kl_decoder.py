@@ -1,0 +1,104 @@
+"""The pruned KL decoder (AutoencoderKL's mid and up blocks of any width) with every constant folded.
+
+Its output map (y+1)/2 is folded into the last convolution; q, k and v of the single-head attention are one matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tinysr_kernels.families import UNetConfig
+from tinysr_kernels.nets.fold import Folder
+from tinysr_kernels.nets.layers import Conv, Folded, GroupNorm, Linear, count, ops, tokens, untokens
+from tinysr_kernels.nets.pruned_unet import Resnet, fold_qkv, fold_resnet
+
+
+def fold_decoder(tensors: Mapping[str, Tensor], config: UNetConfig, dtype: torch.dtype) -> Folded:
+    """Fold `decoder.*` of a normalised checkpoint; the output is the image in [0,1].
+
+    With the bicubic residual u in [0,1] the sum of two images in [-1,1], y + (2u-1), is y/2 + u in [0,1].
+    """
+    f = Folder(tensors, dtype)
+    for j in range(count(tensors, "decoder.mid_block.resnets")):
+        fold_resnet(f, f"decoder.mid_block.resnets.{j}")
+    for j in range(count(tensors, "decoder.mid_block.attentions")):
+        source = f"decoder.mid_block.attentions.{j}"
+        f.affine(f"{source}.norm", f"{source}.group_norm")
+        fold_qkv(f, f"{source}.qkv", source)
+        weight = f.get(f"{source}.to_out.0.weight")
+        f.linear(f"{source}.out", weight, f.bias(f"{source}.to_out.0", weight))
+    for i in range(count(tensors, "decoder.up_blocks")):
+        block = f"decoder.up_blocks.{i}"
+        for j in range(count(tensors, f"{block}.resnets")):
+            fold_resnet(f, f"{block}.resnets.{j}")
+        if count(tensors, f"{block}.upsamplers"):
+            f.conv(f"{block}.upsamplers.0", f"{block}.upsamplers.0.conv", upsample=True)
+    f.affine("decoder.conv_norm_out", "decoder.conv_norm_out")
+    f.conv(
+        "decoder.conv_out",
+        "decoder.conv_out",
+        scale=0.5,
+        extra_bias=0.0 if config.residual == "bicubic" else 0.5,
+    )
+    return f.folded
+
+
+class Attention(nn.Module):
+    """GroupNorm, single-head attention over all pixels, output projection, residual."""
+
+    def __init__(self, folded: Folded, prefix: str, config: UNetConfig) -> None:
+        super().__init__()
+        self.norm = GroupNorm(folded, f"{prefix}.norm", config.groups, config.decoder_eps, silu=False)
+        self.qkv = Linear(folded, f"{prefix}.qkv")
+        self.out = Linear(folded, f"{prefix}.out")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,C,H,W] -> the same shape."""
+        qkv = self.qkv(tokens(self.norm(x)))
+        mixed = ops.attention(qkv, 1, self.out.weight.shape[1] ** -0.5)
+        return untokens(self.out(mixed, residual=tokens(x)), x.shape[2], x.shape[3])
+
+
+class KLDecoder(nn.Module):
+    """[N,C,h,w] -> image [N,3,F*h,F*w], [0,1] up to overshoot; F = 2 to the number of upsamplers."""
+
+    def __init__(self, folded: Folded, config: UNetConfig) -> None:
+        super().__init__()
+        groups, eps = config.groups, config.decoder_eps
+        mid = "decoder.mid_block"
+        self.mid_resnets = nn.ModuleList(
+            Resnet(folded, f"{mid}.resnets.{j}", groups, eps) for j in range(count(folded, f"{mid}.resnets"))
+        )
+        self.mid_attentions = nn.ModuleList(
+            Attention(folded, f"{mid}.attentions.{j}", config) for j in range(count(folded, f"{mid}.attentions"))
+        )
+        self.up_blocks = nn.ModuleList(
+            nn.ModuleList(self._up_block(folded, f"decoder.up_blocks.{i}", groups, eps))
+            for i in range(count(folded, "decoder.up_blocks"))
+        )
+        self.conv_norm_out = GroupNorm(folded, "decoder.conv_norm_out", groups, eps)
+        self.conv_out = Conv(folded, "decoder.conv_out")
+        ups = sum(isinstance(layer, Conv) for block in self.up_blocks for layer in block.children())
+        self.factor = 2**ups
+
+    @staticmethod
+    def _up_block(folded: Folded, prefix: str, groups: tuple[int, ...], eps: float) -> list[nn.Module]:
+        layers: list[nn.Module] = [
+            Resnet(folded, f"{prefix}.resnets.{j}", groups, eps) for j in range(count(folded, f"{prefix}.resnets"))
+        ]
+        if count(folded, f"{prefix}.upsamplers"):
+            layers.append(Conv(folded, f"{prefix}.upsamplers.0", upsample=True))
+        return layers
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        for j, resnet in enumerate(self.mid_resnets):
+            x = resnet(x)
+            if j < len(self.mid_attentions):
+                x = self.mid_attentions[j](x)
+        for block in self.up_blocks:
+            for layer in block.children():
+                x = layer(x)
+        return self.conv_out(self.conv_norm_out(x), residual=residual)

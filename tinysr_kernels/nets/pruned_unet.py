@@ -1,0 +1,250 @@
+"""The pruned UNet (AdcSR, arXiv 2411.13383; this project's `tinysr-unet`) with every constant folded.
+
+Folded: the range map and PixelUnshuffle into the first convolution, time biases into the bias of conv1, LayerNorms'
+affine parts into the linears that follow, q, k and v into one matrix, the last feed-forward and proj_out into one
+product over two inputs, each 1x1 shortcut into conv2, biases together, nearest enlargement into 2x2 phases.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tinysr_kernels.families import UNetConfig
+from tinysr_kernels.nets.fold import Folder
+from tinysr_kernels.nets.layers import (
+    Conv,
+    Folded,
+    GroupNorm,
+    InputConv,
+    Linear,
+    count,
+    ops,
+    tokens,
+    untokens,
+)
+
+
+def fold_unet(tensors: Mapping[str, Tensor], config: UNetConfig, dtype: torch.dtype) -> Folded:
+    """Fold the tensors `unet.*` of a normalised checkpoint; names as `UNet` reads them."""
+    f = Folder(tensors, dtype)
+    if config.input == "unshuffle":
+        f.input_conv("unet.conv_in", "unet.conv_in", unshuffle=config.unshuffle, signed_range=True)
+    else:
+        f.conv("unet.conv_in", "unet.conv_in")
+    for prefix in block_prefixes(tensors):
+        for j in range(count(tensors, f"{prefix}.resnets")):
+            fold_resnet(f, f"{prefix}.resnets.{j}")
+        for j in range(count(tensors, f"{prefix}.attentions")):
+            _fold_transformer(f, f"{prefix}.attentions.{j}")
+        for kind in ("downsamplers", "upsamplers"):
+            if count(tensors, f"{prefix}.{kind}"):
+                f.conv(f"{prefix}.{kind}.0", f"{prefix}.{kind}.0.conv", upsample=kind == "upsamplers")
+    f.affine("unet.conv_norm_out", "unet.conv_norm_out")
+    sign = -1.0 if config.prediction == "subtract" else 1.0
+    f.conv("unet.conv_out", "unet.conv_out", scale=sign)
+    return f.folded
+
+
+def block_prefixes(names: Mapping[str, object]) -> list[str]:
+    """`unet.down_blocks.0`, ..., `unet.mid_block`, `unet.up_blocks.0`, ... as far as they occur."""
+    pattern = re.compile(r"unet\.(?:(?:down|up)_blocks\.\d+|mid_block)(?=\.)")
+    return sorted({found.group(0) for name in names if (found := pattern.match(name))})
+
+
+def fold_resnet(f: Folder, source: str) -> None:
+    """norm1, conv1 (+ time bias), norm2, conv2 (+ shortcut)."""
+    f.affine(f"{source}.norm1", f"{source}.norm1")
+    time_bias = f.get(f"{source}.time_bias") if f.has(f"{source}.time_bias") else 0.0
+    f.conv(f"{source}.conv1", f"{source}.conv1", extra_bias=time_bias)
+    f.affine(f"{source}.norm2", f"{source}.norm2")
+    shortcut = f"{source}.conv_shortcut" if f.has(f"{source}.conv_shortcut.weight") else None
+    f.conv(f"{source}.conv2", f"{source}.conv2", shortcut=shortcut)
+
+
+def fold_qkv(f: Folder, name: str, source: str, gain: Tensor | None = None, shift: Tensor | None = None) -> None:
+    """q, k and v as one linear on gain * x + shift."""
+    parts = [f.get(f"{source}.to_{which}.weight") for which in "qkv"]
+    weight = torch.cat(parts)
+    bias = torch.cat([f.bias(f"{source}.to_{which}", part) for which, part in zip("qkv", parts, strict=True)])
+    fold_affine_linear(f, name, weight, bias, gain, shift)
+
+
+def fold_affine_linear(
+    f: Folder, name: str, weight: Tensor, bias: Tensor, gain: Tensor | None, shift: Tensor | None
+) -> None:
+    """W (gain * x + shift) + b as one linear on x."""
+    if shift is not None:
+        bias = bias + weight @ shift
+    if gain is not None:
+        weight = weight * gain
+    f.linear(name, weight, bias)
+
+
+def _plain_linear(f: Folder, name: str, source: str) -> None:
+    weight = f.get(f"{source}.weight")
+    f.linear(name, weight, f.bias(source, weight))
+
+
+def _fold_transformer(f: Folder, prefix: str) -> None:
+    f.affine(f"{prefix}.norm", f"{prefix}.norm")
+    _plain_linear(f, f"{prefix}.proj_in", f"{prefix}.proj_in")
+    blocks = count(f.tensors, f"{prefix}.transformer_blocks")
+    for i in range(blocks):
+        source, name = f"{prefix}.transformer_blocks.{i}", f"{prefix}.blocks.{i}"
+        fold_qkv(
+            f,
+            f"{name}.qkv",
+            f"{source}.attn1",
+            f.get(f"{source}.norm1.weight"),
+            f.get(f"{source}.norm1.bias"),
+        )
+        _plain_linear(f, f"{name}.out", f"{source}.attn1.to_out.0")
+        ff = f.get(f"{source}.ff.net.0.proj.weight")
+        gain, shift = f.get(f"{source}.norm3.weight"), f.get(f"{source}.norm3.bias")
+        fold_affine_linear(f, f"{name}.ff1", ff, f.bias(f"{source}.ff.net.0.proj", ff), gain, shift)
+        if i < blocks - 1:
+            _plain_linear(f, f"{name}.ff2", f"{source}.ff.net.2")
+    out = f.get(f"{prefix}.proj_out.weight")
+    last = f"{prefix}.transformer_blocks.{blocks - 1}.ff.net.2"
+    ff2 = f.get(f"{last}.weight")
+    bias = f.bias(f"{prefix}.proj_out", out) + out @ f.bias(last, ff2)
+    f.linear(f"{prefix}.proj_out", out, bias)
+    f.matrix(f"{prefix}.proj_out.weight2", out @ ff2)
+
+
+class Resnet(nn.Module):
+    """conv2(SiLU(norm2(conv1(SiLU(norm1(x)))))) + shortcut, on one tensor or on the concatenation of two."""
+
+    def __init__(self, folded: Folded, prefix: str, groups: tuple[int, ...], eps: float) -> None:
+        super().__init__()
+        self.norm1 = GroupNorm(folded, f"{prefix}.norm1", groups, eps)
+        self.conv1 = Conv(folded, f"{prefix}.conv1")
+        self.norm2 = GroupNorm(folded, f"{prefix}.norm2", groups, eps)
+        self.conv2 = Conv(folded, f"{prefix}.conv2")
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """[N,C1,H,W] (and [N,C2,H,W]) -> [N,O,H,W]."""
+        h = self.norm2(self.conv1(self.norm1(x, skip)))
+        if self.conv2.shortcut_weight is not None:
+            return self.conv2(h, shortcut=x, skip=skip)
+        return self.conv2(h, residual=x if skip is None else torch.cat([x, skip], 1))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention and GEGLU feed-forward on tokens; the last block leaves ff2 to proj_out."""
+
+    def __init__(self, folded: Folded, prefix: str, config: UNetConfig) -> None:
+        super().__init__()
+        self.qkv = Linear(folded, f"{prefix}.qkv")
+        self.out = Linear(folded, f"{prefix}.out")
+        self.ff1 = Linear(folded, f"{prefix}.ff1", "geglu")
+        self.ff2 = Linear(folded, f"{prefix}.ff2") if f"{prefix}.ff2.weight" in folded else None
+        self.heads = self.out.weight.shape[1] // config.head_dim
+        self.scale = config.head_dim**-0.5
+        self.eps = config.layer_norm_eps
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(x after attention [and ff2 when present], the feed-forward's hidden features)."""
+        mixed = ops.attention(self.qkv(ops.layer_norm(x, self.eps)), self.heads, self.scale)
+        x = self.out(mixed, residual=x)
+        hidden = self.ff1(ops.layer_norm(x, self.eps))
+        if self.ff2 is not None:
+            x = self.ff2(hidden, residual=x)
+        return x, hidden
+
+
+class Transformer(nn.Module):
+    """GroupNorm, proj_in, blocks, proj_out, residual; [N,C,H,W] -> the same shape."""
+
+    def __init__(self, folded: Folded, prefix: str, config: UNetConfig) -> None:
+        super().__init__()
+        self.norm = GroupNorm(folded, f"{prefix}.norm", config.groups, config.transformer_norm_eps, silu=False)
+        self.proj_in = Linear(folded, f"{prefix}.proj_in")
+        self.blocks = nn.ModuleList(
+            TransformerBlock(folded, f"{prefix}.blocks.{i}", config) for i in range(count(folded, f"{prefix}.blocks"))
+        )
+        self.proj_out = Linear(folded, f"{prefix}.proj_out")
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = self.proj_in(tokens(self.norm(x)))
+        hidden = t
+        for block in self.blocks:
+            t, hidden = block(t)
+        out = self.proj_out(t, residual=tokens(x), x2=hidden)
+        return untokens(out, x.shape[2], x.shape[3])
+
+
+class Stage(nn.Module):
+    """One down, middle or up block: resnets, each followed by its transformer if there is one, then a sampler."""
+
+    def __init__(self, folded: Folded, prefix: str, config: UNetConfig) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            Resnet(folded, f"{prefix}.resnets.{j}", config.groups, config.unet_eps)
+            for j in range(count(folded, f"{prefix}.resnets"))
+        )
+        self.attentions = nn.ModuleList(
+            Transformer(folded, f"{prefix}.attentions.{j}", config)
+            for j in range(count(folded, f"{prefix}.attentions"))
+        )
+        self.downsamplers = nn.ModuleList(
+            Conv(folded, f"{prefix}.downsamplers.{j}", stride=2) for j in range(count(folded, f"{prefix}.downsamplers"))
+        )
+        self.upsamplers = nn.ModuleList(
+            Conv(folded, f"{prefix}.upsamplers.{j}", upsample=True)
+            for j in range(count(folded, f"{prefix}.upsamplers"))
+        )
+
+    def step(self, j: int, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Resnet j and the transformer behind it."""
+        x = self.resnets[j](x, skip)
+        return self.attentions[j](x) if j < len(self.attentions) else x
+
+
+class UNet(nn.Module):
+    """Image in [0,1] (PixelUnshuffle input) or latent -> the decoder's input."""
+
+    def __init__(self, folded: Folded, config: UNetConfig) -> None:
+        super().__init__()
+        self.conv_in: nn.Module
+        if config.input == "unshuffle":
+            self.conv_in = InputConv(folded, "unet.conv_in", stride=config.unshuffle, border=0.5)
+        else:
+            self.conv_in = Conv(folded, "unet.conv_in")
+        downs, ups = (count(folded, f"unet.{kind}_blocks") for kind in ("down", "up"))
+        self.down_blocks = nn.ModuleList(Stage(folded, f"unet.down_blocks.{i}", config) for i in range(downs))
+        self.mid_block = Stage(folded, "unet.mid_block", config)
+        self.up_blocks = nn.ModuleList(Stage(folded, f"unet.up_blocks.{i}", config) for i in range(ups))
+        self.conv_norm_out = GroupNorm(folded, "unet.conv_norm_out", config.groups, config.unet_eps)
+        self.conv_out = Conv(folded, "unet.conv_out")
+        self.subtract = config.prediction == "subtract"
+        self.factor = 2 ** sum(len(stage.downsamplers) for stage in self.stages("down"))
+
+    def stages(self, kind: str) -> list[Stage]:
+        """The down or up blocks, typed."""
+        blocks = self.down_blocks if kind == "down" else self.up_blocks
+        return [stage for stage in blocks if isinstance(stage, Stage)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,3,H,W] or latent [N,C,h,w] -> [N,O,h,w]; skips go last in, first out."""
+        h = self.conv_in(x)
+        skips = [h]
+        for stage in self.stages("down"):
+            for j in range(len(stage.resnets)):
+                h = stage.step(j, h)
+                skips.append(h)
+            for down in stage.downsamplers:
+                h = down(h)
+                skips.append(h)
+        for j in range(len(self.mid_block.resnets)):
+            h = self.mid_block.step(j, h)
+        for stage in self.stages("up"):
+            for j in range(len(stage.resnets)):
+                h = stage.step(j, h, skips.pop())
+            for up in stage.upsamplers:
+                h = up(h)
+        return self.conv_out(self.conv_norm_out(h), residual=x if self.subtract else None)

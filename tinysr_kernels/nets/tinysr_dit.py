@@ -1,0 +1,96 @@
+"""TinySR's transformer with every constant folded: the pruned SD3 blocks, image stream only.
+
+One block is seven operators: LayerNorm, qkv, attention, output projection with residual, LayerNorm, feed-forward with
+GELU, feed-forward with residual. Modulation (1+scale, shift) sits in the linears that follow, gates in those that
+precede, the patch convolution's bias in the position table (arXiv 2508.17434, section 3.3, caches the same constants;
+the folds go one step further).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from tinysr_kernels.families import TinySRConfig
+from tinysr_kernels.nets.fold import Folder
+from tinysr_kernels.nets.layers import Folded, Layer, Linear, count, ops
+
+EPS = 1e-6
+
+
+def fold(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Fold the tensors `transformer.*` of a normalised checkpoint; names as `Transformer` reads them."""
+    f = Folder(tensors, dtype)
+    source = "transformer"
+    f.matrix("transformer.patch.weight", f.get(f"{source}.pos_embed.proj.weight"))
+    table = f.get(f"{source}.pos_embed.pos_embed")[0] + f.get(f"{source}.pos_embed.proj.bias")
+    f.vector("transformer.patch.table", table)
+    for i in range(count(tensors, f"{source}.transformer_blocks")):
+        _fold_block(f, f"{source}.transformer_blocks.{i}", f"transformer.blocks.{i}")
+    scale, shift = f.get(f"{source}.norm_out.modulation")
+    _modulated(f, "transformer.proj_out", *_weight_bias(f, f"{source}.proj_out"), scale, shift)
+    return f.folded
+
+
+def _fold_block(f: Folder, source: str, name: str) -> None:
+    shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = f.get(f"{source}.modulation")
+    qkv = [_weight_bias(f, f"{source}.attn.to_{which}") for which in "qkv"]
+    weight, bias = (torch.cat([part[k] for part in qkv]) for k in (0, 1))
+    _modulated(f, f"{name}.qkv", weight, bias, scale_msa, shift_msa)
+    f.gated_linear(f"{name}.out", *_weight_bias(f, f"{source}.attn.to_out.0"), gate_msa)
+    _modulated(f, f"{name}.ff1", *_weight_bias(f, f"{source}.ff.net.0.proj"), scale_mlp, shift_mlp)
+    f.gated_linear(f"{name}.ff2", *_weight_bias(f, f"{source}.ff.net.2"), gate_mlp)
+
+
+def _weight_bias(f: Folder, source: str) -> tuple[Tensor, Tensor]:
+    weight = f.get(f"{source}.weight")
+    return weight, f.bias(source, weight)
+
+
+def _modulated(f: Folder, name: str, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> None:
+    """W (x * (1+scale) + shift) + b  =  (W diag(1+scale)) x + (b + W shift)."""
+    f.linear(name, weight * (1 + scale), bias + weight @ shift)
+
+
+class Block(nn.Module):
+    """One transformer block on tokens [N,T,D]."""
+
+    def __init__(self, folded: Folded, prefix: str, head_dim: int) -> None:
+        super().__init__()
+        self.qkv = Linear(folded, f"{prefix}.qkv")
+        self.out = Linear(folded, f"{prefix}.out")
+        self.ff1 = Linear(folded, f"{prefix}.ff1", "gelu_tanh")
+        self.ff2 = Linear(folded, f"{prefix}.ff2")
+        self.heads = self.out.weight.shape[1] // head_dim
+        self.scale = head_dim**-0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x + attention, then + feed-forward."""
+        mixed = ops.attention(self.qkv(ops.layer_norm(x, EPS)), self.heads, self.scale)
+        x = self.out(mixed, residual=x)
+        return self.ff2(self.ff1(ops.layer_norm(x, EPS)), residual=x)
+
+
+class Transformer(nn.Module):
+    """z [N,16,S,S] -> z - transformer(z), S the side of its window (64 in the release)."""
+
+    def __init__(self, folded: Folded, config: TinySRConfig) -> None:
+        super().__init__()
+        self.patch = Layer(folded, "transformer.patch", ("weight", "table"))
+        blocks = count(folded, "transformer.blocks")
+        self.blocks = nn.ModuleList(Block(folded, f"transformer.blocks.{i}", config.head_dim) for i in range(blocks))
+        self.proj_out = Layer(folded, "transformer.proj_out", ("weight", "bias"))
+        self.patch_size = config.patch_size
+        tokens = self.patch.get_buffer("table").shape[0]
+        self.window = round(tokens**0.5) * config.patch_size
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[N,C,window,window] -> the same shape, channels_last."""
+        x = ops.patch_embed(z, self.patch.weight, self.patch.table)
+        for block in self.blocks:
+            x = block(x)
+        return ops.unpatchify_subtract(
+            ops.layer_norm(x, EPS), self.proj_out.weight, self.proj_out.bias, z, self.patch_size
+        )

@@ -1,0 +1,33 @@
+"""The fused operators `torch.ops.tinysr.*`. Importing this package registers them all."""
+
+from tinysr_kernels.ops import (
+    attention,
+    color,
+    conv3x3,
+    group_norm,
+    input_conv,
+    layer_norm,
+    linear,
+    patch_embed,
+    resize,
+    sepconv,
+    upsample_conv,
+)
+from tinysr_kernels.ops.registry import REGISTRY, Cost, Operator
+
+__all__ = [
+    "REGISTRY",
+    "Cost",
+    "Operator",
+    "attention",
+    "color",
+    "conv3x3",
+    "group_norm",
+    "input_conv",
+    "layer_norm",
+    "linear",
+    "patch_embed",
+    "resize",
+    "sepconv",
+    "upsample_conv",
+]

@@ -1,0 +1,92 @@
+"""input_conv: the first convolution of a network, on the image itself, with a constant border.
+
+    out[n,o,y,x] = bias[o] + sum_{c,i,j} weight[o,c,i,j] * p[n,c, s*y+i, s*x+j]
+
+p is x surrounded by `padding` pixels of value `border`. PixelUnshuffle(r) followed by a 3x3 convolution is
+the 3r x 3r convolution of stride r and padding r; a network that wants 2u-1 of an image u in [0,1] has the
+map folded into weight and bias, and its zero padding then is the border value 0.5 of u.
+Layouts: x [N,C,H,W] (any strides), weight [O,C,K,K], out [N,O,(H+2p-K)/s+1,(W+2p-K)/s+1] channels_last.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinysr_kernels.ops.registry import (
+    Cost,
+    check,
+    check_rank,
+    check_shape,
+    empty_nhwc,
+    finish,
+    nhwc,
+    register,
+    size,
+    wide,
+)
+
+SCHEMA = (
+    "input_conv(Tensor x, Tensor weight, Tensor? bias=None, int stride=1, int padding=1, float border=0.0) -> Tensor"
+)
+
+
+def _out_shape(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> tuple[int, int, int, int]:
+    check_rank("x", x, "N,C,H,W")
+    check_rank("weight", weight, "O,C,K,K")
+    n, c, h, w = x.shape
+    o, k = weight.shape[0], weight.shape[2]
+    check_shape("weight", weight, (o, c, k, k))
+    check_shape("bias", bias, (o,))
+    check(stride >= 1, f"stride must be at least 1, found {stride}")
+    check(padding >= 0, f"padding must be at least 0, found {padding}")
+    smallest = k - 2 * padding
+    check(min(h, w) >= smallest, f"x must be at least {smallest} pixels per side, found {h}x{w}")
+    return n, o, (h + 2 * padding - k) // stride + 1, (w + 2 * padding - k) // stride + 1
+
+
+def reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int = 1,
+    padding: int = 1,
+    border: float = 0.0,
+) -> Tensor:
+    """Plain PyTorch, in float32 or wider; shapes and mathematics as in the module's docstring.
+
+    Any floating dtype; the result has x's. Raises ValueError naming argument, expected and found.
+    """
+    _out_shape(x, weight, bias, stride, padding)
+    u = F.pad(x.to(wide(x.dtype)), (padding,) * 4, value=border)
+    y = F.conv2d(nhwc(u), nhwc(weight.to(u.dtype)), stride=stride)
+    return finish(y, bias, None, "none", True, x.dtype)
+
+
+def fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int = 1,
+    padding: int = 1,
+    border: float = 0.0,
+) -> Tensor:
+    """An uninitialised result of the true shape, dtype and strides; raises what the reference raises."""
+    return empty_nhwc(x, _out_shape(x, weight, bias, stride, padding))
+
+
+def cost(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int = 1,
+    padding: int = 1,
+    border: float = 0.0,
+) -> Cost:
+    """FLOPs of the convolution; bytes of every tensor once."""
+    n, o, h, w = _out_shape(x, weight, bias, stride, padding)
+    flops = 2 * n * h * w * weight.numel()
+    return Cost(flops, size(x, weight, bias) + n * o * h * w * x.element_size())
+
+
+input_conv = register(SCHEMA, reference, fake, cost)

@@ -1,0 +1,212 @@
+"""Registration of the fused operators and the table that benchmarks, tuning and counting walk.
+
+Every operator is one `torch.library` definition `tinysr::<name>` with an implementation for any device, a
+fake implementation that returns the true shape, dtype and strides, and a cost function over the call's own
+arguments. The first argument of every operator is a tensor.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIBRARY = torch.library.Library("tinysr", "DEF")
+ACTIVATIONS = ("none", "relu", "silu")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one call cannot do without.
+
+    flops: multiplications and additions counted apart (one multiply-add is 2); bytes: each distinct input
+    read once and each output written once, at their own dtypes.
+    """
+
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One registered operator: its name, its plain PyTorch reference, and its cost function."""
+
+    name: str
+    reference: Callable[..., Any]
+    cost: Callable[..., Cost]
+
+    @property
+    def overload(self) -> Any:
+        """The callable `torch.ops.tinysr.<name>.default`."""
+        return getattr(torch.ops.tinysr, self.name).default
+
+
+REGISTRY: dict[str, Operator] = {}
+
+
+def register(
+    schema: str, reference: Callable[..., Any], fake: Callable[..., Any], cost: Callable[..., Cost]
+) -> Operator:
+    """Define `tinysr::<schema>` with its reference, fake implementation and cost; enter it in REGISTRY."""
+    name = schema[: schema.index("(")]
+    LIBRARY.define(schema)
+    LIBRARY.impl(name, _without_autocast(reference), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"tinysr::{name}", fake, lib=LIBRARY)
+    REGISTRY[name] = Operator(name, reference, cost)
+    return REGISTRY[name]
+
+
+def _without_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
+    # Autocast stays active inside an operator: it would turn the reference's float32 products into bfloat16.
+    @functools.wraps(reference)
+    def run(first: Tensor, *rest: Any) -> Any:
+        device = first.device.type
+        if not torch.is_autocast_enabled(device):
+            return reference(first, *rest)
+        with torch.autocast(device, enabled=False):
+            return reference(first, *rest)
+
+    return run
+
+
+def size(*tensors: Tensor | None) -> int:
+    """Bytes of the given tensors together.
+
+    None counts nothing, a tensor given twice counts once, a broadcast view counts its own storage only.
+    """
+    given = {id(t): t for t in tensors if t is not None}
+    return sum(_distinct(t) * t.element_size() for t in given.values())
+
+
+def _distinct(t: Tensor) -> int:
+    """Elements of t that occupy memory of their own (dimensions with stride 0 count once)."""
+    count = 1
+    for extent, stride in zip(t.shape, t.stride(), strict=True):
+        count *= extent if stride else 1
+    return count
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype references compute in: float32 for half precision, the dtype itself when it is wider."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def plain(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """t in `dtype` and contiguous memory: the library picks its algorithm, and so the rounding, by the strides."""
+    return t.to(dtype).contiguous()
+
+
+def nhwc(t: Tensor) -> Tensor:
+    """[N,C,H,W] dense in channels_last memory order (no copy when it already is)."""
+    t = t.contiguous(memory_format=torch.channels_last)
+    _, c, h, w = t.shape
+    # A single channel or pixel may keep other strides, which the library would take for another layout.
+    strides = (h * w * c, 1, w * c, c)
+    return t if t.stride() == strides else t.as_strided(t.shape, strides)
+
+
+def empty_nhwc(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised channels_last tensor on the device of `like`, of its dtype unless one is given."""
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def activate(t: Tensor, activation: str) -> Tensor:
+    """none, relu or silu, elementwise. ValueError for anything else."""
+    if activation == "relu":
+        return torch.relu(t)
+    if activation == "silu":
+        return torch.nn.functional.silu(t)
+    check_choice("activation", activation, ACTIVATIONS)
+    return t
+
+
+def finish(
+    y: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    activate_residual: bool,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """The epilogue all convolutions share, in y's wide dtype: bias, activation, residual, then one rounding.
+
+    activation(y + bias + residual) when activate_residual, else activation(y + bias) + residual.
+    """
+    if bias is not None:
+        y = y + bias.to(y.dtype).view(1, -1, 1, 1)
+    if residual is not None and activate_residual:
+        y = y + residual.to(y.dtype)
+    y = activate(y, activation)
+    if residual is not None and not activate_residual:
+        y = y + residual.to(y.dtype)
+    return nhwc(y.to(out_dtype))
+
+
+def shortcut_1x1(y: Tensor, shortcut: Tensor | None, skip: Tensor | None, weight: Tensor | None) -> Tensor:
+    """y + weight @ concat(shortcut, skip) over channels, without the concatenated tensor; y if there is none.
+
+    y [N,O,H,W]; shortcut [N,C1,H,W]; skip [N,C2,H,W] or None; weight [O,C1+C2].
+    """
+    if shortcut is None or weight is None:
+        return y
+    first, second = weight.to(y.dtype)[:, :, None, None].tensor_split([shortcut.shape[1]], 1)
+    y = y + torch.nn.functional.conv2d(nhwc(shortcut.to(y.dtype)), nhwc(first))
+    if skip is not None:
+        y = y + torch.nn.functional.conv2d(nhwc(skip.to(y.dtype)), nhwc(second))
+    return y
+
+
+def check(condition: bool, message: str) -> None:
+    """Raise ValueError(message) unless the condition holds (works under fake tensors and torch.compile)."""
+    if not condition:
+        raise ValueError(message)
+
+
+def check_rank(name: str, t: Tensor, layout: str) -> None:
+    """Raise ValueError unless t has as many dimensions as `layout` (such as "N,C,H,W") names."""
+    check(t.dim() == layout.count(",") + 1, f"{name} must be [{layout}], found {list(t.shape)}")
+
+
+def check_shape(name: str, t: Tensor | None, expected: Sequence[int]) -> None:
+    """Raise ValueError unless t is None or has exactly the expected shape."""
+    if t is not None and tuple(t.shape) != tuple(expected):
+        raise ValueError(f"{name} must be {list(expected)}, found {list(t.shape)}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise ValueError unless the value is one of the choices."""
+    check(value in choices, f"{name} must be one of {tuple(choices)}, found {value!r}")
+
+
+def check_epilogue(
+    out: tuple[int, int, int, int], bias: Tensor | None, residual: Tensor | None, activation: str
+) -> None:
+    """ValueError unless bias [O] and residual fit the result [N,O,H,W] and the activation is known."""
+    check_shape("bias", bias, (out[1],))
+    check_shape("residual", residual, out)
+    check_choice("activation", activation, ACTIVATIONS)
+
+
+def check_shortcut(
+    out: tuple[int, int, int, int], shortcut: Tensor | None, skip: Tensor | None, weight: Tensor | None
+) -> None:
+    """ValueError unless the shortcut's tensors come together and fit the result's shape [N,O,H,W].
+
+    shortcut [N,C1,H,W]; skip [N,C2,H,W] or None; weight [O,C1+C2].
+    """
+    if shortcut is None or weight is None:
+        given = [name for name, t in (("shortcut", shortcut), ("skip", skip), ("weight", weight)) if t is not None]
+        check(not given, f"shortcut and shortcut_weight must be given together, found only {given}")
+        return
+    n, o, h, w = out
+    channels = 0
+    for name, t in (("shortcut", shortcut), ("skip", skip)):
+        if t is not None:
+            check_rank(name, t, "N,C,H,W")
+            check_shape(name, t, (n, t.shape[1], h, w))
+            channels += t.shape[1]
+    check_shape("shortcut_weight", weight, (o, channels))

@@ -1,0 +1,1 @@
+"""The compiled model: images in and out, tiling, colour fix."""

@@ -1,0 +1,277 @@
+"""compile(): a checkpoint becomes a CompiledSR that takes images of any kind and size and enlarges them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, partial
+from os import PathLike
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tinysr_kernels.checkpoint import Checkpoint, folded_metadata, load, write_safetensors
+from tinysr_kernels.errors import CheckpointError, InputError
+from tinysr_kernels.families import COLOR_FIXES, ColorFix, TinySRConfig, config_to_dict
+from tinysr_kernels.launch.backend import choose_backend
+from tinysr_kernels.nets import LatentNetwork, Network, build, fold, place
+from tinysr_kernels.ops.trace import Call, trace
+from tinysr_kernels.runtime.color import fix_colors
+from tinysr_kernels.runtime.images import Kind, upscale_image
+from tinysr_kernels.runtime.notices import notice
+from tinysr_kernels.runtime.pipelines import Limits, bytes_per_pixel, check_upscale, finite_or_wider, restore
+
+DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+BATCH_PIXELS = 1 << 20
+"""Low-resolution pixels of a batch that run together; a larger batch runs in parts, with the same results."""
+TRACE_SIDE = 128
+
+
+class CompiledSR:
+    """A super-resolution model ready to run: folded weights on one device, called with images. Made by `compile`.
+
+    May be called from several threads at once; every call is independent of the others.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        folded: dict[str, Tensor],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        backend: str,
+        color_fix: ColorFix,
+        upscale: int,
+        tile: int | None,
+    ) -> None:
+        self.family = checkpoint.family
+        self.config = checkpoint.config
+        self.source = checkpoint.source
+        self.device = device
+        self.dtype = dtype
+        self.backend = backend
+        self.color_fix = color_fix
+        self.upscale = upscale
+        self.notices = list(checkpoint.notices)
+        self._folded = place(folded, device, dtype)
+        self._networks = {dtype: build(self.family, self.config, self._folded)}
+        check_upscale(self.network, upscale)
+        self._lock = threading.Lock()
+        self._retries = 0
+        self._limits = Limits(tile=tile)
+        if not isinstance(self.network, LatentNetwork):
+            self._limits.bytes_per_pixel = bytes_per_pixel(self.launches, TRACE_SIDE**2)
+
+    @property
+    def network(self) -> Network:
+        """The compiled network in its own dtype."""
+        return self._networks[self.dtype]
+
+    def __call__(self, image: Kind, *, max_pixels: int | None = None, frame: int | None = None) -> Kind:
+        """Enlarge one image, or a batch of equal size, and return the same kind of object.
+
+        image: PIL.Image; numpy [H,W,C] or [N,H,W,C]; torch [3,H,W] or [N,3,H,W]; see `runtime/images.py` for modes,
+        dtypes and ranges. max_pixels: refuse larger inputs. frame: which frame of a multi-frame PIL image.
+        Raises InputError, OutOfMemory, NonFiniteOutput.
+        """
+        return upscale_image(image, self.enlarge, self.upscale, device=self.device, max_pixels=max_pixels, frame=frame)
+
+    @torch.inference_mode()
+    def enlarge(self, rgb: Tensor) -> Tensor:
+        """[N,3,H,W] RGB in [0,1], float32 or float64 -> [N,3,s*H,s*W] in [0,1], same dtype and device.
+
+        The network computes on its own device in its own dtype; the colour fix in float32 or wider.
+        """
+        step = max(BATCH_PIXELS // (rgb.shape[2] * rgb.shape[3]), 1)
+        parts = [self._enlarge(part).to(rgb.device, rgb.dtype) for part in rgb.split(step)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _enlarge(self, rgb: Tensor) -> Tensor:
+        lr = rgb.to(self.device)
+        overlap = self.config.overlap if isinstance(self.config, TinySRConfig) else 0
+
+        def run(network: Network, image: Tensor) -> Tensor:
+            return restore(network, image, self.upscale, self._limits, overlap)
+
+        wider = torch.promote_types(self.dtype, torch.float32)
+        dtypes = [self.dtype] if wider == self.dtype else [self.dtype, wider]
+        sr, attempt = finite_or_wider(run, [partial(self._network, d) for d in dtypes], lr)
+        if attempt:
+            with self._lock:
+                self._retries += 1
+            notice(f"{self.dtype} overflowed; this image was computed in {wider}")
+        return fix_colors(sr, lr.to(sr.dtype), self.color_fix, self.family, self.upscale)
+
+    def _network(self, dtype: torch.dtype) -> Network:
+        """The network in `dtype`, built from the folded weights on first need."""
+        with self._lock:
+            if dtype not in self._networks:
+                placed = place(self._folded, self.device, dtype)
+                self._networks[dtype] = build(self.family, self.config, placed)
+            return self._networks[dtype]
+
+    def warmup(self, shapes: Iterable[Sequence[int]]) -> None:
+        """Run once for each shape (H, W) or (N, H, W), in low-resolution pixels, so that later calls start warm."""
+        generator = torch.Generator().manual_seed(0)
+        for shape in shapes:
+            if len(shape) not in (2, 3) or any(int(side) < 1 for side in shape):
+                raise InputError(f"a shape is (H, W) or (N, H, W) of positive numbers, found {tuple(shape)}")
+            *batch, height, width = (int(side) for side in shape)
+            self.enlarge(torch.rand((batch[0] if batch else 1, 3, height, width), generator=generator))
+
+    def stream(self, frames: Iterable[Kind]) -> Iterator[Kind]:
+        """Enlarge frames one after another, in order, as they are asked for."""
+        for frame in frames:
+            yield self(frame)
+
+    @cached_property
+    def launches(self) -> list[Call]:
+        """Every launch of the network for one 128x128 image (its own window, if that is larger), in order."""
+        meta = build(self.family, self.config, {k: v.to("meta") for k, v in self._folded.items()})
+        side = TRACE_SIDE
+        if isinstance(meta, LatentNetwork):
+            side = meta.window * meta.factor
+        return trace(meta, torch.empty((1, 3, side, side), dtype=self.dtype, device="meta"))
+
+    def info(self) -> dict[str, Any]:
+        """What this model is and how it runs, as a JSON-serialisable dictionary.
+
+        parameters: numbers in the folded weights; flops and macs: of the network for one 128x128 image.
+        """
+        flops = sum(call.cost.flops for call in self.launches)
+        return {
+            "family": self.family,
+            "source": self.source,
+            "parameters": sum(t.numel() for t in self._folded.values()),
+            "device": str(self.device),
+            "dtype": _name(self.dtype),
+            "backend": self.backend,
+            "upscale": self.upscale,
+            "color_fix": self.color_fix,
+            "config": config_to_dict(self.config),
+            "launches_per_image": len(self.launches),
+            "flops_128x128": flops,
+            "macs_128x128": flops // 2,
+            "graphs_held": 0,
+            "launch_configurations": {"reference": len(self.launches)},
+            "non_finite_retries": self._retries,
+            "notices": self.notices,
+        }
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the folded weights as one safetensors file that `compile(path)` loads without folding again."""
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self._folded.items()}
+        write_safetensors(path, tensors, folded_metadata(self.family, self.config, _name(self.dtype)))
+
+
+def compile(
+    ckpt: str | PathLike[str] | dict[str, Any] | nn.Module,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    backend: str = "auto",
+    quantize: str | None = None,
+    cuda_graphs: bool = True,
+    color_fix: ColorFix | None = None,
+    upscale: int = 4,
+    embeddings: str | PathLike[str] | dict[str, Tensor] | None = None,
+    max_graph_shapes: int = 8,
+    tile: int | None = None,
+) -> CompiledSR:
+    """Load a checkpoint, fold every constant into its weights and return the model that runs it.
+
+    ckpt: a file or folder, "demo" (the small checkpoint inside the package), a dict naming the parts, or an nn.Module.
+    device: default cuda if present, else cpu. dtype: default float16 on cuda (AdcSR: bfloat16), float32 elsewhere.
+    backend: "auto", "reference" or "triton". quantize: None. color_fix: "adain", "wavelet", "none"; None takes the
+    family's own. upscale: whole factor (UNet families: what the network gives). embeddings: overrides the
+    checkpoint's. tile: low-resolution side of a UNet's tiles; None runs the whole image while it fits into memory.
+    cuda_graphs, max_graph_shapes: bounds for CUDA graphs; this version launches kernels plainly and keeps none.
+    Raises CheckpointError for a checkpoint that cannot be used and InputError for other arguments.
+    """
+    run_device = choose_device(device)
+    _check_arguments(quantize, color_fix, upscale, tile, max_graph_shapes)
+    chosen = choose_backend(backend)
+    checkpoint = load(ckpt, embeddings=embeddings)
+    for message in checkpoint.notices:
+        notice(message)
+    run_dtype = _choose_dtype(dtype, checkpoint, run_device)
+    try:
+        folded = (
+            checkpoint.tensors
+            if checkpoint.folded
+            else fold(checkpoint.family, checkpoint.config, checkpoint.tensors, run_dtype)
+        )
+        return CompiledSR(
+            checkpoint,
+            folded,
+            device=run_device,
+            dtype=run_dtype,
+            backend=chosen,
+            color_fix=color_fix or checkpoint.config.color_fix,
+            upscale=upscale,
+            tile=tile,
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{checkpoint.source}: tensor {error.args[0]} is missing") from error
+
+
+def describe(ckpt: str | PathLike[str] | dict[str, Any] | nn.Module) -> dict[str, Any]:
+    """What a checkpoint holds, as `CompiledSR.info` of the model it compiles to on the CPU."""
+    model = compile(ckpt, device="cpu", backend="reference")
+    keys = ("device", "backend", "graphs_held", "launch_configurations", "non_finite_retries")
+    return {key: value for key, value in model.info().items() if key not in keys}
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The given device, checked, or cuda if present, else cpu. InputError names what is wrong."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device {device!r} is unknown; use 'cpu', 'cuda' or 'cuda:N'") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("device 'cuda' was asked for, but torch finds no CUDA device here; use device='cpu'")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {device!r} does not exist; there are {torch.cuda.device_count()} CUDA devices")
+    if chosen.type == "meta":
+        raise InputError("device 'meta' holds no data; use 'cpu' or 'cuda'")
+    return chosen
+
+
+def _choose_dtype(dtype: str | torch.dtype | None, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if checkpoint.family == "adcsr" else torch.float16
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        raise InputError(f"dtype must be one of {sorted(DTYPES)}, found {dtype!r}")
+    return cast(torch.dtype, found)
+
+
+def _check_arguments(
+    quantize: str | None, color_fix: str | None, upscale: object, tile: object, max_graph_shapes: object
+) -> None:
+    if quantize is not None:
+        raise InputError(f"quantize={quantize!r} is not available in this version; use quantize=None")
+    if color_fix is not None and color_fix not in COLOR_FIXES:
+        raise InputError(f"color_fix must be one of {COLOR_FIXES}, found {color_fix!r}")
+    if not isinstance(upscale, int) or isinstance(upscale, bool):
+        raise InputError(f"upscale must be a whole number, found {upscale!r}")
+    for name, value, least in (("tile", tile, 16), ("max_graph_shapes", max_graph_shapes, 1)):
+        if value is None and name == "tile":
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InputError(f"{name} must be a whole number of at least {least}, found {value!r}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,93 @@
+"""What a bug report needs to know of the machine and nothing private: the home folder is written as ~."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from tinysr_kernels._version import __version__
+from tinysr_kernels.runtime.host_memory import available_memory
+
+_PACKAGES = ("torch", "triton", "numpy", "pillow", "safetensors", "av", "tqdm", "nvidia-ml-py")
+_VARIABLES = ("CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET", "TRITON_CACHE_DIR", "OMP_NUM_THREADS")
+
+
+def without_home(text: str) -> str:
+    """Replace the home folder, which names the user, by ~."""
+    home = os.path.expanduser("~")
+    return text.replace(home, "~") if len(home) > 1 else text
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _driver() -> str:
+    try:
+        import pynvml
+    except ImportError:
+        return "unknown (nvidia-ml-py is not installed)"
+    try:
+        pynvml.nvmlInit()
+        try:
+            version = pynvml.nvmlSystemGetDriverVersion()
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        return f"unknown ({error})"
+    return version.decode() if isinstance(version, bytes) else str(version)
+
+
+def _devices() -> dict[str, Any]:
+    import torch
+
+    facts: dict[str, Any] = {"cuda": torch.version.cuda or "none (CPU build)", "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        facts["driver"] = _driver()
+        facts["cudnn"] = torch.backends.cudnn.version()
+        for index in range(torch.cuda.device_count()):
+            card = torch.cuda.get_device_properties(index)
+            facts[f"gpu {index}"] = (
+                f"{card.name}, sm_{card.major}{card.minor}, {card.multi_processor_count} SMs, "
+                f"{card.total_memory / 2**30:.1f} GiB"
+            )
+    else:
+        facts["gpu"] = "none that torch can use"
+    return facts
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices, memory and settings, as text and numbers."""
+    free = available_memory()
+    facts: dict[str, Any] = {
+        "tinysr-kernels": __version__,
+        "python": sys.version.split()[0],
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processor": f"{_processor()}, {os.cpu_count()} threads",
+        "free memory": "unknown" if free is None else f"{free / 2**30:.1f} GiB",
+    }
+    facts |= {package: _version(package) for package in _PACKAGES}
+    facts |= _devices()
+    facts["package folder"] = without_home(str(Path(__file__).resolve().parents[1]))
+    facts["triton cache"] = without_home(os.environ.get("TRITON_CACHE_DIR", os.path.expanduser("~/.triton/cache")))
+    for name in _VARIABLES:
+        if name in os.environ:
+            facts[name] = without_home(os.environ[name])
+    return facts

@@ -1,0 +1,147 @@
+"""What travels beside the pixels: EXIF, XMP, ICC profile and resolution, and how it changes with the size."""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass, replace
+
+from PIL import ExifTags, Image
+
+from tinysr_kernels.runtime.notices import notice
+
+# What Pillow's parsers are known to raise on damaged metadata.
+PARSE_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    SyntaxError,
+    OverflowError,
+    ZeroDivisionError,
+    struct.error,
+)
+
+_ORIENTATION = 0x0112
+_PIXEL_X, _PIXEL_Y = 0xA002, 0xA003
+# Tags that describe how a TIFF stores its pixels, or that are kept apart here (XMP 700, IPTC 33723,
+# Photoshop 34377, ICC 34675): none may be copied to another file.
+_STRUCTURAL = frozenset(
+    tag
+    for first, last in (
+        *((254, 259), (262, 266), (273, 274), (277, 281), (284, 284), (288, 293), (297, 297), (301, 301)),
+        *((317, 325), (330, 330), (332, 341), (347, 347), (512, 521), (529, 532), (700, 700)),
+        *((33723, 33723), (34377, 34377), (34675, 34675)),
+    )
+    for tag in range(first, last + 1)
+)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """exif: with its "Exif\\0\\0" header, without orientation. xmp: a packet. dpi: dots per inch, x and y."""
+
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    icc: bytes | None = None
+    dpi: tuple[float, float] | None = None
+
+    def resized(self, width: int, height: int) -> Metadata:
+        """For a picture of another size: the fields that state the size follow it, where they are present."""
+        return replace(self, exif=_exif_resized(self.exif, width, height), xmp=_xmp_resized(self.xmp, width, height))
+
+    def stripped(self) -> Metadata:
+        """Without EXIF, XMP and resolution. The ICC profile stays: it says what the pixels mean."""
+        return replace(self, exif=None, xmp=None, dpi=None)
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none or it cannot be read."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except PARSE_ERRORS as error:
+        notice(f"EXIF cannot be read, orientation not applied ({error})")
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _exif(image: Image.Image) -> bytes | None:
+    """The EXIF of an image as bytes, without orientation and storage tags."""
+    try:
+        exif = Image.Exif()
+        exif.load(image.getexif().tobytes())  # a copy: the image's own stays as it is
+        for tag in [tag for tag in exif if tag in _STRUCTURAL]:
+            del exif[tag]
+        return exif.tobytes() if len(exif) else None
+    except PARSE_ERRORS as error:
+        notice(f"EXIF is damaged and was left out ({error})")
+        return None
+
+
+def _exif_resized(data: bytes | None, width: int, height: int) -> bytes | None:
+    if data is None:
+        return None
+    try:
+        exif = Image.Exif()
+        exif.load(data)
+        detail = exif.get_ifd(ExifTags.IFD.Exif)
+        for tag, value in ((_PIXEL_X, width), (_PIXEL_Y, height)):
+            if tag in detail:
+                detail[tag] = value
+        return exif.tobytes()
+    except PARSE_ERRORS as error:
+        notice(f"EXIF is damaged and was left out ({error})")
+        return None
+
+
+def _xmp(image: Image.Image) -> bytes | None:
+    packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
+    if packet is None and hasattr(image, "tag_v2"):
+        packet = image.tag_v2.get(700)
+    if isinstance(packet, str):
+        packet = packet.encode("utf-8", "replace")
+    if not isinstance(packet, bytes) or not packet.strip(b"\0 \r\n\t"):
+        return None
+    return _xmp_field(packet, b"tiff:Orientation", 1)
+
+
+def _xmp_resized(packet: bytes | None, width: int, height: int) -> bytes | None:
+    if packet is None:
+        return None
+    for name in (b"tiff:ImageWidth", b"exif:PixelXDimension"):
+        packet = _xmp_field(packet, name, width)
+    for name in (b"tiff:ImageLength", b"exif:PixelYDimension"):
+        packet = _xmp_field(packet, name, height)
+    return packet
+
+
+def _xmp_field(packet: bytes, name: bytes, value: int) -> bytes:
+    """Set a number where the packet has it, written as an attribute or as an element."""
+    new = rb"\g<1>%d\g<2>" % value
+    packet = re.sub(rb"""(\b%b\s*=\s*["'])\d+(["'])""" % name, new, packet)
+    return re.sub(rb"(<%b>)\s*\d+\s*(</%b>)" % (name, name), rb"\g<1>%d\g<2>" % value, packet)
+
+
+def _dpi(image: Image.Image) -> tuple[float, float] | None:
+    try:
+        x, y = (float(value) for value in image.info["dpi"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    # 1 dot per inch is how readers spell "not given".
+    return (x, y) if 1 < x < 1e6 and 1 < y < 1e6 else None
+
+
+def collect(image: Image.Image) -> Metadata:
+    """The metadata of a loaded image (PNG keeps some behind the pixels).
+
+    The orientation is gone from it: it belongs to the pixels. Damaged parts are left out with a notice.
+    """
+    icc = image.info.get("icc_profile")
+    return Metadata(
+        exif=_exif(image),
+        xmp=_xmp(image),
+        icc=icc if isinstance(icc, bytes) and icc else None,
+        dpi=_dpi(image),
+    )

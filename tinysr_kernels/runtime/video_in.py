@@ -1,0 +1,223 @@
+"""The reading side of a video: packets to copy, frames in display order, and the gaps where a frame is corrupt.
+
+Needs PyAV (the extra `video`), which is imported on first use only.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinysr_kernels.errors import InputError
+from tinysr_kernels.runtime.notices import notice
+
+# ITU-T H.273 matrix coefficients -> the matrices swscale has; players take what is not tagged for one of the first
+# two, by the size of the picture.
+_BT709, _BT601 = 1, 5
+_MATRIX = {1: _BT709, 4: 4, 5: _BT601, 6: _BT601, 7: 7, 9: 9, 10: 9}
+_SD_HEIGHT = 576
+
+
+def pyav() -> Any:
+    """The module av. Raises InputError with the remedy where it is missing."""
+    try:
+        import av
+        import av.video.reformatter
+    except ImportError as error:
+        raise InputError('video needs PyAV: pip install "tinysr-kernels[video]"') from error
+    return av
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A frame that could not be decoded, and when it should have been shown (in the stream's time base)."""
+
+    pts: int
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the samples of a film are meant, in H.273 numbers (2: not given); turn: degrees, counterclockwise.
+
+    matrix: of the conversion, as swscale numbers it; tag: what the file says, or shall say where it said nothing.
+    """
+
+    matrix: int
+    tag: int
+    primaries: int
+    transfer: int
+    full_range: bool
+    turn: int
+    rgb: bool
+
+
+def look_of(frame: Any, context: Any) -> Look:
+    """Read a frame's colour tags; an untagged matrix is settled by the size, as players do."""
+    rgb = bool(frame.format.is_rgb)
+    tagged = int(frame.colorspace)
+    fallback = _BT709 if rgb or frame.height > _SD_HEIGHT or frame.width > 1280 else _BT601
+    return Look(
+        matrix=fallback if rgb else _MATRIX.get(tagged, fallback),
+        tag=tagged if tagged in _MATRIX and not rgb else fallback,
+        primaries=int(context.color_primaries),
+        transfer=int(context.color_trc),
+        full_range=int(frame.color_range) == 2,
+        turn=round(frame.rotation / 90) % 4 * 90,
+        rgb=rgb,
+    )
+
+
+@dataclass
+class Film:
+    """An opened input: its one video stream, the streams to copy, and what was met on the way."""
+
+    container: Any
+    video: Any
+    copied: list[Any]
+    source: Path
+    strict: bool
+    decoded: int = 0
+    missing: int = 0
+    broken_off: bool = False
+    _pending: list[int] = field(default_factory=list)
+    _last: int | None = None
+
+    @property
+    def step(self) -> int:
+        """The usual distance of two frames in units of the time base, at least 1."""
+        rate = self.video.average_rate or self.video.guessed_rate or Fraction(25)
+        return max(1, round(1 / (rate * self.video.time_base)))
+
+    def _time(self, pts: int | None) -> int:
+        """A timestamp that rises strictly; broken files repeat or lack some."""
+        if pts is None:
+            pts = 0 if self._last is None else self._last + self.step
+        if self._last is not None and pts <= self._last:
+            notice("timestamps that did not rise were repaired")
+            pts = self._last + 1
+        self._last = pts
+        return pts
+
+    def _gap(self, pts: int) -> Missing:
+        self.missing += 1
+        if self.strict:
+            seconds = float(pts * self.video.time_base)
+            raise InputError(f"{self.source}: corrupt frame at {seconds:.3f} s; without --strict it is repeated")
+        return Missing(self._time(pts))
+
+    def _in_order(self, frames: list[Any]) -> Iterator[Any]:
+        """Decoded frames, each after the gaps that precede it on the screen."""
+        for frame in frames:
+            while self._pending and (frame.pts is None or self._pending[0] < frame.pts):
+                yield self._gap(heapq.heappop(self._pending))
+            if frame.is_corrupt:
+                yield self._gap(frame.pts if frame.pts is not None else (self._last or 0) + self.step)
+                continue
+            frame.pts = self._time(frame.pts)
+            self.decoded += 1
+            yield frame
+
+    def _decode(self, packet: Any) -> Iterator[Any]:
+        av = pyav()
+        try:
+            frames = self.video.codec_context.decode(packet)
+        except av.error.FFmpegError:
+            if packet is not None:
+                pts = packet.pts if packet.pts is not None else packet.dts
+                heapq.heappush(self._pending, pts if pts is not None else (self._last or 0) + self.step)
+            return
+        yield from self._in_order(frames)
+
+    def events(self) -> Iterator[Any]:
+        """Packets of the copied streams, decoded frames and Missing, as they come; times rise for the last two.
+
+        Raises InputError, when strict, at the first corrupt frame or where the file breaks off.
+        """
+        av = pyav()
+        packets = self.container.demux([self.video, *self.copied])
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                break
+            except av.error.FFmpegError as error:
+                if self.strict:
+                    raise InputError(f"{self.source}: the file breaks off: {error}") from error
+                notice(f"the file breaks off; what came before was kept ({error})")
+                self.broken_off = True
+                break
+            if packet.stream.index != self.video.index:
+                if packet.dts is not None:
+                    yield packet
+            elif packet.size:
+                yield from self._decode(packet)
+        yield from self._decode(None)
+        while self._pending:
+            yield self._gap(heapq.heappop(self._pending))
+
+
+def open_film(source: Path, strict: bool) -> Film:
+    """Open a video by content. Raises InputError for anything that is none."""
+    av = pyav()
+    try:
+        container = av.open(str(source))
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise InputError(f"{source}: not a video that can be read: {error}") from error
+    films = [stream for stream in container.streams.video if not _is_cover(stream)]
+    if not films:
+        container.close()
+        raise InputError(f"{source}: there is no video in this file")
+    video = max(films, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
+    copied = []
+    for stream in container.streams:
+        if stream.type in ("audio", "subtitle"):
+            copied.append(stream)
+        elif stream.index != video.index:
+            notice(f"a stream of kind {stream.type} beside the picture was left out")
+    # Errors in the data are to be seen, not painted over; and at the packet that has them, so no frame threads.
+    video.codec_context.options = {"err_detect": "explode"}
+    video.codec_context.thread_type = "SLICE"
+    return Film(container, video, copied, source, strict)
+
+
+def _is_cover(stream: Any) -> bool:
+    disposition = getattr(stream, "disposition", 0)
+    return "attached_pic" in str(disposition).lower()
+
+
+class Converter:
+    """Frames to RGB and back with one matrix and range, so that a film keeps the meaning of its samples."""
+
+    def __init__(self, look: Look) -> None:
+        av = pyav()
+        self.look = look
+        self._reformatter = av.video.reformatter.VideoReformatter()
+        flags = av.video.reformatter.Interpolation
+        self._quality = flags.BICUBIC | flags.ACCURATE_RND | flags.FULL_CHR_H_INT | flags.FULL_CHR_H_INP
+        self._range = 2 if look.full_range else 1
+
+    def to_rgb(self, frame: Any) -> np.ndarray:
+        """A decoded frame -> uint8 [H,W,3], turned upright."""
+        matrix = {} if self.look.rgb else {"src_colorspace": self.look.matrix, "src_color_range": self._range}
+        rgb = self._reformatter.reformat(
+            frame, format="rgb24", dst_color_range=2, interpolation=self._quality, **matrix
+        ).to_ndarray()
+        return np.ascontiguousarray(np.rot90(rgb, self.look.turn // 90))
+
+    def to_yuv(self, pixels: np.ndarray, pixel_format: str) -> Any:
+        """uint8 [H,W,3] -> a frame of the pixel format."""
+        frame = pyav().VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        return self._reformatter.reformat(
+            frame,
+            format=pixel_format,
+            src_color_range=2,
+            dst_colorspace=self.look.matrix,
+            dst_color_range=self._range,
+            interpolation=self._quality,
+        )
