@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-PHOTO ?= docs/photos/chelsea.jpg
+PHOTO ?= docs/photos/coffee.jpg
 DEMO ?= build/demo
 
 BIN := $(VENV)/bin

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.pruned_unet import Resnet, Sampler, Shapes, convolution, count, group_norm, linear, under
+from model.pruned_unet import Resnet, Sampler, Shapes, convolution, group_norm, linear, numbered, under
 from tinysr_kernels.families import UNetConfig
 
 
@@ -34,16 +34,24 @@ class KLAttention(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Resnets, then (the middle block) attention or (an up block) an upsampler, whichever the shapes name."""
+    """Resnets with attention after the first (the middle block) or an upsampler at the end (most up blocks)."""
 
     def __init__(self, shapes: Shapes, config: UNetConfig) -> None:
         super().__init__()
         groups, eps = config.groups, config.decoder_eps
-        resnets = [under(shapes, f"resnets.{i}") for i in range(count(shapes, "resnets"))]
-        self.resnets = nn.ModuleList(Resnet(s, groups, eps) for s in resnets)
-        attention, up = under(shapes, "attentions.0"), under(shapes, "upsamplers.0")
-        self.attentions = nn.ModuleList([KLAttention(attention, groups, eps)] if attention else [])
+        self.resnets = nn.ModuleList(Resnet(s, groups, eps) for s in numbered(shapes, "resnets"))
+        self.attentions = nn.ModuleList(KLAttention(s, groups, eps) for s in numbered(shapes, "attentions"))
+        up = under(shapes, "upsamplers.0")
         self.upsamplers = nn.ModuleList([Sampler(up, up=True)] if up else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x)
+            if i < len(self.attentions):
+                x = self.attentions[i](x)
+        for sampler in self.upsamplers:
+            x = sampler(x)
+        return x
 
 
 class KLDecoder(nn.Module):
@@ -56,8 +64,7 @@ class KLDecoder(nn.Module):
     def __init__(self, shapes: Shapes, config: UNetConfig) -> None:
         super().__init__()
         self.mid_block = DecoderBlock(under(shapes, "mid_block"), config)
-        blocks = [under(shapes, f"up_blocks.{i}") for i in range(count(shapes, "up_blocks"))]
-        self.up_blocks = nn.ModuleList(DecoderBlock(s, config) for s in blocks)
+        self.up_blocks = nn.ModuleList(DecoderBlock(s, config) for s in numbered(shapes, "up_blocks"))
         self.conv_norm_out = group_norm(under(shapes, "conv_norm_out"), config.groups, config.decoder_eps)
         self.conv_out = convolution(under(shapes, "conv_out"))
 
@@ -69,13 +76,7 @@ class KLDecoder(nn.Module):
         return network
 
     def forward(self, z: Tensor) -> Tensor:
-        x = z
-        for i, resnet in enumerate(self.mid_block.resnets):
-            x = resnet(x)
-            if i == 0:
-                for attention in self.mid_block.attentions:
-                    x = attention(x)
+        x = self.mid_block(z)
         for block in self.up_blocks:
-            for module in (*block.resnets, *block.upsamplers):
-                x = module(x)
+            x = block(x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))

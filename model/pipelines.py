@@ -1,5 +1,4 @@
-"""Whole inference in plain PyTorch, an image in and one four times as large out: the oracle of the compiled
-models.
+"""Whole inference in plain PyTorch, from an image to one four times as large: the compiled models' oracle.
 
 Images are [N,3,H,W] in [0,1], of the dtype of the networks' weights; results are [N,3,4H,4W] in [0,1].
 Everything stays in floating point: unlike the public scripts nothing is rounded to 8 bits on the way, and
@@ -28,9 +27,7 @@ UPSCALE = 4
 TILE_VARIANCE = 0.01
 ADAIN_EPS = 1e-5
 FLAT_STD = 1 / 255
-"""Standard deviation, in [0,1], under which an image counts as flat: AdcSR's gain grows no further below
-it.
-"""
+"""Deviation, in [0,1], under which an image counts as flat: AdcSR's gain grows no further."""
 WAVELET_LEVELS = 5
 
 
@@ -61,9 +58,7 @@ def _pad_axis(image: Tensor, axis: int, side: int) -> Tensor:
 
 
 def bicubic(image: Tensor, factor: int = UPSCALE) -> Tensor:
-    """Enlarge with the Keys kernel, a = -0.75, half-pixel centres, no clamp; [N,C,H,W] ->
-    [N,C,H*factor,W*factor].
-    """
+    """Enlarge [N,C,H,W] by a whole factor: Keys kernel, a = -0.75, half-pixel centres, no clamp."""
     height, width = image.shape[2:]
     return F.interpolate(image, size=(height * factor, width * factor), mode="bicubic", align_corners=False)
 
@@ -77,8 +72,7 @@ def channel_stats(image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def adain(sr: Tensor, lr: Tensor) -> Tensor:
-    """TinySR's colour fix: sr with the mean and the deviation of lr per channel, deviation = sqrt(variance +
-    1e-5).
+    """TinySR's colour fix: mean and deviation of lr per channel, deviation = sqrt(variance + 1e-5).
 
     Both in [0,1], any two sizes; the result is not clamped.
     """
@@ -119,18 +113,15 @@ def blur(image: Tensor, dilation: int) -> Tensor:
 
 # ------------------------------------------------------------------------------------------------ TinySR
 def tile_starts(length: int, window: int, overlap: int) -> list[int]:
-    """Where tiles of `window` begin that cover `length`: every window - overlap, the last one pulled back
-    to the end.
-    """
+    """Where tiles that cover `length` begin: every window - overlap, the last one pulled back to the end."""
     steps = math.ceil((length - window) / (window - overlap))
     return [i * (window - overlap) for i in range(steps)] + [length - window]
 
 
 def tile_weight(window: int) -> Tensor:
-    """[window,window] float64: a Gaussian of variance 0.01 (sides as 1), centred at window/2 down,
-    (window-1)/2 across.
+    """[window,window] float64: a Gaussian of variance 0.01, sides as 1, about (window/2, (window-1)/2).
 
-    The two centres differ by half a pixel in the public code too.
+    Down and across, the public code's centres differ by half a pixel.
     """
     place = torch.arange(window, dtype=torch.float64)
 
@@ -142,8 +133,7 @@ def tile_weight(window: int) -> Tensor:
 
 
 def predict(z: Tensor, transformer: Callable[[Tensor], Tensor], window: int, overlap: int) -> Tensor:
-    """The transformer's prediction for a latent [N,C,h,w] with h, w >= window, in overlapping tiles where it
-    is larger.
+    """The transformer's prediction for a latent [N,C,h,w], h, w >= window; in tiles where it is larger.
 
     Tiles are summed, weighted, in float32 or wider, and divided by the sum of the weights.
     """
@@ -190,9 +180,7 @@ def tinysr(
 def run_unet(
     lr: Tensor, unet: PrunedUNet, decoder: nn.Module, config: UNetConfig, encoder: TinyEncoder | None = None
 ) -> Tensor:
-    """The networks of a pruned UNet on lr [N,3,H,W] in [-1,1]: [N,3,4H,4W] around [-1,1], no clamp, no
-    colour fix.
-    """
+    """The networks alone, on lr [N,3,H,W] in [-1,1]: [N,3,4H,4W] around [-1,1], without clamp."""
     if encoder is None:
         z = unet(F.pixel_unshuffle(lr, config.unshuffle))
     else:
@@ -221,9 +209,7 @@ def unet_sr(
     config: UNetConfig,
     encoder: TinyEncoder | None = None,
 ) -> Tensor:
-    """A pruned UNet on images [N,3,H,W] of any size, whole; `encoder` is there with VAE input and only
-    then.
-    """
+    """A pruned UNet on images [N,3,H,W] of any size, whole; with VAE input, `encoder` is its encoder."""
     height, width = image.shape[2:]
     lr = image * 2 - 1
     padded = pad_to(lr, lr_multiple(unet, config, encoder))

@@ -45,6 +45,11 @@ def count(shapes: Shapes, name: str) -> int:
     return len(numbers)
 
 
+def numbered(shapes: Shapes, name: str) -> list[dict[str, Sequence[int]]]:
+    """The entries under `name.0`, `name.1`, ..., each without its prefix."""
+    return [under(shapes, f"{name}.{i}") for i in range(count(shapes, name))]
+
+
 # ------------------------------------------------------------------------------------------------------ pieces
 class SeparableConv(nn.Module):
     """Depthwise 3x3 (no bias, carries the stride) followed by pointwise 1x1, nothing in between."""
@@ -85,7 +90,8 @@ def group_norm(shapes: Shapes, groups: Sequence[int], eps: float) -> nn.GroupNor
 class Resnet(nn.Module):
     """conv2(SiLU(norm2(conv1(SiLU(norm1(x))) + time_bias))) + shortcut(x); x [N,C,H,W] -> [N,O,H,W].
 
-    `time_bias` [O] is what a time projection came to for the one time step of a one-step model; most networks have none.
+    `time_bias` [O] is what a time projection came to for the one time step of a one-step model; most networks have
+    none.
     """
 
     def __init__(self, shapes: Shapes, groups: Sequence[int], eps: float) -> None:
@@ -124,9 +130,7 @@ class Attention(nn.Module):
             raise ValueError(f"attention of width {self.to_q.out_features} has no heads of {head_dim}")
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            f(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for f in (self.to_q, self.to_k, self.to_v)
-        )
+        q, k, v = (f(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for f in (self.to_q, self.to_k, self.to_v))
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.to_out[0](mixed.transpose(1, 2).flatten(2))
 
@@ -179,9 +183,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.norm = group_norm(under(shapes, "norm"), config.groups, config.transformer_norm_eps)
         self.proj_in = linear(under(shapes, "proj_in"))
-        blocks = [under(shapes, f"transformer_blocks.{i}") for i in range(count(shapes, "transformer_blocks"))]
         self.transformer_blocks = nn.ModuleList(
-            TransformerBlock(block, config.head_dim, config.layer_norm_eps) for block in blocks
+            TransformerBlock(s, config.head_dim, config.layer_norm_eps) for s in numbered(shapes, "transformer_blocks")
         )
         self.proj_out = linear(under(shapes, "proj_out"))
 
@@ -205,21 +208,53 @@ class Sampler(nn.Module):
 
 
 class Block(nn.Module):
-    """The modules of one down, middle or up block; the networks decide in which order they run."""
+    """The modules of one down, middle or up block."""
 
     def __init__(self, shapes: Shapes, config: UNetConfig) -> None:
         super().__init__()
-        resnets = [under(shapes, f"resnets.{i}") for i in range(count(shapes, "resnets"))]
-        self.resnets = nn.ModuleList(Resnet(s, config.groups, config.unet_eps) for s in resnets)
-        attentions = [under(shapes, f"attentions.{i}") for i in range(count(shapes, "attentions"))]
-        self.attentions = nn.ModuleList(Transformer(s, config) for s in attentions)
+        self.resnets = nn.ModuleList(Resnet(s, config.groups, config.unet_eps) for s in numbered(shapes, "resnets"))
+        self.attentions = nn.ModuleList(Transformer(s, config) for s in numbered(shapes, "attentions"))
         down, up = under(shapes, "downsamplers.0"), under(shapes, "upsamplers.0")
         self.downsamplers = nn.ModuleList([Sampler(down, up=False)] if down else [])
         self.upsamplers = nn.ModuleList([Sampler(up, up=True)] if up else [])
 
-    def attend(self, x: Tensor, i: int) -> Tensor:
-        """The transformer that follows resnet i, if there is one."""
+    def step(self, x: Tensor, i: int) -> Tensor:
+        """Resnet i and the transformer that follows it, if there is one."""
+        x = self.resnets[i](x)
         return self.attentions[i](x) if i < len(self.attentions) else x
+
+
+class DownBlock(Block):
+    """Resnets, then the downsampler; leaves what each of them gives in `skips`."""
+
+    def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
+        for i in range(len(self.resnets)):
+            x = self.step(x, i)
+            skips.append(x)
+        for sampler in self.downsamplers:
+            x = sampler(x)
+            skips.append(x)
+        return x
+
+
+class MidBlock(Block):
+    """Resnet, transformer, resnet; without transformers the resnets simply follow one another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i in range(len(self.resnets)):
+            x = self.step(x, i)
+        return x
+
+
+class UpBlock(Block):
+    """Resnets, each on its input beside the skip that was left last, then the upsampler."""
+
+    def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
+        for i in range(len(self.resnets)):
+            x = self.step(torch.cat([x, skips.pop()], dim=1), i)
+        for sampler in self.upsamplers:
+            x = sampler(x)
+        return x
 
 
 # ----------------------------------------------------------------------------------------------- the network
@@ -232,19 +267,17 @@ class PrunedUNet(nn.Module):
 
     def __init__(self, shapes: Shapes, config: UNetConfig) -> None:
         super().__init__()
+        down = [DownBlock(s, config) for s in numbered(shapes, "down_blocks")]
+        up = [UpBlock(s, config) for s in numbered(shapes, "up_blocks")]
+        skips = 1 + sum(len(block.resnets) + len(block.downsamplers) for block in down)
+        if skips != (taken := sum(len(block.resnets) for block in up)):
+            raise ValueError(f"the down blocks leave {skips} skips, the up blocks take {taken}")
         self.conv_in = convolution(under(shapes, "conv_in"))
-        self.down_blocks = self._blocks(shapes, "down_blocks", config)
-        self.mid_block = Block(under(shapes, "mid_block"), config)
-        self.up_blocks = self._blocks(shapes, "up_blocks", config)
+        self.down_blocks = nn.ModuleList(down)
+        self.mid_block = MidBlock(under(shapes, "mid_block"), config)
+        self.up_blocks = nn.ModuleList(up)
         self.conv_norm_out = group_norm(under(shapes, "conv_norm_out"), config.groups, config.unet_eps)
         self.conv_out = convolution(under(shapes, "conv_out"))
-        skips = 1 + sum(len(b.resnets) + len(b.downsamplers) for b in self.down_blocks)
-        if skips != (taken := sum(len(b.resnets) for b in self.up_blocks)):
-            raise ValueError(f"the down blocks leave {skips} skips, the up blocks take {taken}")
-
-    @staticmethod
-    def _blocks(shapes: Shapes, name: str, config: UNetConfig) -> nn.ModuleList:
-        return nn.ModuleList(Block(under(shapes, f"{name}.{i}"), config) for i in range(count(shapes, name)))
 
     @classmethod
     def from_state(cls, tensors: Mapping[str, Tensor], config: UNetConfig) -> PrunedUNet:
@@ -257,18 +290,8 @@ class PrunedUNet(nn.Module):
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
-            for i, resnet in enumerate(block.resnets):
-                x = block.attend(resnet(x), i)
-                skips.append(x)
-            for sampler in block.downsamplers:
-                x = sampler(x)
-                skips.append(x)
-        # Resnet, transformer, resnet; without transformers the resnets simply follow one another.
-        for i, resnet in enumerate(self.mid_block.resnets):
-            x = self.mid_block.attend(resnet(x), i)
+            x = block(x, skips)
+        x = self.mid_block(x)
         for block in self.up_blocks:
-            for i, resnet in enumerate(block.resnets):
-                x = block.attend(resnet(torch.cat([x, skips.pop()], dim=1)), i)
-            for sampler in block.upsamplers:
-                x = sampler(x)
+            x = block(x, skips)
         return self.conv_out(F.silu(self.conv_norm_out(x)))

@@ -1,5 +1,4 @@
-"""TinySR's VAE in plain PyTorch: TAESD's layers (diffusers' AutoencoderTiny) with any convolution dense or
-separable.
+"""TinySR's VAE in plain PyTorch: AutoencoderTiny's layers, any convolution dense or separable.
 
 Built from a mapping `name -> shape` in the public names (`encoder.layers.K...`, `decoder.layers.K...`): a
 convolution with `weight` is dense, one with `depthwise.weight` and `pointwise.weight` is separable, and a
@@ -27,9 +26,7 @@ Step = tuple[str, int]
 
 
 def encoder_steps(blocks: Sequence[int]) -> Iterator[Step]:
-    """The encoder's layers: a convolution (later stages: of stride 2) before each stage's blocks, one at
-    the end.
-    """
+    """The encoder's layers: a convolution, from the second stage on strided, before each stage's blocks."""
     number = 0
     for stage, repeats in enumerate(blocks):
         for kind in ("down" if stage else "conv", *["block"] * repeats):
@@ -39,9 +36,7 @@ def encoder_steps(blocks: Sequence[int]) -> Iterator[Step]:
 
 
 def decoder_steps(blocks: Sequence[int]) -> Iterator[Step]:
-    """The decoder's layers: convolution, ReLU, and per stage its blocks, an enlargement (not the last), a
-    convolution.
-    """
+    """The decoder's layers: per stage its blocks, an enlargement (but for the last) and a convolution."""
     yield "conv", 0
     yield "relu", 1
     number = 2
@@ -80,9 +75,7 @@ def _layers(shapes: Shapes, steps: Iterator[Step]) -> nn.Sequential:
 
 
 class TinyEncoder(nn.Module):
-    """Image [N,3,H,W] in [-1,1] -> latent [N,C,H/f,W/f], f = `factor` = 2^(stages - 1); shapes as
-    `layers.K...`.
-    """
+    """Image [N,3,H,W] in [-1,1] -> latent [N,C,H/f,W/f], f = `factor` = 2^(stages - 1)."""
 
     def __init__(self, shapes: Shapes, blocks: Sequence[int] = TinySRConfig.encoder_blocks) -> None:
         super().__init__()
@@ -96,9 +89,7 @@ class TinyEncoder(nn.Module):
 
 
 class TinyDecoder(nn.Module):
-    """Latent [N,C,h,w] -> image [N,3,h*f,w*f] around [-1,1], not clamped, f = `factor`; shapes as
-    `layers.K...`.
-    """
+    """Latent [N,C,h,w] -> image [N,3,h*f,w*f] around [-1,1], not clamped, f = `factor`."""
 
     def __init__(self, shapes: Shapes, blocks: Sequence[int] = TinySRConfig.decoder_blocks) -> None:
         super().__init__()
@@ -110,9 +101,7 @@ class TinyDecoder(nn.Module):
 
 
 class TinyVAE(nn.Module):
-    """Both halves. `encode` and `decode` know nothing of the scaling factor, which belongs to the
-    pipeline.
-    """
+    """Both halves, without the scaling factor, which belongs to the pipeline."""
 
     def __init__(self, encoder: TinyEncoder, decoder: TinyDecoder) -> None:
         super().__init__()
@@ -129,9 +118,7 @@ class TinyVAE(nn.Module):
         separable_encoder: bool = False,
         separable_decoder: bool = False,
     ) -> TinyVAE:
-        """A new VAE of one width throughout, freshly initialised; the defaults are the released dense
-        one's.
-        """
+        """A new VAE of one width throughout; the defaults are the released one's, dense."""
         config = config or TinySRConfig()
         encoder = encoder_shapes(width, latent_channels, config.encoder_blocks, separable_encoder)
         decoder = decoder_shapes(width, latent_channels, config.decoder_blocks, separable_decoder)
@@ -177,17 +164,13 @@ def conv_shapes(outputs: int, inputs: int, *, bias: bool, separable: bool) -> di
     return {"weight": (outputs, inputs, 3, 3)} | ({"bias": (outputs,)} if bias else {})
 
 
-def encoder_shapes(
-    width: int, latent: int, blocks: Sequence[int], separable: bool
-) -> dict[str, tuple[int, ...]]:
+def encoder_shapes(width: int, latent: int, blocks: Sequence[int], separable: bool) -> dict[str, tuple[int, ...]]:
     """The tensors `layers.K...` of a regular encoder; the convolutions of stride 2 have no bias."""
     steps = list(encoder_steps(blocks))
     return _shapes(steps, (3, width, latent), separable, {n for kind, n in steps if kind == "down"})
 
 
-def decoder_shapes(
-    width: int, latent: int, blocks: Sequence[int], separable: bool
-) -> dict[str, tuple[int, ...]]:
+def decoder_shapes(width: int, latent: int, blocks: Sequence[int], separable: bool) -> dict[str, tuple[int, ...]]:
     """The tensors `layers.K...` of a regular decoder; the convolutions after an enlargement have no bias."""
     steps = list(decoder_steps(blocks))
     return _shapes(steps, (latent, width, 3), separable, {n + 1 for kind, n in steps if kind == "up"})
@@ -196,9 +179,7 @@ def decoder_shapes(
 def _shapes(
     steps: list[Step], widths: tuple[int, int, int], separable: bool, unbiased: set[int]
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of all convolutions, `widths` being those of the input, between the layers, and of the
-    output.
-    """
+    """Shapes of all convolutions; `widths` are those of the input, of the layers and of the output."""
     shapes: dict[str, tuple[int, ...]] = {}
     for kind, number in steps:
         inputs = widths[0 if number == 0 else 1]

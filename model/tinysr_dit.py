@@ -113,9 +113,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self attention over tokens [N,T,D], not causal, heads of `head_dim` channels, scale
-    1/sqrt(head_dim).
-    """
+    """Self attention over tokens [N,T,D], not causal, in heads of `head_dim`, scale 1/sqrt(head_dim)."""
 
     def __init__(self, dim: int, head_dim: int) -> None:
         super().__init__()
@@ -126,9 +124,7 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            f(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for f in (self.to_q, self.to_k, self.to_v)
-        )
+        q, k, v = (f(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for f in (self.to_q, self.to_k, self.to_v))
         return self.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -144,9 +140,7 @@ class GELU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear to 4D, tanh-GELU, linear to D; the public names leave number 1 to a dropout that does nothing
-    here.
-    """
+    """Linear to 4D, tanh-GELU, linear to D; number 1 of the public names is a dropout, idle here."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -233,8 +227,7 @@ class TinySRTransformer(nn.Module):
         config: TinySRConfig | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> TinySRTransformer:
-        """The network that a public state dict describes, its weights loaded in `dtype`; sizes from the
-        shapes.
+        """The network that a public state dict describes, loaded in `dtype`; sizes from the shapes.
 
         Left-overs of SD3's context stream are ignored. Raises KeyError for a tensor the sizes are read from,
         RuntimeError (naming them) for other missing or surplus tensors, ValueError for a table that is not
@@ -263,11 +256,8 @@ class TinySRTransformer(nn.Module):
         return model.requires_grad_(False)
 
     @torch.no_grad()
-    def cache_modulation(
-        self, *, pooled: Tensor | None = None, temb: Tensor | None = None
-    ) -> TinySRTransformer:
-        """Fill the modulation buffers from the pooled embedding [1,P] or from temb [1,D], drop the modules,
-        return self.
+    def cache_modulation(self, *, pooled: Tensor | None = None, temb: Tensor | None = None) -> TinySRTransformer:
+        """Fill the buffers from the pooled embedding [1,P] or temb [1,D], drop the modules, return self.
 
         Raises ValueError if the buffers are filled already or if not exactly one of the two is given.
         """
@@ -284,9 +274,7 @@ class TinySRTransformer(nn.Module):
         return self
 
     def conditioning(self, pooled: Tensor | None, temb: Tensor | None) -> Tensor | None:
-        """temb [1,D] from whichever of the two is given, None once the modulation is cached; ValueError
-        otherwise.
-        """
+        """temb [1,D] from the one that is given, None once modulation is cached; ValueError otherwise."""
         if self.norm_out is None:
             return None
         if (pooled is None) == (temb is None):
@@ -298,9 +286,7 @@ class TinySRTransformer(nn.Module):
         return self.time_text_embed(pooled)
 
     def forward(self, z: Tensor, *, pooled: Tensor | None = None, temb: Tensor | None = None) -> Tensor:
-        """[N,C,window,window] -> the same shape. Without cached modulation, `pooled` or `temb` must be
-        given.
-        """
+        """[N,C,window,window] -> same; without cached modulation, `pooled` or `temb` must be given."""
         if z.shape[2:] != (self.window, self.window):
             raise ValueError(f"the latent must be {self.window}x{self.window}, found {tuple(z.shape[2:])}")
         temb = self.conditioning(pooled, temb)
@@ -314,8 +300,7 @@ class TinySRTransformer(nn.Module):
         return patches.permute(0, 5, 1, 3, 2, 4).reshape(z.shape)
 
     def normalised_state(self) -> dict[str, Tensor]:
-        """The tensors of the normalised checkpoint (names `transformer.*`, modulation stacked); needs cached
-        modulation.
+        """The tensors of the normalised checkpoint, `transformer.*`; needs cached modulation.
 
         `transformer_blocks.i.modulation` is [6,D] in the order shift, scale, gate of the attention, then of
         the feed-forward; `norm_out.modulation` is [2,D]: scale, shift. Raises ValueError if nothing is
@@ -335,9 +320,7 @@ class TinySRTransformer(nn.Module):
 
 
 def _register(module: nn.Module, names: tuple[str, ...], dim: int) -> None:
-    """Buffers [1,dim], or with zero elements while nothing is cached, as the public checkpoints store
-    them.
-    """
+    """Buffers [1,dim]; with zero elements while nothing is cached, as public checkpoints have them."""
     for name in names:
         module.register_buffer(name, torch.zeros(1, dim) if dim else torch.zeros(0))
 
@@ -350,9 +333,7 @@ def _cache(module: nn.Module, names: tuple[str, ...], source: nn.Module | None, 
 def _modulation(
     module: nn.Module, names: tuple[str, ...], source: nn.Module | None, temb: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """The vectors [1,D], computed from temb while the module that does it is there, from the buffers
-    afterwards.
-    """
+    """The vectors [1,D]: computed from temb while the module is there, from the buffers afterwards."""
     if source is not None:
         return source(temb)
     return tuple(module.get_buffer(name) for name in names)

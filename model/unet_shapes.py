@@ -1,4 +1,4 @@
-"""The names and shapes of regular pruned UNets and KL decoders, from a few numbers: what to build a new network from."""
+"""Names and shapes of regular pruned UNets and KL decoders, from a few numbers: what to build a new network from."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ def _affine(name: str, *shape: int) -> dict[str, Shape]:
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
-def resnet_shapes(
-    name: str, inputs: int, outputs: int, separable: bool, time_bias: bool = False
-) -> dict[str, Shape]:
+def resnet_shapes(name: str, inputs: int, outputs: int, separable: bool, time_bias: bool = False) -> dict[str, Shape]:
     """A residual block; a 1x1 shortcut where the widths differ, `time_bias` [O] on request."""
     shapes = {
         **_affine(f"{name}.norm1", inputs),
@@ -67,8 +65,8 @@ def unet_shapes(
 ) -> dict[str, Shape]:
     """A UNet of one level per entry of `channels`: `layers` resnets per down block, one more per up block.
 
-    `transformers` says per level whether transformers follow the resnets (none by default; the middle block follows
-    the last level). SD 2.1 has them in all levels but the last, and in the middle: pass `middle` levels as needed.
+    `transformers` says per level whether a transformer follows each resnet (none by default); if any level has them,
+    so has the middle block, as in SD 2.1, where only the last level goes without.
     """
     transformers = tuple(transformers or (False,) * len(channels))
     return {

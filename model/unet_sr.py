@@ -1,13 +1,13 @@
-"""Pruned UNet and KL decoder together: a low-resolution image in, one four times as large out (families adcsr, tinysr-unet)."""
+"""Pruned UNet and KL decoder as one module, for training: a low-resolution image in, one four times as large out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from model.kl_decoder import KLDecoder
+from model.pipelines import lr_multiple, run_unet
 from model.pruned_unet import PrunedUNet, Shapes, under
 from tinysr_kernels.families import UNetConfig
 
@@ -35,10 +35,7 @@ class UNetSR(nn.Module):
     @property
     def multiple(self) -> int:
         """What the input's sides must be multiples of."""
-        return self.config.unshuffle * 2 ** sum(len(b.downsamplers) for b in self.unet.down_blocks)
+        return lr_multiple(self.unet, self.config)
 
     def forward(self, lr: Tensor) -> Tensor:
-        sr = self.decoder(self.unet(F.pixel_unshuffle(lr, self.config.unshuffle)))
-        if self.config.residual == "bicubic":
-            sr = sr + F.interpolate(lr, scale_factor=4.0, mode="bicubic", align_corners=False)
-        return sr
+        return run_unet(lr, self.unet, self.decoder, self.config)

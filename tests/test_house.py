@@ -270,3 +270,11 @@ def test_documents_name_every_configuration_field() -> None:
         names, defaults = ([cell.strip() for cell in column.split("`, `")] for column in rows[0].split("|")[1:3])
         default = defaults[[n.strip("`") for n in names].index(name)].strip("`")
         assert json.loads(default) == json.loads(json.dumps(value)), name
+
+
+def test_documents_name_every_option_of_upscale() -> None:
+    usage = run_python('from tinysr_kernels.cli import main; main(["upscale", "--help"])')
+    text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    options = set(re.findall(r"--[a-z][a-z-]+", usage)) - {"--help"}
+    assert len(options) > 10
+    assert sorted(option for option in options if f"`{option}" not in text) == []

@@ -13,7 +13,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tinysr_kernels._version import __version__
@@ -238,10 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with the given arguments (default: the process's) and return its exit code."""
     arguments = _parser().parse_args(argv)
     previous = None
-    try:
+    with suppress(ValueError):  # not the main thread: whoever runs it there minds the signals
         previous = signal.signal(signal.SIGTERM, _terminate)
-    except ValueError:  # not the main thread: whoever runs it there minds the signals
-        pass
     try:
         return arguments.command(arguments)
     except TinySRError as error:

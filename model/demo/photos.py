@@ -22,10 +22,10 @@ LARGEST = 512
 
 
 def photograph(name: str) -> NDArray[np.uint8]:
-    """The photograph [H,W,3] uint8: its middle, at most 512 a side, sides multiples of 16; grey ones repeated to RGB.
+    """The photograph [H,W,3] uint8: its middle, at most 512 a side, sides multiples of 32; grey repeated to RGB.
 
-    Sixteen, so that the reduced picture fits a network of two downsamplings without padding. Raises ImportError
-    without scikit-image and ValueError for a name that is not in NAMES.
+    Thirty-two, so that the reduced picture needs no padding in a network that reduces by eight inside. Raises
+    ImportError without scikit-image and ValueError for a name that is not in NAMES.
     """
     if name not in NAMES:
         raise ValueError(f"no photograph {name!r}; there are {', '.join(NAMES)}")
@@ -35,6 +35,6 @@ def photograph(name: str) -> NDArray[np.uint8]:
     picture = np.asarray(found[0] if isinstance(found, tuple) else found)
     if picture.ndim == 2:
         picture = np.repeat(picture[:, :, None], 3, axis=2)
-    sides = [min(side, LARGEST) // 16 * 16 for side in picture.shape[:2]]
+    sides = [min(side, LARGEST) // 32 * 32 for side in picture.shape[:2]]
     y, x = ((have - want) // 2 for have, want in zip(picture.shape[:2], sides, strict=True))
     return np.ascontiguousarray(picture[y : y + sides[0], x : x + sides[1], :3])

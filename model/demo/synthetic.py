@@ -164,7 +164,7 @@ def shape_distance(rng: Rng, x: Array, y: Array, radius: float) -> Array:
     normals = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 8)))
     normals = np.concatenate([normals, [normals[0] + 2.1, normals[0] + 4.2]])
     sides = [np.cos(a) * x + np.sin(a) * y - radius * rng.uniform(0.4, 0.7) for a in normals]
-    return np.maximum.reduce(sides)
+    return np.maximum.reduce(sides).astype(np.float32)
 
 
 def strokes(rng: Rng, canvas: Array, colours: Array) -> Array:

@@ -55,17 +55,15 @@ class Settings:
 def build(seed: int) -> UNetSR:
     """The untrained network; its last convolution is zero, so it starts as a bicubic enlargement."""
     torch.manual_seed(seed)
-    unet = unet_shapes(
-        3 * CONFIG.unshuffle**2, DECODER_CHANNELS[-1], UNET_CHANNELS, UNET_LAYERS, separable=True
-    )
+    unet = unet_shapes(3 * CONFIG.unshuffle**2, DECODER_CHANNELS[-1], UNET_CHANNELS, UNET_LAYERS, separable=True)
     decoder = decoder_shapes(DECODER_CHANNELS, DECODER_LAYERS, separable=True, attention=False)
     named = {f"unet.{k}": v for k, v in unet.items()} | {f"decoder.{k}": v for k, v in decoder.items()}
     network = UNetSR(named, CONFIG)
     last = network.decoder.conv_out
-    assert isinstance(last, nn.Conv2d) and last.bias is not None
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return network.to(memory_format=torch.channels_last)
+    for value in last.parameters():
+        nn.init.zeros_(value)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 # --------------------------------------------------------------------------------------------------------- data
@@ -97,7 +95,7 @@ class Pool:
             picture = self.pictures[index]
             y, x = rng.integers(0, picture.shape[0] - 4 * side + 1, 2)
             patch = picture[y : y + 4 * side, x : x + 4 * side]
-            patch = np.rot90(patch, rng.integers(4))[:: rng.choice([-1, 1])]
+            patch = np.rot90(patch, int(rng.integers(4)))[:: rng.choice([-1, 1])]
             patches.append(patch.astype(np.float32) / np.float32(255))
         ways = [degrade.random(rng) for _ in patches]
         small = degrade.reduce(patches, [degrade.kernel(way) for way in ways])
@@ -246,6 +244,7 @@ def train(settings: Settings, out: Path, state: Path, every: int = 250) -> None:
 
 
 def main() -> None:
+    """The command line."""
     defaults = Settings()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("tinysr_kernels/checkpoint/demo.safetensors"))

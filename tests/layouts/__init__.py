@@ -1,3 +1,1 @@
-"""Small random checkpoints in the layouts in which the real ones are published, with the networks they
-describe.
-"""
+"""Small random checkpoints in the published layouts, with the networks they describe."""

@@ -92,9 +92,7 @@ def _old_name(name: str) -> str:
 
 
 def _net_params(unet: dict[str, Tensor], middle: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
-    """DataParallel's state dict: number 1 is the UNet, whose `body` holds most of it again, number 2 the
-    middle block.
-    """
+    """DataParallel's state dict: number 1 is the UNet, most of it again in its `body`, 2 the middle block."""
     names = [f"down_blocks.{i}" for i in range(levels)] + ["mid_block"]
     names += [f"up_blocks.{i}" for i in range(levels)] + ["conv_norm_out", "", "conv_out"]
     state = _prefixed("module.body.1", unet)
@@ -105,17 +103,19 @@ def _net_params(unet: dict[str, Tensor], middle: dict[str, Tensor], levels: int)
 
 
 def _lightning(rest: dict[str, Tensor], middle: dict[str, Tensor], width: int, seed: int) -> dict[str, object]:
-    """A training checkpoint: the decoder before AdcSR trained its middle block, beside what else was
-    trained with it.
-    """
+    """A training checkpoint: the decoder before its middle block was trained on, beside foreign keys."""
     generator = torch.Generator().manual_seed(seed + 7)
-    unused = {k: torch.randn(v.shape, generator=generator).to(v) for k, v in middle.items()}
-    unused |= {"conv_in.weight": torch.randn(width, 4, 3, 3), "conv_in.bias": torch.randn(width)}
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    unused = {k: noise(*v.shape).to(v) for k, v in middle.items()}
+    unused |= {"conv_in.weight": noise(width, 4, 3, 3), "conv_in.bias": noise(width)}
     foreign = {
-        "encoder.conv_in.weight": torch.randn(8, 3, 3, 3),
-        "loss.discriminator.main.0.weight": torch.randn(8, 3, 4, 4),
+        "encoder.conv_in.weight": noise(8, 3, 3, 3),
+        "loss.discriminator.main.0.weight": noise(8, 3, 4, 4),
         "loss.logvar": torch.zeros(()),
-        "quant_conv.weight": torch.randn(8, 8, 1, 1),
+        "quant_conv.weight": noise(8, 8, 1, 1),
     }
     return {
         "epoch": 3,

@@ -71,8 +71,7 @@ def write_tinysr(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> TinySRLayout:
-    """Write the release's folder with small random weights stored in `dtype`, and return the networks it
-    describes.
+    """Write the release's folder with small random weights stored in `dtype`; return its networks.
 
     conditioning: the source that counts: the pooled embedding through the embedders, temb.pt, or modulation
     buffers filled by a first forward. decoys: sources of lower precedence lie there too, with other values.

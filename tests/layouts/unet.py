@@ -1,6 +1,4 @@
-"""A small pruned UNet in this project's own layout: one safetensors file, or a folder with its embeddings
-beside it.
-"""
+"""A small pruned UNet in this project's own layout: one file, or a folder with embeddings beside it."""
 
 from __future__ import annotations
 
@@ -142,9 +140,7 @@ def _tiny_decoder(config: UNetConfig, width: int, latent: int, separable: bool, 
 def _time(
     unet: PrunedUNet, time: Time, keep_projection: bool, dtype: torch.dtype, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Tensors for the model file and for the embeddings; with `temb`, the resnets' biases become what it
-    gives.
-    """
+    """Tensors for both files; with time "temb", the resnets' biases become what the projections give."""
     generator = torch.Generator().manual_seed(seed + 5)
     temb = torch.randn(1, TIME_CHANNELS, generator=generator).to(dtype)
     resnets = {f"unet.{name}": part for name, part in unet.named_modules() if isinstance(part, Resnet)}

@@ -1,6 +1,4 @@
-"""Random weights of realistic size: activations stay of order one through a whole network, nothing is
-zero.
-"""
+"""Random weights of realistic size: activations stay of order one, and nothing is zero."""
 
 from __future__ import annotations
 
@@ -18,9 +16,7 @@ from model.tiny_vae import TinyDecoder, TinyEncoder
 
 
 def fill(module: nn.Module, seed: int, bias: float = 0.1) -> None:
-    """Matrices and kernels N(0, 1/fan-in), biases N(0, bias^2), norms' gains around 1; all reproducible
-    from `seed`.
-    """
+    """Matrices and kernels N(0, 1/fan-in), biases N(0, bias^2), norms' gains around 1."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -36,8 +32,7 @@ def fill(module: nn.Module, seed: int, bias: float = 0.1) -> None:
 
 
 def fill_tiny(half: TinyEncoder | TinyDecoder, seed: int) -> None:
-    """As `fill`, for a half of the tiny VAE: stronger before its ReLUs, weaker where its residual blocks add
-    up.
+    """As `fill`, for a half of the tiny VAE: stronger before ReLUs, weaker where residuals add up.
 
     The last convolution is set so that latents are about N(0, 1), decoded images about 0.5 +- 0.15 of [0,1].
     """
@@ -65,9 +60,7 @@ def _latent(first: nn.Module, seed: int) -> Tensor:
 
 
 def _level(last: nn.Module, network: nn.Module, probe: Tensor, mean: float, deviation: float) -> None:
-    """Scale and shift the network's last convolution so that `probe` gives this mean and deviation per
-    channel.
-    """
+    """Scale and shift the last convolution so that `probe` gives this mean and deviation per channel."""
     conv = last.pointwise if isinstance(last, SeparableConv) else last
     with torch.no_grad():
         conv.bias.zero_()

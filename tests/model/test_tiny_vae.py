@@ -1,6 +1,4 @@
-"""The reference tiny VAE against diffusers' AutoencoderTiny, and its separable convolutions against dense
-ones.
-"""
+"""The reference tiny VAE against diffusers' AutoencoderTiny, separable convolutions against dense."""
 
 from __future__ import annotations
 
@@ -59,9 +57,7 @@ def test_against_diffusers(dtype: torch.dtype, config: TinySRConfig) -> None:
 
 
 def test_released_layer_numbers() -> None:
-    """FORMATS' numbering: the encoder's strided convolutions at 2, 6, 10, the decoder's enlargements at 5,
-    10, 15.
-    """
+    """The public keys' numbering."""
     encoder, decoder = dict(_by_number(encoder_steps((1, 3, 3, 3)))), dict(_by_number(decoder_steps((3, 3, 3, 1))))
     assert [n for n, kind in encoder.items() if kind == "down"] == [2, 6, 10]
     assert [n for n, kind in encoder.items() if kind == "conv"] == [0, 14]
@@ -147,9 +143,7 @@ def test_each_layer_is_decided_by_its_own_keys() -> None:
 
 
 def test_ranges() -> None:
-    """Black is the encoder's zero, so its zero padding continues a black image; tanh bounds what the
-    decoder sees.
-    """
+    """Black is the encoder's zero, which its padding continues; tanh bounds what the decoder sees."""
     vae = filled(OTHER).double()
     black = torch.full((1, 3, 24, 24), -1.0, dtype=torch.float64)
     layers = nn.Sequential(*vae.encoder.layers)

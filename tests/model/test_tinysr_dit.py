@@ -1,6 +1,4 @@
-"""The reference transformer against diffusers' SD3 modules, its public names, its cached modulation, and
-LoRA.
-"""
+"""The reference transformer against diffusers' SD3 modules; public names, cached modulation, LoRA."""
 
 from __future__ import annotations
 

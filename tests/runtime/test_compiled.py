@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tinysr_kernels
@@ -194,3 +195,26 @@ def test_half_precision_is_near(demo: tinysr_kernels.CompiledSR) -> None:
 def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         tinysr_kernels.compile("demo", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda t: t.pop("unet.conv_norm_out.bias"), "unet.conv_norm_out.bias"),
+        (lambda t: t.update({"unet.mid_block.extra": torch.zeros(3)}), "unet.mid_block.extra"),
+        (lambda t: t.update({"unet.conv_norm_out.bias": torch.zeros(3)}), r"fit together.*bias"),
+        (lambda t: t.update({"decoder.conv_out.weight": torch.zeros(3, 5, 3, 3)}), "fit together.*weight"),
+        (lambda t: t.update({"unet.conv_in.weight": torch.zeros(4)}), "fit together"),
+    ],
+    ids=["missing", "surplus", "short bias", "wrong width", "wrong rank"],
+)
+def test_a_folded_file_whose_tensors_do_not_fit_is_refused(damage, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "folded.safetensors"
+    tinysr_kernels.compile("demo", device="cpu").save(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    damage(tensors)
+    save_file(tensors, path, metadata)
+    with pytest.raises(tinysr_kernels.CheckpointError, match=message):
+        tinysr_kernels.compile(path, device="cpu")

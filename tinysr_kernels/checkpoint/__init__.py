@@ -6,7 +6,7 @@ checkpoint is executed.
 """
 
 from tinysr_kernels.checkpoint.folded import folded_metadata, write_safetensors
-from tinysr_kernels.checkpoint.load import load
+from tinysr_kernels.checkpoint.loading import load
 from tinysr_kernels.checkpoint.result import Checkpoint
 
 __all__ = ["Checkpoint", "folded_metadata", "load", "write_safetensors"]

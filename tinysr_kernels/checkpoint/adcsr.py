@@ -85,7 +85,7 @@ def _decoder_names(decoder: TensorFile, net: TensorFile) -> dict[str, str]:
     if not any(name.startswith("decoder.") for name in plain.values()):
         plain = {name: f"decoder.{bare}" for name, bare in plain.items()}
     wanted = [f"decoder.{part}" for part in DECODER_PARTS]
-    if not any("body.2." in name for name in net.tensors):
+    if not any(name.removeprefix("module.").startswith("body.2.") for name in net.tensors):
         wanted.append("decoder.mid_block.")
     renamed = {name: bare for name, bare in plain.items() if bare.startswith(tuple(wanted))}
     if not renamed:

@@ -65,7 +65,7 @@ def _are_embeddings(file: TensorFile) -> bool:
     if not file.tensors or any(tensor.ndim > 3 for tensor in file.tensors.values()):
         return False
     return len(file.tensors) <= 8 and all(
-        _EMBEDDING_NAME.search(name) or len(file.tensors) == 1 for name in file.tensors
+        _EMBEDDING_NAME.search(name) or (len(file.tensors) == 1 and "." not in name) for name in file.tensors
     )
 
 

@@ -7,7 +7,7 @@ prompt embedding [1,T,D] lies about, the file's or the tensor's name does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -112,5 +112,4 @@ def position_table(dim: int, side: int, base: int, full_side: int) -> Tensor:
 def checked(candidate: Candidate, shape: Sequence[int | None]) -> Tensor:
     """A recognised embedding with a leading 1, checked to be floating point, finite and of this shape."""
     tensor = candidate.tensor if candidate.tensor.ndim == len(shape) else candidate.tensor[None]
-    origin: Callable[[str], str] = lambda name: candidate.where  # noqa: E731 - a one-line origin
-    return Weights({candidate.name: tensor}, origin).take(candidate.name, shape)
+    return Weights({candidate.name: tensor}, lambda _: candidate.where).take(candidate.name, shape)

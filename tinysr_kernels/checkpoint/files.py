@@ -7,6 +7,7 @@ a file is executed, and a pickle that asks for more than tensors is refused with
 from __future__ import annotations
 
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -79,9 +80,14 @@ def _read_pickle(path: Path) -> TensorFile:
     try:
         # Mapping is more than thrift: torch then cuts each storage out of the mapped file, so a record shorter than
         # its pickle claims is noticed instead of read past its end.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # it loads, or it is refused below
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a damaged pickle can raise anything
-        raise _refusal(path, error) from error
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if wanted:
+            raise _refusal(path, f"the object {wanted.group(1)}") from error
+        raise CheckpointError(f"{path}: damaged, truncated or not a PyTorch file: {_first_line(error)}") from error
     return _tensor_file(path, content, size)
 
 
@@ -92,6 +98,8 @@ def _check_zip(path: Path, size: int) -> None:
             records = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
         raise CheckpointError(f"{path}: damaged or truncated PyTorch archive: {_first_line(error)}") from error
+    if any("/code/" in record.filename for record in records):
+        raise _refusal(path, "a TorchScript program")
     for record in records:
         if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
             raise CheckpointError(
@@ -105,17 +113,13 @@ def _check_zip(path: Path, size: int) -> None:
             )
 
 
-def _refusal(path: Path, error: Exception) -> CheckpointError:
-    wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if wanted or "TorchScript" in str(error):
-        more = f"the object {wanted.group(1)}" if wanted else "a TorchScript program"
-        return CheckpointError(
-            f"{path}: refused: besides tensors it holds {more}, and loading that could run code. Nothing was run. If "
-            "you trust where the file comes from, rewrite it once as plain tensors, in an environment that has what it "
-            f'needs: d = torch.load({path.name!r}, weights_only=False, map_location="cpu"); '
-            'd = d.get("state_dict", d); torch.save({k: v for k, v in d.items() if torch.is_tensor(v)}, "weights.pt")'
-        )
-    return CheckpointError(f"{path}: damaged, truncated or not a PyTorch file: {_first_line(error)}")
+def _refusal(path: Path, more: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: refused: besides tensors it holds {more}, and loading that could run code. Nothing was run. If you "
+        "trust where the file comes from, rewrite it once as plain tensors, in an environment that has what it needs: "
+        f'd = torch.load({path.name!r}, weights_only=False, map_location="cpu"); d = d.get("state_dict", d); '
+        'torch.save({k: v for k, v in d.items() if torch.is_tensor(v)}, "weights.pt")'
+    )
 
 
 def _first_line(error: BaseException) -> str:

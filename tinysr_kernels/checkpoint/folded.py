@@ -113,7 +113,10 @@ def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor
     target = Path(path)
     beside = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
     try:
+        beside.touch()  # learns the mode that a new file gets here; the library would leave it to its owner alone
+        mode = beside.stat().st_mode
         save_file(_separate(tensors), beside, dict(metadata))
+        beside.chmod(mode)
         with open(beside, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(beside, target)

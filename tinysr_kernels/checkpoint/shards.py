@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from tinysr_kernels.checkpoint.files import SUFFIXES, TensorFile, read_file
-from tinysr_kernels.checkpoint.paths import read_json
+from tinysr_kernels.checkpoint.paths import read_json, regular_file
 from tinysr_kernels.checkpoint.text import listed, quoted
 from tinysr_kernels.errors import CheckpointError
 
@@ -48,7 +48,10 @@ def read_index(index: Path) -> TensorFile:
     Raises CheckpointError when a shard is missing or damaged, or when shards and index disagree about a tensor.
     """
     merged = TensorFile(index, {})
-    for path, expected in shard_paths(index).items():
+    shards = shard_paths(index)
+    for path in shards:
+        regular_file(path)
+    for path, expected in shards.items():
         part = read_file(path)
         found = set(part.only_tensors())
         twice = found & set(merged.tensors)

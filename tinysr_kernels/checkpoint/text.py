@@ -21,4 +21,4 @@ def listed(values: Iterable[Any], limit: int = 6) -> str:
     """The first few values, quoted, and how many more there are."""
     names = sorted(values, key=str)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(quoted(n) for n in names[:limit]) + more
+    return ", ".join(quoted(n, 1000) for n in names[:limit]) + more

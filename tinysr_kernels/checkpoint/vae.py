@@ -126,12 +126,8 @@ def check_decoder(
         last = stage == len(blocks) - 1
         # Behind the blocks comes an upsampling layer without weights, except in the last stage.
         layer = start + number + (0 if last else 1)
-        channels = conv(weights, f"{prefix}.{layer}", channels, CHANNELS if last else None, bias=last)
-        if not last and widths is not None and channels not in (widths[stage], widths[stage + 1]):
-            raise CheckpointError(
-                f"{weights.where(f'{prefix}.{layer}.weight')}: expected {widths[stage]} output channels by the "
-                f"configuration, found {channels}"
-            )
+        outputs = CHANNELS if last else _width(widths, stage + 1)
+        channels = conv(weights, f"{prefix}.{layer}", channels, outputs, bias=last)
     return inputs
 
 

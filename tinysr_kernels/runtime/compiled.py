@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import partial
 from os import PathLike
 from typing import Any, cast
 
@@ -63,6 +63,9 @@ class CompiledSR:
         self._folded = place(folded, device, dtype)
         self._networks = {dtype: build(self.family, self.config, self._folded)}
         check_upscale(self.network, upscale)
+        _check_all_used(self.network, self._folded)
+        self.launches = self._trace()
+        """Every launch of the network for one 128x128 image (its own window, where it has one), in order."""
         self._lock = threading.Lock()
         self._retries = 0
         self._limits = Limits(tile=tile)
@@ -131,9 +134,8 @@ class CompiledSR:
         for frame in frames:
             yield self(frame)
 
-    @cached_property
-    def launches(self) -> list[Call]:
-        """Every launch of the network for one 128x128 image (its own window, if that is larger), in order."""
+    def _trace(self) -> list[Call]:
+        """Run the network once without memory or time, which also proves that the tensors' shapes fit together."""
         meta = build(self.family, self.config, {k: v.to("meta") for k, v in self._folded.items()})
         side = TRACE_SIDE
         if isinstance(meta, LatentNetwork):
@@ -202,12 +204,10 @@ def compile(
     for message in checkpoint.notices:
         notice(message)
     run_dtype = _choose_dtype(dtype, checkpoint, run_device)
+    folded = checkpoint.tensors
+    if not checkpoint.folded:
+        folded = fold(checkpoint.family, checkpoint.config, folded, run_dtype)
     try:
-        folded = (
-            checkpoint.tensors
-            if checkpoint.folded
-            else fold(checkpoint.family, checkpoint.config, checkpoint.tensors, run_dtype)
-        )
         return CompiledSR(
             checkpoint,
             folded,
@@ -219,7 +219,20 @@ def compile(
             tile=tile,
         )
     except KeyError as error:
-        raise CheckpointError(f"{checkpoint.source}: tensor {error.args[0]} is missing") from error
+        raise CheckpointError(f"{checkpoint.source}: expected a tensor named {error}, found none") from error
+    except InputError:
+        raise
+    except (ValueError, RuntimeError, StopIteration, ZeroDivisionError) as error:
+        # only a folded file gets here: what a public checkpoint holds was checked while it was read
+        raise CheckpointError(f"{checkpoint.source}: the tensors do not fit together: {error}") from error
+
+
+def _check_all_used(network: Network, folded: dict[str, Tensor]) -> None:
+    """Raise ValueError for a tensor that no part of the network holds."""
+    used = {id(tensor) for tensor in network.buffers()}
+    left = [name for name, tensor in folded.items() if id(tensor) not in used]
+    if left:
+        raise ValueError(f"expected no tensor named {left[0]!r} ({len(left)} without use)")
 
 
 def describe(ckpt: str | PathLike[str] | dict[str, Any] | nn.Module) -> dict[str, Any]:

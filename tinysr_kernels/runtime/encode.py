@@ -64,12 +64,14 @@ def has_alpha(image: Image.Image | np.ndarray) -> bool:
     """Whether any pixel of an image is not opaque."""
     if isinstance(image, np.ndarray):
         return image.shape[-1] in (2, 4) and bool((image[..., -1] < np.iinfo(image.dtype).max).any())
+    if image.mode == "P" and image.has_transparency_data:
+        image = image.convert("RGBA")
     if image.mode in ("LA", "La", "RGBA", "RGBa", "PA"):
         return bool((np.asarray(image.getchannel(len(image.getbands()) - 1)) < 255).any())
     return False
 
 
-_TO_WRITE = {"La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "HSV": "RGB", "YCbCr": "RGB", "P": "RGBA", "1": "L"}
+_TO_WRITE = {"La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "HSV": "RGB", "YCbCr": "RGB", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "1": "L"}
 
 
 def _to_array(image: Image.Image | np.ndarray) -> np.ndarray:
@@ -99,12 +101,12 @@ def encode(image: Image.Image | np.ndarray, suffix: str, metadata: Metadata, enc
         known = " ".join(name for name in FORMATS if writable(name))
         raise InputError(f"cannot write {suffix or 'a file without suffix'}; choose one of {known}")
     size = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
-    reason = unfit(suffix, size, has_alpha(image))
+    pixels = _to_array(image)
+    reason = unfit(suffix, size, has_alpha(pixels))
     if reason:
         raise InputError(f"{reason}; write PNG instead")
     if encoding.strip:
         metadata = metadata.stripped()
-    pixels = _to_array(image)
     if form in _WITHOUT_ALPHA and pixels.shape[-1] in (2, 4):
         pixels = pixels[..., :-1]  # opaque, as `unfit` has seen
     if form == "TIFF":

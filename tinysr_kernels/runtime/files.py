@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tinysr_kernels.errors import InputError
+from tinysr_kernels.errors import InputError, TinySRError
 from tinysr_kernels.runtime import metadata as meta
 from tinysr_kernels.runtime.encode import Encoding, encode
 from tinysr_kernels.runtime.host_memory import check_size
@@ -68,11 +68,21 @@ def unknown_content(path: Path, head: bytes) -> InputError:
     for start, what in _HINTS:
         if start in head[:64]:
             return InputError(f"{path}: {what}")
-    if all(byte >= 32 or byte in b"\t\r\n\f" for byte in head[:64]):
+    if _is_text(head):
         return InputError(f"{path}: not an image but text, beginning with {head[:24]!r}")
     return InputError(
         f"{path}: not an image, or of a format that Pillow cannot read (begins with {head[:12].hex(' ')})"
     )
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:  # the end may lie inside a character
+            return False
+        text = head[: error.start].decode("utf-8")
+    return all(letter.isprintable() or letter in "\t\r\n\f\ufeff" for letter in text)
 
 
 def _open(path: Path, frame: int | None, max_pixels: int | None, upscale: int) -> Image.Image:
@@ -97,7 +107,7 @@ def _open(path: Path, frame: int | None, max_pixels: int | None, upscale: int) -
     try:
         check_size(image.width, image.height, upscale, max_pixels=max_pixels, name=str(path))
         return pick_frame(image, frame, str(path))
-    except InputError:
+    except TinySRError:
         image.close()
         raise
     except DECODE_ERRORS as error:
@@ -132,7 +142,7 @@ def read_picture(
                 return _sixteen_picture(image, np.stack([grey, alpha], -1))
             metadata = meta.collect(image)
             turned = ImageOps.exif_transpose(image) if meta.orientation(image) != 1 else image.copy()
-        except InputError:
+        except TinySRError:
             raise
         except DECODE_ERRORS as error:
             raise InputError(f"{path}: broken or truncated {form} file: {error or type(error).__name__}") from error

@@ -87,7 +87,7 @@ def _enlarge_colour(colour: Tensor, enlarge: Enlarge, upscale: int, space: Colou
         own, rgb = rgb, space.to_srgb(rgb)
         # Colours outside sRGB are clamped for the network. What that takes away is put back, enlarged, at the end.
         lost = own - space.from_srgb(rgb)
-        if float(lost.abs().max()) < 1 / 1024:
+        if float(lost.abs().max()) < 2**-17:  # half a step of 16 bits
             lost = None
     result = enlarge(rgb.contiguous())
     if result.shape != (colour.shape[0], 3, *size):
@@ -171,7 +171,7 @@ def enlarge_pixels(
     floating = native.kind == "f"
     if floating:
         _check_range(*(float(value) for value in torch.aminmax(host)))
-    opaque = channels in (2, 4) and bool((host[..., -1] >= (1 if floating else np.iinfo(native).max)).all())
+    opaque = channels in (2, 4) and bool((pixels[..., -1] >= (1 if floating else np.iinfo(native).max)).all())
     planes = host.to(_work_device(height, width, device)).permute(0, 3, 1, 2)
     if floating:
         wide = torch.float64 if native == np.float64 else torch.float32

@@ -92,6 +92,7 @@ def blend_windows(
             total[k, :, area[0], area[1]] += tile.to(total.dtype) * weights
             norm[k, :, area[0], area[1]] += weights
     assert total is not None
+    assert norm is not None
     return total / norm
 
 

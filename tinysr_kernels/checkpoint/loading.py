@@ -61,8 +61,6 @@ def load(ckpt: Any, *, embeddings: Any = None) -> Checkpoint:
     Returns tensors on the CPU in their stored dtype, except what was merged or evaluated (float32 or wider).
     Raises CheckpointError for whatever is missing, damaged, refused, ambiguous or contradictory.
     """
-    if isinstance(ckpt, Checkpoint):
-        return ckpt
     if isinstance(ckpt, nn.Module):
         return _from_module(ckpt, embeddings)
     if isinstance(ckpt, Mapping):
@@ -146,7 +144,9 @@ def _from_folder(path: Path, embeddings: Any) -> Checkpoint:
 
 def _keep_fitting_decoder(folder: Folder, net: TensorFile) -> None:
     """Of several decoders (a full VAE may lie about) keep those as wide as the middle that was trained."""
-    middle = next((t for name, t in net.tensors.items() if name.endswith("body.2.resnets.1.conv2.bias")), None)
+    middle = next(
+        (t for name, t in net.tensors.items() if name.removeprefix("module.") == "body.2.resnets.1.conv2.bias"), None
+    )
     first = re.compile(r"(^|\.)up_blocks\.0\.resnets\.0\.norm1\.weight$")
     fitting = [
         file

@@ -1,0 +1,524 @@
+"""Files: read by content with all their bits, refused by name, written whole with their metadata or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import stat
+import struct
+import subprocess
+import sys
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from tests.runtime import pictures
+from tests.runtime.pictures import SCALE, nearest, noise, picture, repeated
+from tinysr_kernels.errors import InputError, OutOfMemory
+from tinysr_kernels.runtime import encode, files, host_memory
+from tinysr_kernels.runtime.encode import Encoding, has_alpha, unfit, writable
+from tinysr_kernels.runtime.files import read_picture, upscale_picture, write_bytes, write_picture
+from tinysr_kernels.runtime.metadata import Metadata, collect
+from tinysr_kernels.runtime.sixteen import encode_png
+from tinysr_kernels.runtime.tiff import encode_tiff
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="6" tiff:ImageWidth="9">'
+    b"<exif:PixelYDimension>7</exif:PixelYDimension></r></x:xmpmeta>"
+)
+
+
+def bytes_of(image: Image.Image, form: str, **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def put(folder: Path, name: str, data: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+def exif(orientation: int = 6) -> Image.Exif:
+    made = Image.Exif()
+    made[0x0112], made[0x010F] = orientation, "maker"
+    made.get_ifd(0x8769)[0xA002], made.get_ifd(0x8769)[0xA003] = 9, 7
+    made.get_ifd(0x8825)[1] = "N"
+    return made
+
+
+def enlarge_file(source: Path, target: Path, encoding: Encoding | None = None) -> None:
+    image, metadata = upscale_picture(read_picture(source), nearest, SCALE)
+    write_picture(target, image, metadata, encoding)
+
+
+# Reading
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "TGA", "JPEG2000", "ICO"])
+def test_content_decides_not_the_suffix(tmp_path, form):
+    path = put(tmp_path, "wrong.txt", bytes_of(picture("RGB", 16, 16), form))
+    assert read_picture(path).size == (16, 16)
+    assert read_picture(path).format == form
+
+
+@given(channels=st.sampled_from([1, 2, 3, 4]), width=st.integers(1, 60), height=st.integers(1, 60))
+def test_sixteen_bit_png_is_written_as_others_read_it(channels, width, height):
+    codecs = pytest.importorskip("imagecodecs")
+    pixels = noise(height, width, channels, "uint16")
+    pixels[:, :: 2 + channels] //= 300  # rows of different character use different filters
+    written = encode_png(pixels, Metadata())
+    assert np.array_equal(codecs.png_decode(written).reshape(pixels.shape), pixels)
+
+
+@given(
+    channels=st.sampled_from([1, 2, 3, 4]),
+    dtype=st.sampled_from(["uint8", "uint16"]),
+    width=st.integers(1, 60),
+    height=st.integers(1, 60),
+)
+def test_tiff_is_written_as_others_read_it(channels, dtype, width, height):
+    tifffile = pytest.importorskip("tifffile")
+    pixels = noise(height, width, channels, dtype)
+    read = tifffile.imread(io.BytesIO(encode_tiff(pixels, Metadata())))
+    if channels == 2 and dtype == "uint16":
+        read = read[..., [0, 3]]
+    assert np.array_equal(read.reshape(pixels.shape), pixels)
+    Image.open(io.BytesIO(encode_tiff(pixels, Metadata()))).load()
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_sixteen_bit_png_keeps_its_bits(tmp_path, channels):
+    codecs = pytest.importorskip("imagecodecs")
+    pixels = noise(11, 13, channels, "uint16")
+    source = put(tmp_path, "a.png", codecs.png_encode(pixels))
+    read = read_picture(source)
+    assert np.array_equal(read.image, pixels)
+    assert read.mode == {2: "LA;16", 3: "RGB;16", 4: "RGBA;16"}[channels]
+    if channels == 3:
+        for name in ("b.png", "b.tif"):
+            enlarge_file(source, tmp_path / name)
+            assert np.array_equal(read_picture(tmp_path / name).image, repeated(pixels))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_sixteen_bit_tiff_keeps_its_bits(tmp_path, order, compression, channels):
+    tifffile = pytest.importorskip("tifffile")
+    pixels = noise(11, 13, channels, "uint16")
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        pixels,
+        byteorder=order,
+        photometric="rgb",
+        compression=compression,
+        predictor=compression is not None,
+        extrasamples=["unassalpha"] if channels == 4 else None,
+    )
+    assert np.array_equal(read_picture(tmp_path / "a.tif").image, pixels)
+
+
+def test_premultiplied_sixteen_bit_tiff_is_divided_by_its_alpha(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    pixels = noise(5, 6, 4, "uint16")
+    pixels[..., 3] = np.maximum(pixels[..., 3], 20000)
+    stored = pixels.copy()
+    stored[..., :3] = (pixels[..., :3].astype(np.uint64) * pixels[..., 3:] + 32767) // 65535
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", extrasamples=["assocalpha"])
+    found = read_picture(tmp_path / "a.tif").image
+    assert abs(found.astype(int) - pixels).max() <= 2  # one rounding to 16 bits at alpha of a third
+
+
+def test_a_page_of_a_sixteen_bit_tiff(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    pages = [noise(4, 5, 3, "uint16", seed) for seed in range(3)]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        for page in pages:
+            writer.write(page, photometric="rgb", contiguous=False)
+    with pytest.raises(InputError, match="3 frames"):
+        read_picture(tmp_path / "a.tif")
+    assert np.array_equal(read_picture(tmp_path / "a.tif", frame=1).image, pages[1])
+
+
+def test_bits_that_cannot_be_kept_are_said(tmp_path, caplog):
+    codecs = pytest.importorskip("imagecodecs")
+    pixels = noise(8, 9, 3, "uint16")
+    put(tmp_path, "a.ppm", b"P6 9 8 65535\n" + pixels.astype(">u2").tobytes())
+    put(tmp_path, "a.jp2", codecs.jpeg2k_encode(pixels, level=0))
+    for name in ("a.ppm", "a.jp2"):
+        assert read_picture(tmp_path / name).size == (9, 8)
+    assert caplog.text.count("was read as 8 bits") == 2
+    caplog.clear()
+    write_picture(tmp_path / "a.jpg", pixels)
+    assert "JPEG holds 8 bits" in caplog.text
+
+
+def transparent_chunk(data: bytes, values: bytes) -> bytes:
+    """A PNG with a tRNS chunk before its pixels."""
+    chunk = b"tRNS" + values
+    at = data.index(b"IDAT") - 4
+    return data[:at] + struct.pack(">I", len(values)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[at:]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transparent_sixteen_bit_colour_becomes_alpha(tmp_path, channels):
+    pixels = noise(6, 7, channels, "uint16")
+    key = pixels[2, 3].astype(">u2").tobytes()
+    path = put(tmp_path, "a.png", transparent_chunk(encode_png(pixels, Metadata()), key))
+    found = read_picture(path).image
+    assert found.dtype == np.uint16
+    assert np.array_equal(found[..., :-1], pixels)
+    assert (found[..., -1] == 0).sum() == 1
+    assert found[2, 3, -1] == 0
+
+
+@pytest.mark.parametrize("sixteen", [False, True])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+def test_orientation_of_files(tmp_path, suffix, sixteen, orientation):
+    upright = noise(7, 9, 3, "uint16" if sixteen else "uint8")
+    stored = {
+        1: upright,
+        3: upright[::-1, ::-1],
+        6: upright.swapaxes(0, 1)[::-1],
+        7: upright[::-1, ::-1].swapaxes(0, 1),
+    }
+    marked = Metadata(exif=exif(orientation).tobytes())
+    path = tmp_path / f"a{suffix}"
+    write_picture(path, np.ascontiguousarray(stored[orientation]), marked)
+    read = read_picture(path)
+    assert read.size == (9, 7)
+    assert np.array_equal(np.asarray(read.image), upright)
+    enlarge_file(path, tmp_path / f"b{suffix}")
+    again = read_picture(tmp_path / f"b{suffix}")
+    assert np.array_equal(np.asarray(again.image), repeated(upright))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "empty"),
+        (b"just a few words, no picture\n" * 9, "text"),
+        (b"%PDF-1.7 ....", "PDF"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
+        (b'<?xml version="1.0"?><svg xmlns="x"/>', "SVG"),
+        (b"PK\x03\x04\0\0\0\0", "ZIP"),
+        (b"\xff\x0a\0\0\0\0", "JPEG XL"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+        (bytes(range(128, 228)), "80 81 82"),
+        (b"\x89PNG\r\n\x1a\n", "a.x"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_name(tmp_path, data, message):
+    path = put(tmp_path, "a.x", data)
+    with pytest.raises(InputError, match=message) as caught:
+        read_picture(path)
+    assert str(path) in str(caught.value)
+
+
+def test_what_is_no_file_is_refused_by_name(tmp_path):
+    with pytest.raises(InputError, match=r"missing\.png: cannot be read: No such file"):
+        read_picture(tmp_path / "missing.png")
+    with pytest.raises(InputError, match="not a regular file"):
+        read_picture(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(InputError, match="not a regular file"):
+            read_picture(tmp_path / "pipe")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@given(
+    form=st.sampled_from(["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "JPEG2000", "AVIF"]),
+    sixteen=st.booleans(),
+    data=st.data(),
+)
+def test_damaged_files_are_read_or_refused_never_worse(tmp_path_factory, form, sixteen, data):
+    if sixteen and form in ("PNG", "TIFF"):
+        whole = (encode_png if form == "PNG" else encode_tiff)(
+            noise(20, 20, 3, "uint16"), Metadata(exif=exif().tobytes())
+        )
+    elif not encode.writable(f".{form.lower()}") and form == "AVIF":
+        return
+    else:
+        options = {"exif": exif()} if form in ("PNG", "JPEG", "WEBP", "TIFF") else {}
+        whole = bytes_of(picture("RGB", 20, 20), form, **options)
+    damaged = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
+    for _ in range(data.draw(st.integers(0, 4))):
+        if damaged:
+            damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    path = put(tmp_path_factory.mktemp("damaged"), "a.bin", bytes(damaged))
+    with suppress(InputError):  # anything else fails the test
+        result, metadata = upscale_picture(read_picture(path, max_pixels=1 << 10), nearest, SCALE)
+        write_picture(path.with_suffix(".png"), result, metadata)
+        write_picture(path.with_suffix(".tif"), result, metadata)
+
+
+def test_a_truncated_photograph_is_named(tmp_path):
+    whole = bytes_of(Image.fromarray(noise(64, 64)), "JPEG")
+    path = put(tmp_path, "a.jpg", whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"a\.jpg: broken or truncated JPEG file: .*truncated"):
+        read_picture(path)
+
+
+def bomb(side: int) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    pixels = b"IDAT" + zlib.compress(b"\0" * 100)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        for chunk in (header, pixels, b"IEND")
+    )
+
+
+def test_the_header_is_checked_before_decoding(tmp_path, monkeypatch):
+    path = put(tmp_path, "bomb.png", bomb(60000))
+    with pytest.raises(InputError, match="MAX_IMAGE_PIXELS"):
+        read_picture(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(InputError, match="60000x60000 are 3600000000 pixels, the limit is 1000000"):
+        read_picture(path, max_pixels=1_000_000)
+    monkeypatch.setattr(host_memory, "available_memory", lambda: 1 << 34)
+    with pytest.raises(OutOfMemory, match="60000x60000 enlarged 4 times"):
+        read_picture(path)
+
+
+def test_postscript_is_never_run(tmp_path, monkeypatch):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", None)
+    path = put(tmp_path, "a.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(InputError, match="PostScript"):
+        read_picture(path)
+
+
+# Metadata
+
+
+@pytest.mark.parametrize("source", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("target", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("sixteen", [False, True])
+def test_metadata_travels(tmp_path, source, target, sixteen):
+    profile = pictures.matrix_profile()
+    given_ = Metadata(exif=exif().tobytes(), xmp=XMP, icc=profile, dpi=(300, 300))
+    write_picture(tmp_path / f"a{source}", noise(9, 7, 3, "uint16" if sixteen else "uint8"), given_)
+    enlarge_file(tmp_path / f"a{source}", tmp_path / f"b{target}")
+    with Image.open(tmp_path / f"b{target}") as image:
+        image.load()
+        found = image.getexif()
+        assert image.size == (36, 28)
+        assert found.get(0x0112, 1) == 1
+        assert found[0x010F] == "maker"
+        assert found.get_ifd(0x8769)[0xA002] == 36
+        assert found.get_ifd(0x8769)[0xA003] == 28
+        assert found.get_ifd(0x8825)[1] == "N"
+        assert image.info["icc_profile"] == profile
+        if ".webp" not in (source, target):  # it has no place for a resolution
+            assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+        packet = collect(image).xmp
+        assert packet is not None
+        assert b'tiff:Orientation="6"' not in packet
+        assert b'tiff:ImageWidth="36"' in packet
+        assert b"<exif:PixelYDimension>28<" in packet
+
+
+def test_stripping_leaves_the_profile_alone(tmp_path):
+    given_ = Metadata(exif=exif(1).tobytes(), xmp=XMP, icc=pictures.matrix_profile(), dpi=(300, 300))
+    for suffix in (".jpg", ".png", ".webp", ".tif"):
+        write_picture(tmp_path / f"a{suffix}", noise(4, 5), given_, Encoding(strip=True))
+        with Image.open(tmp_path / f"a{suffix}") as image:
+            image.load()
+            found = collect(image)
+        assert found.icc == given_.icc
+        assert found.xmp is None
+        assert found.dpi is None
+        assert found.exif is None or b"maker" not in found.exif
+
+
+def test_storage_tags_of_a_tiff_do_not_leak(tmp_path):
+    write_picture(tmp_path / "a.tif", noise(4, 5), Metadata(exif=exif(1).tobytes()))
+    enlarge_file(tmp_path / "a.tif", tmp_path / "b.jpg")
+    with Image.open(tmp_path / "b.jpg") as image:
+        assert not {256, 257, 258, 259, 273, 277, 278, 279, 317} & set(image.getexif())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_exif_costs_a_notice_not_the_picture(tmp_path, caplog):
+    path = put(tmp_path, "a.jpg", bytes_of(picture("RGB", 8, 8), "JPEG", exif=b"Exif\0\0MM\0\x2a\xff\xff\xff\xff"))
+    enlarge_file(path, tmp_path / "b.jpg")
+    assert read_picture(tmp_path / "b.jpg").size == (32, 32)
+
+
+def test_long_metadata_is_left_out_of_jpeg_with_a_notice(tmp_path, caplog):
+    long = Image.Exif()
+    long[0x9286] = b"x" * 70000
+    write_picture(tmp_path / "a.jpg", noise(4, 5), Metadata(exif=long.tobytes(), xmp=b"<x>" + b"x" * 70000))
+    assert "EXIF is too long" in caplog.text
+    assert "XMP is too long" in caplog.text
+    assert read_picture(tmp_path / "a.jpg").size == (5, 4)
+
+
+def test_a_grey_profile_is_applied_where_the_format_is_rgb_only(tmp_path):
+    given_ = Metadata(icc=pictures.grey_profile(1.0))
+    write_picture(tmp_path / "a.webp", np.full((4, 5, 1), 128, np.uint8), given_, Encoding(lossless=True))
+    with Image.open(tmp_path / "a.webp") as image:
+        assert "icc_profile" not in image.info
+        assert image.convert("RGB").getpixel((0, 0)) == (188, 188, 188)  # linear 128/255 in sRGB
+
+
+# Writing
+
+
+@pytest.mark.parametrize("mode", sorted(pictures.MODES))
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp", ".avif"])
+def test_every_mode_goes_into_every_format_or_is_refused(tmp_path, mode, suffix):
+    if not writable(suffix):
+        pytest.skip("this Pillow lacks the format")
+    image = picture(mode, 9, 7)
+    path = tmp_path / f"a{suffix}"
+    reason = unfit(suffix, image.size, has_alpha(image))
+    if reason:
+        with pytest.raises(InputError, match="write PNG instead"):
+            write_picture(path, image)
+        assert not path.exists()
+    else:
+        write_picture(path, image)
+        assert read_picture(path).size == (9, 7)
+
+
+def test_opaque_alpha_goes_into_jpeg(tmp_path):
+    pixels = noise(5, 6, 4)
+    pixels[..., 3] = 255
+    write_picture(tmp_path / "a.jpg", Image.fromarray(pixels))
+    assert read_picture(tmp_path / "a.jpg").mode == "RGB"
+
+
+@pytest.mark.parametrize(("suffix", "longest"), [(".jpg", 65500), (".webp", 16383)])
+def test_the_limits_are_those_of_the_encoders(tmp_path, suffix, longest):
+    assert unfit(suffix, (longest, 1), False) is None
+    write_picture(tmp_path / f"a{suffix}", Image.new("RGB", (longest, 1)))
+    assert unfit(suffix, (1, longest + 1), False)
+    with pytest.raises(InputError, match=str(longest)):
+        write_picture(tmp_path / f"b{suffix}", Image.new("RGB", (1, longest + 1)))
+
+
+def test_quality_and_subsampling(tmp_path):
+    image = Image.fromarray(noise(64, 64))
+    sizes = {}
+    for quality in (30, 95):
+        write_picture(tmp_path / "a.jpg", image, None, Encoding(quality=quality))
+        sizes[quality] = (tmp_path / "a.jpg").stat().st_size
+    assert sizes[30] < sizes[95]
+    with Image.open(tmp_path / "a.jpg") as read:
+        assert {layer[1:3] for layer in read.layer} == {(1, 1)}  # 4:4:4
+    write_picture(tmp_path / "a.webp", image, None, Encoding(lossless=True))
+    assert np.array_equal(np.asarray(read_picture(tmp_path / "a.webp").image), np.asarray(image))
+
+
+def test_unknown_suffixes_are_refused(tmp_path):
+    for name in ("a.xyz", "a", "a.gif"):
+        with pytest.raises(InputError, match="cannot write"):
+            write_picture(tmp_path / name, noise(2, 2))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="mode F"):
+        write_picture(tmp_path / "a.png", Image.new("F", (2, 2)))
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt(), SystemExit(143), MemoryError()])
+@pytest.mark.parametrize("where", ["encode", "replace", "write"])
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch, error, where):
+    target = put(tmp_path, "a.png", b"as it was")
+
+    def fail(*_arguments, **_options):
+        raise error
+
+    if where == "encode":
+        monkeypatch.setattr(Image.Image, "save", fail)
+    elif where == "replace":
+        monkeypatch.setattr(files.os, "replace", fail)
+    else:
+        opened = open
+
+        def broken(path, mode="r", *arguments, **options):
+            stream = opened(path, mode, *arguments, **options)
+            if "x" not in mode:
+                return stream
+            stream.write(b"half of it")
+            stream.close()
+            return fail()
+
+        monkeypatch.setattr("builtins.open", broken)
+    with pytest.raises(type(error)):
+        write_picture(target, noise(4, 4))
+    monkeypatch.undo()
+    assert target.read_bytes() == b"as it was"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_killed_while_writing_no_picture_is_left(tmp_path):
+    script = f"""
+import time
+from tinysr_kernels.runtime import files
+def replace(a, b):
+    print("ready", flush=True)
+    time.sleep(60)
+files.os.replace = replace
+files.write_bytes(files.Path({str(tmp_path / "a.png")!r}), b"x" * 100000)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment())
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == b"ready"
+    process.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+    process.wait()
+    process.stdout.close()
+    left = list(tmp_path.iterdir())
+    assert not (tmp_path / "a.png").exists()
+    assert all(path.name.startswith(".") and path.suffix == ".part" for path in left)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+
+
+def test_permissions_and_links(tmp_path):
+    if os.name == "nt":
+        pytest.skip("POSIX permissions")
+    mask = os.umask(0o022)
+    try:
+        write_bytes(tmp_path / "a.png", b"x")
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == 0o644
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    write_bytes(tmp_path / "link.png", b"y")
+    assert (tmp_path / "link.png").is_symlink()
+    assert (tmp_path / "a.png").read_bytes() == b"y"
+
+
+def test_srgb_pictures_skip_the_conversion_and_keep_the_profile(tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    pixels = noise(5, 6)
+    write_picture(tmp_path / "a.png", pixels, Metadata(icc=profile))
+    enlarge_file(tmp_path / "a.png", tmp_path / "b.png")
+    found = read_picture(tmp_path / "b.png")
+    assert found.metadata.icc == profile
+    assert np.array_equal(np.asarray(found.image), repeated(pixels))
+
+
+def test_reading_does_not_keep_files_open(tmp_path):
+    for name, data in (
+        ("a.png", encode_png(noise(4, 4, 3, "uint16"), Metadata())),
+        ("a.jpg", bytes_of(picture("RGB", 4, 4), "JPEG")),
+    ):
+        read_picture(put(tmp_path, name, data))
+    if Path("/proc/self/fd").exists():
+        names = [os.path.realpath(entry) for entry in Path("/proc/self/fd").iterdir()]
+        assert not [name for name in names if name.startswith(str(tmp_path))]
