@@ -198,7 +198,10 @@ def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
         return
     width = max(map(len, facts), default=0)
     for key, value in facts.items():
-        for index, line in enumerate(value if isinstance(value, (list, tuple)) and value else [value]):
+        if isinstance(value, dict):
+            value = [f"{name} = {part}" for name, part in value.items()]
+        lines = value if isinstance(value, (list, tuple)) else [value]
+        for index, line in enumerate(lines or ["none"]):
             print(f"{key if index == 0 else '':<{width}}  {line}")
 
 

@@ -3,18 +3,20 @@
 The pictures follow the dead-leaves model (Lee, Mumford, Huang, "Occlusion models for natural images", IJCV 2001):
 opaque shapes of power-law size painted over each other, which gives the edges, the scale invariance and the 1/f
 spectrum of photographs (training on them: Achddou et al., "Synthetic images as a regularity prior for image
-restoration", 2021). Leaves are filled with gradients, gratings, stripes, 1/f noise and fur-like oriented noise;
-strokes and text add thin lines; smooth light and shade go over the whole.
+restoration", 2021). Leaves are filled with gradients, gratings, stripes, 1/f noise and fur-like oriented noise. Alone
+they teach a network to see cartoons everywhere, so other pictures are made of regions with irregular, often gradual
+borders or of nothing but coloured noise. Strokes and text add thin lines; grain, light, shade and blur go over all.
 """
 
 from __future__ import annotations
 
 import string
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 Array = NDArray[np.float32]
 Rng = np.random.Generator
@@ -28,18 +30,41 @@ OPPONENT_SPREAD = np.array([0.24, 0.085, 0.06], np.float32)
 def image(rng: Rng, size: int = 384) -> NDArray[np.uint8]:
     """One picture [size,size,3], uint8 RGB; the same picture for the same state of `rng`."""
     colours = palette(rng)
-    canvas = fill(rng, size, size, colours)
-    # Large shapes first, so that the whole picture is a patchwork and not details on one ground.
-    leaves(rng, canvas, colours, smallest=float(rng.uniform(25.0, 60.0)), number=int(rng.integers(10, 50)))
-    if rng.random() < 0.75:
-        leaves(rng, canvas, colours, smallest=float(rng.uniform(6.0, 14.0)), number=int(rng.integers(5, 120)))
-    if rng.random() < 0.6:
-        leaves(rng, canvas, colours, smallest=float(rng.uniform(1.2, 4.0)), number=int(rng.integers(5, 300)))
-    if rng.random() < 0.35:
+    kind = rng.random()
+    if kind < 0.35:
+        canvas = fill(rng, size, size, colours)
+        # Large shapes first, so that the whole picture is a patchwork and not details on one ground.
+        leaves(rng, canvas, colours, smallest=float(rng.uniform(25.0, 60.0)), number=int(rng.integers(10, 50)))
+        if rng.random() < 0.75:
+            leaves(rng, canvas, colours, smallest=float(rng.uniform(6.0, 14.0)), number=int(rng.integers(5, 120)))
+        if rng.random() < 0.6:
+            leaves(rng, canvas, colours, smallest=float(rng.uniform(1.2, 4.0)), number=int(rng.integers(5, 300)))
+    elif kind < 0.8:
+        canvas = fill(rng, size, size, colours)
+        regions(rng, canvas, colours, number=int(rng.integers(3, 10)))
+        if rng.random() < 0.5:
+            leaves(rng, canvas, colours, smallest=float(rng.uniform(2.0, 20.0)), number=int(rng.integers(3, 60)))
+    else:
+        canvas = coloured_noise(rng, size, size, colours)
+        if rng.random() < 0.5:
+            regions(rng, canvas, colours, number=int(rng.integers(1, 4)))
+    if rng.random() < 0.3:
         canvas = strokes(rng, canvas, colours)
-    light = np.exp(float(rng.uniform(0.0, 0.4)) * power_noise(rng, size, size, 5.0))
-    canvas = np.clip(canvas * light[:, :, None], 0.0, 1.0) ** float(rng.uniform(0.8, 1.3))
-    return np.round(canvas * 255.0).astype(np.uint8)
+    return finish(rng, canvas)
+
+
+def finish(rng: Rng, canvas: Array) -> NDArray[np.uint8]:
+    """Fine grain in places, smooth light and shade, the softness of a lens; [H,W,3] -> the same in uint8."""
+    height, width = canvas.shape[:2]
+    grain = min(float(rng.exponential(0.06)), 0.25) * power_noise(rng, height, width, float(rng.uniform(0.8, 2.4)))
+    where = 1 / (1 + np.exp(-3 * power_noise(rng, height, width, 3.5)))
+    light = float(rng.uniform(0.0, 0.4)) * power_noise(rng, height, width, 5.0)
+    canvas = np.clip(canvas * np.exp(light + where * grain)[:, :, None], 0.0, 1.0) ** float(rng.uniform(0.8, 1.3))
+    picture = Image.fromarray(np.round(canvas * 255.0).astype(np.uint8))
+    # Few photographs are sharp to the pixel.
+    if rng.random() < 0.65:
+        picture = picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.8))))
+    return np.asarray(picture)
 
 
 # ------------------------------------------------------------------------------------------------------- colours
@@ -96,25 +121,37 @@ def fur(rng: Rng, height: int, width: int) -> Array:
     return (weight * first + (1 - weight) * second).astype(np.float32)
 
 
+def coloured_noise(rng: Rng, height: int, width: int, colours: Array) -> Array:
+    """A random field [height,width,3] with the spectrum of photographs, its chroma smoother than its luminance."""
+    exponent = float(rng.uniform(1.6, 2.8))
+    luminance = power_noise(rng, height, width, exponent)
+    if rng.random() < 0.3:
+        luminance = 0.6 * luminance + 0.8 * fur(rng, height, width)
+    chroma = [power_noise(rng, height, width, exponent + 0.6) for _ in range(2)]
+    spread = OPPONENT_SPREAD * np.array([rng.uniform(0.25, 1.0), *rng.uniform(0.1, 0.7, 2)], np.float32)
+    field = np.stack([luminance, *chroma], axis=-1) * spread
+    return (colours.mean(axis=0) + field @ OPPONENT).astype(np.float32)
+
+
 def fill(rng: Rng, height: int, width: int, colours: Array) -> Array:
     """A textured patch [height,width,3]: a gradient between two colours, modulated by one of the textures."""
     first, second = colour(rng, colours), colour(rng, colours)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     angle = rng.uniform(0, 2 * np.pi)
     ramp = (x - width / 2) * np.cos(angle) / width + (y - height / 2) * np.sin(angle) / height + 0.5
-    patch = first + np.float32(rng.uniform(0, 0.5)) * np.clip(ramp, 0, 1)[:, :, None] * (second - first)
+    patch = first + np.float32(rng.uniform(0, 1.0)) * np.clip(ramp, 0, 1)[:, :, None] * (second - first)
     makers: list[Callable[[], Array] | None] = [
         None,
         lambda: grating(rng, height, width),
         lambda: power_noise(rng, height, width, rng.uniform(0.8, 3.0)),
-        lambda: power_noise(rng, height, width, rng.uniform(2.0, 4.0)),
+        lambda: power_noise(rng, height, width, rng.uniform(1.8, 3.6)),
         lambda: fur(rng, height, width),
     ]
-    maker = makers[rng.choice(len(makers), p=[0.42, 0.10, 0.12, 0.2, 0.16])]
+    maker = makers[rng.choice(len(makers), p=[0.28, 0.07, 0.17, 0.26, 0.22])]
     if maker is None or min(height, width) < 8:
         return patch.astype(np.float32)
     # The texture moves towards the second colour or only in brightness, rarely at full contrast.
-    direction = (second - first) if rng.random() < 0.4 else np.full(3, rng.uniform(0.3, 1.0))
+    direction = (second - first) if rng.random() < 0.4 else np.full(3, rng.uniform(0.3, 1.0), np.float32)
     strength = np.float32(min(rng.exponential(0.10), 0.4))
     return (patch + strength * maker()[:, :, None] * direction).astype(np.float32)
 
@@ -130,23 +167,40 @@ def leaves(rng: Rng, canvas: Array, colours: Array, smallest: float, number: int
     # Large shapes would hide what was painted before: a third of the pictures go from large to small.
     if rng.random() < 0.34:
         radii = np.sort(radii)[::-1]
-    defocus = rng.choice([0.0, 0.0, 1.5])
+    defocus = rng.choice([0.0, 1.0, 3.0])
     for radius in radii:
         cy, cx = rng.uniform(0, height), rng.uniform(0, width)
-        reach = int(np.ceil(radius)) + 3
+        softness = 1.0 + defocus * rng.exponential(1.0)
+        reach = int(np.ceil(radius + softness / 2)) + 1
         y0, y1 = max(0, int(cy) - reach), min(height, int(cy) + reach + 1)
         x0, x1 = max(0, int(cx) - reach), min(width, int(cx) + reach + 1)
         if y1 - y0 < 1 or x1 - x0 < 1:
             continue
         y, x = np.mgrid[y0:y1, x0:x1].astype(np.float32)
         distance = shape_distance(rng, x - np.float32(cx), y - np.float32(cy), float(radius))
-        softness = 1.0 + defocus * rng.exponential(1.0)
         cover = np.clip(0.5 - distance / softness, 0.0, 1.0)[:, :, None]
         region = canvas[y0:y1, x0:x1]
-        region += cover * (fill(rng, y1 - y0, x1 - x0, colours) - region)
+        patch = fill(rng, y1 - y0, x1 - x0, colours)
+        if rng.random() < 0.4:
+            # Round objects are lighter in the middle or towards one side; the fill's gradient does the latter.
+            patch *= 1 + np.float32(rng.uniform(-0.3, 0.5)) * np.clip(distance / np.float32(radius), -1, 0)[:, :, None]
+        region += cover * (patch - region)
 
 
-def shape_distance(rng: Rng, x: Array, y: Array, radius: float) -> Array:
+def regions(rng: Rng, canvas: Array, colours: Array, number: int) -> None:
+    """Cover parts of `canvas` [H,W,3] with fills bounded by level lines of noise, sharp or gradual; in place."""
+    height, width = canvas.shape[:2]
+    for _ in range(number):
+        field = power_noise(rng, height, width, float(rng.uniform(3.0, 5.0)))
+        slope = np.mean(np.hypot(*np.gradient(field)))
+        softness = np.exp(rng.uniform(np.log(0.7), np.log(25.0)))  # in pixels, where the field is as steep as usual
+        distance = (field - rng.uniform(-0.8, 1.2)) / slope / softness
+        cover = np.clip(0.5 + distance, 0, 1)[:, :, None].astype(np.float32)
+        layer = fill if rng.random() < 0.7 else coloured_noise
+        canvas += cover * (layer(rng, height, width, colours) - canvas)
+
+
+def shape_distance(rng: Rng, x: Array, y: Array, radius: float) -> NDArray[np.floating[Any]]:
     """Signed distance (negative inside, in pixels, near the edge) to a random shape of about `radius` at the origin."""
     angle, flat = rng.uniform(0, 2 * np.pi), rng.uniform(0.25, 1.0)
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
@@ -164,7 +218,7 @@ def shape_distance(rng: Rng, x: Array, y: Array, radius: float) -> Array:
     normals = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 8)))
     normals = np.concatenate([normals, [normals[0] + 2.1, normals[0] + 4.2]])
     sides = [np.cos(a) * x + np.sin(a) * y - radius * rng.uniform(0.4, 0.7) for a in normals]
-    return np.maximum.reduce(sides).astype(np.float32)
+    return np.asarray(np.maximum.reduce(sides), np.float32)
 
 
 def strokes(rng: Rng, canvas: Array, colours: Array) -> Array:

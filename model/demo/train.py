@@ -45,10 +45,10 @@ class Settings:
     seed: int = 0
     learning_rate: float = 1e-3
     warmup: int = 200
-    pool: int = 320
+    pool: int = 240
     """Pictures held ready; one is replaced by a new one every `refresh` steps."""
     refresh: int = 8
-    ema: float = 0.998
+    ema: float = 0.999
     precision: str = "bfloat16"
 
 

@@ -19,7 +19,7 @@ from tests.runtime.pictures import MODES, SCALE, bicubic, nearest, noise, pictur
 from tinysr_kernels.errors import InputError, OutOfMemory, TinySRError
 from tinysr_kernels.runtime import host_memory, icc, images
 from tinysr_kernels.runtime.alpha import bleed, enlarge_alpha
-from tinysr_kernels.runtime.images import upscale_image
+from tinysr_kernels.runtime.dispatch import upscale_image
 
 sides = st.integers(1, 60)
 

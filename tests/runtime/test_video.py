@@ -41,7 +41,6 @@ def make(
     full_range: bool = False,
     turn: int = 0,
     pixel_format: str = "yuv420p",
-    subtitles: bool = False,
 ) -> None:
     """A film whose frames last unequally long, with audio tracks of different pitch."""
     with av.open(str(path), "w") as output:
@@ -58,6 +57,8 @@ def make(
         if turn:
             stream.set_display_rotation(turn)
         tracks = [output.add_stream("aac", rate=44100) for _ in range(audio)]
+        for track, language in zip(tracks, ("eng", "fra"), strict=False):
+            track.metadata["language"] = language
         time = 0
         for index, pixels in enumerate(frames_of(count, *size)):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
@@ -66,7 +67,6 @@ def make(
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
         for number, track in enumerate(tracks):
-            track.metadata["language"] = ("eng", "fra")[number]
             for index in range(20):
                 wave = 0.2 * np.sin(np.arange(1024) * (number + 1) / 20)
                 sound = av.AudioFrame.from_ndarray(wave[None].astype(np.float32), format="fltp", layout="mono")
@@ -166,7 +166,7 @@ def damage(source: Path, target: Path, broken: set[int]) -> None:
         streams = {stream.index: second.add_stream_from_template(stream) for stream in first.streams}
         number = 0
         for packet in first.demux():
-            if packet.dts is None:
+            if not packet.size:
                 continue
             if packet.stream.type == "video":
                 if number in broken:
@@ -202,7 +202,8 @@ def test_corruption_between_predicted_frames_loses_no_time(tmp_path):
     make(tmp_path / "whole.mp4")
     damage(tmp_path / "whole.mp4", tmp_path / "a.mp4", {5})
     report = enlarge(tmp_path / "a.mp4", tmp_path / "b.mp4")
-    assert report.frames == 12
+    # The spoiled frame, and the one that the decoder drops where it meets the error.
+    assert (report.frames, report.repeated) == (12, 2)
     assert times(tmp_path / "b.mp4") == times(tmp_path / "whole.mp4")
 
 
@@ -312,6 +313,29 @@ def test_more_than_eight_bits_are_said(tmp_path, caplog):
     make(tmp_path / "a.mkv", codec="ffv1", pixel_format="yuv420p10le", audio=0, count=2)
     enlarge(tmp_path / "a.mkv", tmp_path / "b.mkv")
     assert "10-bit video" in caplog.text
+
+
+def test_subtitles_are_kept_or_said_to_be_left_out(tmp_path, caplog):
+    make(tmp_path / "film.mkv", count=3, audio=1)
+    (tmp_path / "a.srt").write_text("1\n00:00:00,000 --> 00:00:00,100\nHello\n")
+    with (
+        av.open(str(tmp_path / "film.mkv")) as film,
+        av.open(str(tmp_path / "a.srt")) as text,
+        av.open(str(tmp_path / "a.mkv"), "w") as output,
+    ):
+        streams = [*film.streams, text.streams.subtitles[0]]
+        copies = {id(stream): output.add_stream_from_template(stream) for stream in streams}
+        for packet in [*text.demux(), *film.demux()]:
+            if packet.size:
+                packet.stream = copies[id(packet.stream)]
+                output.mux(packet)
+    enlarge(tmp_path / "a.mkv", tmp_path / "b.mkv")
+    with av.open(str(tmp_path / "b.mkv")) as container:
+        (packet,) = (each for each in container.demux(subtitles=0) if each.size)
+        assert b"Hello" in bytes(packet)
+    assert caplog.text == ""
+    enlarge(tmp_path / "a.mkv", tmp_path / "b.mp4")
+    assert "subtitle was left out" in caplog.text
 
 
 def test_without_pyav_the_remedy_is_named(tmp_path, monkeypatch):

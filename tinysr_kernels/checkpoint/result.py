@@ -26,6 +26,8 @@ class Checkpoint:
     """The dtype a folded file was written for, such as "float16"; None for every other kind."""
     notices: list[str] = field(default_factory=list)
     """What was ignored or chosen on the way, one sentence each."""
+    merged: list[str] = field(default_factory=list)
+    """What was merged into the weights while loading, one phrase each."""
     source: str = ""
     """Where the checkpoint came from, for messages."""
     metadata: dict[str, str] = field(default_factory=dict)

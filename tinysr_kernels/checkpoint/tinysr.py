@@ -63,7 +63,9 @@ def build(parts: TinySRParts, source: str, notices: list[str]) -> Checkpoint:
         scaling_factor=layout.scaling_factor,
     )
     named = {f"transformer.{name}": value for name, value in tensors.items()}
-    return Checkpoint("tinysr-dit", config, {**named, **weights.finish()}, notices=notices, source=source)
+    merged = [f"LoRA {parts.lora.where} into the transformer"] if parts.lora is not None else []
+    tensors = {**named, **weights.finish()}
+    return Checkpoint("tinysr-dit", config, tensors, notices=notices, merged=merged, source=source)
 
 
 def _vae_tensors(file: TensorFile) -> dict[str, Any]:

@@ -5,7 +5,7 @@ placed = place(folded, device, dtype)
 network = build(family, config, placed)            # Latent or Pixel, see networks.py
 """
 
-from tinysr_kernels.nets.fold import place
+from tinysr_kernels.nets.fold import folds, place
 from tinysr_kernels.nets.networks import LatentNetwork, Network, PixelNetwork, build, fold
 
-__all__ = ["LatentNetwork", "Network", "PixelNetwork", "build", "fold", "place"]
+__all__ = ["LatentNetwork", "Network", "PixelNetwork", "build", "fold", "folds", "place"]

@@ -38,6 +38,32 @@ def place(folded: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
     return placed
 
 
+def folds(folded: Mapping[str, Tensor]) -> list[str]:
+    """What the folded tensors have taken in, one phrase for each kind of fold that occurs, read from their names."""
+
+    def number(ending: str) -> int:
+        return sum(name.endswith(ending) for name in folded)
+
+    gated = number(".out.weight") + number(".ff2.weight")
+    transformer = "transformer.proj_out.weight" in folded
+    kinds = (
+        (transformer, "modulation (shift, scale) into the linears behind it"),
+        (transformer and gated > number(".gate"), f"{gated - number('.gate')} gates into the linears before them"),
+        (number(".gate"), f"{number('.gate')} gates kept apart, too small for half precision"),
+        (transformer, "the patch projection's bias into the position table"),
+        ("unet.conv_in.weight" in folded, "range map into the first and last convolution"),
+        (number(".qkv.weight"), f"q, k and v of {number('.qkv.weight')} attentions into one product each"),
+        (
+            number(".weight2"),
+            f"the last feed-forward of {number('.weight2')} transformers into their output projection",
+        ),
+        (number(".shortcut_weight"), f"{number('.shortcut_weight')} 1x1 shortcuts into the convolutions beside them"),
+        (number(".phases"), f"{number('.phases')} nearest enlargements into 2x2 phases"),
+        (any(n.startswith("encoder.layers.") for n in folded), "the tiny VAE's range maps and the latent scale"),
+    )
+    return [phrase for occurs, phrase in kinds if occurs]
+
+
 class Folder:
     """Reads tensors of a normalised checkpoint and collects folded ones under the network's own names."""
 

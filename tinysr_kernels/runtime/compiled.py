@@ -15,10 +15,11 @@ from tinysr_kernels.checkpoint import Checkpoint, folded_metadata, load, write_s
 from tinysr_kernels.errors import CheckpointError, InputError
 from tinysr_kernels.families import COLOR_FIXES, ColorFix, TinySRConfig, config_to_dict
 from tinysr_kernels.launch.backend import choose_backend
-from tinysr_kernels.nets import LatentNetwork, Network, build, fold, place
+from tinysr_kernels.nets import LatentNetwork, Network, build, fold, folds, place
 from tinysr_kernels.ops.trace import Call, trace
 from tinysr_kernels.runtime.color import fix_colors
-from tinysr_kernels.runtime.images import Kind, upscale_image
+from tinysr_kernels.runtime.dispatch import Kind, upscale_image
+from tinysr_kernels.runtime.images import DEVICE_PIXELS
 from tinysr_kernels.runtime.notices import notice
 from tinysr_kernels.runtime.pipelines import Limits, bytes_per_pixel, check_upscale, finite_or_wider, restore
 
@@ -60,15 +61,17 @@ class CompiledSR:
         self.color_fix = color_fix
         self.upscale = upscale
         self.notices = list(checkpoint.notices)
+        self._merged = list(checkpoint.merged)
         self._folded = place(folded, device, dtype)
         self._networks = {dtype: build(self.family, self.config, self._folded)}
         check_upscale(self.network, upscale)
         _check_all_used(self.network, self._folded)
-        self.launches = self._trace()
-        """Every launch of the network for one 128x128 image (its own window, where it has one), in order."""
         self._lock = threading.Lock()
         self._retries = 0
-        self._limits = Limits(tile=tile)
+        self._limits = Limits()
+        self.launches = self._trace()
+        """Every launch for one 128x128 image in order, the colour fix included; counted on meta tensors."""
+        self._limits.tile = tile
         if not isinstance(self.network, LatentNetwork):
             self._limits.bytes_per_pixel = bytes_per_pixel(self.launches, TRACE_SIDE**2)
 
@@ -80,8 +83,9 @@ class CompiledSR:
     def __call__(self, image: Kind, *, max_pixels: int | None = None, frame: int | None = None) -> Kind:
         """Enlarge one image, or a batch of equal size, and return the same kind of object.
 
-        image: PIL.Image; numpy [H,W,C] or [N,H,W,C]; torch [3,H,W] or [N,3,H,W]; see `runtime/images.py` for modes,
-        dtypes and ranges. max_pixels: refuse larger inputs. frame: which frame of a multi-frame PIL image.
+        image: PIL.Image; numpy [H,W,C] or [N,H,W,C]; torch [3,H,W] or [N,3,H,W]; `runtime/pil.py` and
+        `runtime/images.py` list modes, dtypes and ranges. max_pixels: refuse larger inputs. frame: which frame of a
+        multi-frame PIL image.
         Raises InputError, OutOfMemory, NonFiniteOutput.
         """
         return upscale_image(image, self.enlarge, self.upscale, device=self.device, max_pixels=max_pixels, frame=frame)
@@ -97,19 +101,21 @@ class CompiledSR:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _enlarge(self, rgb: Tensor) -> Tensor:
-        lr = rgb.to(self.device)
-        overlap = self.config.overlap if isinstance(self.config, TinySRConfig) else 0
-
-        def run(network: Network, image: Tensor) -> Tensor:
-            return restore(network, image, self.upscale, self._limits, overlap)
-
+        lr = rgb if rgb.shape[2] * rgb.shape[3] > DEVICE_PIXELS else rgb.to(self.device)
         wider = torch.promote_types(self.dtype, torch.float32)
         dtypes = [self.dtype] if wider == self.dtype else [self.dtype, wider]
-        sr, attempt = finite_or_wider(run, [partial(self._network, d) for d in dtypes], lr)
+        sr, attempt = finite_or_wider(self._restore, [partial(self._network, d) for d in dtypes], lr)
         if attempt:
             with self._lock:
                 self._retries += 1
             notice(f"{self.dtype} overflowed; this image was computed in {wider}")
+        return self._fix(sr, lr)
+
+    def _restore(self, network: Network, lr: Tensor) -> Tensor:
+        overlap = self.config.overlap if isinstance(self.config, TinySRConfig) else 0
+        return restore(network, lr, self.upscale, self._limits, overlap)
+
+    def _fix(self, sr: Tensor, lr: Tensor) -> Tensor:
         return fix_colors(sr, lr.to(sr.dtype), self.color_fix, self.family, self.upscale)
 
     def _network(self, dtype: torch.dtype) -> Network:
@@ -135,17 +141,16 @@ class CompiledSR:
             yield self(frame)
 
     def _trace(self) -> list[Call]:
-        """Run the network once without memory or time, which also proves that the tensors' shapes fit together."""
+        """Enlarge one image without memory or time, which also proves that the tensors' shapes fit together."""
         meta = build(self.family, self.config, {k: v.to("meta") for k, v in self._folded.items()})
-        side = TRACE_SIDE
-        if isinstance(meta, LatentNetwork):
-            side = meta.window * meta.factor
-        return trace(meta, torch.empty((1, 3, side, side), dtype=self.dtype, device="meta"))
+        lr = torch.empty((1, 3, TRACE_SIDE, TRACE_SIDE), dtype=self.dtype, device="meta")
+        return trace(lambda: self._fix(self._restore(meta, lr), lr))
 
     def info(self) -> dict[str, Any]:
         """What this model is and how it runs, as a JSON-serialisable dictionary.
 
-        parameters: numbers in the folded weights; flops and macs: of the network for one 128x128 image.
+        parameters: numbers in the folded weights; launches, flops and macs: for one 128x128 image; folded: what was
+        merged and folded into the weights.
         """
         flops = sum(call.cost.flops for call in self.launches)
         return {
@@ -164,6 +169,7 @@ class CompiledSR:
             "graphs_held": 0,
             "launch_configurations": {"reference": len(self.launches)},
             "non_finite_retries": self._retries,
+            "folded": self._merged + folds(self._folded),
             "notices": self.notices,
         }
 

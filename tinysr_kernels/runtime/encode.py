@@ -71,7 +71,17 @@ def has_alpha(image: Image.Image | np.ndarray) -> bool:
     return False
 
 
-_TO_WRITE = {"La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "HSV": "RGB", "YCbCr": "RGB", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "1": "L"}
+_TO_WRITE = {
+    "La": "LA",
+    "RGBa": "RGBA",
+    "RGBX": "RGB",
+    "HSV": "RGB",
+    "YCbCr": "RGB",
+    "P": "RGBA",
+    "PA": "RGBA",
+    "CMYK": "RGB",
+    "1": "L",
+}
 
 
 def _to_array(image: Image.Image | np.ndarray) -> np.ndarray:

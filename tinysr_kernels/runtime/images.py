@@ -1,12 +1,8 @@
-"""The one path around the network: any accepted image in, the same kind of image out, `upscale` times larger.
+"""Arrays and tensors through the network: checked, enlarged, and returned in the same dtype, rank and device.
 
-Accepted, and returned as the same kind (anything else is an InputError that says what to do):
-
-- PIL.Image of every mode but F; see pil.py for what becomes of each mode;
-- numpy uint8, uint16, float16, float32, float64: [H,W] grey; [H,W,C] or [N,H,W,C] with C = 1 grey, 2 grey + alpha,
-  3 RGB, 4 RGB + alpha; any strides and byte order;
-- torch uint8, float16, bfloat16, float32, float64: RGB as [3,H,W] or [N,3,H,W]; any strides, any device, also
-  with requires_grad (the result carries no gradient).
+numpy: uint8, uint16, float16, float32, float64 as [H,W] grey; [H,W,C] or [N,H,W,C] with C = 1 grey, 2 grey + alpha,
+3 RGB, 4 RGB + alpha; any strides and byte order. torch: uint8, float16, bfloat16, float32, float64 as RGB [3,H,W] or
+[N,3,H,W]; any strides, any device, also with requires_grad (the result carries no gradient).
 
 Floats lie in [0,1]. Values up to 1e-3 outside, as rounding in half precision leaves them, are clamped; more is
 refused, and so are NaN and infinity. Integers are rounded to nearest once, at the very end.
@@ -18,11 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,7 +26,6 @@ from tinysr_kernels.runtime.host_memory import check_size
 from tinysr_kernels.runtime.icc import ColourSpace
 
 Enlarge = Callable[[Tensor], Tensor]
-Kind = TypeVar("Kind", Image.Image, np.ndarray, Tensor)
 
 RANGE_TOLERANCE = 1e-3
 
@@ -43,38 +36,6 @@ DEVICE_PIXELS = 1 << 22
 _NUMPY_TYPES = ("uint8", "uint16", "float16", "float32", "float64")
 _TORCH_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _STRIP_PIXELS = 1 << 22  # rounding works on strips of about this many pixels: bounded temporaries
-
-
-def upscale_image(
-    image: Kind,
-    enlarge: Enlarge,
-    upscale: int,
-    *,
-    device: torch.device | str | None = None,
-    max_pixels: int | None = None,
-    frame: int | None = None,
-) -> Kind:
-    """Enlarge one image (or a batch, as an array or tensor) of any accepted kind.
-
-    image: see above. enlarge, upscale: the network and its factor s. device: where the network computes; None
-    leaves arrays and PIL images on the CPU. max_pixels: refuse larger ones; None lets the free memory decide.
-    frame: which frame of a multi-frame PIL image, from 0. Raises InputError for what is not accepted,
-    OutOfMemory where the result cannot fit into host memory, and whatever `enlarge` raises.
-    """
-    if isinstance(image, Image.Image):
-        from tinysr_kernels.runtime.pil import upscale_pil
-
-        return upscale_pil(image, enlarge, upscale, device=device, max_pixels=max_pixels, frame=frame)
-    if isinstance(image, np.ndarray):
-        return upscale_array(image, enlarge, upscale, device=device, max_pixels=max_pixels)
-    if isinstance(image, Tensor):
-        return upscale_tensor(image, enlarge, upscale, device=device, max_pixels=max_pixels)
-    hint = ""
-    if isinstance(image, (str, bytes)) or hasattr(image, "__fspath__"):
-        hint = "; open a file with PIL.Image.open, or use the command: tinysr upscale"
-    elif isinstance(image, (list, tuple)):
-        hint = "; enlarge pictures of different sizes one by one, stack equal ones with numpy.stack or torch.stack"
-    raise InputError(f"expected a PIL image, a numpy array or a torch tensor, found {type(image).__name__}{hint}")
 
 
 def _enlarge_colour(colour: Tensor, enlarge: Enlarge, upscale: int, space: ColourSpace | None) -> Tensor:
@@ -114,9 +75,12 @@ def _enlarge_planes(
         return _enlarge_colour(colour, enlarge, upscale, space), alpha
 
 
-def _rounded(colour: Tensor, alpha: Tensor | None, channels: int, dtype: torch.dtype) -> Tensor:
-    """colour [N,1|3,H,W], alpha [N,1,H,W] or None (opaque) -> integers [N,H,W,channels], rounded to nearest."""
-    top = 255 if dtype == torch.uint8 else 65535
+def _rounded(colour: Tensor, alpha: Tensor | None, channels: int, top: int) -> Tensor:
+    """colour [N,1|3,H,W], alpha [N,1,H,W] or None (opaque) -> integers 0..top [N,H,W,channels], rounded to nearest.
+
+    uint8 for a top of 255, else int32: torch has few operations for uint16.
+    """
+    dtype = torch.uint8 if top == 255 else torch.int32
     count, colours, height, width = colour.shape
     result = torch.empty((count, height, width, channels), dtype=dtype, device=colour.device)
     rows = max(1, _STRIP_PIXELS // max(1, width * count))
@@ -167,20 +131,20 @@ def enlarge_pixels(
     """
     _, height, width, channels = pixels.shape
     native = pixels.dtype.newbyteorder("=")
-    host = torch.from_numpy(np.array(pixels, dtype=native, order="C"))  # a copy: the caller's array may be read-only
     floating = native.kind == "f"
+    top = 1 if floating else int(np.iinfo(native).max)
+    opaque = channels in (2, 4) and bool((pixels[..., -1] >= top).all())
+    host = torch.from_numpy(np.array(pixels, dtype=native, order="C"))  # a copy: the caller's array may be read-only
     if floating:
         _check_range(*(float(value) for value in torch.aminmax(host)))
-    opaque = channels in (2, 4) and bool((pixels[..., -1] >= (1 if floating else np.iinfo(native).max)).all())
+    if host.dtype == torch.uint16:
+        host = host.to(torch.float32)
     planes = host.to(_work_device(height, width, device)).permute(0, 3, 1, 2)
-    if floating:
-        wide = torch.float64 if native == np.float64 else torch.float32
-        planes = planes.to(wide).clamp(0, 1)
-    else:
-        planes = planes.to(torch.float32).div_(np.iinfo(native).max)
+    planes = planes.to(torch.float64 if native == np.float64 else torch.float32)
+    planes = planes.clamp(0, 1) if floating else planes.div(top)
     colour, alpha = _enlarge_planes(planes, enlarge, upscale, space, opaque)
     if not floating:
-        return _rounded(colour, alpha, channels, host.dtype).cpu().numpy().astype(pixels.dtype, copy=False)
+        return _rounded(colour, alpha, channels, top).cpu().numpy().astype(pixels.dtype, copy=False)
     parts = [colour.clamp(0, 1)]
     if channels > colour.shape[1]:
         parts.append(torch.ones_like(colour[:, :1]) if alpha is None else alpha)
@@ -282,7 +246,7 @@ def upscale_tensor(
         colour, _ = _enlarge_planes(planes, enlarge, upscale, None, True)
         # Outside inference mode, so that the result is an ordinary tensor that later code may train on.
         if image.dtype == torch.uint8:
-            result = _rounded(colour, None, 3, torch.uint8).permute(0, 3, 1, 2).contiguous()
+            result = _rounded(colour, None, 3, 255).permute(0, 3, 1, 2).contiguous()
         else:
             result = colour.clamp(0, 1).to(image.dtype)
         result = result.to(image.device)

@@ -252,7 +252,7 @@ def upscale_pil(
     max_pixels: int | None = None,
     frame: int | None = None,
 ) -> Image.Image:
-    """A PIL image -> a PIL image, `upscale` times larger; see the top of this file and images.upscale_image.
+    """A PIL image -> a PIL image, `upscale` times larger; see the top of this file and dispatch.upscale_image.
 
     Raises InputError for what is not accepted, also for pixels that cannot be decoded.
     """

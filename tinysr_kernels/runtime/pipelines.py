@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tinysr_kernels.errors import InputError, NonFiniteOutput, OutOfMemory
 from tinysr_kernels.nets import LatentNetwork, Network, PixelNetwork
@@ -52,10 +52,11 @@ class Limits:
 
 
 def restore(network: Network, lr: Tensor, upscale: int, limits: Limits, overlap: int) -> Tensor:
-    """[N,3,H,W] in [0,1] of the network's dtype -> [N,3,s*H,s*W], in float32 or wider, not clamped.
+    """[N,3,H,W] in [0,1] of the network's dtype -> [N,3,s*H,s*W], in float32 or wider, not clamped, where lr lies.
 
-    overlap: latent pixels shared by neighbouring windows of a LatentNetwork. Raises OutOfMemory when the smallest
-    tiles do not fit either.
+    An image that lies on another device than the network (a large one in host memory) travels tile by tile, so that
+    the memory taken on the network's device does not grow with it. overlap: latent pixels shared by neighbouring
+    windows of a LatentNetwork. Raises OutOfMemory when the smallest tiles do not fit either.
     """
     if isinstance(network, PixelNetwork):
         return _restore_pixels(network, lr, limits)
@@ -79,30 +80,41 @@ def _restore_latents(network: LatentNetwork, lr: Tensor, upscale: int, limits: L
     padded = pad_to(lr, *pad_sides(height, width, multiple, minimum))
     enlarged = ops.resize_bicubic(padded, upscale)
     core, halo, factor = limits.vae_core, network.halo, network.factor
-    z = apply_with_halo(enlarged, core, halo, factor, 1, network.encoder)
+    encode, denoise, decode = (
+        _visiting(part, lr.device) for part in (network.encoder, network.transformer, network.decoder)
+    )
+    z = apply_with_halo(enlarged, core, halo, factor, 1, encode)
     side = network.window
     if z.shape[2:] == (side, side):
-        z = network.transformer(z)
+        z = denoise(z)
     else:
         weights = gaussian_window(side, torch.float64, z.device)
-        run = network.transformer
-        z = blend_windows(z, (side, side), overlap, weights, 1, limits.window_batch, run).to(z.dtype)
-    sr = apply_with_halo(z, core, halo, 1, factor, network.decoder)
+        z = blend_windows(z, (side, side), overlap, weights, 1, limits.window_batch, denoise).to(z.dtype)
+    sr = apply_with_halo(z, core, halo, 1, factor, decode)
     return sr[:, :, : height * upscale, : width * upscale].to(_wide(sr.dtype))
+
+
+def _visiting(part: nn.Module, home: torch.device) -> Callable[[Tensor], Tensor]:
+    """A part of the network as a function on tensors at `home`, which visit the part's device for the call."""
+    away = next(part.buffers()).device
+    if away == home:
+        return part
+    return lambda x: part(x.to(away)).to(home)
 
 
 def _restore_pixels(network: PixelNetwork, lr: Tensor, limits: Limits) -> Tensor:
     """AdcSR and tinysr-unet: the whole image while it fits, else overlapping tiles, blended."""
     height, width = lr.shape[2:]
     padded = pad_to(lr, *pad_sides(height, width, network.multiple, network.multiple))
-    tile = limits.tile or _largest_tile(padded, limits)
+    device = next(network.buffers()).device
+    tile = limits.tile or _largest_tile(padded, device, limits)
     while True:
         try:
             sr = _pixel_tiles(network, padded, tile)
             return sr[:, :, : height * network.upscale, : width * network.upscale]
         except (torch.OutOfMemoryError, MemoryError) as error:
             if limits.tile is not None or tile <= SMALLEST_TILE:
-                raise _out_of_memory(tile, padded.device, limits) from error
+                raise _out_of_memory(tile, device, limits) from error
             tile = max(min(tile, max(padded.shape[2:])) // 2, SMALLEST_TILE)
             notice(f"out of memory: going on with tiles of {tile}x{tile} pixels")
 
@@ -110,18 +122,19 @@ def _restore_pixels(network: PixelNetwork, lr: Tensor, limits: Limits) -> Tensor
 def _pixel_tiles(network: PixelNetwork, padded: Tensor, tile: int) -> Tensor:
     side = max(tile // network.multiple, 1) * network.multiple
     window = (min(side, padded.shape[2]), min(side, padded.shape[3]))
+    run = _visiting(network, padded.device)
     if window == tuple(padded.shape[2:]):
-        sr = network(padded)
+        sr = run(padded)
         return sr.to(_wide(sr.dtype))
     overlap = min(max(round(side * TILE_OVERLAP), network.multiple), side // 2)
     scale = network.upscale
     weights = ramp_window(window[0] * scale, window[1] * scale, overlap * scale, torch.float64, padded.device)
-    return blend_windows(padded, window, overlap, weights, scale, 1, network)
+    return blend_windows(padded, window, overlap, weights, scale, 1, run)
 
 
-def _largest_tile(padded: Tensor, limits: Limits) -> int:
+def _largest_tile(padded: Tensor, device: torch.device, limits: Limits) -> int:
     """The larger side of the image if the image fits into memory, else the largest square tile that does."""
-    free = free_memory(padded.device)
+    free = free_memory(device)
     longest = max(padded.shape[2:])
     pixels = padded.shape[0] * padded.shape[2] * padded.shape[3]
     if free is None or pixels * limits.bytes_per_pixel <= free * MEMORY_SHARE:

@@ -85,7 +85,12 @@ class Film:
     decoded: int = 0
     missing: int = 0
     broken_off: bool = False
-    _pending: list[int] = field(default_factory=list)
+    # Times of packets whose frames are still to come (a heap), of packets that raised an error, and how many errors
+    # have not been matched with a lost frame yet. An error may cost the frame that was next to be shown, which
+    # is another than the spoiled one; the spoiled one may still come, half decoded.
+    _due: list[int] = field(default_factory=list)
+    _spoiled: set[int] = field(default_factory=set)
+    _losses: int = 0
     _last: int | None = None
 
     @property
@@ -104,33 +109,50 @@ class Film:
         self._last = pts
         return pts
 
-    def _gap(self, pts: int) -> Missing:
+    def _gap(self, pts: int | None) -> Missing:
         self.missing += 1
+        pts = self._time(pts)
         if self.strict:
             seconds = float(pts * self.video.time_base)
             raise InputError(f"{self.source}: corrupt frame at {seconds:.3f} s; without --strict it is repeated")
-        return Missing(self._time(pts))
+        return Missing(pts)
+
+    def _lost_before(self, pts: int | None) -> Iterator[Missing]:
+        """The gaps before a time (None: before the end). Without an error a packet may rightly give no frame."""
+        while self._due and (pts is None or self._due[0] < pts):
+            due = heapq.heappop(self._due)
+            if self._losses:
+                self._losses -= 1
+                yield self._gap(due)
 
     def _in_order(self, frames: list[Any]) -> Iterator[Any]:
-        """Decoded frames, each after the gaps that precede it on the screen."""
+        """Decoded frames in the order of the screen, each after the gaps that precede it."""
         for frame in frames:
-            while self._pending and (frame.pts is None or self._pending[0] < frame.pts):
-                yield self._gap(heapq.heappop(self._pending))
-            if frame.is_corrupt:
-                yield self._gap(frame.pts if frame.pts is not None else (self._last or 0) + self.step)
+            pts = frame.pts
+            if pts is not None:
+                yield from self._lost_before(pts)
+                if self._due and self._due[0] == pts:
+                    heapq.heappop(self._due)
+            if frame.is_corrupt or pts in self._spoiled:
+                yield self._gap(pts)
                 continue
-            frame.pts = self._time(frame.pts)
+            frame.pts = self._time(pts)
             self.decoded += 1
             yield frame
 
     def _decode(self, packet: Any) -> Iterator[Any]:
-        av = pyav()
+        """packet: of the video, or None at the end."""
+        pts = None
+        if packet is not None and not packet.is_discard:
+            pts = packet.pts if packet.pts is not None else packet.dts
+            if pts is not None:
+                heapq.heappush(self._due, pts)
         try:
             frames = self.video.codec_context.decode(packet)
-        except av.error.FFmpegError:
-            if packet is not None:
-                pts = packet.pts if packet.pts is not None else packet.dts
-                heapq.heappush(self._pending, pts if pts is not None else (self._last or 0) + self.step)
+        except pyav().error.FFmpegError:
+            self._losses += 1
+            if pts is not None:
+                self._spoiled.add(pts)
             return
         yield from self._in_order(frames)
 
@@ -153,13 +175,12 @@ class Film:
                 self.broken_off = True
                 break
             if packet.stream.index != self.video.index:
-                if packet.dts is not None:
+                if packet.dts is not None or packet.pts is not None:  # else it only says that the stream ends
                     yield packet
             elif packet.size:
                 yield from self._decode(packet)
         yield from self._decode(None)
-        while self._pending:
-            yield self._gap(heapq.heappop(self._pending))
+        yield from self._lost_before(None)
 
 
 def open_film(source: Path, strict: bool) -> Film:
