@@ -25,7 +25,7 @@ RUNTIME = [
     "tqdm>=4.66",
 ]
 
-VIDEO = ["av>=14"]
+VIDEO = ["av>=16"]
 
 TEST = [
     "pytest>=8",

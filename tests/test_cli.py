@@ -66,7 +66,7 @@ def test_a_folder_with_a_file_that_is_no_picture(compiled, folder, capsys):
     assert captured.out.splitlines() == [str(folder / "out" / "a.png"), str(folder / "out" / "b.jpg")]
     assert captured.err.splitlines() == [
         f"tinysr: {folder / 'in' / 'b.jpg'}: CMYK was converted to RGB",
-        f"tinysr: error: {folder / 'in' / 'notes.txt'}: not an image but text, beginning with b'remember the milk'",
+        f"tinysr: error: {folder / 'in' / 'notes.txt'}: not an image but text, beginning with 'remember the milk'",
         "tinysr: 2 done, 1 failed",
     ]
     lines = [json.loads(line) for line in (folder / "report.jsonl").read_text().splitlines()]

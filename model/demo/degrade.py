@@ -27,19 +27,19 @@ SCALE = 4
 class Degradation:
     """The parameters of one degradation."""
 
-    sigma_x: float = 1.2
+    sigma_x: float = 1.6
     """Standard deviations of the Gaussian blur along its axes, in pixels of the large picture; 0 for none."""
-    sigma_y: float = 1.2
+    sigma_y: float = 1.6
     angle: float = 0.0
     resize: Resize = "bicubic"
     detour: float = 1.0
     """The small picture is resampled to this multiple of its size and back; 1 for not at all."""
-    gaussian: float = 6.0 / 255
+    gaussian: float = 12.0 / 255
     """Standard deviation of additive noise."""
     poisson: float = 0.0
     """Variance of the shot noise at full brightness."""
     grey_noise: bool = False
-    jpeg: int | None = 75
+    jpeg: int | None = 65
     """JPEG quality (Pillow's scale), None for none."""
 
 
@@ -49,19 +49,19 @@ EVALUATION = Degradation()
 
 def random(rng: Rng) -> Degradation:
     """Draw the parameters of one training degradation."""
-    sigma = float(rng.uniform(0.2, 2.4))
+    sigma = float(rng.uniform(0.2, 3.0))
     stretched = rng.random() < 0.4
     shot = rng.random() < 0.4
     return Degradation(
         sigma_x=sigma,
-        sigma_y=float(rng.uniform(0.2, 2.4)) if stretched else sigma,
+        sigma_y=float(rng.uniform(0.2, 3.0)) if stretched else sigma,
         angle=float(rng.uniform(0, np.pi)),
         resize=rng.choice(["area", "bilinear", "bicubic"]),
         detour=float(rng.uniform(0.7, 1.5)) if rng.random() < 0.25 else 1.0,
-        gaussian=float(rng.uniform(0, 7 if shot else 12)) / 255,
-        poisson=float(rng.uniform(0, 10) / 255) ** 2 if shot else 0.0,
+        gaussian=float(rng.uniform(0, 15 if shot else 25)) / 255,
+        poisson=float(rng.uniform(0, 20) / 255) ** 2 if shot else 0.0,
         grey_noise=bool(rng.random() < 0.4),
-        jpeg=int(rng.integers(50, 98)) if rng.random() < 0.9 else None,
+        jpeg=int(rng.integers(35, 96)) if rng.random() < 0.9 else None,
     )
 
 

@@ -41,7 +41,7 @@ TRAINING_PICTURES, VALIDATION_PICTURES = 1, 2  # the first number of their seeds
 class Settings:
     """How long and how the network is trained."""
 
-    steps: int = 6000
+    steps: int = 5500
     seed: int = 0
     learning_rate: float = 1e-3
     warmup: int = 200

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageCms
 from torch import Tensor
 from torch.nn import functional as F
+
+from tinysr_kernels.runtime.encode import Encoding
+from tinysr_kernels.runtime.files import read_picture, upscale_picture, write_picture
 
 SCALE = 4
 
@@ -98,6 +103,32 @@ MODES = {
     "PA": "RGBA",
     "CMYK": "RGB",
 }
+
+
+def bytes_of(image: Image.Image, form: str, **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def put(folder: Path, name: str, data: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+def exif(orientation: int = 6) -> Image.Exif:
+    made = Image.Exif()
+    made[0x0112], made[0x010F] = orientation, "maker"
+    made.get_ifd(0x8769)[0xA002], made.get_ifd(0x8769)[0xA003] = 9, 7
+    made.get_ifd(0x8825)[1] = "N"
+    return made
+
+
+def enlarge_file(source: Path, target: Path, encoding: Encoding | None = None) -> None:
+    image, metadata = upscale_picture(read_picture(source), nearest, SCALE)
+    write_picture(target, image, metadata, encoding)
+
 
 # D50-adapted colorants, from the published primaries; gamma as a curve of one number.
 DISPLAY_P3 = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))

@@ -38,6 +38,8 @@ def upscale_image(
     """
     if isinstance(image, Image.Image):
         return upscale_pil(image, enlarge, upscale, device=device, max_pixels=max_pixels, frame=frame)
+    if frame is not None:
+        raise InputError(f"frame={frame} chooses a picture of a PIL image's; index the {type(image).__name__} instead")
     if isinstance(image, np.ndarray):
         return upscale_array(image, enlarge, upscale, device=device, max_pixels=max_pixels)
     if isinstance(image, Tensor):

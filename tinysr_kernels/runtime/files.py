@@ -69,7 +69,7 @@ def unknown_content(path: Path, head: bytes) -> InputError:
         if start in head[:64]:
             return InputError(f"{path}: {what}")
     if _is_text(head):
-        return InputError(f"{path}: not an image but text, beginning with {head[:24]!r}")
+        return InputError(f"{path}: not an image but text, beginning with {head[:24].decode(errors='replace')!r}")
     return InputError(
         f"{path}: not an image, or of a format that Pillow cannot read (begins with {head[:12].hex(' ')})"
     )

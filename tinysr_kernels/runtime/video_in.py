@@ -22,6 +22,8 @@ from tinysr_kernels.runtime.notices import notice
 _BT709, _BT601 = 1, 5
 _MATRIX = {1: _BT709, 4: 4, 5: _BT601, 6: _BT601, 7: 7, 9: 9, 10: 9}
 _SD_HEIGHT = 576
+# swscale's flags by number, which PyAV names since version 17.1 only: bicubic, full chroma on either side, accurate.
+_SCALING = 0x4 | 0x2000 | 0x4000 | 0x40000
 
 
 def pyav() -> Any:
@@ -219,26 +221,36 @@ class Converter:
         av = pyav()
         self.look = look
         self._reformatter = av.video.reformatter.VideoReformatter()
-        flags = av.video.reformatter.Interpolation
-        self._quality = flags.BICUBIC | flags.ACCURATE_RND | flags.FULL_CHR_H_INT | flags.FULL_CHR_H_INP
         self._range = 2 if look.full_range else 1
+        # The matrix on the RGB side has no meaning; but before PyAV 17 the two count only where they differ.
+        self._other = _BT601 if look.matrix != _BT601 else _BT709
 
     def to_rgb(self, frame: Any) -> np.ndarray:
         """A decoded frame -> uint8 [H,W,3], turned upright."""
-        matrix = {} if self.look.rgb else {"src_colorspace": self.look.matrix, "src_color_range": self._range}
-        rgb = self._reformatter.reformat(
-            frame, format="rgb24", dst_color_range=2, interpolation=self._quality, **matrix
-        ).to_ndarray()
+        if self.look.rgb:
+            rgb = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+        else:
+            rgb = self._reformatter.reformat(
+                frame,
+                format="rgb24",
+                src_colorspace=self.look.matrix,
+                dst_colorspace=self._other,
+                src_color_range=self._range,
+                dst_color_range=2,
+                interpolation=_SCALING,
+            ).to_ndarray()
         return np.ascontiguousarray(np.rot90(rgb, self.look.turn // 90))
 
     def to_yuv(self, pixels: np.ndarray, pixel_format: str) -> Any:
         """uint8 [H,W,3] -> a frame of the pixel format."""
         frame = pyav().VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        frame.colorspace = self.look.matrix  # PyAV 17 does not know BT.2020 by argument, but copies it from here
         return self._reformatter.reformat(
             frame,
             format=pixel_format,
-            src_color_range=2,
+            src_colorspace=self._other,
             dst_colorspace=self.look.matrix,
+            src_color_range=2,
             dst_color_range=self._range,
-            interpolation=self._quality,
+            interpolation=_SCALING,
         )
