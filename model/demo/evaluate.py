@@ -23,6 +23,8 @@ from model.demo import degrade, photos
 
 Picture = NDArray[np.uint8]
 Enlarge = Callable[[Picture], Picture]
+Strengths = dict[str, tuple[degrade.Degradation, dict[str, float]]]
+"""Name of a strength of degradation -> the degradation and the mean figures under it."""
 
 # Where the comparison looks: (photograph, top, left) of squares of 160 pixels of the original.
 DETAILS = (
@@ -48,11 +50,11 @@ class Result:
     ssim: float
 
 
-def degraded(name: str) -> tuple[Picture, Picture]:
+def degraded(name: str, how: degrade.Degradation) -> tuple[Picture, Picture]:
     """The photograph [4H,4W,3] and its degraded quarter [H,W,3]."""
     original = photos.photograph(name)
     rng = np.random.default_rng([20, photos.NAMES.index(name)])
-    small = degrade.degrade(original.astype(np.float32) / np.float32(255), degrade.EVALUATION, rng)
+    small = degrade.degrade(original.astype(np.float32) / np.float32(255), how, rng)
     return original, np.round(small * 255).astype(np.uint8)
 
 
@@ -108,11 +110,15 @@ def table(results: list[Result]) -> str:
 
 
 def means(results: list[Result]) -> dict[str, float]:
-    """Mean figures over the photographs; `gain` is the mean PSNR above bicubic, `least_gain` the smallest."""
+    """Mean figures over the photographs; gains are PSNR above bicubic: their mean, their median and the smallest."""
     keys = ("bicubic_psnr", "psnr", "bicubic_ssim", "ssim")
     mean = {key: float(np.mean([getattr(r, key) for r in results])) for key in keys}
     gains = [r.psnr - r.bicubic_psnr for r in results]
-    return mean | {"gain": float(np.mean(gains)), "least_gain": float(np.min(gains))}
+    return mean | {
+        "gain": float(np.mean(gains)),
+        "median_gain": float(np.median(gains)),
+        "least_gain": float(np.min(gains)),
+    }
 
 
 def describe(how: degrade.Degradation) -> str:
@@ -123,16 +129,33 @@ def describe(how: degrade.Degradation) -> str:
     )
 
 
-def report(results: list[Result], ckpt: str) -> str:
+def strengths_table(strengths: Strengths) -> str:
+    """Means for each strength of degradation as a Markdown table."""
+    lines = [
+        "| degradation | PSNR bicubic | PSNR ours | mean gain | median gain | least gain | SSIM bicubic | SSIM ours |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for how, m in strengths.values():
+        lines.append(
+            f"| {describe(how)} | {m['bicubic_psnr']:.2f} | {m['psnr']:.2f} | {m['gain']:+.2f} "
+            f"| {m['median_gain']:+.2f} | {m['least_gain']:+.2f} | {m['bicubic_ssim']:.4f} | {m['ssim']:.4f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def report(results: list[Result], strengths: Strengths, ckpt: str) -> str:
     """RESULTS.md."""
     return (
         "# The demonstration checkpoint on photographs\n\n"
         "The network was trained on procedural pictures alone (`python -m model.demo.train`) and saw none of these\n"
         "photographs, which come inside scikit-image's wheel (their middle, at most 512 pixels a side).\n"
-        f"Each was degraded with a fixed seed: {describe(degrade.EVALUATION)}.\n"
+        f"Each was degraded with a fixed seed: {describe(degrade.EVALUATION)}. These are the midpoints of\n"
+        "the ranges in Real-ESRGAN's published options for its first stage (arXiv 2107.10833).\n"
         "PSNR (dB) and SSIM are over RGB, against the original.\n\n"
         f"{table(results)}\n"
         "![low resolution, bicubic, ours, original](comparison.png)\n\n"
+        "How the gain depends on the damage, over the same photographs:\n\n"
+        f"{strengths_table(strengths)}\n"
         f"Made by `python -m model.demo.evaluate --ckpt {ckpt}`.\n"
     )
 
@@ -152,11 +175,13 @@ def comparison(rows: list[list[Picture]], titles: tuple[str, ...], zoom: int = 2
     return sheet
 
 
-def evaluate(enlarge: Enlarge, names: tuple[str, ...] = photos.NAMES) -> tuple[list[Result], list[list[Picture]]]:
-    """Enlarge and measure every photograph; the results, and per detail its four squares."""
+def evaluate(
+    enlarge: Enlarge, names: tuple[str, ...] = photos.NAMES, how: degrade.Degradation = degrade.EVALUATION
+) -> tuple[list[Result], list[list[Picture]]]:
+    """Degrade, enlarge and measure every photograph; the results, and per detail its four squares."""
     results, details = [], {}
     for name in names:
-        original, small = degraded(name)
+        original, small = degraded(name, how)
         base, ours = bicubic(small), enlarge(small)
         results.append(measure(name, original, base, ours))
         nearest = small.repeat(degrade.SCALE, axis=0).repeat(degrade.SCALE, axis=1)
@@ -169,7 +194,7 @@ def evaluate(enlarge: Enlarge, names: tuple[str, ...] = photos.NAMES) -> tuple[l
     return results, rows
 
 
-def write(out: Path, results: list[Result], rows: list[list[Picture]], ckpt: str) -> None:
+def write(out: Path, results: list[Result], rows: list[list[Picture]], strengths: Strengths, ckpt: str) -> None:
     """results.json, RESULTS.md and comparison.png in the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     figures = {
@@ -177,9 +202,10 @@ def write(out: Path, results: list[Result], rows: list[list[Picture]], ckpt: str
         "degradation": asdict(degrade.EVALUATION),
         "mean": means(results),
         "photographs": [asdict(r) for r in results],
+        "strengths": {name: {"degradation": asdict(how), "mean": mean} for name, (how, mean) in strengths.items()},
     }
     (out / "results.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    (out / "RESULTS.md").write_text(report(results, ckpt), encoding="utf-8")
+    (out / "RESULTS.md").write_text(report(results, strengths, ckpt), encoding="utf-8")
     sheet = comparison(rows, ("low resolution", "bicubic", "ours", "original"))
     sheet.save(out / "comparison.png", optimize=True)
 
@@ -190,9 +216,14 @@ def main() -> None:
     parser.add_argument("--ckpt", default="demo")
     parser.add_argument("--out", type=Path, default=Path("docs/demo"))
     args = parser.parse_args()
-    results, rows = evaluate(compiled(args.ckpt))
-    write(args.out, results, rows, args.ckpt)
+    enlarge = compiled(args.ckpt)
+    results, rows = evaluate(enlarge)
+    strengths: Strengths = {"light": (degrade.LIGHT, means(evaluate(enlarge, how=degrade.LIGHT)[0]))}
+    strengths["middle"] = (degrade.EVALUATION, means(results))
+    strengths["heavy"] = (degrade.HEAVY, means(evaluate(enlarge, how=degrade.HEAVY)[0]))
+    write(args.out, results, rows, strengths, args.ckpt)
     print(table(results))
+    print(strengths_table(strengths))
     print(args.out / "comparison.png")
 
 

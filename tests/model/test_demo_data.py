@@ -200,7 +200,29 @@ def test_evaluation_writes_figures_and_picture(tmp_path: Path) -> None:
     assert 15 < result.psnr < 40
     assert 0 < result.ssim < 1
     assert [picture.shape for picture in rows[0]] == [(evaluate.DETAIL, evaluate.DETAIL, 3)] * 4
-    evaluate.write(tmp_path, results, rows, "demo")
+    strengths = {"middle": (degrade.EVALUATION, evaluate.means(results))}
+    evaluate.write(tmp_path, results, rows, strengths, "demo")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["RESULTS.md", "comparison.png", "results.json"]
     assert json.loads((tmp_path / "results.json").read_text())["mean"]["gain"] == 0
     assert "| chelsea |" in (tmp_path / "RESULTS.md").read_text()
+
+
+STORED = Path(__file__).parents[2] / "docs" / "demo" / "results.json"
+
+
+def test_the_demo_checkpoint_enlarges_better_than_bicubic() -> None:
+    """The bar for the checkpoint in the package, on the stored figures."""
+    stored = json.loads(STORED.read_text())
+    assert stored["mean"]["gain"] >= 0.8
+    assert stored["mean"]["least_gain"] > 0
+    assert stored["mean"]["ssim"] > stored["mean"]["bicubic_ssim"]
+    assert {p["photograph"] for p in stored["photographs"]} == set(photos.NAMES)
+
+
+@pytest.mark.parametrize("name", ["chelsea", "coins"])
+def test_the_stored_figures_are_what_the_checkpoint_gives(name: str) -> None:
+    ((result,), _) = evaluate.evaluate(evaluate.compiled("demo"), names=(name,))
+    (stored,) = (p for p in json.loads(STORED.read_text())["photographs"] if p["photograph"] == name)
+    assert result.psnr == pytest.approx(stored["psnr"], abs=0.02)
+    assert result.ssim == pytest.approx(stored["ssim"], abs=0.001)
+    assert result.bicubic_psnr == pytest.approx(stored["bicubic_psnr"], abs=0.02)

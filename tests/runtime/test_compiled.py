@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -107,6 +109,35 @@ def test_the_demo_takes_every_kind_of_image(demo: tinysr_kernels.CompiledSR) -> 
     assert np.array_equal(demo(tensor).permute(1, 2, 0).numpy(), large)
     batch = demo(torch.stack([tensor, tensor.flip(2)]))
     assert np.array_equal(batch[0].permute(1, 2, 0).numpy(), large)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    long=st.integers(1, 300),
+    short=st.integers(1, 40),
+    upright=st.booleans(),
+    mode=st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"]),
+)
+def test_any_size_and_mode_comes_back_four_times_larger(
+    demo: tinysr_kernels.CompiledSR, long: int, short: int, upright: bool, mode: str
+) -> None:
+    size = (short, long) if upright else (long, short)
+    noise = (image(size[1], size[0])[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    picture = Image.fromarray(noise).convert("L" if mode == "I;16" else "RGB").convert(mode)
+    large = demo(picture)
+    assert large.size == (4 * size[0], 4 * size[1])
+    assert large.mode == {"1": "L", "P": "RGB", "CMYK": "RGB"}.get(mode, mode)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float16", "float32", "float64"])
+def test_arrays_keep_their_type(demo: tinysr_kernels.CompiledSR, dtype: str) -> None:
+    pixels = image(9, 14)[0].permute(1, 2, 0).numpy()
+    top = np.iinfo(dtype).max if dtype.startswith("uint") else 1
+    large = demo((pixels * top).astype(dtype))
+    assert large.dtype == dtype
+    assert large.shape == (36, 56, 3)
+    reference = demo(pixels.astype(np.float32))
+    assert np.abs(large.astype(np.float64) / top - reference).max() < (0.05 if dtype == "uint8" else 0.02)
 
 
 def test_one_by_one_equals_the_batch(demo: tinysr_kernels.CompiledSR) -> None:
