@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinysr_kernels.ops import REGISTRY
+
 Arguments = dict[str, Any]
 
 
@@ -59,7 +61,10 @@ class Case:
     def arguments(self, dtype: torch.dtype, draw: int = 0) -> Arguments:
         """The arguments with every floating tensor, and an argument called dtype, in `dtype`."""
         drawn = self.make(Draw(f"{self.op} {self.name} {draw}"))
-        return {k: dtype if k == "dtype" else convert(v, dtype) for k, v in drawn.items() if v is not None}
+        schema = REGISTRY[self.op].overload._schema
+        optional = {a.name for a in schema.arguments if a.has_default_value()}
+        given = {k: v for k, v in drawn.items() if v is not None or k not in optional}
+        return {k: dtype if k == "dtype" else convert(v, dtype) for k, v in given.items()}
 
     def __str__(self) -> str:
         return self.name.replace(" ", "-")

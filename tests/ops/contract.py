@@ -93,6 +93,8 @@ class OperatorContract:
     # Whether a sample's result has the same bits in any batch. Convolutions and products of the library choose
     # their algorithm by the batch; theirs is then only as accurate.
     same_bits_in_any_batch = True
+    # Whether it has the same bits wherever its inputs begin in memory.
+    same_bits_at_any_address = True
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Parametrise by the arguments that a test asks for."""
@@ -122,7 +124,7 @@ class OperatorContract:
     def check_as_good_as_eager(self, function: Callable[..., Any], case: Case, dtype: torch.dtype) -> None:
         """Over several draws, because the errors of a handful of elements are mostly luck."""
         drawn = [case.arguments(dtype, draw) for draw in range(DRAWS)]
-        results, eagers = [function(**a) for a in drawn], [type(self).eager(**a) for a in drawn]
+        results, eagers = [function(**a) for a in drawn], [self.eagerly(a) for a in drawn]
         exacts = [self.exact(case, dtype, draw) for draw in range(DRAWS)]
         assert is_as_good_as(results, eagers, exacts), (pooled(results, exacts), pooled(eagers, exacts))
 
@@ -131,6 +133,13 @@ class OperatorContract:
         with FlopCounterMode(display=False) as counter:
             type(self).eager(**arguments)
         return counter.get_total_flops()
+
+    def eagerly(self, arguments: Arguments) -> Any:
+        """Eager's result with images in channels_last memory, as networks hold them.
+
+        Its convolutions round otherwise there than on contiguous planes: 6.8e-7 against 1.9e-7 at 240 channels.
+        """
+        return type(self).eager(**{k: relaid(v, "channels_last") for k, v in arguments.items()})
 
     def test_float64(self, case: Case) -> None:
         result = self.call(case.arguments(torch.float64))
@@ -165,6 +174,11 @@ class OperatorContract:
     @pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced"])
     def test_layouts(self, case: Case, layout: str) -> None:
         arguments = case.arguments(torch.float32)
+        if not self.same_bits_at_any_address:
+            self.check_as_good_as_eager(
+                lambda **a: self.call({k: relaid(v, layout) for k, v in a.items()}), case, torch.float32
+            )
+            return
         moved = {k: relaid(v, layout) for k, v in arguments.items()}
         for got, want in zip(tensors(self.call(moved)), tensors(self.call(arguments)), strict=True):
             assert torch.equal(got, want)
@@ -187,7 +201,7 @@ class OperatorContract:
 
     def one_by_one(self, **arguments: Any) -> tuple[Tensor, ...]:
         """The operator on each sample of the batch alone."""
-        batched = {k for k, v in arguments.items() if k in BATCHED and v.dim() > 1}
+        batched = {k for k, v in arguments.items() if k in BATCHED and v is not None and v.dim() > 1}
         if not batched:
             return tensors(self.call(arguments))
         samples = range(arguments[min(batched)].shape[0])
@@ -205,6 +219,7 @@ class OperatorContract:
 
     def test_compile(self, some_case: Case) -> None:
         arguments = some_case.arguments(torch.float32)
+        torch._dynamo.reset()  # each case is a function of its own, not a recompilation of the last
         compiled = torch.compile(lambda a: self.call(a), fullgraph=True, backend="aot_eager", dynamic=False)
         pairs = zip(tensors(compiled(arguments)), tensors(self.call(arguments)), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
@@ -220,7 +235,6 @@ class OperatorContract:
         """A wrong argument is named with what was expected and found, by the operator and by its fake."""
         changes, pattern = mistake
         arguments = {**CASES[self.op][0].arguments(torch.float32), **changes}
-        arguments = {k: v for k, v in arguments.items() if v is not None}
         with pytest.raises(ValueError, match=pattern):
             self.call(arguments)
         with pytest.raises(ValueError, match=pattern):
@@ -234,7 +248,7 @@ class OperatorContract:
         halves = []
         for c in cases:
             arguments = c.arguments(torch.bfloat16)
-            eager, exact = type(self).eager(**arguments), self.exact(c, torch.bfloat16)
+            eager, exact = self.eagerly(arguments), self.exact(c, torch.bfloat16)
             halves.append(is_as_good_as([wrong(**arguments)], [eager], [exact]))
         assert not all(doubles), "passes for exact"
         assert not all(halves), "passes in bfloat16"

@@ -33,14 +33,10 @@ def oracle(
 def eager(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, skip: Tensor | None = None, silu: bool = True
 ) -> Tensor:
-    v = x if skip is None else torch.cat([x, skip], 1)
+    # On contiguous planes: on channels_last ones torch's own variance cancels, and would be too easy a bar.
+    v = (x if skip is None else torch.cat([x, skip], 1)).contiguous()
     y = torch.group_norm(v, groups, weight, bias, eps)
     return F.silu(y) if silu else y
-
-
-def call(**a: object) -> Tensor:
-    """The reference with the arguments' own names, skip being required there."""
-    return reference(**{"skip": None, **a})
 
 
 def sums_of_squares(**a: object) -> Tensor:
@@ -56,22 +52,16 @@ def sums_of_squares(**a: object) -> Tensor:
 
 
 MUTANTS = {
-    "no bias": altered(call, "bias", torch.zeros_like),
-    "no weight": altered(call, "weight", torch.ones_like),
-    "shifted weight": altered(call, "weight", lambda t: t.roll(1)),
-    "one group": altered(call, "groups", lambda _: 1),
-    "no eps": altered(call, "eps", lambda _: 0.0),
-    "silu always": lambda **a: call(**{**a, "silu": True}),
-    "silu never": lambda **a: call(**{**a, "silu": False}),
-    "skip first": lambda **a: call(**({**a, "x": a["skip"], "skip": a["x"]} if "skip" in a else a)),
-    "skip channels swapped": altered(call, "skip", lambda t: t.flip(1)),
-    "batch statistics": lambda **a: (
-        call(**a)
-        if a["x"].shape[0] == 1
-        else torch.cat([call(**{**a, "x": t[None].flip(2) * 1.1}) for t in a["x"]])
-        if "skip" not in a
-        else call(**a)
-    ),
+    "no bias": altered(reference, "bias", torch.zeros_like),
+    "no weight": altered(reference, "weight", torch.ones_like),
+    "shifted weight": altered(reference, "weight", lambda t: t.roll(1)),
+    "one group": altered(reference, "groups", lambda _: 1),
+    "no eps": altered(reference, "eps", lambda _: 0.0),
+    "silu always": lambda **a: reference(**{**a, "silu": True}),
+    "silu never": lambda **a: reference(**{**a, "silu": False}),
+    "skip first": lambda **a: reference(**({**a, "x": a["skip"], "skip": a["x"]} if a["skip"] is not None else a)),
+    "skip channels swapped": altered(reference, "skip", lambda t: t.flip(1)),
+    "the next sample": lambda **a: reference(**a).roll(1, 0),
 }
 
 MISTAKES = [
@@ -89,15 +79,14 @@ class TestGroupNorm(OperatorContract):
     op = "group_norm"
     oracle = staticmethod(oracle)
     eager = staticmethod(eager)
+    # SiLU's exponential has other bits in the last few elements of a tensor than in a full vector register.
+    same_bits_in_any_batch = False
     mutants = MUTANTS
     mistakes = MISTAKES
 
-    def call(self, arguments: Arguments) -> Tensor:
-        return super().call({"skip": None, **arguments})
-
     def counted_flops(self, arguments: Arguments) -> int:
         """3 for the statistics, 2 for the affine map, 4 for SiLU, per element."""
-        elements = sum(arguments[name].numel() for name in ("x", "skip") if name in arguments)
+        elements = sum(arguments[name].numel() for name in ("x", "skip") if arguments[name] is not None)
         return elements * (9 if arguments.get("silu", True) else 5)
 
 
@@ -106,9 +95,9 @@ def test_channels_last_keeps_the_variance() -> None:
     d = Draw("far mean")
     x = (d.normal(1, 60, 33, 17) + 50).float().contiguous(memory_format=torch.channels_last)
     weight, bias = d.normal(60).float(), d.normal(60).float()
-    arguments = {"x": x, "weight": weight, "bias": bias, "groups": 4, "eps": 1e-6, "silu": False}
+    arguments = {"x": x, "skip": None, "weight": weight, "bias": bias, "groups": 4, "eps": 1e-6, "silu": False}
     exact = oracle(**{k: v.double() if isinstance(v, Tensor) else v for k, v in arguments.items()})
-    careful, careless = call(**arguments), sums_of_squares(**arguments)
+    careful, careless = reference(**arguments), sums_of_squares(**arguments)
     eager_error = errors(eager(**{**arguments, "x": x.contiguous()}), exact)
     assert all(mine <= 2 * theirs for mine, theirs in zip(errors(careful, exact), eager_error, strict=True))
     assert errors(careless, exact)[0] > 10 * errors(careful, exact)[0]

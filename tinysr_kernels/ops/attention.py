@@ -31,7 +31,7 @@ def reference(qkv: Tensor, heads: int, scale: float) -> Tensor:
     wide_qkv = plain(qkv, wide(qkv.dtype)).view(n, tokens, 3, heads, features // heads)
     q, k, v = wide_qkv.permute(2, 0, 3, 1, 4).unbind(0)
     out = F.scaled_dot_product_attention(q, k, v, scale=scale)
-    return out.transpose(1, 2).reshape(n, tokens, features).to(qkv.dtype).contiguous()
+    return plain(out.transpose(1, 2).reshape(n, tokens, features), qkv.dtype)
 
 
 def fake(qkv: Tensor, heads: int, scale: float) -> Tensor:

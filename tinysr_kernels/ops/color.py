@@ -31,9 +31,7 @@ def stats_reference(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     check_rank("x", x, "N,C,H,W")
     flat = plain(x, wide(x.dtype)).flatten(2)
-    mean = flat.mean(2)
-    count = flat.shape[2]
-    variance = (flat - mean[:, :, None]).square().sum(2) / max(count - 1, 1)
+    variance, mean = torch.var_mean(flat, 2, correction=min(1, flat.shape[2] - 1))
     return mean, variance
 
 

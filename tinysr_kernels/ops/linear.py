@@ -89,7 +89,7 @@ def reference(
     """
     _check(x, weight, bias, residual, gate, activation, x2, weight2)
     dtype = wide(x.dtype)
-    v = F.linear(plain(x, dtype), plain(weight, dtype), None if bias is None else bias.to(dtype))
+    v = F.linear(plain(x, dtype), plain(weight, dtype), None if bias is None else plain(bias, dtype))
     if x2 is not None and weight2 is not None:
         v = v + F.linear(plain(x2, dtype), plain(weight2, dtype))
     if activation == "gelu_tanh":
@@ -101,7 +101,7 @@ def reference(
         v = v * gate.to(dtype)
     if residual is not None:
         v = v + residual.to(dtype)
-    return v.to(x.dtype).contiguous()
+    return plain(v, x.dtype)
 
 
 def fake(
@@ -158,7 +158,7 @@ def unpatchify_reference(t: Tensor, weight: Tensor, bias: Tensor | None, z: Tens
     """
     _check_unpatchify(t, weight, bias, z, patch_size)
     dtype = wide(t.dtype)
-    v = F.linear(plain(t, dtype), plain(weight, dtype), None if bias is None else bias.to(dtype))
+    v = F.linear(plain(t, dtype), plain(weight, dtype), None if bias is None else plain(bias, dtype))
     n, c, h, w = z.shape
     p = patch_size
     image = v.view(n, h // p, w // p, p, p, c).permute(0, 5, 1, 3, 2, 4).reshape(n, c, h, w)

@@ -97,7 +97,8 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def plain(t: Tensor, dtype: torch.dtype) -> Tensor:
     """t in `dtype` and contiguous memory: the library picks its algorithm, and so the rounding, by the strides."""
-    return t.to(dtype).contiguous()
+    # Through one dimension, because a dimension of one element may otherwise keep any stride.
+    return t.to(dtype).contiguous().view(-1).view(t.shape)
 
 
 def nhwc(t: Tensor) -> Tensor:
@@ -199,7 +200,9 @@ def check_shortcut(
     shortcut [N,C1,H,W]; skip [N,C2,H,W] or None; weight [O,C1+C2].
     """
     if shortcut is None or weight is None:
-        given = [name for name, t in (("shortcut", shortcut), ("skip", skip), ("weight", weight)) if t is not None]
+        given = [
+            name for name, t in (("shortcut", shortcut), ("skip", skip), ("shortcut_weight", weight)) if t is not None
+        ]
         check(not given, f"shortcut and shortcut_weight must be given together, found only {given}")
         return
     n, o, h, w = out
