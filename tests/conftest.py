@@ -5,6 +5,8 @@ import os
 # Before anything imports diffusers or transformers: the tests only use their classes, never their downloads.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+# Before anything imports Triton: kernels run in its interpreter. TRITON_INTERPRET=0 runs their tests on a GPU instead.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import hypothesis
 import pytest

@@ -51,7 +51,7 @@ class TestChannelStats(OperatorContract):
     eager = staticmethod(stats_eager)
     channels_last = False
     mutants = STATS_MUTANTS
-    mistakes = [({"x": torch.ones(3, 5)}, r"x must be \[N,C,H,W\], found \[3, 5\]")]  # noqa: RUF012
+    mistakes = [({"x": torch.ones(3, 5)}, r"x must be \[N,C,H,W\], found \[3, 5\]")]
 
     def result_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return wide(dtype)

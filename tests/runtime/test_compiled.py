@@ -214,7 +214,6 @@ def test_half_precision_is_near(demo: tinysr_kernels.CompiledSR) -> None:
         ({"device": "tpu"}, "unknown"),
         ({"dtype": "int8"}, "dtype"),
         ({"backend": "fast"}, "backend"),
-        ({"backend": "triton"}, "Triton"),
         ({"quantize": "fp8"}, "quantize"),
         ({"color_fix": "sepia"}, "color_fix"),
         ({"upscale": 2}, "enlarges by 4"),

@@ -1,22 +1,73 @@
-"""The backends: `reference` runs the operators' plain PyTorch implementations on any device torch knows.
+"""The backends: `reference` runs the operators' plain PyTorch implementations on any device torch knows; `triton`
+runs their kernels on a GPU, or on CPU tensors in Triton's interpreter when TRITON_INTERPRET=1.
 
-`triton` names handwritten kernels beneath the same operators; this version carries none yet and says so.
+The backend belongs to the calling thread. Without `using`, it is `auto`: kernels on a GPU that can run them.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Literal
 
+import torch
+
 from tinysr_kernels.errors import InputError
+from tinysr_kernels.launch.device import MINIMUM_CAPABILITY
+from tinysr_kernels.launch.kernel import interpreting, triton_is_installed
 
 Backend = Literal["auto", "triton", "reference"]
 BACKENDS: tuple[str, ...] = ("auto", "triton", "reference")
 
+_current: ContextVar[str] = ContextVar("backend", default="auto")
 
-def choose_backend(backend: str) -> str:
-    """The backend that runs when the caller asks for `backend`. InputError for an unknown or unavailable one."""
+
+@contextlib.contextmanager
+def using(backend: str) -> Iterator[None]:
+    """Operators called inside by this thread run on this backend. InputError for an unknown one."""
+    _check(backend)
+    token = _current.set(backend)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def choose_backend(backend: str, device: torch.device) -> str:
+    """ "triton" or "reference": what runs on the device when the caller asks for `backend`.
+
+    InputError for an unknown backend, and for "triton" where it cannot run, with the reason.
+    """
+    _check(backend)
+    if backend == "reference":
+        return "reference"
+    obstacle = _obstacle(device)
+    if backend == "triton" and obstacle:
+        raise InputError(f"backend 'triton' cannot run: {obstacle}; use backend='auto' or backend='reference'")
+    return "reference" if obstacle or (device.type == "cpu" and backend == "auto") else "triton"
+
+
+def kernels_run_on(device: torch.device) -> bool:
+    """Whether operators called now by this thread run their kernels on tensors of this device."""
+    return choose_backend(_current.get(), device) == "triton"
+
+
+def _check(backend: str) -> None:
     if backend not in BACKENDS:
         raise InputError(f"backend must be one of {BACKENDS}, found {backend!r}")
-    if backend == "triton":
-        raise InputError("this version has no Triton kernels yet; use backend='auto' or backend='reference'")
-    return "reference"
+
+
+def _obstacle(device: torch.device) -> str:
+    """Why kernels cannot run on the device, or nothing."""
+    if not triton_is_installed():
+        return "Triton is not installed"
+    if device.type == "cpu":
+        return "" if interpreting() else "on the CPU it needs TRITON_INTERPRET=1 in the environment"
+    if device.type != "cuda" or torch.version.cuda is None:
+        return f"there are no kernels for {device.type} devices of this build of torch"
+    found = torch.cuda.get_device_capability(device)
+    if found < MINIMUM_CAPABILITY:
+        wanted = ".".join(map(str, MINIMUM_CAPABILITY))
+        return f"{torch.cuda.get_device_name(device)} has compute capability {found[0]}.{found[1]}, needed is {wanted}"
+    return ""

@@ -2,18 +2,25 @@
 
 Every operator is one `torch.library` definition `tinysr::<name>` with an implementation for any device, a
 fake implementation that returns the true shape, dtype and strides, and a cost function over the call's own
-arguments. The first argument of every operator is a tensor.
+arguments. The first argument of every operator is a tensor. An operator with kernels runs them where the backend says
+so (`launch/backend.py`) and the call's dtypes allow it; everything else is computed by its reference.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from tinysr_kernels.launch import configs
+from tinysr_kernels.launch.backend import kernels_run_on
+from tinysr_kernels.launch.device import gpu_of
+from tinysr_kernels.launch.plan import Implementation, Plan
 
 LIBRARY = torch.library.Library("tinysr", "DEF")
 ACTIVATIONS = ("none", "relu", "silu")
@@ -33,42 +40,77 @@ class Cost:
 
 @dataclass(frozen=True)
 class Operator:
-    """One registered operator: its name, its plain PyTorch reference, and its cost function."""
+    """One registered operator: its name, its plain PyTorch reference, its cost function, and its kernels if any."""
 
     name: str
     reference: Callable[..., Any]
     cost: Callable[..., Cost]
+    kernels: Implementation | None = None
 
     @property
     def overload(self) -> Any:
         """The callable `torch.ops.tinysr.<name>.default`."""
         return getattr(torch.ops.tinysr, self.name).default
 
+    def arguments(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """A call's arguments by name, in the schema's order, with the defaults filled in."""
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return bound.arguments
+
+    @functools.cached_property
+    def _signature(self) -> inspect.Signature:
+        return inspect.signature(self.reference)
+
+    def plan(self, *args: Any, **kwargs: Any) -> tuple[Plan, configs.Choice]:
+        """The launches of a call and their configuration, on tensors of any device, meta included.
+
+        ValueError if the operator has no kernels.
+        """
+        if self.kernels is None:
+            raise ValueError(f"{self.name} has no kernels")
+        arguments = self.arguments(*args, **kwargs)
+        first = next(iter(arguments.values()))
+        choice = configs.choose(self.name, self.kernels, gpu_of(first), arguments)
+        return self.kernels.plan(choice.config, **arguments), choice
+
+    def __call__(self, first: Tensor, *rest: Any) -> Any:
+        """Compute a call on real tensors: by the kernels where they apply, else by the reference."""
+        if self.kernels is None or not kernels_run_on(first.device):
+            return self.reference(first, *rest)
+        if not self.kernels.takes(self.arguments(first, *rest)):
+            return self.reference(first, *rest)
+        return self.plan(first, *rest)[0].run()
+
 
 REGISTRY: dict[str, Operator] = {}
 
 
 def register(
-    schema: str, reference: Callable[..., Any], fake: Callable[..., Any], cost: Callable[..., Cost]
+    schema: str,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    cost: Callable[..., Cost],
+    kernels: Implementation | None = None,
 ) -> Operator:
-    """Define `tinysr::<schema>` with its reference, fake implementation and cost; enter it in REGISTRY."""
+    """Define `tinysr::<schema>` with its reference, fake implementation, cost and kernels; enter it in REGISTRY."""
     name = schema[: schema.index("(")]
+    operator = Operator(name, reference, cost, kernels)
     LIBRARY.define(schema)
-    LIBRARY.impl(name, _without_autocast(reference), "CompositeExplicitAutograd")
+    LIBRARY.impl(name, _without_autocast(operator), "CompositeExplicitAutograd")
     torch.library.register_fake(f"tinysr::{name}", fake, lib=LIBRARY)
-    REGISTRY[name] = Operator(name, reference, cost)
-    return REGISTRY[name]
+    REGISTRY[name] = operator
+    return operator
 
 
-def _without_autocast(reference: Callable[..., Any]) -> Callable[..., Any]:
+def _without_autocast(operator: Operator) -> Callable[..., Any]:
     # Autocast stays active inside an operator: it would turn the reference's float32 products into bfloat16.
-    @functools.wraps(reference)
     def run(first: Tensor, *rest: Any) -> Any:
         device = first.device.type
         if not torch.is_autocast_enabled(device):
-            return reference(first, *rest)
+            return operator(first, *rest)
         with torch.autocast(device, enabled=False):
-            return reference(first, *rest)
+            return operator(first, *rest)
 
     return run
 

@@ -11,11 +11,20 @@ pointwise [O,C]. The separable convolutions are those of TinySR's VAE (arXiv 250
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinysr_kernels.launch.device import Gpu
+from tinysr_kernels.launch.plan import Implementation, Launch, Plan, blocks, power_of_2, programs_wanted
+from tinysr_kernels.ops import sepconv_kernel, tiles
 from tinysr_kernels.ops.registry import (
     Cost,
+    check,
     check_choice,
     check_epilogue,
     check_rank,
@@ -164,4 +173,111 @@ def cost(
     return Cost(flops, moved + n * o * h * w * x.element_size())
 
 
-sepconv = register(SCHEMA, reference, fake, cost)
+@dataclass(frozen=True)
+class Config:
+    """A launch of sepconv. form: "march" (channels covers all input channels) or "tile" (sepconv_kernel's docstring).
+
+    rows (march alone) and pixels: of the result, a program; channels: of the input, a step; outputs: a program.
+    """
+
+    form: str
+    rows: int
+    pixels: int
+    channels: int
+    outputs: int
+    warps: int
+    stages: int
+
+
+def bucket(x: Tensor, pointwise: Tensor, shortcut: Tensor | None, stride: int, upsample: bool, **_: Any) -> str:
+    """Calls that share a configuration: dtype, channels, pixels of the result up to a power of two, variant."""
+    n, o, h, w = _out_shape(x, pointwise, stride, upsample)
+    variant = f"{'up' if upsample else f's{stride}'}{'' if shortcut is None else '+1x1'}"
+    return f"{str(x.dtype).removeprefix('torch.')} {x.shape[1]}->{o} {power_of_2(n * h * w)} {variant}"
+
+
+def heuristic(gpu: Gpu, x: Tensor, pointwise: Tensor, stride: int, upsample: bool, **_: Any) -> Config:
+    """Enough programs for the GPU, and a tile of sums that fits the registers of its warps."""
+    n, o, h, w = _out_shape(x, pointwise, stride, upsample)
+    c = power_of_2(x.shape[1])
+    outputs = power_of_2(o, most=64)
+    if c > 128 or w < 16:
+        return Config("tile", 1, 32, min(c, 32), outputs, 4, 2)
+    # Vectors of 16 bytes, and values of 16 bits, leave registers for a larger tile.
+    tile = 4096 // (1 if x.element_size() == 2 else 2) // (1 if x.shape[1] % 8 == 0 else 2)
+    pixels = power_of_2(min(tile // c, w), most=64)
+    rows = 16
+    while rows > 1 and n * blocks(h, rows) * blocks(w, pixels) * blocks(o, outputs) < programs_wanted(gpu):
+        rows //= 2
+    # Rows are asked for one ahead of their use: a row takes about as long as the way to memory.
+    return Config("march", rows, pixels, c, outputs, 8 if pixels * c >= 1024 else 4, 2)
+
+
+def plan(
+    config: Config,
+    x: Tensor,
+    depthwise: Tensor,
+    pointwise: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    shortcut: Tensor | None,
+    skip: Tensor | None,
+    shortcut_weight: Tensor | None,
+    stride: int,
+    upsample: bool,
+    activation: str,
+    activate_residual: bool,
+) -> Plan:
+    """The launch; raises what the reference raises. Inputs that are not dense in their layout are copied once."""
+    n, o, h, w = _check(
+        x, depthwise, pointwise, bias, residual, shortcut, skip, shortcut_weight, stride, upsample, activation
+    )
+    out = empty_nhwc(x, (n, o, h, w))
+    _, c, height, width = x.shape
+    enlarge = 2 if upsample else 1
+    depths = [0 if t is None else t.shape[1] for t in (shortcut, skip)]
+    # The product runs in the widest dtype of its operands; networks give them all the same.
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in (x, pointwise, shortcut, skip) if t is not None))
+    arguments = {
+        "x": nhwc(x),
+        "depthwise": plain(depthwise, depthwise.dtype),
+        "pointwise": plain(pointwise, dtype),
+        "bias": None if bias is None else plain(bias, bias.dtype),
+        "residual": None if residual is None else nhwc(residual),
+        "shortcut": None if shortcut is None else nhwc(shortcut),
+        "skip": None if skip is None else nhwc(skip),
+        "shortcut_weight": None if shortcut_weight is None else plain(shortcut_weight, dtype),
+        "out": out,
+        "height": height * enlarge,
+        "width": width * enlarge,
+        "out_height": h,
+        "out_width": w,
+        "channels": c,
+        "outputs": o,
+        "first_depth": depths[0],
+        "second_depth": depths[1],
+        "STRIDE": stride,
+        "ENLARGE": enlarge,
+        "ACTIVATION": activation,
+        "ACTIVATE_RESIDUAL": activate_residual,
+        "PIXELS": config.pixels,
+        "CHANNELS": config.channels,
+        "OUTPUTS": config.outputs,
+        # Products of float32 run without tensor cores, from registers.
+        "SLICE": power_of_2(max(depths), most=64 if dtype.itemsize == 2 else 16),
+        "STAGES": config.stages,
+    }
+    if config.form == "march":
+        check(config.channels >= c, f"march needs at least {c} channels a step, found {config.channels}")
+        strips = blocks(h, config.rows) * blocks(w, config.pixels)
+        kernel, arguments["ROWS"] = sepconv_kernel.march, config.rows
+    else:
+        strips = blocks(h * w, config.pixels)
+        kernel = sepconv_kernel.tile
+    launch = Launch(kernel, (strips, blocks(o, config.outputs), n), arguments, config.warps, config.stages)
+    return Plan(out, (launch,))
+
+
+KERNELS = Implementation(Config, bucket, heuristic, plan, (sepconv_kernel.__name__, tiles.__name__))
+
+sepconv = register(SCHEMA, reference, fake, cost, KERNELS)

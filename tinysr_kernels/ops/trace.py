@@ -18,19 +18,24 @@ from tinysr_kernels.ops.registry import REGISTRY, Cost, size
 
 @dataclass(frozen=True)
 class Call:
-    """One launch: operator, shapes of its tensor inputs and of its first output, cost and bytes alive for it."""
+    """One call: operator, shapes of its tensor inputs and of its first output, cost and bytes alive for it.
+
+    source: where its launch configuration comes from, "reference" for a call that no kernel computes.
+    """
 
     op: str
     inputs: tuple[tuple[int, ...], ...]
     output: tuple[int, ...]
     cost: Cost
+    source: str = "reference"
 
 
 class _Recorder(TorchDispatchMode):
     """Notes `tinysr::` calls with their own cost functions and other kernels as one read and one write."""
 
-    def __init__(self) -> None:
+    def __init__(self, kernels: bool) -> None:
         super().__init__()
+        self.kernels = kernels
         self.calls: list[Call] = []
 
     def __torch_dispatch__(
@@ -43,14 +48,18 @@ class _Recorder(TorchDispatchMode):
             return out
         flat = torch.utils._pytree.tree_leaves((args, kwargs))
         tensors = [t for t in flat if isinstance(t, Tensor)]
+        source = "reference"
         if func.namespace == "tinysr":
             name = func._schema.name.removeprefix("tinysr::")
-            cost = REGISTRY[name].cost(*args, **kwargs)
+            operator = REGISTRY[name]
+            cost = operator.cost(*args, **kwargs)
+            if self.kernels and operator.kernels and operator.kernels.takes(operator.arguments(*args, **kwargs)):
+                source = operator.plan(*args, **kwargs)[1].source
         else:
             name = func._schema.name
             cost = Cost(first.numel(), size(*tensors) + size(first))
         shapes = tuple(tuple(t.shape) for t in tensors)
-        self.calls.append(Call(name, shapes, tuple(first.shape), cost))
+        self.calls.append(Call(name, shapes, tuple(first.shape), cost, source))
         return out
 
 
@@ -62,9 +71,12 @@ def _is_view(func: Any) -> bool:
 
 
 @torch.inference_mode()
-def trace(function: Callable[..., Any], *args: Any) -> list[Call]:
-    """Run `function(*args)` (usually a network on meta tensors) and return its launches in order."""
-    recorder = _Recorder()
+def trace(function: Callable[..., Any], *args: Any, kernels: bool = False) -> list[Call]:
+    """Run `function(*args)` (usually a network on meta tensors) and return its calls in order.
+
+    kernels: say where each call's launch configuration would come from, as if kernels ran.
+    """
+    recorder = _Recorder(kernels)
     with recorder:
         function(*args)
     return recorder.calls

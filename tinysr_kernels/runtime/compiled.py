@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from os import PathLike
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from tinysr_kernels.checkpoint import Checkpoint, folded_metadata, load, write_safetensors
 from tinysr_kernels.errors import CheckpointError, InputError
 from tinysr_kernels.families import COLOR_FIXES, ColorFix, TinySRConfig, config_to_dict
-from tinysr_kernels.launch.backend import choose_backend
+from tinysr_kernels.launch.backend import choose_backend, using
+from tinysr_kernels.launch.device import assume, gpu_at
 from tinysr_kernels.nets import LatentNetwork, Network, build, fold, folds, place
 from tinysr_kernels.ops.trace import Call, trace
 from tinysr_kernels.runtime.color import fix_colors
@@ -97,7 +99,8 @@ class CompiledSR:
         The network computes on its own device in its own dtype; the colour fix in float32 or wider.
         """
         step = max(BATCH_PIXELS // (rgb.shape[2] * rgb.shape[3]), 1)
-        parts = [self._enlarge(part).to(rgb.device, rgb.dtype) for part in rgb.split(step)]
+        with using(self.backend):
+            parts = [self._enlarge(part).to(rgb.device, rgb.dtype) for part in rgb.split(step)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _enlarge(self, rgb: Tensor) -> Tensor:
@@ -144,7 +147,8 @@ class CompiledSR:
         """Enlarge one image without memory or time, which also proves that the tensors' shapes fit together."""
         meta = build(self.family, self.config, {k: v.to("meta") for k, v in self._folded.items()})
         lr = torch.empty((1, 3, TRACE_SIDE, TRACE_SIDE), dtype=self.dtype, device="meta")
-        return trace(lambda: self._fix(self._restore(meta, lr), lr))
+        with assume(gpu_at(self.device)):
+            return trace(lambda: self._fix(self._restore(meta, lr), lr), kernels=self.backend == "triton")
 
     def info(self) -> dict[str, Any]:
         """What this model is and how it runs, as a JSON-serialisable dictionary.
@@ -167,7 +171,7 @@ class CompiledSR:
             "flops_128x128": flops,
             "macs_128x128": flops // 2,
             "graphs_held": 0,
-            "launch_configurations": {"reference": len(self.launches)},
+            "launch_configurations": dict(Counter(call.source for call in self.launches)),
             "non_finite_retries": self._retries,
             "folded": self._merged + folds(self._folded),
             "notices": self.notices,
@@ -205,7 +209,7 @@ def compile(
     """
     run_device = choose_device(device)
     _check_arguments(quantize, color_fix, upscale, tile, max_graph_shapes)
-    chosen = choose_backend(backend)
+    chosen = choose_backend(backend, run_device)
     checkpoint = load(ckpt, embeddings=embeddings)
     for message in checkpoint.notices:
         notice(message)

@@ -1,0 +1,1 @@
+"""Measurements of the kernels and networks; run from a checkout with `python -m benchmarks`."""

@@ -1,0 +1,191 @@
+"""What every operator's kernels owe, as a class of tests: a subclass names the contract, configurations and mutations.
+
+The kernels run in Triton's interpreter on the CPU; with TRITON_INTERPRET=0 on a machine with a GPU, on that. Mutations
+are edits of the kernels' own source text: each must make a comparison fail that the true source passes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import importlib.util
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.ops.cases import CASES, Arguments, Case
+from tests.ops.contract import DRAWS, FLOATS, OperatorContract, is_as_good_as, pooled, relaid, tensors
+from tinysr_kernels.launch import configs
+from tinysr_kernels.launch.backend import using
+from tinysr_kernels.launch.device import GPUS
+from tinysr_kernels.launch.kernel import interpreting
+from tinysr_kernels.launch.plan import Plan
+from tinysr_kernels.ops import REGISTRY
+
+DEVICE = torch.device("cpu" if interpreting() else "cuda")
+
+
+def to_device(value: Any, device: torch.device = DEVICE) -> Any:
+    """A tensor on the device; anything else as it is."""
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def poison(plan: Plan) -> Plan:
+    """The plan with every tensor that its launches will write filled with NaN: what is not written shows."""
+    given = {id(t) for t in tensors(plan.result)}
+    for launch in plan.launches:
+        for name, value in launch.arguments.items():
+            if isinstance(value, Tensor) and (id(value) in given or name.startswith("partial")):
+                value.fill_(math.nan)
+    return plan
+
+
+@contextlib.contextmanager
+def mutated(module: Any, old: str, new: str, folder: Path) -> Iterator[Any]:
+    """A copy of a kernel module in which the text `old`, which occurs once, reads `new`."""
+    text = Path(module.__file__).read_text(encoding="utf-8")
+    assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times in {module.__name__}"
+    path = folder / "mutated_kernels.py"
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("mutated_kernels", path)
+    assert spec is not None
+    assert spec.loader is not None
+    copied = importlib.util.module_from_spec(spec)
+    sys.modules["mutated_kernels"] = copied
+    try:
+        spec.loader.exec_module(copied)
+        yield copied
+    finally:
+        del sys.modules["mutated_kernels"]
+
+
+class KernelContract:
+    """Inherit as Test<Operator>Kernels and fill in the attributes."""
+
+    contract: ClassVar[type[OperatorContract]]  # the operator's name, oracle and eager computation
+    configs: ClassVar[dict[str, Any]]  # configurations to run besides the heuristic's, by a short name
+    kernels: ClassVar[Any]  # the module whose kernels are launched, and mutated
+    mutations: ClassVar[dict[str, tuple[str, str]]]  # name -> text that occurs once in the module, and what to read
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Parametrise by the arguments that a test asks for."""
+        cases = CASES[self.contract.op]
+        if "case" in metafunc.fixturenames:
+            metafunc.parametrize("case", cases, ids=str)
+        if "some_case" in metafunc.fixturenames:
+            metafunc.parametrize("some_case", cases[:3], ids=str)
+        if "dtype" in metafunc.fixturenames:
+            metafunc.parametrize("dtype", FLOATS, ids=lambda dtype: str(dtype).removeprefix("torch."))
+        if "config" in metafunc.fixturenames:
+            metafunc.parametrize("config", list(self.configs))
+        if "mutation" in metafunc.fixturenames:
+            metafunc.parametrize("mutation", list(self.mutations))
+
+    def call(self, arguments: Arguments, config: str | None = None) -> Any:
+        """The operator's kernels on the device, outputs poisoned; the result on the CPU."""
+        op = self.contract.op
+        chosen = {} if config is None else {op: self.configs[config]}
+        moved = {k: to_device(v) for k, v in arguments.items()}
+        with configs.given(**chosen), torch.inference_mode():
+            result = poison(REGISTRY[op].plan(**moved)[0]).run()
+        moved_back = tuple(t.cpu() for t in tensors(result))
+        return moved_back[0] if isinstance(result, Tensor) else moved_back
+
+    def check(self, case: Case, dtype: torch.dtype, config: str | None, draws: int = DRAWS) -> bool:
+        """Whether the kernels err at most twice as much as PyTorch's eager computation, over several draws."""
+        contract = self.contract()
+        drawn = [case.arguments(dtype, draw) for draw in range(draws)]
+        results = [self.call(a, config) for a in drawn]
+        eagers = [contract.eagerly(a) for a in drawn]
+        exacts = [contract.exact(case, dtype, draw) for draw in range(draws)]
+        self.found = pooled(results, exacts), pooled(eagers, exacts)
+        return is_as_good_as(results, eagers, exacts)
+
+    def test_numbers(self, case: Case, dtype: torch.dtype) -> None:
+        assert self.check(case, dtype, None), self.found
+
+    def test_configurations(self, case: Case, config: str) -> None:
+        """Other blocks than the heuristic's, in one dtype: what differs is where the blocks end."""
+        assert self.check(case, torch.float16, config), self.found
+
+    def test_form(self, case: Case, dtype: torch.dtype) -> None:
+        """dtype, shape and strides are those that the fake implementation promises."""
+        arguments = case.arguments(dtype)
+        promised = REGISTRY[self.contract.op].overload(
+            **{k: to_device(v, torch.device("meta")) for k, v in arguments.items()}
+        )
+        for got, want in zip(tensors(self.call(arguments)), tensors(promised), strict=True):
+            assert (got.dtype, got.shape, got.stride()) == (want.dtype, want.shape, want.stride())
+
+    @pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced"])
+    def test_layouts(self, case: Case, layout: str) -> None:
+        arguments = case.arguments(torch.float32)
+        moved = {k: relaid(v, layout) for k, v in arguments.items()}
+        kept = copy.deepcopy(moved)
+        for got, want in zip(tensors(self.call(moved)), tensors(self.call(arguments)), strict=True):
+            assert torch.equal(got, want)
+        for k, v in moved.items():
+            assert not isinstance(v, Tensor) or torch.equal(v, kept[k]), f"{k} was written to"
+
+    def test_repeats_and_any_batch(self, case: Case) -> None:
+        """The same bits from run to run, and for a sample whatever stands beside it in the batch."""
+        arguments = case.arguments(torch.float16)
+        together = tensors(self.call(arguments))
+        assert all(torch.equal(a, b) for a, b in zip(together, tensors(self.call(arguments)), strict=True))
+        contract = self.contract()
+        contract.call = self.call  # type: ignore[method-assign]
+        apart = contract.one_by_one(**arguments)
+        assert all(torch.equal(a, b) for a, b in zip(apart, together, strict=True))
+
+    def test_through_the_operator(self, some_case: Case) -> None:
+        """The dispatcher runs the kernels where the backend says so, inside autocast and compiled graphs too."""
+        overload = REGISTRY[self.contract.op].overload
+        arguments = {k: to_device(v) for k, v in some_case.arguments(torch.float32).items()}
+        expected = tensors(self.call(some_case.arguments(torch.float32)))
+        torch._dynamo.reset()
+        compiled = torch.compile(lambda a: overload(**a), fullgraph=True, backend="aot_eager", dynamic=False)
+        with using("triton"):
+            for run in (lambda a: overload(**a), compiled):
+                with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+                    found = tensors(run(arguments))
+                assert all(torch.equal(a.cpu(), b) for a, b in zip(found, expected, strict=True))
+
+    def test_float64_goes_to_the_reference(self) -> None:
+        arguments = CASES[self.contract.op][0].arguments(torch.float64)
+        with using("triton"):
+            found = REGISTRY[self.contract.op].overload(**arguments)
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(tensors(found), tensors(REGISTRY[self.contract.op].reference(**arguments)), strict=True)
+        )
+
+    def test_mutations_are_caught(self, mutation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        old, new = self.mutations[mutation]
+        with mutated(self.kernels, old, new, tmp_path) as wrong:
+            for name, value in vars(wrong).items():
+                if name in vars(self.kernels) and type(value).__name__ == "Kernel":
+                    monkeypatch.setattr(self.kernels, name, value)
+            passed = (
+                self.check(case, torch.float16, config, draws=1)
+                for config in (None, *self.configs)
+                for case in CASES[self.contract.op]
+            )
+            assert not all(passed), "nothing noticed"
+
+    def test_heuristic_fits_every_gpu(self, case: Case) -> None:
+        """A configuration that the plan accepts, for each card, and that JSON holds without loss."""
+        operator = REGISTRY[self.contract.op]
+        assert operator.kernels is not None
+        arguments = operator.arguments(**case.arguments(torch.float16))
+        for gpu in GPUS.values():
+            chosen = operator.kernels.heuristic(gpu, **arguments)
+            assert isinstance(chosen, operator.kernels.config)
+            assert all(type(v) in (int, str, bool) for v in dataclasses.asdict(chosen).values())
+            assert operator.kernels.plan(chosen, **arguments).launches

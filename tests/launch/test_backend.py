@@ -1,0 +1,101 @@
+"""Where kernels run, and what is said where they cannot."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from tinysr_kernels import InputError
+from tinysr_kernels.launch import backend
+from tinysr_kernels.launch.backend import choose_backend, kernels_run_on, using
+from tinysr_kernels.launch.kernel import Kernel, jit, tl
+
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> dict:
+    """A pretended GPU; change its capability."""
+    facts = {"capability": (9, 0)}
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: facts["capability"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    return facts
+
+
+@pytest.mark.parametrize(
+    ("wanted", "interpret", "expected"),
+    [
+        ("auto", "1", "reference"),
+        ("reference", "1", "reference"),
+        ("triton", "1", "triton"),
+        ("auto", "0", "reference"),
+    ],
+)
+def test_cpu(wanted: str, interpret: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter is slow: it runs when asked for by name, never on its own."""
+    monkeypatch.setenv("TRITON_INTERPRET", interpret)
+    assert choose_backend(wanted, CPU) == expected
+
+
+def test_cpu_without_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(InputError, match="TRITON_INTERPRET=1"):
+        choose_backend("triton", CPU)
+
+
+def test_gpu(card: dict) -> None:
+    assert choose_backend("auto", CUDA) == "triton"
+    assert choose_backend("triton", CUDA) == "triton"
+    assert choose_backend("reference", CUDA) == "reference"
+
+
+def test_old_gpu(card: dict) -> None:
+    card["capability"] = (7, 5)
+    assert choose_backend("auto", CUDA) == "reference"
+    with pytest.raises(InputError, match=r"Some GPU has compute capability 7\.5, needed is 8\.0"):
+        choose_backend("triton", CUDA)
+
+
+def test_without_triton(card: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "triton_is_installed", lambda: False)
+    assert choose_backend("auto", CUDA) == "reference"
+    with pytest.raises(InputError, match="Triton is not installed"):
+        choose_backend("triton", CUDA)
+
+
+@pytest.mark.parametrize("run", [lambda: choose_backend("cuda", CPU), lambda: using("cuda").__enter__()])
+def test_unknown(run) -> None:
+    with pytest.raises(InputError, match="found 'cuda'"):
+        run()
+
+
+def test_using_belongs_to_the_thread() -> None:
+    seen = []
+    with using("triton"):
+        assert kernels_run_on(CPU)
+        with using("reference"):
+            assert not kernels_run_on(CPU)
+        other = threading.Thread(target=lambda: seen.append(kernels_run_on(CPU)))
+        other.start()
+        other.join()
+        assert kernels_run_on(CPU)
+    assert not kernels_run_on(CPU)
+    assert seen == [False]
+
+
+def test_kernels_before_triton() -> None:
+    """A kernel knows its arguments without Triton; `tl` is nothing outside one."""
+
+    @jit
+    def kernel(x, count, BLOCK: tl.constexpr):
+        tl.store(x, count)
+
+    assert isinstance(kernel, Kernel)
+    assert kernel.names == ("x", "count", "BLOCK")
+    assert kernel.constants == {"BLOCK"}
+    with pytest.raises(AttributeError, match=r"tl\.load exists inside kernels only"):
+        _ = tl.load

@@ -1,0 +1,87 @@
+"""Triton kernels as plain functions: Triton is imported at the first launch, not with the module that holds them.
+
+A module of kernels says `from tinysr_kernels.launch.kernel import jit, tl`, postpones its annotations
+(`from __future__ import annotations`) and decorates with `@jit`. It then imports where Triton is not installed, and
+whether the compiler or the interpreter runs the kernels (TRITON_INTERPRET=1) is settled when the first one is needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+import os
+import types
+from collections.abc import Callable
+from typing import Any
+
+
+class _Language:
+    """Stands for the module `triton.language` in the source of kernels until they are made."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"tl.{name} exists inside kernels only")
+
+
+tl: Any = _Language()
+
+
+class Kernel:
+    """A Triton kernel, or a function that kernels call, that has not met Triton yet."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.__doc__ = function.__doc__
+        self.function: Any = function
+        self.stand_in: Any = None
+        parameters = inspect.signature(function).parameters.values()
+        self.names = tuple(p.name for p in parameters)
+        # Annotations are strings here; Triton reads them the same way.
+        self.constants = frozenset(p.name for p in parameters if "constexpr" in str(p.annotation))
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        """Kernels call each other by name; outside kernels they are launched (`launch/plan.py`)."""
+        raise RuntimeError(f"{self.function.__name__} is launched, not called")
+
+    def interpreted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Take this function's place in the interpreter, where the interpreter does not do what the compiler does."""
+        self.stand_in = function
+        return function
+
+    @functools.cached_property
+    def made(self) -> Any:
+        """What `triton.jit` makes of the function. Its globals are a copy in which `tl` and other kernels are real."""
+        import triton
+        import triton.language
+
+        original = self.stand_in if self.stand_in is not None and interpreting() else self.function
+        # The interpreter wants `tl` there even in a function that does not name it.
+        names = {k: triton.language if v is tl else v for k, v in original.__globals__.items()}
+        for name in original.__code__.co_names:
+            if isinstance(names.get(name), Kernel):
+                names[name] = names[name].made
+        function = types.FunctionType(
+            original.__code__, names, original.__name__, original.__defaults__, original.__closure__
+        )
+        # Triton asks for the annotations, the module and the source lines as well.
+        functools.update_wrapper(function, original)
+        del function.__wrapped__  # type: ignore[attr-defined]
+        return triton.jit(function)
+
+
+def jit(function: Callable[..., Any]) -> Kernel:
+    """Mark a function as a Triton kernel (see the module's docstring)."""
+    return Kernel(function)
+
+
+@functools.cache
+def triton_is_installed() -> bool:
+    """Whether Triton can be imported; asking does not import it."""
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except ImportError:
+        return False
+
+
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")

@@ -1,0 +1,91 @@
+"""What an operation wants launched, as data: made from tensors of any device (meta included), run on real ones.
+
+Ahead-of-time compilation and tests read the same plan that a call runs, so that what is checked is what is launched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinysr_kernels.launch.device import Gpu
+from tinysr_kernels.launch.kernel import Kernel
+
+KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch: up to three grid dimensions, every argument by name, warps and pipeline stages.
+
+    Tensors are dense and on one device; numbers are Python ints and floats (float32 in the kernel).
+    """
+
+    kernel: Kernel
+    grid: tuple[int, ...]
+    arguments: Mapping[str, Any]
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A call's result, not yet computed, and the launches that compute it, in order."""
+
+    result: Any
+    launches: tuple[Launch, ...]
+
+    def run(self) -> Any:
+        """Launch on the device of the tensors, which need not be the current one, and return the result."""
+        for launch in self.launches:
+            tensors = (v for v in launch.arguments.values() if isinstance(v, Tensor))
+            device = next(tensors).device
+            with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+                launch.kernel.made[launch.grid](**launch.arguments, num_warps=launch.warps, num_stages=launch.stages)
+        return self.result
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """An operation's kernels. Every function takes the operator's arguments by name and ignores those it needs not.
+
+    config: the dataclass of its launch configurations, ints, strings and bools only.
+    bucket(**arguments): the calls that share a configuration, as a short text.
+    heuristic(gpu, **arguments): a configuration that always compiles and spills no registers.
+    plan(config, **arguments): the launches; ValueError for arguments that the operator refuses.
+    modules: names of the modules that hold the kernels, besides plan's own.
+    """
+
+    config: type
+    bucket: Callable[..., str]
+    heuristic: Callable[..., Any]
+    plan: Callable[..., Plan]
+    modules: tuple[str, ...] = ()
+
+    def takes(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether the kernels compute this call: half or single precision, nothing empty, everything on one device."""
+        tensors = [v for v in arguments.values() if isinstance(v, Tensor)]
+        return all(
+            t.numel() > 0 and t.device == tensors[0].device and (t.dtype in KERNEL_DTYPES or not t.is_floating_point())
+            for t in tensors
+        )
+
+
+def blocks(extent: int, block: int) -> int:
+    """How many blocks cover the extent."""
+    return -(-extent // block)
+
+
+def power_of_2(n: int, least: int = 16, most: int = 1 << 30) -> int:
+    """The smallest power of two that is not below n, between least and most (themselves powers of two)."""
+    return min(max(1 << max(n - 1, 0).bit_length(), least), most)
+
+
+def programs_wanted(gpu: Gpu) -> int:
+    """Programs of a launch that keep every multiprocessor busy: two each, so that one computes while one loads."""
+    return 2 * gpu.multiprocessors

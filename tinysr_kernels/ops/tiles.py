@@ -1,0 +1,70 @@
+"""What kernels share: the product of two tiles, more K slices for a 1x1 shortcut, activations."""
+
+from __future__ import annotations
+
+from tinysr_kernels.launch.kernel import jit, tl
+
+
+@jit
+def product(a, b, acc):  # type: ignore[no-untyped-def]
+    """acc + a @ b in float32; float32 operands are not rounded to tf32."""
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@product.interpreted
+def _product(a, b, acc):  # type: ignore[no-untyped-def]
+    # The interpreter holds bfloat16 as integers, and would multiply those.
+    return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+
+
+@jit
+def rounded(v, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A float32 tile in another dtype, rounded to the nearest, ties to even."""
+    return v.to(dtype)
+
+
+@rounded.interpreted
+def _rounded(v, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
+    # The interpreter cuts float32 down to bfloat16; round before it does.
+    if dtype == tl.bfloat16:
+        bits = v.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        v = tl.where(v == v, bits.to(tl.float32, bitcast=True), v)
+    return v.to(dtype)
+
+
+@jit
+def activate(v, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
+    """none, relu or silu of a float32 tile."""
+    if ACTIVATION == "relu":
+        # Not tl.maximum, which turns NaN into 0 and would hide an overflow.
+        v = tl.where(v < 0, 0.0, v)
+    elif ACTIVATION == "silu":
+        v = v / (1.0 + tl.exp(-v))
+    return v
+
+
+@jit
+def add_product(  # type: ignore[no-untyped-def]
+    acc,  # [PIXELS,OUTPUTS] float32
+    a,  # [.., depth], the first pixel's row
+    weight,  # [O, weight_depth], the column that belongs to a's first channel
+    pixels,  # [PIXELS] which rows of a
+    inside,  # [PIXELS] whether they exist
+    outs,  # [OUTPUTS] which rows of weight
+    outputs,  # O
+    depth,  # channels of a
+    weight_depth,  # elements from one row of weight to the next
+    SLICE: tl.constexpr,  # channels a step
+):
+    """acc + a[pixels] @ weight[outs, :depth].T, in slices of K."""
+    for start in range(0, depth, SLICE):
+        k = start + tl.arange(0, SLICE)
+        rows = tl.load(a + pixels[:, None] * depth + k[None, :], mask=inside[:, None] & (k[None, :] < depth), other=0.0)
+        columns = tl.load(
+            weight + outs[None, :] * weight_depth + k[:, None],
+            mask=(outs[None, :] < outputs) & (k[:, None] < depth),
+            other=0.0,
+        )
+        acc = product(rows.to(columns.dtype), columns, acc)
+    return acc
