@@ -56,7 +56,7 @@ def test_gpu(card: dict) -> None:
 def test_old_gpu(card: dict) -> None:
     card["capability"] = (7, 5)
     assert choose_backend("auto", CUDA) == "reference"
-    with pytest.raises(InputError, match="Some GPU has compute capability 7.5, needed is 8.0"):
+    with pytest.raises(InputError, match=r"Some GPU has compute capability 7\.5, needed is 8\.0"):
         choose_backend("triton", CUDA)
 
 
@@ -97,5 +97,5 @@ def test_kernels_before_triton() -> None:
     assert isinstance(kernel, Kernel)
     assert kernel.names == ("x", "count", "BLOCK")
     assert kernel.constants == {"BLOCK"}
-    with pytest.raises(AttributeError, match="tl.load exists inside kernels only"):
+    with pytest.raises(AttributeError, match=r"tl\.load exists inside kernels only"):
         _ = tl.load
