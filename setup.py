@@ -39,6 +39,7 @@ TEST = [
     # Readers of 16-bit files that share no code with Pillow.
     "imagecodecs>=2025.3.30",
     "tifffile>=2025.3.30",
+    "triton>=3.6; sys_platform == 'linux'",  # its interpreter runs the kernels, its compiler checks them
 ]
 
 setup(

@@ -73,4 +73,37 @@ def sepconv(dtype: torch.dtype) -> Iterator[Arguments]:
     yield _sepconv(dtype, 480, 480, 16, upsample=True)
 
 
-CALLS: dict[str, Callable[[torch.dtype], Iterator[Arguments]]] = {"sepconv": sepconv}
+def _group_norm(dtype: torch.dtype, channels: int, skip: int, side: int, groups: int, silu: bool = True) -> Arguments:
+    return {
+        "x": _image(dtype, channels, side),
+        "skip": _image(dtype, skip, side) if skip else None,
+        "weight": _weight(dtype, channels + skip),
+        "bias": _weight(dtype, channels + skip),
+        "groups": groups,
+        "eps": 1e-5,
+        "silu": silu,
+    }
+
+
+def group_norm(dtype: torch.dtype) -> Iterator[Arguments]:
+    """AdcSR's decoder, its UNet with and without a skip, and widths that pruning leaves."""
+    for width, side in ((64, 512), (128, 512), (128, 256), (256, 128), (256, 64)):
+        yield _group_norm(dtype, width, 0, side, 32)
+    for width, skip, side, groups in ((240, 240, 64, 32), (480, 240, 64, 24), (480, 480, 32, 32), (960, 960, 8, 32)):
+        yield _group_norm(dtype, width, skip, side, groups)
+        yield _group_norm(dtype, width, 0, side, 24 if width == 240 else 32, silu=False)
+    yield _group_norm(dtype, 24, 0, 512, 24)
+    yield _group_norm(dtype, 63, 0, 256, 9)
+
+
+def layer_norm(dtype: torch.dtype) -> Iterator[Arguments]:
+    """The tokens of TinySR's transformer, then those of AdcSR's levels, then a row that no program holds."""
+    for tokens, width in ((1024, 1536), (4096, 240), (1024, 480), (256, 960), (64, 960), (64, 5000)):
+        yield {"x": _weight(dtype, 1, tokens, width), "eps": 1e-6}
+
+
+CALLS: dict[str, Callable[[torch.dtype], Iterator[Arguments]]] = {
+    "sepconv": sepconv,
+    "group_norm": group_norm,
+    "layer_norm": layer_norm,
+}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from tests.kernels.kernels import KernelContract
 from tests.ops import test_sepconv
 from tinysr_kernels.ops import sepconv_kernel
@@ -12,11 +14,11 @@ class TestSepconvKernels(KernelContract):
     contract = test_sepconv.TestSepconv
     kernels = sepconv_kernel
     # Small blocks, so that these small images have several of each kind and ragged ends.
-    configs = {
+    configs: ClassVar = {
         "march": Config("march", rows=2, pixels=16, channels=256, outputs=32, warps=4, stages=1),
         "tile": Config("tile", rows=1, pixels=16, channels=32, outputs=64, warps=4, stages=2),
     }
-    mutations = {
+    mutations: ClassVar = {
         "dropped tap, march": (
             "done = above + left * c0 + middle * c1 + right * c2",
             "done = above + left * c0 + middle * c1",

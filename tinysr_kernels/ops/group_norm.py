@@ -9,10 +9,16 @@ Groups may span the seam between x and skip and have any size.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinysr_kernels.launch.device import Gpu
+from tinysr_kernels.launch.plan import Implementation, Launch, Plan, blocks, power_of_2, programs_wanted
+from tinysr_kernels.ops import group_norm_kernel, tiles
 from tinysr_kernels.ops.registry import (
     Cost,
     check,
@@ -78,4 +84,114 @@ def cost(
     return Cost(flops, size(x, skip, weight, bias) + elements * x.element_size())
 
 
-group_norm = register(SCHEMA, reference, fake, cost)
+@dataclass(frozen=True)
+class Config:
+    """Launches of group_norm. form: "single", or "split" into chunks (group_norm_kernel's docstring).
+
+    pixels and channels: a program's tile; chunks: of the image, for the statistics (split alone).
+    """
+
+    form: str
+    pixels: int
+    channels: int
+    chunks: int
+    warps: int
+    stages: int
+
+
+SINGLE_ELEMENTS = 1 << 16
+"""Largest group that one program normalises: at 128 KB in half precision its second reading comes from the cache."""
+
+
+def bucket(x: Tensor, skip: Tensor | None, groups: int, **_: Any) -> str:
+    """Calls that share a configuration: dtype, channels, groups, pixels up to a power of two."""
+    c, h, w = x.shape[1:]
+    other = "" if skip is None else f"+{skip.shape[1]}"
+    return f"{str(x.dtype).removeprefix('torch.')} {c}{other} in {groups} {power_of_2(h * w)}"
+
+
+def heuristic(gpu: Gpu, x: Tensor, skip: Tensor | None, groups: int, **_: Any) -> Config:
+    """Whatever the batch, so that a sample's sums have the same order in any."""
+    c = x.shape[1] + (0 if skip is None else skip.shape[1])
+    pixels = x.shape[2] * x.shape[3]
+    width = c // groups
+    if pixels * width <= SINGLE_ELEMENTS:
+        inner = power_of_2(width, least=1)
+        lanes = power_of_2(pixels, least=1, most=max(4096 // inner, 1))
+        return Config("single", lanes, inner, 1, 8 if lanes * inner >= 2048 else 4, 1)
+    channels = power_of_2(c, most=64)
+    lanes = 4096 // channels
+    chunks = min(blocks(programs_wanted(gpu), blocks(c, channels)), blocks(pixels, lanes))
+    return Config("split", lanes, channels, chunks, 8, 3)
+
+
+def plan(
+    config: Config,
+    x: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> Plan:
+    """One launch or three; raises what the reference raises. Inputs not dense in their layout are copied once."""
+    n, c, h, w = _out_shape(x, skip, weight, bias, groups)
+    out = empty_nhwc(x, (n, c, h, w))
+    inputs = {"x": nhwc(x), "skip": None if skip is None else nhwc(skip)}
+    affine = {"weight": plain(weight, weight.dtype), "bias": plain(bias, bias.dtype)}
+    sizes = {"pixels": h * w, "channels": c}
+    depths = {"first_depth": x.shape[1], "second_depth": c - x.shape[1]}
+    width = c // groups
+    tile = {"PIXELS": config.pixels, "CHANNELS": config.channels}
+    if config.form == "single":
+        check(config.channels >= width, f"single needs at least {width} channels, found {config.channels}")
+        given = {**inputs, **affine, "out": out, "eps": eps, **sizes, **depths, "width": width, "SILU": silu, **tile}
+        return Plan(out, (Launch(group_norm_kernel.single, (groups, n), given, config.warps, config.stages),))
+    chunk = blocks(h * w, config.chunks)
+    chunks = blocks(h * w, chunk)
+    across = blocks(c, config.channels)
+    parts = {name: x.new_empty((n, chunks, c), dtype=torch.float32) for name in ("scratch_mean", "scratch_squares")}
+    whole = {name: x.new_empty((n, groups), dtype=torch.float32) for name in ("scratch_center", "scratch_rstd")}
+    split: dict[str, Any] = {"chunk": chunk, "chunks": chunks}
+    inner = power_of_2(width, least=1)
+    return Plan(
+        out,
+        (
+            Launch(
+                group_norm_kernel.moments,
+                (chunks, across, n),
+                {**inputs, **parts, **sizes, **depths, **split, **tile, "STAGES": config.stages},
+                config.warps,
+                config.stages,
+            ),
+            Launch(
+                group_norm_kernel.merge,
+                (groups, n),
+                {
+                    **parts,
+                    **whole,
+                    "eps": eps,
+                    **sizes,
+                    "width": width,
+                    **split,
+                    "CHUNKS": power_of_2(chunks, least=1, most=max(1024 // inner, 1)),
+                    "CHANNELS": inner,
+                },
+                4,
+                1,
+            ),
+            Launch(
+                group_norm_kernel.apply,
+                (blocks(h * w, config.pixels), across, n),
+                {**inputs, **affine, **whole, "out": out, **sizes, **depths, "width": width, "SILU": silu, **tile},
+                config.warps,
+                config.stages,
+            ),
+        ),
+    )
+
+
+KERNELS = Implementation(Config, bucket, heuristic, plan, (group_norm_kernel.__name__, tiles.__name__))
+
+group_norm = register(SCHEMA, reference, fake, cost, KERNELS)

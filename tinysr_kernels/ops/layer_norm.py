@@ -7,10 +7,16 @@ Layouts: x [...,D] of one dimension or more, out of the same shape, contiguous.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinysr_kernels.launch.device import Gpu
+from tinysr_kernels.launch.plan import Implementation, Launch, Plan, blocks, power_of_2
+from tinysr_kernels.ops import layer_norm_kernel, tiles
 from tinysr_kernels.ops.registry import Cost, check, plain, register, size, wide
 
 SCHEMA = "layer_norm(Tensor x, float eps) -> Tensor"
@@ -40,4 +46,45 @@ def cost(x: Tensor, eps: float) -> Cost:
     return Cost(5 * x.numel(), size(x) + x.numel() * x.element_size())
 
 
-layer_norm = register(SCHEMA, reference, fake, cost)
+@dataclass(frozen=True)
+class Config:
+    """A launch of layer_norm: rows a program, columns a step (all of them, where that is enough)."""
+
+    rows: int
+    columns: int
+    warps: int
+
+
+def bucket(x: Tensor, **_: Any) -> str:
+    """Calls that share a configuration: dtype, width, rows up to a power of two."""
+    return f"{str(x.dtype).removeprefix('torch.')} {x.shape[-1]} {power_of_2(x.numel() // x.shape[-1], least=1)}"
+
+
+def heuristic(gpu: Gpu, x: Tensor, **_: Any) -> Config:
+    """Whole rows of up to 4096; 2048 elements a program, whatever the number of rows."""
+    columns = power_of_2(x.shape[-1], most=4096)
+    return Config(max(2048 // columns, 1), columns, 4 if columns <= 2048 else 8)
+
+
+def plan(config: Config, x: Tensor, eps: float) -> Plan:
+    """The launch; raises what the reference raises. An input that is not dense is copied once."""
+    _check(x)
+    width = x.shape[-1]
+    rows = x.numel() // width
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    arguments = {
+        "x": plain(x, x.dtype),
+        "out": out,
+        "eps": eps,
+        "rows": rows,
+        "width": width,
+        "ROWS": config.rows,
+        "COLUMNS": config.columns,
+        "WHOLE": config.columns >= width,
+    }
+    return Plan(out, (Launch(layer_norm_kernel.normalise, (blocks(rows, config.rows),), arguments, config.warps, 1),))
+
+
+KERNELS = Implementation(Config, bucket, heuristic, plan, (layer_norm_kernel.__name__, tiles.__name__))
+
+layer_norm = register(SCHEMA, reference, fake, cost, KERNELS)
