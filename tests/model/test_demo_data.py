@@ -201,7 +201,9 @@ def test_evaluation_writes_figures_and_picture(tmp_path: Path) -> None:
     assert 0 < result.ssim < 1
     assert [picture.shape for picture in rows[0]] == [(evaluate.DETAIL, evaluate.DETAIL, 3)] * 4
     strengths = {"middle": (degrade.EVALUATION, evaluate.means(results))}
-    evaluate.write(tmp_path, results, rows, strengths, "demo")
+    drawn = evaluate.drawn_gains(evaluate.bicubic, 1, ("chelsea",))
+    assert drawn == {"chelsea": 0}
+    evaluate.write(tmp_path, results, rows, strengths, drawn, "demo")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["RESULTS.md", "comparison.png", "results.json"]
     assert json.loads((tmp_path / "results.json").read_text())["mean"]["gain"] == 0
     assert "| chelsea |" in (tmp_path / "RESULTS.md").read_text()
