@@ -17,7 +17,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --benchmark-disable
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format wheel check-wheel clean
+.PHONY: help demo test lint static format wheel check-wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,11 @@ lint: $(VENV)/.ready-dev ## formatting, ruff's rules, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+static: $(VENV)/.ready-test ## compile every kernel for every architecture; fails on a spill
+	@mkdir -p build
+	$(BIN)/python -m benchmarks static --json build/static.json > build/static.txt || { cat build/static.txt; exit 1; }
+	@tail -n 1 build/static.txt
 
 format: $(VENV)/.ready-dev ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff format .
