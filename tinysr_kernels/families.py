@@ -15,6 +15,8 @@ ColorFix = Literal["adain", "wavelet", "none"]
 FAMILIES: tuple[Family, ...] = ("tinysr-dit", "adcsr", "tinysr-unet")
 COLOR_FIXES: tuple[ColorFix, ...] = ("adain", "wavelet", "none")
 
+UPSCALE = 4
+"""What every network that takes the low-resolution image itself enlarges by."""
 GROUP_CANDIDATES = (32, 24, 16, 12, 8, 6, 4, 2, 1)
 
 

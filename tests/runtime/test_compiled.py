@@ -248,3 +248,12 @@ def test_a_folded_file_whose_tensors_do_not_fit_is_refused(damage, message: str,
     save_file(tensors, path, metadata)
     with pytest.raises(tinysr_kernels.CheckpointError, match=message):
         tinysr_kernels.compile(path, device="cpu")
+
+
+def test_weights_that_do_not_fit_on_the_device_are_no_broken_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr("tinysr_kernels.runtime.compiled.place", full)
+    with pytest.raises(tinysr_kernels.OutOfMemory, match="weights do not fit on cpu"):
+        tinysr_kernels.compile("demo", device="cpu")

@@ -22,12 +22,11 @@ from tinysr_kernels.checkpoint.text import quoted
 from tinysr_kernels.checkpoint.vae import check_decoder, check_encoder
 from tinysr_kernels.checkpoint.weights import Weights
 from tinysr_kernels.errors import CheckpointError
-from tinysr_kernels.families import UNetConfig
+from tinysr_kernels.families import UPSCALE, UNetConfig
 
 TIME_BIAS = ".time_bias"
 TIME_PROJECTION = ".time_emb_proj"
 TEMB = "temb"
-UPSCALE = 4
 GROUP_NORM = re.compile(r"(resnets\.[0-9]+\.norm[12]|attentions\.[0-9]+\.(norm|group_norm)|\.conv_norm_out)\.weight$")
 
 

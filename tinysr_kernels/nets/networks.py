@@ -8,11 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from tinysr_kernels.families import Config, Family, TinySRConfig, UNetConfig
+from tinysr_kernels.families import UPSCALE, Config, Family, TinySRConfig, UNetConfig
 from tinysr_kernels.nets import kl_decoder, pruned_unet, tiny_vae, tinysr_dit
 from tinysr_kernels.nets.layers import Folded, ops
-
-UPSCALE = 4
 
 
 def fold(family: Family, config: Config, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tinysr_kernels.checkpoint import Checkpoint, folded_metadata, load, write_safetensors
-from tinysr_kernels.errors import CheckpointError, InputError
+from tinysr_kernels.errors import CheckpointError, InputError, OutOfMemory
 from tinysr_kernels.families import COLOR_FIXES, ColorFix, TinySRConfig, config_to_dict
 from tinysr_kernels.launch.backend import choose_backend, using
 from tinysr_kernels.launch.device import assume, gpu_at
@@ -205,7 +205,8 @@ def compile(
     family's own. upscale: whole factor (UNet families: what the network gives). embeddings: overrides the
     checkpoint's. tile: low-resolution side of a UNet's tiles; None runs the whole image while it fits into memory.
     cuda_graphs, max_graph_shapes: bounds for CUDA graphs; this version launches kernels plainly and keeps none.
-    Raises CheckpointError for a checkpoint that cannot be used and InputError for other arguments.
+    Raises CheckpointError for a checkpoint that cannot be used, InputError for other arguments, and OutOfMemory when
+    the weights do not fit on the device.
     """
     run_device = choose_device(device)
     _check_arguments(quantize, color_fix, upscale, tile, max_graph_shapes)
@@ -230,6 +231,8 @@ def compile(
         )
     except KeyError as error:
         raise CheckpointError(f"{checkpoint.source}: expected a tensor named {error}, found none") from error
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(f"the weights do not fit on {run_device}: {error}; use another device or dtype") from error
     except InputError:
         raise
     except (ValueError, RuntimeError, StopIteration, ZeroDivisionError) as error:

@@ -126,9 +126,7 @@ def _decode_sixteen(image: Image.Image, space: ColourSpace | None) -> _Decoded:
             )
         pixels = wide.astype(np.uint16)
     else:
-        # Not numpy.asarray: it knows neither I;16L nor I;16N.
-        order = ">" if mode == "I;16B" else "=" if mode == "I;16N" else "<"
-        pixels = np.frombuffer(image.tobytes(), f"{order}u2").astype(np.uint16).reshape(image.height, image.width)
+        pixels = grey_sixteen(image)
 
     def restore(result: np.ndarray) -> Image.Image:
         grey = result[..., 0]
