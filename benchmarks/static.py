@@ -150,7 +150,7 @@ def variants(ops: Iterable[str], archs: Iterable[int], dtypes: Iterable[str]) ->
                 for dtype in dtypes:
                     for arguments in CALLS[op](DTYPES[dtype]):
                         plan, choice = REGISTRY[op].plan(**arguments)
-                        for launch in plan.launches:
+                        for launch in (one for one in plan.launches if isinstance(one, Launch)):
                             found[variant(op, describe(choice.config, launch, dtype), arch, launch)] = None
     return list(found)
 

@@ -179,13 +179,15 @@ class KernelContract:
             )
             assert not all(passed), "nothing noticed"
 
-    def test_heuristic_fits_every_gpu(self, case: Case) -> None:
-        """A configuration that the plan accepts, for each card, and that JSON holds without loss."""
+    def test_configurations_fit_every_gpu(self, case: Case) -> None:
+        """Configurations that the plan accepts, for each card, and that JSON holds without loss."""
         operator = REGISTRY[self.contract.op]
         assert operator.kernels is not None
         arguments = operator.arguments(**case.arguments(torch.float16))
         for gpu in GPUS.values():
-            chosen = operator.kernels.heuristic(gpu, **arguments)
-            assert isinstance(chosen, operator.kernels.config)
-            assert all(type(v) in (int, str, bool) for v in dataclasses.asdict(chosen).values())
-            assert operator.kernels.plan(chosen, **arguments).launches
+            space = set(operator.kernels.space(gpu, **arguments))
+            assert space
+            for chosen in (operator.kernels.heuristic(gpu, **arguments), *space):
+                assert isinstance(chosen, operator.kernels.config)
+                assert all(type(v) in (int, str, bool) for v in dataclasses.asdict(chosen).values())
+                assert operator.kernels.plan(chosen, **arguments).launches

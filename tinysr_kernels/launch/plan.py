@@ -6,7 +6,7 @@ Ahead-of-time compilation and tests read the same plan that a call runs, so that
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,22 +32,47 @@ class Launch:
     warps: int
     stages: int
 
+    def run(self) -> None:
+        """Launch on the device of the tensors, which need not be the current one."""
+        tensors = (v for v in self.arguments.values() if isinstance(v, Tensor))
+        device = next(tensors).device
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            self.kernel.made[self.grid](**self.arguments, num_warps=self.warps, num_stages=self.stages)
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library's kernels in place of our own: `function(**arguments)` writes into the tensors that it is given.
+
+    kernels: how many launches it makes, as far as is known.
+    """
+
+    function: Callable[..., None]
+    arguments: Mapping[str, Any]
+    kernels: int = 1
+
+    def run(self) -> None:
+        """Call the library, which launches on the device of the tensors."""
+        self.function(**self.arguments)
+
 
 @dataclass(frozen=True)
 class Plan:
     """A call's result, not yet computed, and the launches that compute it, in order."""
 
     result: Any
-    launches: tuple[Launch, ...]
+    launches: tuple[Launch | Library, ...]
 
     def run(self) -> Any:
-        """Launch on the device of the tensors, which need not be the current one, and return the result."""
+        """Launch everything and return the result."""
         for launch in self.launches:
-            tensors = (v for v in launch.arguments.values() if isinstance(v, Tensor))
-            device = next(tensors).device
-            with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-                launch.kernel.made[launch.grid](**launch.arguments, num_warps=launch.warps, num_stages=launch.stages)
+            launch.run()
         return self.result
+
+    @property
+    def kernels(self) -> int:
+        """How many kernels run on the device."""
+        return sum(launch.kernels if isinstance(launch, Library) else 1 for launch in self.launches)
 
 
 @dataclass(frozen=True)
@@ -58,6 +83,8 @@ class Implementation:
     bucket(**arguments): the calls that share a configuration, as a short text.
     heuristic(gpu, **arguments): a configuration that always compiles and spills no registers.
     plan(config, **arguments): the launches; ValueError for arguments that the operator refuses.
+    space(gpu, **arguments): the configurations worth measuring for a call, repetitions allowed, among them every
+        form that applies to it.
     modules: names of the modules that hold the kernels, besides plan's own.
     """
 
@@ -65,6 +92,7 @@ class Implementation:
     bucket: Callable[..., str]
     heuristic: Callable[..., Any]
     plan: Callable[..., Plan]
+    space: Callable[..., Iterable[Any]]
     modules: tuple[str, ...] = ()
 
     def takes(self, arguments: Mapping[str, Any]) -> bool:

@@ -9,6 +9,8 @@ Groups may span the seam between x and skip and have any size.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,6 +194,22 @@ def plan(
     )
 
 
-KERNELS = Implementation(Config, bucket, heuristic, plan, (group_norm_kernel.__name__, tiles.__name__))
+def space(gpu: Gpu, x: Tensor, skip: Tensor | None, groups: int, **_: Any) -> Iterator[Config]:
+    """One launch where the group is small enough for one program; three with more or fewer chunks."""
+    c = x.shape[1] + (0 if skip is None else skip.shape[1])
+    pixels = x.shape[2] * x.shape[3]
+    inner = power_of_2(c // groups, least=1)
+    if pixels * inner <= 4 * SINGLE_ELEMENTS:
+        for elements, warps in itertools.product((1024, 2048, 4096, 8192), (4, 8)):
+            lanes = power_of_2(pixels, least=1, most=max(elements // inner, 1))
+            yield Config("single", lanes, inner, 1, warps, 1)
+    for channels, elements, programs in itertools.product((32, 64, 128), (2048, 4096), (1, 2, 4)):
+        channels, lanes = power_of_2(c, most=channels), elements // channels
+        chunks = min(blocks(programs * gpu.multiprocessors, blocks(c, channels)), blocks(pixels, lanes))
+        for warps, stages in itertools.product((4, 8), (1, 3)):
+            yield Config("split", lanes, channels, chunks, warps, stages)
+
+
+KERNELS = Implementation(Config, bucket, heuristic, plan, space, (group_norm_kernel.__name__, tiles.__name__))
 
 group_norm = register(SCHEMA, reference, fake, cost, KERNELS)

@@ -7,6 +7,8 @@ Layouts: x [...,D] of one dimension or more, out of the same shape, contiguous.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +87,14 @@ def plan(config: Config, x: Tensor, eps: float) -> Plan:
     return Plan(out, (Launch(layer_norm_kernel.normalise, (blocks(rows, config.rows),), arguments, config.warps, 1),))
 
 
-KERNELS = Implementation(Config, bucket, heuristic, plan, (layer_norm_kernel.__name__, tiles.__name__))
+def space(gpu: Gpu, x: Tensor, **_: Any) -> Iterator[Config]:
+    """Whole rows, a few a program."""
+    columns = power_of_2(x.shape[-1], most=4096)
+    for rows, warps in itertools.product((1, 2, 4, 8), (1, 2, 4, 8)):
+        if rows * columns <= 8192:
+            yield Config(rows, columns, warps)
+
+
+KERNELS = Implementation(Config, bucket, heuristic, plan, space, (layer_norm_kernel.__name__, tiles.__name__))
 
 layer_norm = register(SCHEMA, reference, fake, cost, KERNELS)

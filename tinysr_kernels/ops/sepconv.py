@@ -12,6 +12,8 @@ pointwise [O,C]. The separable convolutions are those of TinySR's VAE (arXiv 250
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -278,6 +280,17 @@ def plan(
     return Plan(out, (launch,))
 
 
-KERNELS = Implementation(Config, bucket, heuristic, plan, (sepconv_kernel.__name__, tiles.__name__))
+def space(gpu: Gpu, x: Tensor, pointwise: Tensor, **_: Any) -> Iterator[Config]:
+    """Both forms, where march can hold the channels; tiles around the heuristic's, in more and fewer rows."""
+    c, outputs = power_of_2(x.shape[1]), power_of_2(pointwise.shape[0], most=64)
+    for pixels, warps in itertools.product((16, 32, 64), (4, 8)):
+        if c <= 128:
+            for rows, stages in itertools.product((4, 8, 16, 32), (1, 2)):
+                yield Config("march", rows, pixels, c, outputs, warps, stages)
+        for channels, stages in itertools.product((16, 32, 64), (1, 2, 3)):
+            yield Config("tile", 1, pixels, min(c, channels), outputs, warps, stages)
+
+
+KERNELS = Implementation(Config, bucket, heuristic, plan, space, (sepconv_kernel.__name__, tiles.__name__))
 
 sepconv = register(SCHEMA, reference, fake, cost, KERNELS)
