@@ -42,6 +42,14 @@ class TestGroupNormKernels(KernelContract):
             "known = (step * PIXELS + lane >= 0)[:, None] &",
         ),
         "swapped groups": ("chan // width\n", "(channels - 1 - chan) // width\n"),
+        "moments of the first sample": ("(sample * 2 + which) * first_depth", "(sample * 0 + which) * first_depth"),
+        "skip's moments of the first sample": (
+            "(sample * 2 + which) * second_depth",
+            "(sample * 0 + which) * second_depth",
+        ),
+        "skip's moments never": ("there & (chan >= first_depth)", "there & (chan < 0)"),
+        "between channels nothing": ("variance + deviation * deviation, 1)", "variance, 1)"),
+        "other channels' groups": ("(chan // width * width)", "(chan // width * 0)"),
         "no bias": ("* rstd * weight + bias", "* rstd * weight"),
         "no eps": ("tl.sqrt_rn(variance + eps)", "tl.sqrt_rn(variance)"),
         "silu always": ("    if SILU:\n", "    if SILU or not SILU:\n"),
@@ -65,6 +73,8 @@ class TestGroupNormKernels(KernelContract):
             "groups": 2,
             "eps": 1e-6,
             "silu": False,
+            "moments": None,
+            "skip_moments": None,
         }
         wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
         exact, eager = test_group_norm.oracle(**wide), test_group_norm.eager(**arguments)

@@ -141,8 +141,23 @@ def _input(
     }
 
 
+def _moments(d: Draw, n: int, c: int) -> Tensor:
+    """Mean and variance of every channel, [N,2,C]."""
+    return torch.stack([d.normal(n, c), 0.2 + d.normal(n, c).square()], 1)
+
+
 def _group_norm(
-    n: int, c1: int, c2: int, h: int, w: int, groups: int, *, eps: float = 1e-5, offset: float = 0.5, **options: Any
+    n: int,
+    c1: int,
+    c2: int,
+    h: int,
+    w: int,
+    groups: int,
+    *,
+    eps: float = 1e-5,
+    offset: float = 0.5,
+    given: bool = False,
+    **options: Any,
 ) -> Callable[[Draw], Arguments]:
     return lambda d: {
         "x": d.image(n, c1, h, w, offset),
@@ -151,6 +166,8 @@ def _group_norm(
         "bias": d.normal(c1 + c2),
         "groups": groups,
         "eps": eps,
+        "moments": _moments(d, n, c1) if given else None,
+        "skip_moments": _moments(d, n, c2) if given and c2 else None,
         **options,
     }
 
@@ -275,6 +292,9 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "one group": _group_norm(2, 3, 0, 5, 4, 1),
         "large eps": _group_norm(2, 48, 0, 3, 3, 4, eps=5.0, silu=False),
         "mean 50 deviations": _group_norm(1, 60, 0, 9, 11, 60, offset=50.0, silu=False),
+        "moments given": _group_norm(2, 60, 0, 5, 7, 4, given=True),
+        "moments given over the seam": _group_norm(2, 48, 42, 3, 5, 2, given=True, silu=False),
+        "moments of groups of one": _group_norm(3, 10, 3, 3, 1, 13, given=True),
     },
     "layer_norm": {
         "tokens": lambda d: {"x": d.tokens(2, 7, 63), "eps": 1e-6},

@@ -17,7 +17,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.ops.cases import CASES, Arguments, Case, convert
 from tinysr_kernels.ops import REGISTRY
 
-BATCHED = {"x", "residual", "shortcut", "skip", "qkv", "t", "z", "style", "x2", "gain", "offset"}
+BATCHED = {
+    "x",
+    "residual",
+    "shortcut",
+    "skip",
+    "qkv",
+    "t",
+    "z",
+    "style",
+    "x2",
+    "gain",
+    "offset",
+    "moments",
+    "skip_moments",
+}
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 DRAWS = 5
 EXACT = 1e-12  # float64 keeps 16 digits; what is left allows for the order of a few thousand terms

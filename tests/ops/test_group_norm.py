@@ -13,7 +13,15 @@ from tinysr_kernels.ops.group_norm import cost, reference
 
 
 def oracle(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, skip: Tensor | None = None, silu: bool = True
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    skip: Tensor | None = None,
+    silu: bool = True,
+    moments: Tensor | None = None,
+    skip_moments: Tensor | None = None,
 ) -> Tensor:
     channels = [*x.unbind(1), *(() if skip is None else skip.unbind(1))]
     width = len(channels) // groups
@@ -21,9 +29,15 @@ def oracle(
     for c, channel in enumerate(channels):
         first = c // width * width
         group = torch.stack(channels[first : first + width])  # [width,N,H,W]
-        count = group.numel() / group.shape[1]
-        mean = group.sum((0, 2, 3)) / count
-        variance = ((group - mean[:, None, None]) ** 2).sum((0, 2, 3)) / count
+        if moments is None:
+            count = group.numel() / group.shape[1]
+            mean = group.sum((0, 2, 3)) / count
+            variance = ((group - mean[:, None, None]) ** 2).sum((0, 2, 3)) / count
+        else:  # E[v^2] - mean^2 of the mixture of the channels; in float64 nothing is lost
+            given = [m for part in (moments, skip_moments) if part is not None for m in part.unbind(2)]  # of [N,2]
+            mean = sum(m[:, 0] for m in given[first : first + width]) / width
+            square = sum(m[:, 1] + m[:, 0] ** 2 for m in given[first : first + width]) / width
+            variance = square - mean**2
         scaled = (channel - mean[:, None, None]) / (variance + eps).sqrt()[:, None, None]
         out.append(scaled * weight[c] + bias[c])
     v = torch.stack(out, 1)
@@ -31,11 +45,28 @@ def oracle(
 
 
 def eager(
-    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, skip: Tensor | None = None, silu: bool = True
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    skip: Tensor | None = None,
+    silu: bool = True,
+    moments: Tensor | None = None,
+    skip_moments: Tensor | None = None,
 ) -> Tensor:
     # On contiguous planes: on channels_last ones torch's own variance cancels, and would be too easy a bar.
     v = (x if skip is None else torch.cat([x, skip], 1)).contiguous()
-    y = torch.group_norm(v, groups, weight, bias, eps)
+    if moments is None:
+        y = torch.group_norm(v, groups, weight, bias, eps)
+    else:
+        # The statistics in float32, as torch.group_norm holds them; the map in the tensors' dtype.
+        parts = (moments if skip_moments is None else torch.cat([moments, skip_moments], 2)).float()
+        means, variances = parts.view(v.shape[0], 2, groups, -1).unbind(1)
+        mean = means.mean(2, keepdim=True)
+        rstd = (variances.mean(2, keepdim=True) + means.var(2, correction=0, keepdim=True) + eps).rsqrt()
+        y = ((v.view(v.shape[0], groups, -1) - mean) * rstd).view_as(v) * weight[:, None, None] + bias[:, None, None]
+        y = y.to(x.dtype)
     return F.silu(y) if silu else y
 
 
@@ -61,6 +92,10 @@ MUTANTS = {
     "silu never": lambda **a: reference(**{**a, "silu": False}),
     "skip first": lambda **a: reference(**({**a, "x": a["skip"], "skip": a["x"]} if a["skip"] is not None else a)),
     "skip channels swapped": altered(reference, "skip", lambda t: t.flip(1)),
+    "moments not taken": lambda **a: reference(**{**a, "moments": None, "skip_moments": None}),
+    "moments of other channels": altered(reference, "moments", lambda t: t.roll(1, 2)),
+    "moments swapped": altered(reference, "moments", lambda t: t.flip(1).abs()),
+    "skip's moments swapped": altered(reference, "skip_moments", lambda t: t.flip(1).abs()),
     "the next sample": lambda **a: reference(**a).roll(1, 0),
 }
 
@@ -72,6 +107,8 @@ MISTAKES = [
     ({"skip": torch.ones(2, 3, 5, 7)}, r"weight must be \[63\], found \[60\]"),
     ({"groups": 7}, "groups must divide 60 channels, found 7"),
     ({"groups": 0}, "groups must divide 60 channels, found 0"),
+    ({"moments": torch.ones(2, 60)}, r"moments must be \[2, 2, 60\], found \[2, 60\]"),
+    ({"skip_moments": torch.ones(2, 2, 0)}, "for each of x and skip or for none"),
 ]
 
 
@@ -85,9 +122,10 @@ class TestGroupNorm(OperatorContract):
     mistakes = MISTAKES
 
     def counted_flops(self, arguments: Arguments) -> int:
-        """3 for the statistics, 2 for the affine map, 4 for SiLU, per element."""
+        """3 for the statistics unless they are given, 2 for the affine map, 4 for SiLU, per element."""
         elements = sum(arguments[name].numel() for name in ("x", "skip") if arguments[name] is not None)
-        return elements * (9 if arguments.get("silu", True) else 5)
+        statistics = 3 if arguments.get("moments") is None else 0
+        return elements * (statistics + 2 + (4 if arguments.get("silu", True) else 0))
 
 
 def test_channels_last_keeps_the_variance() -> None:

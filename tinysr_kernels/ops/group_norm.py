@@ -4,7 +4,8 @@
     out = act((v - mean) / sqrt(variance + eps) * weight + bias)          act = SiLU or nothing
 
 Layouts: x [N,C1,H,W], skip [N,C2,H,W] or None, weight and bias [C1+C2], out [N,C1+C2,H,W] channels_last.
-Groups may span the seam between x and skip and have any size.
+Groups may span the seam between x and skip and have any size. Where the producers of x and skip have left their
+moments, [N,2,C1] and [N,2,C2], mean and biased variance of every channel (`ops/moments.py`), those are taken.
 """
 
 from __future__ import annotations
@@ -35,11 +36,20 @@ from tinysr_kernels.ops.registry import (
 )
 
 SCHEMA = (
-    "group_norm(Tensor x, Tensor? skip, Tensor weight, Tensor bias, int groups, float eps, bool silu=True) -> Tensor"
+    "group_norm(Tensor x, Tensor? skip, Tensor weight, Tensor bias, int groups, float eps, bool silu=True, "
+    "Tensor? moments=None, Tensor? skip_moments=None) -> Tensor"
 )
 
 
-def _out_shape(x: Tensor, skip: Tensor | None, weight: Tensor, bias: Tensor, groups: int) -> tuple[int, int, int, int]:
+def _out_shape(
+    x: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    moments: Tensor | None,
+    skip_moments: Tensor | None,
+) -> tuple[int, int, int, int]:
     check_rank("x", x, "N,C,H,W")
     n, c, h, w = x.shape
     if skip is not None:
@@ -49,48 +59,87 @@ def _out_shape(x: Tensor, skip: Tensor | None, weight: Tensor, bias: Tensor, gro
     check_shape("weight", weight, (c,))
     check_shape("bias", bias, (c,))
     check(groups > 0 and c % groups == 0, f"groups must divide {c} channels, found {groups}")
+    check_shape("moments", moments, (n, 2, x.shape[1]))
+    check_shape("skip_moments", skip_moments, (n, 2, c - x.shape[1]))
+    together = (moments is None) == (skip_moments is None) if skip is not None else skip_moments is None
+    check(together, "moments must be given for each of x and skip or for none of them")
     return n, c, h, w
 
 
 def reference(
-    x: Tensor, skip: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool = True
+    x: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool = True,
+    moments: Tensor | None = None,
+    skip_moments: Tensor | None = None,
 ) -> Tensor:
     """Plain PyTorch, in float32 or wider; shapes and mathematics as in the module's docstring.
 
     Any floating dtype; the result has x's. Raises ValueError naming argument, expected and found.
     """
-    _out_shape(x, skip, weight, bias, groups)
+    n, c, _, _ = _out_shape(x, skip, weight, bias, groups, moments, skip_moments)
     dtype = wide(x.dtype)
     # Contiguous planes, because torch takes the variance of channels_last ones as E[v^2] - mean^2: at a mean
     # of 50 standard deviations that errs by 4.5e-4 in float32, against 2.6e-6 this way.
     v = plain(x if skip is None else torch.cat([x, skip], 1), dtype)
-    # torch.group_norm, unlike torch.nn.functional's, accepts a group of a single element (a 1x1 image).
-    y = torch.group_norm(v, groups, weight.to(dtype), bias.to(dtype), eps)
+    gain, shift = weight.to(dtype), bias.to(dtype)
+    if moments is None:
+        # torch.group_norm, unlike torch.nn.functional's, accepts a group of a single element (a 1x1 image).
+        y = torch.group_norm(v, groups, gain, shift, eps)
+    else:
+        parts = moments if skip_moments is None else torch.cat([moments, skip_moments], 2)
+        means, variances = parts.to(dtype).view(n, 2, groups, c // groups).unbind(1)
+        mean = means.mean(2, keepdim=True)
+        variance = (variances + (means - mean).square()).mean(2, keepdim=True)
+        grouped = v.view(n, groups, c // groups, -1)
+        y = ((grouped - mean[..., None]) / (variance[..., None] + eps).sqrt()).view(v.shape)
+        y = y * gain[:, None, None] + shift[:, None, None]
     return nhwc((F.silu(y) if silu else y).to(x.dtype))
 
 
 def fake(
-    x: Tensor, skip: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool = True
+    x: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool = True,
+    moments: Tensor | None = None,
+    skip_moments: Tensor | None = None,
 ) -> Tensor:
     """An uninitialised result of the true shape, dtype and strides; raises what the reference raises."""
-    return empty_nhwc(x, _out_shape(x, skip, weight, bias, groups))
+    return empty_nhwc(x, _out_shape(x, skip, weight, bias, groups, moments, skip_moments))
 
 
 def cost(
-    x: Tensor, skip: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool = True
+    x: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool = True,
+    moments: Tensor | None = None,
+    skip_moments: Tensor | None = None,
 ) -> Cost:
-    """FLOPs: 3 per element for the statistics, 2 for the map, 4 for SiLU; bytes of each tensor once."""
-    n, c, h, w = _out_shape(x, skip, weight, bias, groups)
+    """FLOPs: 3 per element for statistics that are not given, 2 for the map, 4 for SiLU; bytes of each tensor once."""
+    n, c, h, w = _out_shape(x, skip, weight, bias, groups, moments, skip_moments)
     elements = n * c * h * w
-    flops = elements * (9 if silu else 5)
-    return Cost(flops, size(x, skip, weight, bias) + elements * x.element_size())
+    flops = elements * ((3 if moments is None else 0) + 2 + (4 if silu else 0))
+    return Cost(flops, size(x, skip, weight, bias, moments, skip_moments) + elements * x.element_size())
 
 
 @dataclass(frozen=True)
 class Config:
     """Launches of group_norm. form: "single", or "split" into chunks (group_norm_kernel's docstring).
 
-    pixels and channels: a program's tile; chunks: of the image, for the statistics (split alone).
+    pixels and channels: a program's tile, which is all that counts where moments are given; chunks: of the image, for
+    the statistics (split alone).
     """
 
     form: str
@@ -105,19 +154,28 @@ SINGLE_ELEMENTS = 1 << 16
 """Largest group that one program normalises: at 128 KB in half precision its second reading comes from the cache."""
 
 
-def bucket(x: Tensor, skip: Tensor | None, groups: int, **_: Any) -> str:
-    """Calls that share a configuration: dtype, channels, groups, pixels up to a power of two."""
+def bucket(x: Tensor, skip: Tensor | None, groups: int, moments: Tensor | None, **_: Any) -> str:
+    """Calls that share a configuration: dtype, channels, groups, pixels up to a power of two, given moments."""
     c, h, w = x.shape[1:]
     other = "" if skip is None else f"+{skip.shape[1]}"
-    return f"{str(x.dtype).removeprefix('torch.')} {c}{other} in {groups} {power_of_2(h * w)}"
+    variant = "" if moments is None else " given"
+    return f"{str(x.dtype).removeprefix('torch.')} {c}{other} in {groups} {power_of_2(h * w)}{variant}"
 
 
-def heuristic(gpu: Gpu, x: Tensor, skip: Tensor | None, groups: int, **_: Any) -> Config:
+def splits(pixels: int, width: int) -> bool:
+    """Whether groups of `width` channels are too large for one program, so that moments from their producer help."""
+    return pixels * width > SINGLE_ELEMENTS
+
+
+def heuristic(gpu: Gpu, x: Tensor, skip: Tensor | None, groups: int, moments: Tensor | None, **_: Any) -> Config:
     """Whatever the batch, so that a sample's sums have the same order in any."""
     c = x.shape[1] + (0 if skip is None else skip.shape[1])
     pixels = x.shape[2] * x.shape[3]
     width = c // groups
-    if pixels * width <= SINGLE_ELEMENTS:
+    if moments is not None:
+        channels = power_of_2(c, most=64)
+        return Config("split", power_of_2(pixels, least=1, most=4096 // channels), channels, 1, 8, 1)
+    if not splits(pixels, width):
         inner = power_of_2(width, least=1)
         lanes = power_of_2(pixels, least=1, most=max(4096 // inner, 1))
         return Config("single", lanes, inner, 1, 8 if lanes * inner >= 2048 else 4, 1)
@@ -136,9 +194,11 @@ def plan(
     groups: int,
     eps: float,
     silu: bool,
+    moments: Tensor | None,
+    skip_moments: Tensor | None,
 ) -> Plan:
     """One launch or three; raises what the reference raises. Inputs not dense in their layout are copied once."""
-    n, c, h, w = _out_shape(x, skip, weight, bias, groups)
+    n, c, h, w = _out_shape(x, skip, weight, bias, groups, moments, skip_moments)
     out = empty_nhwc(x, (n, c, h, w))
     inputs = {"x": nhwc(x), "skip": None if skip is None else nhwc(skip)}
     affine = {"weight": plain(weight, weight.dtype), "bias": plain(bias, bias.dtype)}
@@ -146,6 +206,14 @@ def plan(
     depths = {"first_depth": x.shape[1], "second_depth": c - x.shape[1]}
     width = c // groups
     tile = {"PIXELS": config.pixels, "CHANNELS": config.channels}
+    tiles_of_out = (blocks(h * w, config.pixels), blocks(c, config.channels), n)
+    if moments is not None:
+        given = {"moments": plain(moments, moments.dtype), "skip_moments": None}
+        if skip_moments is not None:
+            given["skip_moments"] = plain(skip_moments, skip_moments.dtype)
+        arguments = {**inputs, **affine, **given, "out": out, "eps": eps, **sizes, **depths, "width": width}
+        arguments |= {"SILU": silu, "WIDTH": power_of_2(width, least=1), **tile}
+        return Plan(out, (Launch(group_norm_kernel.given, tiles_of_out, arguments, config.warps, config.stages),))
     if config.form == "single":
         check(config.channels >= width, f"single needs at least {width} channels, found {config.channels}")
         given = {**inputs, **affine, "out": out, "eps": eps, **sizes, **depths, "width": width, "SILU": silu, **tile}
@@ -185,7 +253,7 @@ def plan(
             ),
             Launch(
                 group_norm_kernel.apply,
-                (blocks(h * w, config.pixels), across, n),
+                tiles_of_out,
                 {**inputs, **affine, **whole, "out": out, **sizes, **depths, "width": width, "SILU": silu, **tile},
                 config.warps,
                 config.stages,
@@ -194,10 +262,15 @@ def plan(
     )
 
 
-def space(gpu: Gpu, x: Tensor, skip: Tensor | None, groups: int, **_: Any) -> Iterator[Config]:
+def space(gpu: Gpu, x: Tensor, skip: Tensor | None, groups: int, moments: Tensor | None, **_: Any) -> Iterator[Config]:
     """One launch where the group is small enough for one program; three with more or fewer chunks."""
     c = x.shape[1] + (0 if skip is None else skip.shape[1])
     pixels = x.shape[2] * x.shape[3]
+    if moments is not None:
+        for channels, elements, warps in itertools.product((32, 64, 128), (1024, 2048, 4096, 8192), (4, 8)):
+            channels = power_of_2(c, most=channels)
+            yield Config("split", power_of_2(pixels, least=1, most=elements // channels), channels, 1, warps, 1)
+        return
     inner = power_of_2(c // groups, least=1)
     if pixels * inner <= 4 * SINGLE_ELEMENTS:
         for elements, warps in itertools.product((1024, 2048, 4096, 8192), (4, 8)):

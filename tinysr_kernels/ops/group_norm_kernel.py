@@ -1,9 +1,10 @@
-"""The kernels of group_norm, in two forms. Statistics are (mean, sum of squared deviations), never sums of squares.
+"""The kernels of group_norm, in three forms. Statistics are (mean, sum of squared deviations), never sums of squares.
 
 `single`: one launch, a program per sample and group, which reads its group twice; for groups that a cache holds.
 `moments`, `merge`, `apply`: three launches. The image is split into chunks, whatever the batch; a program takes the
 moments of every channel of its chunk, the second kernel merges them by Chan's rule into those of each group, the third
 normalises. No atomics: the order of every sum is fixed, so results repeat bit for bit.
+`given`: one launch, where the producers have left every channel's moments; a program puts those of its groups together.
 """
 
 from __future__ import annotations
@@ -221,5 +222,64 @@ def apply(  # type: ignore[no-untyped-def]
     gamma = tl.load(weight + chan, mask=there, other=0.0).to(tl.float32)[None, :]
     beta = tl.load(bias + chan, mask=there, other=0.0).to(tl.float32)[None, :]
     y = _normalise(v, center, rstd, gamma, beta, SILU)
+    at = out + start * channels + (lane[:, None] * channels + chan[None, :])
+    tl.store(at, rounded(y, out.dtype.element_ty), mask=known)
+
+
+@jit
+def _moment(moments, skip_moments, which, sample, chan, there, first_depth, second_depth):  # type: ignore[no-untyped-def]
+    """Means (which = 0) or variances (1) of channels of the concatenation, zero where there are none."""
+    at = moments + (sample * 2 + which) * first_depth + chan
+    if skip_moments is None:
+        v = tl.load(at, mask=there, other=0.0).to(tl.float32)
+    else:
+        front = chan < first_depth
+        v = tl.load(at, mask=there & front, other=0.0).to(tl.float32)
+        at = skip_moments + (sample * 2 + which) * second_depth + (chan - first_depth)
+        v += tl.load(at, mask=there & (chan >= first_depth), other=0.0).to(tl.float32)
+    return v
+
+
+@jit
+def given(  # type: ignore[no-untyped-def]
+    x,  # [N,pixels,first_depth]
+    skip,  # [N,pixels,second_depth] or None
+    weight,  # [channels]
+    bias,  # [channels]
+    moments,  # [N,2,first_depth]
+    skip_moments,  # [N,2,second_depth] or None
+    out,  # [N,pixels,channels]
+    eps,
+    pixels,
+    channels,
+    first_depth,
+    second_depth,
+    width,  # channels of a group
+    SILU: tl.constexpr,
+    WIDTH: tl.constexpr,  # at least width
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Grid: blocks of pixels, blocks of channels, samples."""
+    lane = tl.arange(0, PIXELS)
+    chan = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    begin = tl.program_id(0).to(tl.int64) * PIXELS
+    sample = tl.program_id(2).to(tl.int64)
+    there = chan < channels
+    known = (begin + lane < pixels)[:, None] & there[None, :]
+    start = sample * pixels + begin
+    v = _tile(x, skip, start, lane, chan, known, first_depth, second_depth)
+    # All channels of the group that each channel belongs to; every channel has equally many pixels.
+    inner = tl.arange(0, WIDTH)
+    member = (chan // width * width)[:, None] + inner[None, :]
+    counts = there[:, None] & (inner < width)[None, :]
+    mean = _moment(moments, skip_moments, 0, sample, member, counts, first_depth, second_depth)
+    variance = _moment(moments, skip_moments, 1, sample, member, counts, first_depth, second_depth)
+    center = tl.sum(mean, 1) / width
+    deviation = tl.where(counts, mean - center[:, None], 0.0)
+    rstd = _rstd(tl.sum(variance + deviation * deviation, 1) / width, eps)
+    gamma = tl.load(weight + chan, mask=there, other=0.0).to(tl.float32)[None, :]
+    beta = tl.load(bias + chan, mask=there, other=0.0).to(tl.float32)[None, :]
+    y = _normalise(v, center[None, :], rstd[None, :], gamma, beta, SILU)
     at = out + start * channels + (lane[:, None] * channels + chan[None, :])
     tl.store(at, rounded(y, out.dtype.element_ty), mask=known)
