@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 REQUIREMENTS := setup.py pyproject.toml constraints.txt tinysr_kernels/_version.py
 NAME := $(basename $(notdir $(PHOTO)))
+OTHER_TRITON := $(addprefix build/triton-,$(TRITON))
 
 # Two pytest workers with one thread each: the tests are many and small, so threads within one
 # convolution gain less than they cost.
@@ -17,7 +18,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --benchmark-disable
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint static format wheel check-wheel clean
+.PHONY: help demo test lint static tables format wheel check-wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,10 +39,16 @@ lint: $(VENV)/.ready-dev ## formatting, ruff's rules, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-static: $(VENV)/.ready-test ## compile every kernel for every architecture; fails on a spill
+static: $(VENV)/.ready-test $(addsuffix /.ready,$(OTHER_TRITON)) ## compile kernels for every architecture, fails on a fault (TRITON=3.6.0: another)
 	@mkdir -p build
-	$(BIN)/python -m benchmarks static --json build/static.json > build/static.txt || { cat build/static.txt; exit 1; }
+	$(BIN)/python -m benchmarks static $(addprefix --triton ,$(OTHER_TRITON)) $(STATIC_ARGS) > build/static.txt || \
+	    { tail -n 1 build/static.txt; exit 1; }
 	@tail -n 1 build/static.txt
+
+tables: ## compile and count anew; write benchmarks/results/, docs/kernels.md and docs/plan.md
+	$(MAKE) static STATIC_ARGS=--keep
+	$(MAKE) static STATIC_ARGS=--keep TRITON=3.6.0
+	$(BIN)/python -m benchmarks pages
 
 format: $(VENV)/.ready-dev ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff format .
@@ -74,6 +81,11 @@ $(VENV)/.ready-runtime: $(REQUIREMENTS) | $(BIN)/python
 
 $(VENV)/.ready-test: $(VENV)/.ready-runtime
 	$(PIP) -e '.[test]'
+	@touch $@
+
+# Beside the installed one, for ahead-of-time compilation alone.
+build/triton-%/.ready: $(VENV)/.ready-test
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(@D) triton==$*
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready-test

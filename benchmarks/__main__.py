@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import static
+from benchmarks import pages, plan, static
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure kernels and networks.")
     commands = parser.add_subparsers(dest="command", required=True)
-    static.add_arguments(commands.add_parser("static", help=static.SUMMARY, description=static.SUMMARY))
+    for name, command in (("plan", plan), ("static", static), ("pages", pages)):
+        command.add_arguments(commands.add_parser(name, help=command.SUMMARY, description=command.SUMMARY))
+        commands.choices[name].set_defaults(run=command.main)
     options = parser.parse_args(arguments)
-    return static.main(options)
+    return options.run(options)
 
 
 if __name__ == "__main__":

@@ -1,109 +1,100 @@
-"""The calls that the real networks make of each operator, on meta tensors: 128x128 -> 512x512, batch 1.
+"""The calls that the real networks make of each operator, on meta tensors: what static, micro and autotune walk.
 
-TinySR: a VAE of 64 channels at 512 to 64 pixels a side, a transformer of 1024 tokens of 1536. AdcSR: a UNet of 240, 480
-and 960 channels at 64 to 8 pixels, a decoder of 256 to 64 channels at 64 to 512. tinysr-unet: separable
-convolutions of any width, here AdcSR's and what further pruning leaves.
+Taken from the networks' own dispatch, each distinct call once: all families at 128x128 -> 512x512 and at twice that,
+in which TinySR's transformer runs in batches of windows; one and four images; and small networks of awkward widths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.networks import DTYPES, OWN_DTYPE, VARIANTS, network
+from benchmarks.plan import calls
+from tinysr_kernels.families import FAMILIES
+from tinysr_kernels.ops import REGISTRY
+
 Arguments = dict[str, Any]
 
-
-def _image(dtype: torch.dtype, channels: int, side: int) -> Tensor:
-    shape = (1, channels, side, side)
-    return torch.empty(shape, dtype=dtype, device="meta", memory_format=torch.channels_last)
-
-
-def _weight(dtype: torch.dtype, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
+SIZES = ((128, 128), (256, 256))
+BATCHES = (1, 4)
+AWKWARD_SIZE = (72, 104)
+HALF = torch.float16
 
 
-def _sepconv(
-    dtype: torch.dtype,
-    channels: int,
-    outputs: int,
-    side: int,
-    *,
-    residual: bool = False,
-    bias: bool = True,
-    shortcut: int = 0,
-    skip: int = 0,
-    **options: Any,
-) -> Arguments:
-    out = side * (2 if options.get("upsample") else 1) // options.get("stride", 1)
-    return {
-        "x": _image(dtype, channels, side),
-        "depthwise": _weight(dtype, channels, 3, 3),
-        "pointwise": _weight(dtype, outputs, channels),
-        "bias": _weight(dtype, outputs) if bias else None,
-        "residual": _image(dtype, outputs, out) if residual else None,
-        "shortcut": _image(dtype, shortcut, out) if shortcut else None,
-        "skip": _image(dtype, skip, out) if skip else None,
-        "shortcut_weight": _weight(dtype, outputs, shortcut + skip) if shortcut else None,
-        **options,
-    }
+@dataclass
+class Found:
+    """A call in half precision; main: the dtypes in which a released network makes it for one 128x128 image.
+
+    Each network with its own colour fix, and with wavelet, which users may ask for.
+    """
+
+    arguments: Arguments
+    main: set[str] = field(default_factory=set)
 
 
-def sepconv(dtype: torch.dtype) -> Iterator[Arguments]:
-    """TinySR's VAE, then the resnets of a separable UNet."""
-    for side in (512, 256, 128, 64):
-        yield _sepconv(dtype, 64, 64, side, activation="relu")
-        yield _sepconv(dtype, 64, 64, side, activation="relu", residual=True)
-    for side in (512, 256, 128):
-        yield _sepconv(dtype, 64, 64, side, stride=2, bias=False)
-        yield _sepconv(dtype, 64, 64, side // 2, upsample=True, bias=False)
-    yield _sepconv(dtype, 64, 16, 64)
-    yield _sepconv(dtype, 16, 64, 64, activation="relu")
-    yield _sepconv(dtype, 64, 3, 512)
-    for width, side in ((48, 128), (63, 64), (240, 64), (480, 32), (960, 16), (960, 8)):
-        yield _sepconv(dtype, width, width, side)
-        yield _sepconv(dtype, width, width, side, residual=True)
-        yield _sepconv(dtype, width, width, side, shortcut=width, skip=width)
-    yield _sepconv(dtype, 208, 112, 32, residual=True)
-    yield _sepconv(dtype, 32, 24, 512, shortcut=32)
-    yield _sepconv(dtype, 112, 112, 16, upsample=True)
-    yield _sepconv(dtype, 240, 240, 64, stride=2)
-    yield _sepconv(dtype, 480, 480, 16, upsample=True)
+@functools.cache
+def found() -> Mapping[str, list[Found]]:
+    """By operator, the distinct calls of all networks."""
+    distinct: dict[str, dict[Any, Found]] = {name: {} for name in REGISTRY}
+    for family in FAMILIES:
+        for variant in VARIANTS[family]:
+            awkward = variant.startswith("awkward")
+            model = network(family, variant, HALF)
+            sizes = (AWKWARD_SIZE,) if awkward else SIZES
+            runs = [(model.color_fix, size, batch) for size in sizes for batch in BATCHES]
+            for color_fix, size, batch in [*runs, ("wavelet", sizes[0], 1)]:
+                model.color_fix = color_fix
+                main = size == SIZES[0] and batch == 1 and variant != "large"
+                for call in calls(model, *size, batch, plan_launches=False):
+                    if call.arguments:
+                        arguments = dict(call.arguments)
+                        one = distinct[call.op].setdefault(_key(arguments), Found(arguments))
+                        one.main |= {OWN_DTYPE[family]} if main else set()
+    return {name: list(by_key.values()) for name, by_key in distinct.items()}
 
 
-def _group_norm(dtype: torch.dtype, channels: int, skip: int, side: int, groups: int, silu: bool = True) -> Arguments:
-    return {
-        "x": _image(dtype, channels, side),
-        "skip": _image(dtype, skip, side) if skip else None,
-        "weight": _weight(dtype, channels + skip),
-        "bias": _weight(dtype, channels + skip),
-        "groups": groups,
-        "eps": 1e-5,
-        "silu": silu,
-    }
+def _key(arguments: Arguments) -> Any:
+    """Equal for calls whose tensors agree in everything but their values."""
+
+    def of(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.dtype, value.shape, value.stride(), value.storage_offset()
+
+    return tuple((name, of(value)) for name, value in arguments.items())
 
 
-def group_norm(dtype: torch.dtype) -> Iterator[Arguments]:
-    """AdcSR's decoder, its UNet with and without a skip, and widths that pruning leaves."""
-    for width, side in ((64, 512), (128, 512), (128, 256), (256, 128), (256, 64)):
-        yield _group_norm(dtype, width, 0, side, 32)
-    for width, skip, side, groups in ((240, 240, 64, 32), (480, 240, 64, 24), (480, 480, 32, 32), (960, 960, 8, 32)):
-        yield _group_norm(dtype, width, skip, side, groups)
-        yield _group_norm(dtype, width, 0, side, 24 if width == 240 else 32, silu=False)
-    yield _group_norm(dtype, 24, 0, 512, 24)
-    yield _group_norm(dtype, 63, 0, 256, 9)
+def network_calls(op: str, dtype: torch.dtype) -> Iterator[Arguments]:
+    """All distinct calls of an operator in a compute dtype; what is wider in them stays."""
+    for one in found()[op]:
+        yield _in_dtype(one.arguments, dtype)
 
 
-def layer_norm(dtype: torch.dtype) -> Iterator[Arguments]:
-    """The tokens of TinySR's transformer, then those of AdcSR's levels, then a row that no program holds."""
-    for tokens, width in ((1024, 1536), (4096, 240), (1024, 480), (256, 960), (64, 960), (64, 5000)):
-        yield {"x": _weight(dtype, 1, tokens, width), "eps": 1e-6}
+def main_calls(op: str, dtype: str | None = None) -> Iterator[tuple[str, Arguments]]:
+    """(dtype, call) of the released networks for one 128x128 image, in their own dtypes or in a given one."""
+    for one in found()[op]:
+        for name in sorted(one.main):
+            if dtype is None:
+                yield name, _in_dtype(one.arguments, DTYPES[name])
+        if dtype is not None and one.main:
+            yield dtype, _in_dtype(one.arguments, DTYPES[dtype])
+
+
+def _in_dtype(arguments: Arguments, dtype: torch.dtype) -> Arguments:
+    def convert(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(dtype) if value.dtype == HALF else value
+        return dtype if value is HALF else value
+
+    return {name: convert(value) for name, value in arguments.items()}
 
 
 CALLS: dict[str, Callable[[torch.dtype], Iterator[Arguments]]] = {
-    "sepconv": sepconv,
-    "group_norm": group_norm,
-    "layer_norm": layer_norm,
+    name: functools.partial(network_calls, name) for name in sorted(REGISTRY)
 }

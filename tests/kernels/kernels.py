@@ -31,6 +31,13 @@ from tinysr_kernels.ops import REGISTRY
 
 DEVICE = torch.device("cpu" if interpreting() else "cuda")
 
+if interpreting():
+    from triton.runtime.interpreter import interpreter_builder
+
+    # The interpreter asks after every integer operation whether it overflowed, which takes half of its time; nothing
+    # here is large enough to.
+    interpreter_builder.options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
+
 
 def to_device(value: Any, device: torch.device = DEVICE) -> Any:
     """A tensor on the device; anything else as it is."""
@@ -49,21 +56,42 @@ def poison(plan: Plan) -> Plan:
 
 @contextlib.contextmanager
 def mutated(module: Any, old: str, new: str, folder: Path) -> Iterator[Any]:
-    """A copy of a kernel module in which the text `old`, which occurs once, reads `new`."""
-    text = Path(module.__file__).read_text(encoding="utf-8")
-    assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times in {module.__name__}"
-    path = folder / "mutated_kernels.py"
-    path.write_text(text.replace(old, new), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("mutated_kernels", path)
+    """A copy of a kernel module in which the text `old`, which occurs once, reads `new`.
+
+    Where the text is not in the module but in one whose functions its kernels call, the copy calls a copy's.
+    """
+    called = {v.function.__module__ for v in vars(module).values() if type(v).__name__ == "Kernel"}
+    sources = {name: Path(sys.modules[name].__file__ or "").read_text(encoding="utf-8") for name in called}
+    times = {name: text.count(old) for name, text in sources.items() if old in text}
+    times = {module.__name__: times[module.__name__]} if module.__name__ in times else times
+    assert list(times.values()) == [1], f"{old!r} occurs {times or 'nowhere'}"
+    (where,) = times
+    with contextlib.ExitStack() as stack:
+        wrong = stack.enter_context(_executed(sources[where].replace(old, new), folder / "mutated.py"))
+        if where == module.__name__:
+            yield wrong
+            return
+        copied = stack.enter_context(_executed(sources[module.__name__], folder / "calling_mutated.py"))
+        for name, value in vars(module).items():
+            if type(value).__name__ == "Kernel" and value.function.__module__ == where:
+                setattr(copied, name, getattr(wrong, name))
+        yield copied
+
+
+@contextlib.contextmanager
+def _executed(text: str, path: Path) -> Iterator[Any]:
+    """A module of this text, which is written to the path because Triton reads the source of kernels."""
+    path.write_text(text, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
-    copied = importlib.util.module_from_spec(spec)
-    sys.modules["mutated_kernels"] = copied
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
     try:
-        spec.loader.exec_module(copied)
-        yield copied
+        spec.loader.exec_module(module)
+        yield module
     finally:
-        del sys.modules["mutated_kernels"]
+        del sys.modules[path.stem]
 
 
 class KernelContract:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from tests.kernels.kernels import KernelContract
 from tests.ops import test_sepconv
-from tinysr_kernels.ops import sepconv_kernel
+from tinysr_kernels.ops import moments_kernel, sepconv_kernel
 from tinysr_kernels.ops.sepconv import Config
 
 
@@ -37,8 +37,8 @@ class TestSepconvKernels(KernelContract):
         "transposed taps": ("at = depthwise + chan * 9 + ROW * 3", "at = depthwise + chan * 9 + ROW"),
         "no bias": ("v = acc + beta", "v = acc"),
         "residual always inside": (
-            "v = activate(v, ACTIVATION) + other.to(tl.float32)",
-            "v = activate(v + other.to(tl.float32), ACTIVATION)",
+            "v = activate(v, ACTIVATION) + other",
+            "v = activate(other + v, ACTIVATION)",
         ),
         "no skip": ("if skip is not None:", "if skip is not None and first_depth < 0:"),
         "shortcut's columns for skip": ("weight = shortcut_weight + first_depth", "weight = shortcut_weight"),
@@ -50,4 +50,35 @@ class TestSepconvKernels(KernelContract):
             "sample = tl.program_id(2).to(tl.int64)\n    chan",
             "sample = tl.program_id(2).to(tl.int64) * 0\n    chan",
         ),
+    }
+
+
+class TestSepconvMomentsKernels(KernelContract):
+    contract = test_sepconv.TestSepconvMoments
+    kernels = sepconv_kernel
+    configs: ClassVar = TestSepconvKernels.configs
+    mutations: ClassVar = {
+        "the last row alone": ("count, mean, squares = joined(count,", "count, mean, squares = joined(0.0 * count,"),
+        "pixels outside counted": (
+            "of_tile(stored.to(tl.float32), column < out_width)",
+            "of_tile(stored, column >= 0)",
+        ),
+        "pixels behind the end counted": ("of_tile(stored.to(tl.float32), inside)", "of_tile(stored, pixel >= 0)"),
+        "rows not merged": ("squares + more_squares + delta * delta", "squares + more_squares + 0.0 * delta"),
+        "deviations from zero": ("v - mean[None, :], 0.0)", "v, 0.0)"),
+        "a third of the numbers": ("sample * 3 * outputs * parts", "sample * outputs * parts"),
+        "wrong channel": ("outs.to(tl.int64) * parts + part", "outs.to(tl.int64) * parts"),
+    }
+
+
+class TestMergeOfMoments(KernelContract):
+    contract = test_sepconv.TestSepconvMoments
+    kernels = moments_kernel
+    configs: ClassVar = TestSepconvKernels.configs
+    mutations: ClassVar = {
+        "unweighted": ("weighted += count * (", "weighted += 1.0 * ("),
+        "between parts nothing": ("+ count * deviation * deviation", "+ 0.0 * count"),
+        "within parts nothing": ("squares += tl.load", "squares += 0.0 * tl.load"),
+        "sum for variance": ("tl.sum(squares, 0) / tl.maximum(", "tl.sum(squares, 0) * tl.maximum("),
+        "swapped": ("scratch_mean + sample * stride + chan, mean)", "scratch_mean + sample * stride + chan, pixels)"),
     }

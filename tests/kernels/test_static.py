@@ -1,66 +1,236 @@
-"""The machine code of a hot kernel of each operation, ahead of time, as `python -m benchmarks static` reports it."""
+"""`python -m benchmarks static`: what it walks, what it reads from the machine code, and what it finds fault with.
+
+`make static` compiles everything; here a kernel or two, to see that the command does what it says.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import static
+from benchmarks import machine_code, pages, ptx, static
 from benchmarks.__main__ import main
-from benchmarks.calls import CALLS
+from benchmarks.calls import CALLS, main_calls
+from benchmarks.occupancy import resident_warps
+from tinysr_kernels.launch.device import GPUS, assume
+from tinysr_kernels.ops import REGISTRY, sepconv_kernel, tiles
 
 pytest.importorskip("triton.backends.nvidia", reason="the compiler's own tools are needed")
 
-FIELDS = (
+DESIGN_FIELDS = (
     "op config arch triton registers spill_bytes shared_bytes shared_limit tensor_core wide_loads wide_stores seconds"
 )
+CODE = machine_code.Code(128, 0, 1024, True, True, 64, 4, 2, ("bias", "x"), ("out", "scratch"))
 
 
-@pytest.mark.parametrize("op", sorted(CALLS))
-def test_hot_call_is_clean(op: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
-    """The first call of the list, in half precision, on two architectures."""
-    first = [next(CALLS[op](static.DTYPES["float16"]))]
-    monkeypatch.setitem(CALLS, op, lambda dtype: iter(first))
+@pytest.fixture
+def few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call of each operator alone."""
+    for op in CALLS:
+        first = next(CALLS[op](torch.float16))
+        monkeypatch.setitem(CALLS, op, lambda dtype, first=first: iter([first]))
+
+
+def test_a_product_is_compiled_and_read(few_calls: None, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """sepconv on Hopper: warpgroup products, wide loads and stores; the report says so, and is kept."""
     file = tmp_path / "static.json"
-    arguments = ["static", "--op", op, "--arch", "80", "--arch", "90", "--dtype", "float16", "--json", str(file)]
+    arguments = ["static", "--op", "sepconv", "--arch", "90", "--dtype", "float16", "--fresh", "--json", str(file)]
     assert main(arguments) == 0, capsys.readouterr()
-    reports = json.loads(file.read_text(encoding="utf-8"))
-    assert {report["arch"] for report in reports} == {80, 90}
-    for report in reports:
-        assert list(report) == FIELDS.split()
-        assert report["op"] == op
-        assert 16 <= report["registers"] <= 255
-        assert report["spill_bytes"] == 0
-        assert report["shared_bytes"] <= report["shared_limit"]
-        assert report["seconds"] > 0
-    assert any(report["wide_loads"] for report in reports)
-    assert any(report["wide_stores"] for report in reports)
-    assert all(report["tensor_core"] for report in reports) == (op in ("sepconv", "linear"))
+    (report,) = static.known(file).values()
+    assert list(vars(report))[: len(DESIGN_FIELDS.split())] == DESIGN_FIELDS.split()
+    assert (report.op, report.arch, report.kernel) == ("sepconv", 90, "march")
+    assert 16 <= report.registers <= 255
+    assert report.spill_bytes == 0
+    assert report.shared_bytes <= report.shared_limit
+    assert (report.tensor_core, report.wgmma) == (True, True)
+    assert report.product_rows >= 64
+    assert report.wide_loads > 0
+    assert report.wide_stores > 0
+    assert not {"x", "pointwise"} & set(report.narrow_loads)
+    assert not report.narrow_stores
+    assert report.seconds > 0
 
 
-def report(**changes: object) -> static.Report:
-    clean = static.Report("op", "config", 90, "3.7.1", 128, 0, 1024, 2048, True, 1, 1, 1.0)
-    return dataclasses.replace(clean, **changes)
+def test_what_was_compiled_before_is_not_again(
+    few_calls: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The kept report counts while the source is the same, and is judged anew."""
+    options = ["static", "--op", "layer_norm", "--arch", "80", "--dtype", "float16"]
+    monkeypatch.setattr(static, "RESULTS", tmp_path)
+    kept = tmp_path / f"static-triton-{static.installed(None)}.json"
+    assert main([*options, "--json", str(kept)]) == 0
+    assert "1 kernels, 1 of them compiled" in capsys.readouterr().out
+    monkeypatch.setattr(static, "compile_all", lambda todo, *_: pytest.fail("compiled again") if todo else [])
+    assert main(options) == 0
+    assert "1 kernels, 0 of them compiled, 0 with faults" in capsys.readouterr().out
+    entries = json.loads(kept.read_text(encoding="utf-8"))
+    kept.write_text(json.dumps([{**entries[0], "spill_bytes": 8}]), encoding="utf-8")
+    assert main(options) == 1
+    assert "spills 8 bytes" in capsys.readouterr().err
+
+
+def test_the_digest_follows_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own source, and that of a function it calls in another module."""
+    with assume(GPUS[90]):
+        plan = REGISTRY["sepconv"].plan(**next(CALLS["sepconv"](torch.float16)))[0]
+    made = machine_code.variant(90, plan.launches[0])
+    before = made.digest
+    assert "def product(" in machine_code.source(sepconv_kernel.march)
+    read = machine_code.inspect.getsource
+    for changed in (sepconv_kernel.march.function, tiles.product.function):
+        with monkeypatch.context() as patch:
+            other = {changed: read(changed) + "#"}
+            patch.setattr(machine_code.inspect, "getsource", lambda f, other=other: other.get(f) or read(f))
+            machine_code.source.cache_clear()
+            assert dataclasses.replace(made).digest != before
+    machine_code.source.cache_clear()
+    assert dataclasses.replace(made).digest == before
+    assert dataclasses.replace(made, arch=80).digest != before
+
+
+@pytest.mark.parametrize("arch", sorted(GPUS))
+def test_every_architecture_gets_the_networks_own_calls(arch: int) -> None:
+    """Of every operator with kernels, in each family's own dtype; more dtypes and shapes on two of them."""
+    todo = static.work(CALLS, [arch])
+    assert {one.op for one in todo} == {op for op in CALLS if REGISTRY[op].kernels and _has_own_launches(op)}
+    dtypes = {one.config.split()[0] for one in todo}
+    assert dtypes == {"float16", "bfloat16"} | ({"float32"} if arch in static.EVERY_DTYPE else set())
+    assert len({one.variant for one in todo}) == len(todo)
+    assert all(one.variant.arch == arch for one in todo)
+
+
+def _has_own_launches(op: str) -> bool:
+    calls = [call for _, call in main_calls(op)] or list(CALLS[op](torch.float16))
+    return any(isinstance(launch, static.Launch) for call in calls for launch in REGISTRY[op].plan(**call)[0].launches)
+
+
+def work(arch: int = 90, warps: int = 4, hot: str = "") -> static.Work:
+    variant = machine_code.Variant(arch, "module", "kernel", (), (), (), warps, 1)
+    return static.Work(variant, "op", "config", set(hot.split()), set(hot.split()))
 
 
 @pytest.mark.parametrize(
-    ("changes", "fault"),
+    ("changes", "one", "expected"),
     [
-        ({"spill_bytes": 8}, "spills 8 bytes"),
-        ({"shared_bytes": 4096}, "needs 4096 bytes of shared memory of 2048"),
-        ({"registers": None}, "does not compile"),
+        ({}, work(), ()),
+        ({"registers": None}, work(), ("does not compile",)),
+        ({"spill_bytes": 8}, work(), ("spills 8 bytes",)),
+        ({"shared_bytes": 4096}, work(), ("needs 4096 bytes of shared memory of 2048",)),
+        ({"wgmma": False}, work(), ("has a product of 64 rows without wgmma",)),
+        ({"wgmma": False}, work(warps=2), ()),
+        ({"wgmma": False}, work(arch=80), ()),
+        ({"wgmma": False, "product_rows": 32}, work(), ()),
+        ({"tensor_core": False}, work(arch=80), ("has a product without tensor-core instructions",)),
+        ({"tensor_core": False, "wgmma": False, "product_rows": 0}, work(), ()),
+        ({}, work(hot="weight"), ()),
+        ({}, work(hot="x out"), ("loads x in less than 16 bytes", "stores out in less than 16 bytes")),
     ],
 )
-def test_faults_fail_the_command(changes: dict, fault: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    bad = report(**changes)
-    assert bad.faults == [fault]
-    assert report().faults == []
-    monkeypatch.setattr(static, "variants", lambda *_: [])
-    monkeypatch.setattr(static, "compile_all", lambda *_: [(report(), ""), (bad, "because")])
-    assert main(["static"]) == 1
-    assert fault in capsys.readouterr().err
-    monkeypatch.setattr(static, "compile_all", lambda *_: [(report(), "")])
-    assert main(["static"]) == 0
+def test_faults(changes: dict[str, Any], one: static.Work, expected: tuple[str, ...]) -> None:
+    code = {**dataclasses.asdict(CODE), "shared_limit": 2048, **changes}
+    assert static.faults(code, one) == expected
+
+
+def test_hot_tensors_are_the_large_ones_of_whole_rows() -> None:
+    """Of a separable convolution with a residual the images, of a GroupNorm with a large scratch that as well."""
+    x = torch.empty(1, 512, 512, 64, dtype=torch.float16, device="meta").permute(0, 3, 1, 2)
+    taps, points = torch.empty(64, 3, 3, device="meta"), torch.empty(64, 64, dtype=torch.float16, device="meta")
+    with assume(GPUS[90]):
+        plan = REGISTRY["sepconv"].plan(x, taps, points, residual=x.clone())[0]
+    assert static._hot(plan, plan.launches[0]) == ({"x", "residual"}, {"out"})
+
+
+@pytest.mark.parametrize(
+    ("tensor", "expected"),
+    [
+        (torch.empty(1, 64, 512, 512, dtype=torch.float16, device="meta").to(memory_format=torch.channels_last), True),
+        (torch.empty(1, 63, 512, 512, dtype=torch.float16, device="meta").to(memory_format=torch.channels_last), False),
+        (torch.empty(1, 4, 512, 512, device="meta").to(memory_format=torch.channels_last), True),
+        (torch.empty(1024, 1536, device="meta")[:, 2:], False),
+        (torch.empty(1, 1, 1 << 20, device="meta"), True),
+        (torch.empty(1 << 20, 3, device="meta"), False),
+    ],
+)
+def test_rows_that_want_wide_instructions(tensor: torch.Tensor, expected: bool) -> None:
+    assert static._whole_rows(tensor) == expected
+
+
+def test_faults_fail_the_command(
+    few_calls: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ["static", "--op", "layer_norm", "--arch", "90", "--dtype", "float16", "--fresh"]
+    clean = dataclasses.replace(CODE, narrow_loads=(), narrow_stores=())
+    monkeypatch.setattr(static, "compile_all", lambda todo, *_: [machine_code.Compiled(clean, "", "3.7", 1.0)])
+    assert main(arguments) == 0
+    monkeypatch.setattr(static, "compile_all", lambda todo, *_: [machine_code.Compiled(None, "because", "3.7", 1.0)])
+    assert main(arguments) == 1
+    assert "does not compile because" in capsys.readouterr().err
+
+
+# By hand from the programming guide's limits and the calculator's rules.
+@pytest.mark.parametrize(
+    ("arch", "warps", "registers", "shared", "expected"),
+    [
+        (90, 4, 32, 0, 64),  # 16 programs of 4 warps: all that fit
+        (90, 4, 128, 0, 16),  # 4096 registers a warp, 4 warps from each quarter of the file
+        (90, 8, 168, 0, 8),  # 5376 a warp: 3 from each quarter make 12, one program of 8
+        (80, 4, 255, 0, 8),
+        (90, 8, 64, 113 * 1024, 16),  # two programs by shared memory
+        (86, 1, 16, 0, 16),  # 16 programs at most
+        (120, 4, 32, 49 * 1024, 8),
+    ],
+)
+def test_occupancy(arch: int, warps: int, registers: int, shared: int, expected: int) -> None:
+    assert resident_warps(arch, warps, registers, shared) == expected
+
+
+def test_a_triton_in_a_folder(tmp_path: Path) -> None:
+    info = tmp_path / "triton-9.8.7.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: triton\nVersion: 9.8.7\n", encoding="utf-8")
+    assert static.installed(tmp_path) == "9.8.7"
+    with pytest.raises(ValueError, match="no Triton"):
+        static.installed(tmp_path / "nothing")
+
+
+def test_wide_instructions_and_products_are_recognised() -> None:
+    sass = "LDG.E R1 LDG.E.128 R1 LDGSTS.E.BYPASS.LTC128B.128 LDG.E.U16.CONSTANT LDG.E.ENL2.256 STG.E.64 STG.E.EF.128"
+    assert len(machine_code.WIDE_LOAD.findall(sass)) == 3
+    assert len(machine_code.WIDE_STORE.findall(sass)) == 1
+    text = (
+        "%4 = tt.dot %1, %2, %3, inputPrecision = tf32 : tensor<64x32xbf16> * tensor<32x16xbf16> -> tensor<64x16xf32>"
+    )
+    assert machine_code.PRODUCT.findall(text) == ["64"]
+    assert not machine_code.PRODUCT.findall(text.replace("bf16", "f32"))
+
+
+def test_accesses_are_followed_back_to_their_tensor() -> None:
+    """Through sums, through the moves of a loop, and into copies to shared memory."""
+    code = """
+        ld.param.b64    %rd1, [kernel_param_0];
+        ld.param.b64    %rd2, [kernel_param_2];
+        ld.param.b32    %r1, [kernel_param_1];
+        mad.wide.s32    %rd3, %r7, 2, %rd1;
+        mov.b64 %rd5, %rd3;
+        add.s64         %rd5, %rd5, 64;
+        add.s64         %rd4, %rd2, %rd9;
+        @%p1 ld.global.v4.b32 { %r95, %r96, %r97, %r98 }, [ %rd5 + 0 ];
+        @%p1 ld.global.L1::evict_last.b16 { %rs1 }, [ %rd3 + 4 ];
+        cp.async.cg.shared.global [ %r5 + 0 ], [ %rd3 + 0 ], 0x10, %r8;
+        @%p2 st.global.v2.b32 [ %rd4 + 0 ], { %r7, %r8 };
+    """
+    loads, stores = ptx.widths(code, ["x", "count", "out"])
+    assert {name: sorted(found) for name, found in loads.items()} == {"x": [2, 16, 16]}
+    assert stores == {"out": [8]}
+    assert machine_code._narrow({"x": [2, 16, 16], "out": [8], "half": [16, 16, 2, 2, 4, 8]}) == ("out",)
+
+
+def test_pages_are_made_from_the_results() -> None:
+    """docs/ says what benchmarks/results/ holds; `make tables` writes both."""
+    for path, text in pages.pages().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: python -m benchmarks pages"

@@ -218,6 +218,10 @@ def _attention(n: int, t: int, heads: int, width: int, scale: float) -> Callable
     return lambda d: {"qkv": d.normal(n, t, 3 * heads * width), "heads": heads, "scale": scale}
 
 
+def _attention_outliers(n: int, t: int, heads: int, width: int, scale: float) -> Callable[[Draw], Arguments]:
+    return lambda d: {"qkv": d.tokens(n, t, 3 * heads * width), "heads": heads, "scale": scale}
+
+
 def _resize(n: int, c: int, h: int, w: int, factor: int, **options: Any) -> Callable[[Draw], Arguments]:
     return lambda d: {"x": d.image(n, c, h, w), "factor": factor, **options}
 
@@ -257,7 +261,8 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "one pixel": _conv3x3(1, 10, 3, 1, 1, bias=False),
         "one row": _conv3x3(2, 48, 10, 1, 9, activation="relu"),
         "one column": _conv3x3(1, 3, 10, 8, 1),
-        "wide, batch 3": _conv3x3(3, 240, 63, 3, 4, activation="silu"),
+        "wide, batch 3": _conv3x3(3, 240, 10, 2, 3, activation="silu"),
+        "64 channels": _conv3x3(1, 64, 24, 3, 4, residual=True),
         "stride 2, odd": _conv3x3(2, 10, 48, 7, 9, stride=2, activation="relu"),
         "stride 2, even": _conv3x3(1, 45, 30, 6, 4, stride=2, residual=True),
         "stride 2, one pixel": _conv3x3(1, 3, 3, 1, 1, stride=2),
@@ -271,6 +276,7 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "one pixel": _upsample(1, 10, 3, 1, 1, bias=False),
         "one row": _upsample(3, 3, 48, 1, 7),
         "wide": _upsample(1, 240, 63, 2, 3),
+        "64 channels": _upsample(2, 64, 24, 2, 2, activation="silu"),
     },
     "input_conv": {
         "image": _input(2, 3, 48, 7, 5, 3),
@@ -333,6 +339,11 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "one wide head": _attention(1, 9, 1, 240, 240**-0.5),
         "one token": _attention(3, 1, 3, 10, 0.3),
         "sharp": _attention(2, 20, 3, 15, 1.5),
+        "one head of 256": _attention(2, 5, 1, 256, 256**-0.5),
+        "whole tiles": _attention(1, 64, 1, 40, 40**-0.5),
+        "tiles and a rest": _attention(1, 70, 2, 48, 48**-0.5),
+        "negative scale": _attention(1, 37, 3, 10, -0.4),
+        "outlier features": _attention_outliers(2, 33, 2, 48, 48**-0.5),
     },
     "resize_bicubic": {
         "by 4": _resize(2, 3, 5, 7, 4),
@@ -360,6 +371,10 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "larger than the reach": lambda d: {"x": d.unit(1, 1, 37, 35), "style": d.unit(1, 1, 37, 35)},
     },
 }
+
+# A convolution that leaves its moments is the same convolution; a few of its cases show the moments.
+for _op in ("sepconv", "conv3x3", "upsample_conv"):
+    _MAKERS[f"{_op}_moments"] = {name: _MAKERS[_op][name] for name in list(_MAKERS[_op])[:4]}
 
 CASES: dict[str, list[Case]] = {
     op: [Case(op, name, make) for name, make in makers.items()] for op, makers in _MAKERS.items()

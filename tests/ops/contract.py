@@ -172,14 +172,19 @@ class OperatorContract:
             faked = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in arguments.items()}
             fake = tensors(self.call(faked))
         meta = tensors(self.call({k: v.to("meta") if isinstance(v, Tensor) else v for k, v in arguments.items()}))
+        assert [r.dtype for r in real] == self.result_dtypes(dtype, len(real))
         for r, f, m in zip(real, fake, meta, strict=True):
-            assert r.dtype == self.result_dtype(dtype)
-            assert r.is_contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+            image = self.channels_last and r.dim() == 4
+            assert r.is_contiguous(memory_format=torch.channels_last if image else torch.contiguous_format)
             for promised in (f, m):
                 assert promised.dtype == r.dtype
                 assert promised.shape == r.shape
                 assert promised.stride() == r.stride()
             assert f.device == r.device
+
+    def result_dtypes(self, dtype: torch.dtype, number: int) -> list[torch.dtype]:
+        """The dtypes of an operator's results, one unless it says otherwise."""
+        return [self.result_dtype(dtype)] * number
 
     def result_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype of the result for inputs of `dtype`."""

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tests.ops.contract import OperatorContract
 from tests.ops.mathematics import altered, eager_epilogue, epilogue, tap, zeroed
-from tinysr_kernels.ops.conv3x3 import cost, reference
+from tests.ops.moments import MomentsContract, by_hand, mutants
+from tinysr_kernels.ops.conv3x3 import conv3x3_moments, cost, reference
 
 
 def oracle(x: Tensor, weight: Tensor, stride: int = 1, **rest: Any) -> Tensor:
@@ -70,6 +71,14 @@ class TestConv3x3(OperatorContract):
     same_bits_in_any_batch = False
     mutants = MUTANTS
     mistakes = MISTAKES
+
+
+class TestConv3x3Moments(MomentsContract):
+    op = "conv3x3_moments"
+    oracle = staticmethod(by_hand(oracle))
+    eager = staticmethod(by_hand(eager))
+    mutants = mutants(conv3x3_moments.reference)
+    mistakes = MISTAKES[:2]
 
 
 def test_cost_by_hand() -> None:

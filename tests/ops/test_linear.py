@@ -1,4 +1,4 @@
-"""linear and unpatchify_subtract against sums over single features."""
+"""linear against sums over single features."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.ops.contract import OperatorContract, is_exact
 from tests.ops.mathematics import altered, zeroed
-from tinysr_kernels.ops.linear import cost, reference, unpatchify_cost, unpatchify_reference
+from tinysr_kernels.ops.linear import cost, reference
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
@@ -144,73 +144,3 @@ def test_cost_by_hand() -> None:
     # A residual repeated over the batch by a stride of zero is in memory once.
     repeated = torch.empty(1, 7, 60, **half).expand(2, 7, 60)
     assert cost(x, weight, residual=repeated).bytes == 2 * (672 + 2880 + 420 + 840)
-
-
-def unpatchify_oracle(t: Tensor, weight: Tensor, z: Tensor, patch_size: int, bias: Tensor | None = None) -> Tensor:
-    v = product(t, weight)
-    if bias is not None:
-        v = v + bias
-    p, out = patch_size, z.clone()
-    _, channels, height, width = z.shape
-    for c in range(channels):
-        for row in range(height):
-            for column in range(width):
-                token = row // p * (width // p) + column // p
-                out[:, c, row, column] -= v[:, token, (row % p * p + column % p) * channels + c]
-    return out
-
-
-def unpatchify_eager(t: Tensor, weight: Tensor, z: Tensor, patch_size: int, bias: Tensor | None = None) -> Tensor:
-    n, c, h, w = z.shape
-    p = patch_size
-    v = F.linear(t, weight, bias).view(n, h // p, w // p, p, p, c)
-    return z - torch.einsum("nhwpqc->nchpwq", v).reshape(n, c, h, w)
-
-
-def reordered(order: str) -> Any:
-    """A wrong order of the projection's features, given as that of (p, q, c)."""
-
-    def edit(**a: Any) -> Tensor:
-        p, c = a["patch_size"], a["z"].shape[1]
-        feature = torch.einsum(f"pqc->{order}", torch.arange(p * p * c).view(p, p, c)).reshape(-1)
-        moved = {k: a[k][feature] for k in ("weight", "bias") if a[k] is not None}
-        return unpatchify_reference(**{**a, **moved})
-
-    return edit
-
-
-UNPATCHIFY_MUTANTS = {
-    "added": lambda **a: 2 * a["z"] - unpatchify_reference(**a),
-    "no bias": altered(unpatchify_reference, "bias", torch.zeros_like),
-    "rows and columns of a patch swapped": reordered("qpc"),
-    "channels first": reordered("cpq"),
-    "tokens by column": lambda **a: unpatchify_reference(**{**a, "t": a["t"].roll(1, 1)}),
-    "features masked": altered(unpatchify_reference, "weight", lambda t: zeroed(t, slice(None), -1)),
-}
-
-UNPATCHIFY_MISTAKES = [
-    ({"z": torch.ones(16, 6, 10)}, r"z must be \[N,C,H,W\], found \[16, 6, 10\]"),
-    ({"z": torch.ones(2, 16, 5, 10)}, "z must be a multiple of the patch size 2 per side, found 5x10"),
-    ({"patch_size": 0}, "patch_size must be at least 1, found 0"),
-    ({"t": torch.ones(30, 48)}, r"t must be \[N,T,D\], found \[30, 48\]"),
-    ({"t": torch.ones(2, 14, 48)}, r"t must be \[2, 15, 48\], found \[2, 14, 48\]"),
-    ({"weight": torch.ones(64, 47)}, r"weight must be \[64, 48\], found \[64, 47\]"),
-    ({"bias": torch.ones(16)}, r"bias must be \[64\], found \[16\]"),
-]
-
-
-class TestUnpatchifySubtract(OperatorContract):
-    op = "unpatchify_subtract"
-    oracle = staticmethod(unpatchify_oracle)
-    eager = staticmethod(unpatchify_eager)
-    same_bits_in_any_batch = False
-    mutants = UNPATCHIFY_MUTANTS
-    mistakes = UNPATCHIFY_MISTAKES
-
-
-def test_unpatchify_cost_by_hand() -> None:
-    half = {"dtype": torch.float16, "device": "meta"}
-    t, weight, z = (torch.empty(s, **half) for s in [(2, 15, 48), (64, 48), (2, 16, 6, 10)])
-    found = unpatchify_cost(t, weight, None, z, 2)
-    assert found.flops == 2 * 30 * 64 * 48
-    assert found.bytes == 2 * (1440 + 3072 + 1920 + 1920)

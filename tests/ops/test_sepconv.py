@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tests.ops.contract import OperatorContract
 from tests.ops.mathematics import altered, eager_epilogue, enlarge, epilogue, tap, zeroed
-from tinysr_kernels.ops.sepconv import cost, reference
+from tests.ops.moments import MomentsContract, by_hand, mutants
+from tinysr_kernels.ops.sepconv import cost, reference, sepconv_moments
 
 
 def oracle(
@@ -103,6 +104,14 @@ class TestSepconv(OperatorContract):
     same_bits_in_any_batch = False
     mutants = MUTANTS
     mistakes = MISTAKES
+
+
+class TestSepconvMoments(MomentsContract):
+    op = "sepconv_moments"
+    oracle = staticmethod(by_hand(oracle))
+    eager = staticmethod(by_hand(eager))
+    mutants = mutants(sepconv_moments.reference)
+    mistakes = MISTAKES[:2]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class FakeModel:
         self.calls += 1
         return nearest(rgb)
 
-    def stream(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def stream(self, frames: Iterable[np.ndarray], *, on_error: str = "raise") -> Iterator[np.ndarray]:
         for frame in frames:
             yield frame.repeat(SCALE, 0).repeat(SCALE, 1)
 

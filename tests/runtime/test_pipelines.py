@@ -8,12 +8,12 @@ from torch import Tensor
 
 from model import pipelines as oracle
 from tests.nets.test_networks import compiled, tinysr_parts, unet_parts
-from tinysr_kernels.errors import InputError, NonFiniteOutput, OutOfMemory
+from tinysr_kernels.errors import InputError, OutOfMemory
 from tinysr_kernels.families import TinySRConfig
 from tinysr_kernels.nets import PixelNetwork
 from tinysr_kernels.runtime import pipelines
 from tinysr_kernels.runtime.color import fix_colors
-from tinysr_kernels.runtime.pipelines import Limits, check_upscale, finite_or_wider, restore
+from tinysr_kernels.runtime.pipelines import Limits, check_upscale, restore
 
 
 def image(height: int, width: int, batch: int = 1) -> Tensor:
@@ -91,33 +91,71 @@ def test_memory_decides_about_tiles(pixel, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(PixelNetwork, "forward", spy)
     monkeypatch.setattr(pipelines, "SMALLEST_TILE", 16)
-    limits = Limits(bytes_per_pixel=1000.0)
-    for free, expected in ((10**9, (24, 40)), (2 * 20 * 20 * 1000, (20, 20)), (1, (16, 16))):
-        monkeypatch.setattr(pipelines, "available_memory", lambda free=free: free)
-        sizes.clear()
-        restore(network, image(24, 40), 4, limits, 0)
-        assert set(sizes) == {expected}
+    # 25 and 30 pixels a side fit: the tiles are the same 24, however much memory happens to be free
+    for side, expected in ((10**3, (24, 40)), (25, (24, 24)), (30, (24, 24)), (1, (16, 16))):
+        monkeypatch.setattr(pipelines, "available_memory", lambda side=side: 2 * side * side * 1000)
+        limits = Limits(bytes_per_pixel=1000.0)
+        for _ in range(2):
+            sizes.clear()
+            restore(network, image(24, 40), 4, limits, 0)
+            assert set(sizes) == {expected}
+            # what was decided at the first image stays: the same image gives the same result
+            monkeypatch.setattr(pipelines, "available_memory", lambda: 1)
 
 
-def test_out_of_memory_makes_tiles_smaller(pixel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_of_several_images_share_batches(pixel) -> None:
+    """Two images of six tiles each: the batches do not end where an image ends, and every tile is in one of them."""
     network, *_ = pixel
-    forward = PixelNetwork.forward
+    lr = image(40, 72, batch=2)
+    sizes: list[int] = []
 
-    def scarce(self: PixelNetwork, x: Tensor) -> Tensor:
-        if x.shape[2] * x.shape[3] > 20 * 20:
-            raise torch.OutOfMemoryError("no room")
-        return forward(self, x)
+    def part(name: str, x: Tensor, fixed: bool) -> Tensor:
+        assert (name, fixed, tuple(x.shape[2:])) == ("network", True, (32, 32))
+        sizes.append(len(x))
+        return network(x)
 
-    lr = image(40, 12)
-    monkeypatch.setattr(pipelines, "SMALLEST_TILE", 16)
-    expected = restore(network, lr, 4, Limits(tile=20), 0)
-    monkeypatch.setattr(PixelNetwork, "forward", scarce)
-    assert torch.equal(restore(network, lr, 4, Limits(), 0), expected)
-    with pytest.raises(OutOfMemory, match="tile of 32x32"):
-        restore(network, image(40, 40), 4, Limits(tile=32), 0)  # an explicit setting stays
-    monkeypatch.setattr(PixelNetwork, "forward", lambda self, x: (_ for _ in ()).throw(torch.OutOfMemoryError()))
-    with pytest.raises(OutOfMemory, match="16x16"):
-        restore(network, lr, 4, Limits(), 0)
+    together = restore(network, lr, 4, Limits(tile=32, tile_batch=8), 0, part)
+    assert sizes == [8, 4]
+    for i in range(2):
+        alone = restore(network, lr[i : i + 1], 4, Limits(tile=32), 0)
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-12, atol=1e-12)
+
+
+def test_memory_bounds_the_batches_of_tiles(pixel) -> None:
+    network, *_ = pixel
+    sizes: list[int] = []
+
+    def part(name: str, x: Tensor, fixed: bool) -> Tensor:
+        sizes.append(len(x))
+        return network(x)
+
+    restore(network, image(40, 72), 4, Limits(tile=32, tile_batch=8, pixels=3 * 32 * 32), 0, part)
+    assert sizes == [2, 2, 2]
+
+
+def test_limits_shrink_step_by_step_to_an_error(pixel, tinysr) -> None:
+    cpu = torch.device("cpu")
+    network, *_ = pixel
+    limits = Limits(pixels=1 << 40, tile_batch=4)
+    # whole, then ever smaller tiles, batches of tiles first
+    steps = ["2 images", "1 images", "tiles of 256x256", "2 tiles", "1 tiles", "tiles of 192x192", "tiles of 128x128"]
+    shapes = [(4, 3, 400, 400), (2, 3, 400, 400), *[(1, 3, 400, 400)] * 8]
+    for shape, expected in zip(shapes, [*steps, "tiles of 96x96", "tiles of 64x64", ""], strict=True):
+        if expected:
+            assert expected in limits.shrink(network, shape, cpu)
+            continue
+        with pytest.raises(OutOfMemory, match="64x64"):
+            limits.shrink(network, shape, cpu)
+    assert limits.images(400 * 400) == 1
+    with pytest.raises(OutOfMemory, match="tile of 100x100 pixels"):
+        Limits(tile=100).shrink(network, (1, 3, 400, 400), cpu)  # an explicit setting stays
+
+    network = tinysr[0]
+    limits = Limits()
+    for expected in ("4 windows", "2 windows", "1 windows", "672x672", "416x416", "288x288"):
+        assert expected in limits.shrink(network, (1, 3, 64, 64), cpu)
+    with pytest.raises(OutOfMemory, match="288x288"):
+        limits.shrink(network, (1, 3, 64, 64), cpu)
 
 
 def test_a_pixel_network_has_one_factor(pixel, tinysr) -> None:
@@ -125,23 +163,3 @@ def test_a_pixel_network_has_one_factor(pixel, tinysr) -> None:
         check_upscale(pixel[0], 2)
     with pytest.raises(InputError, match="1 to 16"):
         check_upscale(tinysr[0], 17)
-
-
-def test_overflow_goes_to_the_wider_network() -> None:
-    """A network whose activations leave float16 is run again in float32; one that is broken is named."""
-    unet, decoder, config = unet_parts("separable")
-    tensors = {f"unet.{k}": v for k, v in unet.state_dict().items()}
-    tensors |= {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
-    tensors["decoder.mid_block.resnets.0.conv2.pointwise.bias"] = torch.full((20,), 1e6, dtype=torch.float64)
-    half = compiled("tinysr-unet", config, tensors, torch.float16)
-    single = compiled("tinysr-unet", config, tensors, torch.float32)
-    lr = image(8, 8).float()
-
-    def run(network: PixelNetwork, x: Tensor) -> Tensor:
-        return restore(network, x, 4, Limits(), 0)
-
-    out, attempt = finite_or_wider(run, [lambda: half, lambda: single], lr)
-    assert attempt == 1
-    torch.testing.assert_close(out, run(single, lr))
-    with pytest.raises(NonFiniteOutput, match="not finite"):
-        finite_or_wider(run, [lambda: half], lr)

@@ -14,8 +14,11 @@ from torch.nn import functional as F
 from tinysr_kernels.nets.tiny_vae import Decoder, Encoder, halo
 from tinysr_kernels.runtime.tiling import (
     apply_with_halo,
+    batches,
     blend_windows,
     gaussian_window,
+    halo_windows,
+    in_batches,
     pad_sides,
     pad_to,
     ramp_window,
@@ -100,15 +103,51 @@ def test_the_vae_gives_the_same_in_tiles(blocks: tuple[int, ...]) -> None:
     encoder = Encoder(_random_folded(blocks, False), blocks)
     decoder = Decoder(_random_folded(blocks, True), blocks[::-1], 1.0)
     reach, factor = halo(blocks), encoder.factor
-    image = torch.rand((1, 3, 9 * factor + reach * factor, 24 * factor), dtype=torch.float64)
+    image = torch.rand((2, 3, (2 * reach + 9) * factor, (2 * reach + 3) * factor), dtype=torch.float64)
+    shapes = set()
+
+    def spy(network: torch.nn.Module):
+        def run(x: torch.Tensor) -> torch.Tensor:
+            shapes.add(tuple(x.shape))
+            return network(x)
+
+        return run
+
     with torch.inference_mode():
         z = encoder(image)
-        tiled = apply_with_halo(image, 5, reach, factor, 1, encoder)
+        tiled = apply_with_halo(image, 2, reach, factor, 1, 2, spy(encoder))
         torch.testing.assert_close(tiled, z, rtol=1e-12, atol=1e-12)
         whole = decoder(z)
-        torch.testing.assert_close(
-            apply_with_halo(z, 5, halo(blocks), 1, factor, decoder), whole, rtol=1e-12, atol=1e-12
-        )
+        again = apply_with_halo(z, 2, reach, 1, factor, 2, spy(decoder))
+        torch.testing.assert_close(again, whole, rtol=1e-12, atol=1e-12)
+    side = 2 + 2 * reach  # every tile has this side, at the border too
+    assert {shape[0] for shape in shapes} == {2}
+    assert {shape[2:] for shape in shapes} == {(side, side), (side * factor, side * factor)}
+
+
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 30))
+def test_windows_with_a_halo_keep_everything_once_and_at_a_distance(length: int, core: int, reach: int) -> None:
+    side = core + 2 * reach
+    end = 0
+    for begin, stop, read in halo_windows(length, core, reach):
+        assert begin == end
+        assert begin < stop
+        assert read >= 0
+        assert read == 0 or (begin - read >= reach and read + side <= length)
+        assert stop == length or read + side - stop >= reach
+        end = stop
+    assert end == length
+
+
+@given(st.integers(0, 100), st.sampled_from([1, 2, 3, 8]))
+def test_batches_come_in_few_sizes(count: int, most: int) -> None:
+    sizes = batches(count, most)
+    assert sum(sizes) == count
+    assert sizes == sorted(sizes, reverse=True)
+    assert set(sizes) <= {most, 1, 2, 4}
+    assert [list(group) for group in in_batches(list(range(count)), most)] == [
+        list(range(sum(sizes[:i]), sum(sizes[: i + 1]))) for i in range(len(sizes))
+    ]
 
 
 def test_a_smaller_halo_would_not_do() -> None:
@@ -117,5 +156,5 @@ def test_a_smaller_halo_would_not_do() -> None:
     encoder = Encoder(_random_folded(blocks, False), blocks)
     image = torch.rand((1, 3, 16, 32 * encoder.factor), dtype=torch.float64)
     with torch.inference_mode():
-        short = apply_with_halo(image, 8, halo(blocks) - 3, encoder.factor, 1, encoder)
+        short = apply_with_halo(image, 8, halo(blocks) - 3, encoder.factor, 1, 1, encoder)
         assert not torch.allclose(short, encoder(image), rtol=1e-12, atol=1e-12)

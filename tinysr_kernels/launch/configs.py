@@ -1,55 +1,64 @@
 """Which launch configuration a call gets: the user's file, the bundled file for exactly this GPU, the heuristic.
 
-A file is JSON, {"format": 1, "gpu": NAME, "triton": "3.7", "entries": {OP: {BUCKET: {FIELD: VALUE}}}, "sources":
-{OP: HASH}}. It counts only for the GPU whose exact name it carries, the Triton it was measured with, and, operation by
-operation, the kernels' source as it was then; whatever is missing or otherwise is passed over, and the heuristic runs.
-The user's files lie in the folder named by TINYSR_LAUNCH_CONFIGS, one for each GPU, named like the bundled ones.
+A file is named after the GPU that it was measured on, `NVIDIA H200.json`; `config_file.py` says what it holds and when
+it counts. The user's lie in $TINYSR_CONFIG_DIR, else in tinysr-kernels/ of the XDG configuration home. With
+TINYSR_CONFIG_NEAREST=1 the file of the nearest GPU of the same architecture stands in where there is none for this one.
+What does not count is passed over with one notice to the logger `tinysr_kernels`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import hashlib
-import inspect
-import json
+import logging
 import os
 import re
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from tinysr_kernels.launch import config_file
+from tinysr_kernels.launch.config_file import Entry
 from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.plan import Implementation
 
 BUNDLED = Path(__file__).parent / "configs"
-USER_FOLDER = "TINYSR_LAUNCH_CONFIGS"
-FORMAT = 1
+USER_FOLDER = "TINYSR_CONFIG_DIR"
+NEAREST = "TINYSR_CONFIG_NEAREST"
+WARM_LIMIT = 1 << 14
+"""Calls remembered; a video of ever new sizes must not fill the memory."""
+
+logger = logging.getLogger("tinysr_kernels")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A configuration and where it came from: a file's path, "heuristic" or "given"."""
+    """A configuration and where it came from: a file's path, "heuristic" or "given"; what the file says of it."""
 
     config: Any
     source: str
+    entry: Entry | None = None
 
 
 _given: ContextVar[Mapping[str, Any] | None] = ContextVar("given", default=None)
 _lock = threading.Lock()
+_warm: dict[tuple[Any, ...], Choice] = {}
 _chosen: dict[tuple[str, str, str], str] = {}
+_noticed: set[str] = set()
 
 
 @contextlib.contextmanager
 def given(**configs: Any) -> Iterator[None]:
-    """Operators called inside by this thread use these configurations, by operator name: tests and tuning."""
+    """Operators called inside by this thread use these configurations, by operator name: tests and tuning.
+
+    A dictionary gives them by bucket; a bucket that it does not name is chosen as ever.
+    """
     token = _given.set({**(_given.get() or {}), **configs})
     try:
         yield
@@ -58,15 +67,35 @@ def given(**configs: Any) -> Iterator[None]:
 
 
 def choose(op: str, implementation: Implementation, gpu: Gpu, arguments: Mapping[str, Any]) -> Choice:
-    """The configuration for this call of `op` on this GPU. Nothing is measured here."""
-    named = (_given.get() or {}).get(op)
-    if named is not None:
-        return Choice(named, "given")
+    """The configuration for this call of `op` on this GPU. Nothing is measured here.
+
+    Every call of every operator comes through, so what was chosen once is found by the shapes and flags alone.
+    """
+    named = _given.get()
+    if named is not None and op in named:
+        config = named[op]
+        if isinstance(config, Mapping):
+            config = config.get(implementation.bucket(**arguments))
+        if config is not None:
+            return Choice(config, "given")
+    read = [(v.shape, v.dtype) if isinstance(v, Tensor) else v for v in implementation.read(arguments)]
+    key = (op, gpu.name, gpu.multiprocessors, *read)
+    choice = _warm.get(key)
+    return _meet(key, op, implementation, gpu, arguments) if choice is None else choice
+
+
+def _meet(
+    key: tuple[Any, ...], op: str, implementation: Implementation, gpu: Gpu, arguments: Mapping[str, Any]
+) -> Choice:
+    """Choose for a call that this process has not met, and remember it."""
     bucket = implementation.bucket(**arguments)
-    choice = _from_files(op, implementation, gpu.name, bucket)
+    choice = _from_files(op, implementation, gpu, bucket, arguments)
     if choice is None:
         choice = Choice(implementation.heuristic(gpu, **arguments), "heuristic")
     with _lock:
+        if len(_warm) >= WARM_LIMIT:
+            _warm.clear()
+        _warm[key] = choice
         _chosen[op, bucket, gpu.name] = choice.source
     return choice
 
@@ -77,58 +106,112 @@ def chosen() -> Mapping[str, int]:
         return dict(Counter(_chosen.values()))
 
 
+def forget() -> None:
+    """Read the files again and choose anew: after a file or a variable of the environment was changed."""
+    with _lock:
+        _warm.clear()
+        _noticed.clear()
+        _read.cache_clear()
+
+
 def file_name(gpu: str) -> str:
-    """The name of the file for a GPU; the file itself carries the exact name, which decides."""
-    return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-") + ".json"
+    """The name of the file for a GPU: its own, but for characters that file systems refuse."""
+    return re.sub(r'[/\\:*?"<>|\x00-\x1f]', "-", gpu) + ".json"
 
 
-@functools.cache
-def source_hash(implementation: Implementation) -> str:
-    """Identifies the kernels' source: every character of the modules that hold them and plan their launches."""
-    names = (implementation.plan.__module__, *implementation.modules)
-    text = "".join(inspect.getsource(sys.modules[name]) for name in names)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def user_folder() -> Path:
+    """Where the user's files lie; a relative XDG_CONFIG_HOME does not count, as its specification says."""
+    named = os.environ.get(USER_FOLDER)
+    if named:
+        return Path(named)
+    home = os.environ.get("XDG_CONFIG_HOME", "")
+    return Path(home if os.path.isabs(home) else os.path.expanduser("~/.config")) / "tinysr-kernels"
 
 
-def _from_files(op: str, implementation: Implementation, gpu: str, bucket: str) -> Choice | None:
-    folder = os.environ.get(USER_FOLDER)
-    for path in (*((Path(folder) / file_name(gpu),) if folder else ()), BUNDLED / file_name(gpu)):
-        entry = _entry(path, gpu, op, implementation, bucket)
+def user_file(gpu: str) -> Path:
+    """The user's file for a GPU, whether or not it is there."""
+    return user_folder() / file_name(gpu)
+
+
+def _from_files(
+    op: str, implementation: Implementation, gpu: Gpu, bucket: str, arguments: Mapping[str, Any]
+) -> Choice | None:
+    for path in (user_file(gpu.name), BUNDLED / file_name(gpu.name)):
+        entry = _from_file(path, op, implementation, gpu, bucket, arguments)
         if entry is not None:
-            return Choice(entry, str(path))
+            return Choice(entry.config, str(path), entry)
+    if os.environ.get(NEAREST, "0") not in ("", "0"):
+        for path in _nearest(gpu):
+            entry = _from_file(path, op, implementation, gpu, bucket, arguments, nearest=True)
+            if entry is not None:
+                return Choice(entry.config, f"{path} (nearest)", entry)
     return None
 
 
-def _entry(path: Path, gpu: str, op: str, implementation: Implementation, bucket: str) -> Any:
-    """The file's configuration for the bucket, or None where the file does not count or has none."""
-    content = _read(path)
-    if content.get("format") != FORMAT or content.get("gpu") != gpu or content.get("triton") != _triton():
+def _from_file(
+    path: Path,
+    op: str,
+    implementation: Implementation,
+    gpu: Gpu,
+    bucket: str,
+    arguments: Mapping[str, Any],
+    nearest: bool = False,
+) -> Entry | None:
+    """The file's entry where it counts; what speaks against it, or against trusting it, is said once."""
+    content, obstacle = _read(path)
+    if not content and not obstacle:
         return None
-    if content.get("sources", {}).get(op) != source_hash(implementation):
+    here = config_file.facts(gpu)
+    obstacle = obstacle or config_file.conflicts(content, here, nearest=nearest)
+    if obstacle:
+        _notice(f"{path} {obstacle}; ignored")
         return None
-    fields = content.get("entries", {}).get(op, {}).get(bucket)
-    expected = {f.name: f.type for f in dataclasses.fields(implementation.config)}
-    if not isinstance(fields, dict) or set(fields) != set(expected):
+    entry, obstacle = config_file.entry(content, here, op, implementation, bucket)
+    if entry is not None:
+        obstacle = _refusal(implementation, entry.config, arguments)
+        obstacle = obstacle and f"{op} {bucket}: {obstacle}"
+    if obstacle:
+        _notice(f"{path}: {obstacle}; ignored, `python -m autotune run` measures anew")
         return None
-    if any(type(fields[name]).__name__ != str(expected[name]) for name in expected):
-        return None
-    return implementation.config(**fields)
+    if entry is not None:
+        for difference in config_file.differences(content, here, entry):
+            _notice(f"{path}: measured with {difference}; used all the same")
+    return entry
+
+
+def _refusal(implementation: Implementation, config: Any, arguments: Mapping[str, Any]) -> str:
+    """Why the configuration cannot serve this very call of its bucket, or nothing."""
+    try:
+        implementation.plan(config, **{k: v.to("meta") if isinstance(v, Tensor) else v for k, v in arguments.items()})
+    except (ValueError, ArithmeticError) as error:
+        return str(error)
+    return ""
+
+
+def _nearest(gpu: Gpu) -> list[Path]:
+    """Files of other devices of the same architecture, the nearest number of multiprocessors first."""
+    found = []
+    for folder in (user_folder(), BUNDLED):
+        for path in sorted(folder.glob("*.json")):
+            device = _read(path)[0].get("device")
+            if (
+                isinstance(device, dict)
+                and device.get("name") != gpu.name
+                and type(device.get("multiprocessors")) is int
+            ):
+                found.append((abs(device["multiprocessors"] - gpu.multiprocessors), path))
+    return [path for _, path in sorted(found, key=lambda pair: pair[0])]
+
+
+def _notice(message: str) -> None:
+    with _lock:
+        if message in _noticed:
+            return
+        _noticed.add(message)
+    logger.warning(message)
 
 
 @functools.cache
-def _read(path: Path) -> dict[str, Any]:
-    """The file's content, read once; nothing for one that is absent or is not such a file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-@functools.cache
-def _triton() -> str:
-    """Triton's version without the patch level."""
-    try:
-        return ".".join(version("triton").split(".")[:2])
-    except PackageNotFoundError:
-        return "none"
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    """A file's content or why it has none, read once."""
+    return config_file.read(path)

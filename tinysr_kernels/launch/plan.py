@@ -6,6 +6,9 @@ Ahead-of-time compilation and tests read the same plan that a call runs, so that
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +97,20 @@ class Implementation:
     plan: Callable[..., Plan]
     space: Callable[..., Iterable[Any]]
     modules: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def read(self) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+        """Picks from a call's arguments those that bucket and heuristic look at, which their parameters name.
+
+        `**_` is looked at by nobody; where one takes the rest under another name, it may look at any.
+        """
+        parameters = [p for f in (self.bucket, self.heuristic) for p in inspect.signature(f).parameters.values()]
+        if any(p.kind is p.VAR_KEYWORD and p.name != "_" for p in parameters):
+            return lambda arguments: tuple(arguments.values())
+        names = list(dict.fromkeys(p.name for p in parameters if p.name not in ("gpu", "_")))
+        if len(names) == 1:  # of a single name, itemgetter makes no tuple
+            return lambda arguments: (arguments[names[0]],)
+        return operator.itemgetter(*names)
 
     def takes(self, arguments: Mapping[str, Any]) -> bool:
         """Whether the kernels compute this call: half or single precision, nothing empty, everything on one device."""

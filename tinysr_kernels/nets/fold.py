@@ -26,15 +26,16 @@ VECTORS = (".table", ".depthwise")
 def place(folded: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     """Folded tensors for one device and compute dtype.
 
-    Matrices and kernels come in `dtype`, kernels in channels_last memory; vectors (biases, norm weights, gates,
-    position tables, depthwise taps) in float32 or wider.
+    Matrices and kernels come in `dtype`, kernels with the channels last in memory; vectors (biases, norm weights,
+    gates, position tables, depthwise taps) in float32 or wider.
     """
     wide = torch.promote_types(dtype, torch.float32)
     placed = {}
     for name, tensor in folded.items():
         vector = tensor.dim() == 1 or name.endswith(VECTORS)
-        layout = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
-        placed[name] = tensor.to(device, wide if vector else dtype).contiguous(memory_format=layout)
+        moved = tensor.to(device, wide if vector else dtype)
+        # Kernels are [O,C,K,K], or [4,O,C,2,2] as phases.
+        placed[name] = moved.movedim(-3, -1).contiguous().movedim(-1, -3) if tensor.dim() > 3 else moved.contiguous()
     return placed
 
 
@@ -106,7 +107,7 @@ class Folder:
     def gated_linear(self, name: str, weight: Tensor, bias: Tensor, gate: Tensor) -> None:
         """gate * (weight x + bias): the gate [O] goes into the weight where half precision allows it."""
         rows = (weight * gate[:, None]).square().mean(1).sqrt()
-        if bool((rows[gate != 0] >= SMALLEST_ROW).all()):
+        if bool(((rows >= SMALLEST_ROW) | (gate == 0)).all()):
             self.linear(name, weight * gate[:, None], bias * gate)
         else:
             self.linear(name, weight, bias)
@@ -150,12 +151,15 @@ class Folder:
                 self.matrix(f"{name}.phases", phase_weights(weight * (scale * in_scale)))
             else:
                 self.matrix(f"{name}.weight", weight * (scale * in_scale))
+        # Whether there is a bias follows from the layers, not from values, so that shapes alone can be folded too.
+        biased = self._has_bias(source) or isinstance(extra_bias, Tensor) or extra_bias != 0
         bias = bias * scale + extra_bias
         if shortcut is not None:
             weight = self.get(f"{shortcut}.weight").flatten(1)
             self.matrix(f"{name}.shortcut_weight", weight)
             bias = bias + self.bias(shortcut, weight)
-        if bool(bias.any()) or self._has_bias(source):
+            biased = biased or self._has_bias(shortcut)
+        if biased:
             self.vector(f"{name}.bias", bias)
 
     def _has_bias(self, source: str) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tinysr_kernels.families import UNetConfig
 from tinysr_kernels.nets.fold import Folder
-from tinysr_kernels.nets.layers import Conv, Folded, GroupNorm, Linear, count, ops, tokens, untokens
+from tinysr_kernels.nets.layers import Conv, Features, Folded, GroupNorm, Linear, count, ops, tokens, untokens
 from tinysr_kernels.nets.pruned_unet import Resnet, fold_qkv, fold_resnet
 
 
@@ -55,11 +55,12 @@ class Attention(nn.Module):
         self.qkv = Linear(folded, f"{prefix}.qkv")
         self.out = Linear(folded, f"{prefix}.out")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, features: Features) -> Features:
         """[N,C,H,W] -> the same shape."""
-        qkv = self.qkv(tokens(self.norm(x)))
+        x, _ = features
+        qkv = self.qkv(tokens(self.norm(features)))
         mixed = ops.attention(qkv, 1, self.out.weight.shape[1] ** -0.5)
-        return untokens(self.out(mixed, residual=tokens(x)), x.shape[2], x.shape[3])
+        return untokens(self.out(mixed, residual=tokens(x)), x.shape[2], x.shape[3]), None
 
 
 class KLDecoder(nn.Module):
@@ -68,6 +69,7 @@ class KLDecoder(nn.Module):
     def __init__(self, folded: Folded, config: UNetConfig) -> None:
         super().__init__()
         groups, eps = config.groups, config.decoder_eps
+        self.groups = groups
         mid = "decoder.mid_block"
         self.mid_resnets = nn.ModuleList(
             Resnet(folded, f"{mid}.resnets.{j}", groups, eps) for j in range(count(folded, f"{mid}.resnets"))
@@ -94,11 +96,12 @@ class KLDecoder(nn.Module):
         return layers
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        h: Features = (x, None)
         for j, resnet in enumerate(self.mid_resnets):
-            x = resnet(x)
+            h = resnet(h)
             if j < len(self.mid_attentions):
-                x = self.mid_attentions[j](x)
+                h = self.mid_attentions[j](h)
         for block in self.up_blocks:
             for layer in block.children():
-                x = layer(x)
-        return self.conv_out(self.conv_norm_out(x), residual=residual)
+                h = layer.features(h[0], self.groups) if isinstance(layer, Conv) else layer(h)
+        return self.conv_out(self.conv_norm_out(h), residual=residual)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import tinysr_kernels.ops  # noqa: F401  (registers torch.ops.tinysr)
+from tinysr_kernels.ops.group_norm import splits
 
 Folded = Mapping[str, Tensor]
+Features = tuple[Tensor, Tensor | None]
+"""An image [N,C,H,W] and, where the kernel that made it has taken them, the moments of its channels [N,2,C]."""
 ops = torch.ops.tinysr
 
 
@@ -52,14 +56,53 @@ class Conv(Layer):
         skip: Tensor | None = None,
     ) -> Tensor:
         """act(conv(x) + shortcut_1x1(concat(shortcut, skip)) + bias + residual) on [N,C,H,W]."""
+        found: Tensor = self._call("", x, activation, residual, shortcut, skip)
+        return found
+
+    def features(
+        self,
+        x: Tensor,
+        groups: tuple[int, ...],
+        *,
+        residual: Tensor | None = None,
+        shortcut: Tensor | None = None,
+        skip: Tensor | None = None,
+    ) -> Features:
+        """The same without activation, and the moments where a GroupNorm of the result would have to read it twice.
+
+        groups: numbers of groups that GroupNorm may have; the first that divides the channels counts.
+        """
+        outputs = self.outputs
+        pixels = x.shape[2] * x.shape[3] * (4 if self.upsample else 1) // self.stride**2
+        if not splits(pixels, outputs // group_count(groups, outputs)):
+            return self._call("", x, "none", residual, shortcut, skip), None
+        image, moments = self._call("_moments", x, "none", residual, shortcut, skip)
+        return image, moments
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the result."""
+        name, axis = {"phases": ("phases", 1), "separable": ("pointwise", 0), "dense": ("weight", 0)}[self.kind]
+        return self.get_buffer(name).shape[axis]
+
+    def _call(
+        self,
+        kind: str,
+        x: Tensor,
+        activation: str,
+        residual: Tensor | None,
+        shortcut: Tensor | None,
+        skip: Tensor | None,
+    ) -> Any:
         if self.kind == "phases":
-            return ops.upsample_conv(x, self.phases, self.bias, activation)
+            return getattr(ops, f"upsample_conv{kind}")(x, self.phases, self.bias, activation)
         if self.shortcut_weight is None:
             shortcut = skip = None
         extra = (self.bias, residual, shortcut, skip, self.shortcut_weight, self.stride)
         if self.kind == "separable":
-            return ops.sepconv(x, self.depthwise, self.pointwise, *extra, self.upsample, activation)
-        return ops.conv3x3(x, self.weight, *extra, activation)
+            operator = getattr(ops, f"sepconv{kind}")
+            return operator(x, self.depthwise, self.pointwise, *extra, self.upsample, activation)
+        return getattr(ops, f"conv3x3{kind}")(x, self.weight, *extra, activation)
 
 
 class InputConv(Layer):
@@ -84,13 +127,18 @@ class GroupNorm(Layer):
 
     def __init__(self, folded: Folded, prefix: str, groups: tuple[int, ...], eps: float, *, silu: bool = True) -> None:
         super().__init__(folded, prefix, ("weight", "bias"))
-        self.groups = next(g for g in groups if self.weight.shape[0] % g == 0)
+        self.groups = group_count(groups, self.weight.shape[0])
         self.eps = eps
         self.silu = silu
 
-    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+    def forward(self, x: Features, skip: Features | None = None) -> Tensor:
         """[N,C1,H,W] and [N,C2,H,W] -> [N,C1+C2,H,W]."""
-        return ops.group_norm(x, skip, self.weight, self.bias, self.groups, self.eps, self.silu)
+        image, moments = x
+        other, others = skip or (None, None)
+        if other is not None and (moments is None or others is None):
+            moments = others = None
+        shape = (self.groups, self.eps, self.silu)
+        return ops.group_norm(image, other, self.weight, self.bias, *shape, moments, others)
 
 
 class Linear(Layer):
@@ -105,6 +153,11 @@ class Linear(Layer):
     def forward(self, x: Tensor, residual: Tensor | None = None, x2: Tensor | None = None) -> Tensor:
         """residual + gate * act(x W^T + x2 W2^T + bias) on [...,K]."""
         return ops.linear(x, self.weight, self.bias, residual, self.gate, self.activation, x2, self.weight2)
+
+
+def group_count(groups: tuple[int, ...], channels: int) -> int:
+    """The first of the numbers of groups that divides the channels."""
+    return next(g for g in groups if channels % g == 0)
 
 
 def tokens(x: Tensor) -> Tensor:

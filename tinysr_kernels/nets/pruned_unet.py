@@ -17,6 +17,7 @@ from tinysr_kernels.families import UNetConfig
 from tinysr_kernels.nets.fold import Folder
 from tinysr_kernels.nets.layers import (
     Conv,
+    Features,
     Folded,
     GroupNorm,
     InputConv,
@@ -121,17 +122,20 @@ class Resnet(nn.Module):
 
     def __init__(self, folded: Folded, prefix: str, groups: tuple[int, ...], eps: float) -> None:
         super().__init__()
+        self.groups = groups
         self.norm1 = GroupNorm(folded, f"{prefix}.norm1", groups, eps)
         self.conv1 = Conv(folded, f"{prefix}.conv1")
         self.norm2 = GroupNorm(folded, f"{prefix}.norm2", groups, eps)
         self.conv2 = Conv(folded, f"{prefix}.conv2")
 
-    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+    def forward(self, x: Features, skip: Features | None = None) -> Features:
         """[N,C1,H,W] (and [N,C2,H,W]) -> [N,O,H,W]."""
-        h = self.norm2(self.conv1(self.norm1(x, skip)))
+        h = self.norm2(self.conv1.features(self.norm1(x, skip), self.groups))
+        other = None if skip is None else skip[0]
         if self.conv2.shortcut_weight is not None:
-            return self.conv2(h, shortcut=x, skip=skip)
-        return self.conv2(h, residual=x if skip is None else torch.cat([x, skip], 1))
+            return self.conv2.features(h, self.groups, shortcut=x[0], skip=other)
+        residual = x[0] if other is None else torch.cat([x[0], other], 1)
+        return self.conv2.features(h, self.groups, residual=residual)
 
 
 class TransformerBlock(nn.Module):
@@ -169,13 +173,14 @@ class Transformer(nn.Module):
         )
         self.proj_out = Linear(folded, f"{prefix}.proj_out")
 
-    def forward(self, x: Tensor) -> Tensor:
-        t = self.proj_in(tokens(self.norm(x)))
+    def forward(self, features: Features) -> Features:
+        x, _ = features
+        t = self.proj_in(tokens(self.norm(features)))
         hidden = t
         for block in self.blocks:
             t, hidden = block(t)
         out = self.proj_out(t, residual=tokens(x), x2=hidden)
-        return untokens(out, x.shape[2], x.shape[3])
+        return untokens(out, x.shape[2], x.shape[3]), None
 
 
 class Stage(nn.Module):
@@ -199,10 +204,16 @@ class Stage(nn.Module):
             for j in range(count(folded, f"{prefix}.upsamplers"))
         )
 
-    def step(self, j: int, x: Tensor, skip: Tensor | None = None) -> Tensor:
+    def step(self, j: int, x: Features, skip: Features | None = None) -> Features:
         """Resnet j and the transformer behind it."""
-        x = self.resnets[j](x, skip)
-        return self.attentions[j](x) if j < len(self.attentions) else x
+        found: Features = self.resnets[j](x, skip)
+        if j < len(self.attentions):
+            found = self.attentions[j](found)
+        return found
+
+    def samplers(self) -> list[Conv]:
+        """The convolution that halves or doubles the image behind the resnets, if there is one."""
+        return [sampler for sampler in (*self.downsamplers, *self.upsamplers) if isinstance(sampler, Conv)]
 
 
 class UNet(nn.Module):
@@ -222,6 +233,7 @@ class UNet(nn.Module):
         self.conv_norm_out = GroupNorm(folded, "unet.conv_norm_out", config.groups, config.unet_eps)
         self.conv_out = Conv(folded, "unet.conv_out")
         self.subtract = config.prediction == "subtract"
+        self.groups = config.groups
         self.factor = 2 ** sum(len(stage.downsamplers) for stage in self.stages("down"))
 
     def stages(self, kind: str) -> list[Stage]:
@@ -231,20 +243,25 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N,3,H,W] or latent [N,C,h,w] -> [N,O,h,w]; skips go last in, first out."""
-        h = self.conv_in(x)
+        h = self._first(x)
         skips = [h]
         for stage in self.stages("down"):
             for j in range(len(stage.resnets)):
                 h = stage.step(j, h)
                 skips.append(h)
-            for down in stage.downsamplers:
-                h = down(h)
+            for down in stage.samplers():
+                h = down.features(h[0], self.groups)
                 skips.append(h)
         for j in range(len(self.mid_block.resnets)):
             h = self.mid_block.step(j, h)
         for stage in self.stages("up"):
             for j in range(len(stage.resnets)):
                 h = stage.step(j, h, skips.pop())
-            for up in stage.upsamplers:
-                h = up(h)
+            for up in stage.samplers():
+                h = up.features(h[0], self.groups)
         return self.conv_out(self.conv_norm_out(h), residual=x if self.subtract else None)
+
+    def _first(self, x: Tensor) -> Features:
+        if isinstance(self.conv_in, Conv):
+            return self.conv_in.features(x, self.groups)
+        return self.conv_in(x), None

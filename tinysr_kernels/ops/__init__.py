@@ -11,6 +11,7 @@ from tinysr_kernels.ops import (
     patch_embed,
     resize,
     sepconv,
+    unpatchify,
     upsample_conv,
 )
 from tinysr_kernels.ops.registry import REGISTRY, Cost, Operator
@@ -29,5 +30,6 @@ __all__ = [
     "patch_embed",
     "resize",
     "sepconv",
+    "unpatchify",
     "upsample_conv",
 ]

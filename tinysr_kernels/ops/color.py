@@ -12,10 +12,18 @@ Layouts: x, style and the fixed images [N,C,H,W], inputs of any strides, results
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinysr_kernels.launch.device import Gpu
+from tinysr_kernels.launch.plan import Implementation, Launch, Plan, blocks, power_of_2
+from tinysr_kernels.ops import color_kernel, moments, moments_kernel, tiles
 from tinysr_kernels.ops.registry import Cost, check_rank, check_shape, empty_nhwc, nhwc, plain, register, size, wide
 
 WAVELET_LEVELS = 5
@@ -88,7 +96,8 @@ def wavelet_reference(x: Tensor, style: Tensor) -> Tensor:
     _check_wavelet(x, style)
     u = x.to(wide(x.dtype))
     low = style.to(u.dtype) - u
-    taps = torch.tensor([0.25, 0.5, 0.25], dtype=u.dtype, device=u.device)
+    # Made on the device: a copy from the host cannot be captured in a CUDA graph.
+    taps = 0.5 - 0.25 * torch.arange(-1, 2, dtype=u.dtype, device=u.device).abs()
     for level in range(WAVELET_LEVELS):
         low = _blur(low, taps, 2**level)
     return nhwc((u + low).clamp(0, 1).to(x.dtype))
@@ -115,6 +124,113 @@ def wavelet_cost(x: Tensor, style: Tensor) -> Cost:
     return Cost(x.numel() * (WAVELET_LEVELS * 12 + 2), size(x, style) + x.numel() * x.element_size())
 
 
-channel_stats = register(STATS_SCHEMA, stats_reference, stats_fake, stats_cost)
-affine_clamp = register(AFFINE_SCHEMA, affine_reference, affine_fake, affine_cost)
-wavelet_fix = register(WAVELET_SCHEMA, wavelet_reference, wavelet_fake, wavelet_cost)
+@dataclass(frozen=True)
+class Config:
+    """A launch of an operation on images: numbers (channel_stats: pixels) a program."""
+
+    lanes: int
+    warps: int
+
+
+def bucket(x: Tensor, **_: Any) -> str:
+    """Calls that share a configuration: dtype, channels, pixels of a sample up to a power of two."""
+    return f"{str(x.dtype).removeprefix('torch.')} {x.shape[1]} {power_of_2(x.shape[2] * x.shape[3])}"
+
+
+def stats_heuristic(gpu: Gpu, x: Tensor, **_: Any) -> Config:
+    """Whatever the batch, so that a sample's sums have the same order in any."""
+    return Config(2048 // power_of_2(x.shape[1], most=64), 4)
+
+
+def stats_plan(config: Config, x: Tensor) -> Plan:
+    """Two launches: moments of blocks of pixels, and their merging. An image not in channels_last is copied once."""
+    check_rank("x", x, "N,C,H,W")
+    result = (x.new_empty(x.shape[:2], dtype=torch.float32), x.new_empty(x.shape[:2], dtype=torch.float32))
+    # In float64, as torch sums on a CPU: the image is small, and its statistics shift every pixel of the result.
+    parts = moments.take(nhwc(x), config.lanes, config.warps, torch.float64)
+    merge = moments.merge(parts.arguments["scratch_moments"], result[0], result[1], correction=1)
+    return Plan(result, (parts, merge))
+
+
+def stats_space(gpu: Gpu, x: Tensor, **_: Any) -> Iterator[Config]:
+    """More and fewer pixels a program."""
+    block = power_of_2(x.shape[1], most=64)
+    for numbers, warps in itertools.product((1024, 2048, 4096, 8192), (2, 4, 8)):
+        yield Config(numbers // block, warps)
+
+
+def heuristic(gpu: Gpu, x: Tensor, **_: Any) -> Config:
+    """Eight numbers a thread: 16 bytes in half precision."""
+    return Config(1024, 4)
+
+
+def affine_plan(config: Config, x: Tensor, gain: Tensor, offset: Tensor) -> Plan:
+    """The launch; raises what the reference raises. Inputs that are not dense in their layout are copied once."""
+    _check_affine(x, gain, offset)
+    out = empty_nhwc(x, tuple(x.shape))
+    numbers = x[0].numel()
+    arguments = {
+        "x": nhwc(x),
+        "gain": plain(gain, gain.dtype),
+        "offset": plain(offset, offset.dtype),
+        "out": out,
+        "numbers": numbers,
+        "channels": x.shape[1],
+        "LANES": config.lanes,
+    }
+    grid = (blocks(numbers, config.lanes), x.shape[0])
+    return Plan(out, (Launch(color_kernel.affine, grid, arguments, config.warps, 1),))
+
+
+def affine_space(gpu: Gpu, x: Tensor, **_: Any) -> Iterator[Config]:
+    """More and fewer numbers a program."""
+    for lanes, warps in itertools.product((256, 512, 1024, 2048, 4096), (2, 4, 8)):
+        yield Config(lanes, warps)
+
+
+def wavelet_heuristic(gpu: Gpu, x: Tensor, **_: Any) -> Config:
+    """A part of a row: neighbouring programs read its neighbours from the cache."""
+    return Config(power_of_2(x.shape[3] * x.shape[1], least=32, most=512), 4)
+
+
+def wavelet_plan(config: Config, x: Tensor, style: Tensor) -> Plan:
+    """A launch for each level; raises what the reference raises. Inputs not in channels_last are copied once."""
+    _check_wavelet(x, style)
+    out = empty_nhwc(x, tuple(x.shape))
+    n, c, h, w = x.shape
+    bands = [empty_nhwc(x, tuple(x.shape), torch.float32) for _ in range(2)]
+    images = {"x": nhwc(x), "style": nhwc(style)}
+    grid = (blocks(w * c, config.lanes), h, n)
+    launches = []
+    for level in range(WAVELET_LEVELS):
+        last = level == WAVELET_LEVELS - 1
+        arguments = {
+            **images,
+            "low": bands[(level - 1) % 2] if level else None,
+            "out": out if last else bands[level % 2],
+            "height": h,
+            "width": w,
+            "channels": c,
+            "DILATION": 2**level,
+            "LAST": last,
+            "LANES": config.lanes,
+        }
+        launches.append(Launch(color_kernel.blur, grid, arguments, config.warps, 1))
+    return Plan(out, tuple(launches))
+
+
+def wavelet_space(gpu: Gpu, x: Tensor, **_: Any) -> Iterator[Config]:
+    """More and fewer numbers a program."""
+    for lanes, warps in itertools.product((128, 256, 512, 1024), (2, 4, 8)):
+        yield Config(power_of_2(x.shape[3] * x.shape[1], least=32, most=lanes), warps)
+
+
+_MOMENTS = (moments.__name__, moments_kernel.__name__)
+_COLOR = (color_kernel.__name__, tiles.__name__)
+STATS = Implementation(Config, bucket, stats_heuristic, stats_plan, stats_space, _MOMENTS)
+AFFINE = Implementation(Config, bucket, heuristic, affine_plan, affine_space, _COLOR)
+WAVELET = Implementation(Config, bucket, wavelet_heuristic, wavelet_plan, wavelet_space, _COLOR)
+
+channel_stats = register(STATS_SCHEMA, stats_reference, stats_fake, stats_cost, STATS)
+affine_clamp = register(AFFINE_SCHEMA, affine_reference, affine_fake, affine_cost, AFFINE)
+wavelet_fix = register(WAVELET_SCHEMA, wavelet_reference, wavelet_fake, wavelet_cost, WAVELET)

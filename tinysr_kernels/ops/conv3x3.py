@@ -9,9 +9,19 @@ Zero padding of one pixel. Layouts: activations [N,C,H,W] and weight [O,C,3,3], 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinysr_kernels.launch.device import Gpu
+from tinysr_kernels.launch.plan import Implementation, Launch, Library, Plan, power_of_2
+from tinysr_kernels.ops import conv3x3_kernel, conv_tiles, tiles
+from tinysr_kernels.ops.conv_tiles import Config
+from tinysr_kernels.ops.moments import merged, register_with_moments
 from tinysr_kernels.ops.registry import (
     Cost,
     check_choice,
@@ -22,6 +32,7 @@ from tinysr_kernels.ops.registry import (
     empty_nhwc,
     finish,
     nhwc,
+    plain,
     register,
     shortcut_1x1,
     size,
@@ -121,4 +132,106 @@ def cost(
     return Cost(flops, moved + n * o * h * w * x.element_size())
 
 
-conv3x3 = register(SCHEMA, reference, fake, cost)
+def bucket(x: Tensor, weight: Tensor, shortcut: Tensor | None, stride: int, **_: Any) -> str:
+    """Calls that share a configuration, whatever the batch: dtype, channels, pixels of the result, stride, shortcut."""
+    o, h, w = _out_shape(x, weight, stride)[1:]
+    other = "" if shortcut is None else "+1x1"
+    return f"{str(x.dtype).removeprefix('torch.')} {x.shape[1]}->{o} {power_of_2(h * w)} s{stride}{other}"
+
+
+def _sizes(
+    x: Tensor, weight: Tensor, shortcut: Tensor | None, skip: Tensor | None, stride: int
+) -> tuple[int, int, int, list[int], int]:
+    _, o, h, w = _out_shape(x, weight, stride)
+    return h, w, o, [t.shape[1] for t in (x, shortcut, skip) if t is not None], x.element_size()
+
+
+def heuristic(
+    gpu: Gpu, x: Tensor, weight: Tensor, shortcut: Tensor | None, skip: Tensor | None, stride: int, **_: Any
+) -> Config:
+    """Our own kernel, whatever the batch."""
+    return conv_tiles.heuristic(gpu, *_sizes(x, weight, shortcut, skip, stride))
+
+
+def plan(
+    config: Config,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    shortcut: Tensor | None,
+    skip: Tensor | None,
+    shortcut_weight: Tensor | None,
+    stride: int,
+    activation: str,
+    activate_residual: bool,
+    moments: bool = False,
+) -> Plan:
+    """The launches; raises what the reference raises. Inputs that are not dense in their layout are copied once.
+
+    moments: the result's too (`ops/moments.py`).
+    """
+    shape = _check(x, weight, bias, residual, shortcut, skip, shortcut_weight, stride, activation)
+    out = empty_nhwc(x, shape)
+    # The product runs in the widest dtype of its operands; networks give them all the same.
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in (x, weight, shortcut, skip) if t is not None))
+    tail = conv_tiles.Tail(
+        None if bias is None else plain(bias, bias.dtype),
+        None if residual is None else nhwc(residual),
+        activation,
+        activate_residual,
+    )
+    if config.form == "library":
+        found = Plan(out, _library(x, weight, shortcut, skip, shortcut_weight, stride, tail, out))
+        return merged(found) if moments else found
+    arguments = {
+        "x": nhwc(x),
+        "weight": nhwc(weight.to(dtype)),
+        "shortcut": None if shortcut is None else nhwc(shortcut),
+        "skip": None if skip is None else nhwc(skip),
+        "shortcut_weight": None if shortcut_weight is None else plain(shortcut_weight, dtype),
+    }
+    found = Plan(out, conv_tiles.launches(config, arguments, tail, out, stride=stride, take_moments=moments))
+    return merged(found) if moments else found
+
+
+def _library(
+    x: Tensor,
+    weight: Tensor,
+    shortcut: Tensor | None,
+    skip: Tensor | None,
+    shortcut_weight: Tensor | None,
+    stride: int,
+    tail: conv_tiles.Tail,
+    out: Tensor,
+) -> tuple[Launch | Library, ...]:
+    """The library's convolution and products in the dtype of x, and our epilogue in place."""
+    arguments = {"x": nhwc(x), "weight": nhwc(weight.to(x.dtype)), "stride": stride, "padding": 1, "out": out}
+    steps: list[Launch | Library] = [Library(conv_tiles.convolve, arguments)]
+    first = 0
+    for t in (shortcut, skip):
+        if t is not None and shortcut_weight is not None:
+            columns = shortcut_weight[:, first : first + t.shape[1]].to(x.dtype)
+            steps.append(Library(_add_1x1, {"x": nhwc(t.to(x.dtype)), "weight": columns, "out": out}))
+            first += t.shape[1]
+    return (*steps, *conv_tiles.epilogue(out, tail, out))
+
+
+def _add_1x1(x: Tensor, weight: Tensor, out: Tensor) -> None:
+    rows, sums = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (x, out))
+    torch.addmm(sums, rows, weight.T, out=sums)
+
+
+def space(
+    gpu: Gpu, x: Tensor, weight: Tensor, shortcut: Tensor | None, skip: Tensor | None, stride: int, **_: Any
+) -> Iterator[Config]:
+    """Tiles around the heuristic's and the library."""
+    return conv_tiles.space(gpu, *_sizes(x, weight, shortcut, skip, stride))
+
+
+KERNELS = Implementation(
+    Config, bucket, heuristic, plan, space, (conv3x3_kernel.__name__, conv_tiles.__name__, tiles.__name__)
+)
+
+conv3x3 = register(SCHEMA, reference, fake, cost, KERNELS)
+conv3x3_moments = register_with_moments(conv3x3, SCHEMA, fake)

@@ -208,12 +208,13 @@ def plan(
     tile = {"PIXELS": config.pixels, "CHANNELS": config.channels}
     tiles_of_out = (blocks(h * w, config.pixels), blocks(c, config.channels), n)
     if moments is not None:
-        given = {"moments": plain(moments, moments.dtype), "skip_moments": None}
-        if skip_moments is not None:
-            given["skip_moments"] = plain(skip_moments, skip_moments.dtype)
-        arguments = {**inputs, **affine, **given, "out": out, "eps": eps, **sizes, **depths, "width": width}
-        arguments |= {"SILU": silu, "WIDTH": power_of_2(width, least=1), **tile}
-        return Plan(out, (Launch(group_norm_kernel.given, tiles_of_out, arguments, config.warps, config.stages),))
+        both = {
+            "moments": plain(moments, moments.dtype),
+            "skip_moments": None if skip_moments is None else plain(skip_moments, skip_moments.dtype),
+        }
+        given = {**inputs, **affine, **both, "out": out, "eps": eps, **sizes, **depths, "width": width, "SILU": silu}
+        given |= {"WIDTH": power_of_2(width, least=1), **tile}
+        return Plan(out, (Launch(group_norm_kernel.given, tiles_of_out, given, config.warps, config.stages),))
     if config.form == "single":
         check(config.channels >= width, f"single needs at least {width} channels, found {config.channels}")
         given = {**inputs, **affine, "out": out, "eps": eps, **sizes, **depths, "width": width, "SILU": silu, **tile}

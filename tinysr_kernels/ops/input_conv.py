@@ -10,9 +10,18 @@ Layouts: x [N,C,H,W] (any strides), weight [O,C,K,K], out [N,O,(H+2p-K)/s+1,(W+2
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinysr_kernels.launch.device import Gpu
+from tinysr_kernels.launch.plan import Implementation, Launch, Plan, blocks, power_of_2
+from tinysr_kernels.ops import input_conv_kernel, tiles
 from tinysr_kernels.ops.registry import (
     Cost,
     check,
@@ -21,6 +30,7 @@ from tinysr_kernels.ops.registry import (
     empty_nhwc,
     finish,
     nhwc,
+    plain,
     register,
     size,
     wide,
@@ -89,4 +99,73 @@ def cost(
     return Cost(flops, size(x, weight, bias) + n * o * h * w * x.element_size())
 
 
-input_conv = register(SCHEMA, reference, fake, cost)
+@dataclass(frozen=True)
+class Config:
+    """A launch of input_conv: pixels of the result and outputs of a program; slice of the patch, a product."""
+
+    pixels: int
+    outputs: int
+    slice: int
+    warps: int
+
+
+def bucket(x: Tensor, weight: Tensor, stride: int, padding: int, **_: Any) -> str:
+    """Calls that share a configuration: dtype, shape of the weight, pixels of the result up to a power of two."""
+    _n, o, h, w = _out_shape(x, weight, None, stride, padding)
+    kind = f"{x.shape[1]}x{weight.shape[2]}x{weight.shape[2]}->{o} s{stride}"
+    return f"{str(x.dtype).removeprefix('torch.')} {kind} {power_of_2(h * w)}"
+
+
+def heuristic(gpu: Gpu, x: Tensor, weight: Tensor, **_: Any) -> Config:
+    """A patch is shallow: the store of the result is what counts."""
+    outputs = power_of_2(weight.shape[0], most=64)
+    half = x.element_size() == 2
+    return Config(64 if half else 32, outputs, power_of_2(weight[0].numel(), most=32 if half else 16), 4)
+
+
+def plan(
+    config: Config, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, border: float
+) -> Plan:
+    """The launch; raises what the reference raises. The strides of x are taken as they are."""
+    n, o, h, w = _out_shape(x, weight, bias, stride, padding)
+    out = empty_nhwc(x, (n, o, h, w))
+    arguments = {
+        "x": x,
+        "weight": nhwc(weight.to(torch.promote_types(x.dtype, weight.dtype))),
+        "bias": None if bias is None else plain(bias, bias.dtype),
+        "out": out,
+        "border": float(border),
+        "height": x.shape[2],
+        "width": x.shape[3],
+        "out_height": h,
+        "out_width": w,
+        "outputs": o,
+        "sample_stride": x.stride(0),
+        "channel_stride": x.stride(1),
+        "row_stride": x.stride(2),
+        "column_stride": x.stride(3),
+        "STRIDE": stride,
+        "PADDING": padding,
+        "CHANNELS": x.shape[1],
+        "SIDE": weight.shape[2],
+        "PIXELS": config.pixels,
+        "OUTPUTS": config.outputs,
+        "SLICE": config.slice,
+    }
+    grid = (blocks(h * w, config.pixels), blocks(o, config.outputs), n)
+    return Plan(out, (Launch(input_conv_kernel.convolve, grid, arguments, config.warps, 1),))
+
+
+def space(gpu: Gpu, x: Tensor, weight: Tensor, **_: Any) -> Iterator[Config]:
+    """Tiles around the heuristic's."""
+    half = x.element_size() == 2
+    for pixels, outputs, slice_, warps in itertools.product(
+        (32, 64, 128), (32, 64, 128), (16, 32, 64) if half else (16,), (2, 4, 8)
+    ):
+        if pixels * outputs <= 2048 * warps:
+            yield Config(pixels, power_of_2(weight.shape[0], most=outputs), slice_, warps)
+
+
+KERNELS = Implementation(Config, bucket, heuristic, plan, space, (input_conv_kernel.__name__, tiles.__name__))
+
+input_conv = register(SCHEMA, reference, fake, cost, KERNELS)

@@ -1,31 +1,34 @@
-"""linear: a matrix product with everything that touches its result; unpatchify_subtract: the transformer's.
+"""linear: a matrix product with everything that touches its result.
 
-linear:  v = x @ weight.T + x2 @ weight2.T + bias
-         out = residual + gate * act(v)
-    act: none, gelu_tanh (tanh approximation), or geglu: v = [a, g] in halves, a * gelu(g) with exact GELU.
-    gate multiplies where a gate could not be folded into the weight.
-    Layouts: x [...,K], weight [O,K], x2 [...,K2], weight2 [O,K2], bias [O]; with F = O, or O/2 for geglu:
-    gate [F], residual and out [...,F], out contiguous.
+    v = x @ weight.T + x2 @ weight2.T + bias
+    out = residual + gate * act(v)
 
-unpatchify_subtract:  out[n,c,y*p+i,x*p+j] = z[n,c,y*p+i,x*p+j] - (t @ weight.T + bias)[n, y*w+x, (i*p+j)*C+c]
-    the projection of N x (h*w) tokens to p x p patches of C channels, laid out as an image and taken from the
-    latent z: SD3's proj_out and unpatchify (order nhwpqc -> nchpwq) and TinySR's z - transformer(z) at once.
-    Layouts: t [N,h*w,D], weight [p*p*C,D], bias [p*p*C], z [N,C,h*p,w*p] of any strides, out channels_last.
+act: none, gelu_tanh (tanh approximation), or geglu: v = [a, g] in halves, a * gelu(g) with exact GELU. gate multiplies
+where a gate could not be folded into the weight. Layouts: x [...,K], weight [O,K], x2 [...,K2], weight2 [O,K2], bias
+[O]; with F = O, or O/2 for geglu: gate [F], residual and out [...,F], out contiguous.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinysr_kernels.launch.device import Gpu
+from tinysr_kernels.launch.plan import Implementation, Launch, Library, Plan, blocks, power_of_2
+from tinysr_kernels.ops import linear_kernel, linear_library, tiles
 from tinysr_kernels.ops.registry import (
     Cost,
     check,
     check_choice,
     check_rank,
     check_shape,
-    empty_nhwc,
-    nhwc,
     plain,
     register,
     size,
@@ -37,7 +40,6 @@ SCHEMA = (
     "linear(Tensor x, Tensor weight, Tensor? bias=None, Tensor? residual=None, Tensor? gate=None, "
     'str activation="none", Tensor? x2=None, Tensor? weight2=None) -> Tensor'
 )
-UNPATCHIFY_SCHEMA = "unpatchify_subtract(Tensor t, Tensor weight, Tensor? bias, Tensor z, int patch_size) -> Tensor"
 
 
 def _out_shape(x: Tensor, weight: Tensor, activation: str) -> tuple[int, ...]:
@@ -136,46 +138,143 @@ def cost(
     return Cost(flops, moved + rows * shape[-1] * x.element_size())
 
 
-def _check_unpatchify(t: Tensor, weight: Tensor, bias: Tensor | None, z: Tensor, patch_size: int) -> None:
-    check_rank("z", z, "N,C,H,W")
-    check_rank("t", t, "N,T,D")
-    check(patch_size >= 1, f"patch_size must be at least 1, found {patch_size}")
-    n, c, h, w = z.shape
-    check(
-        h % patch_size == 0 and w % patch_size == 0,
-        f"z must be a multiple of the patch size {patch_size} per side, found {h}x{w}",
-    )
-    check_shape("t", t, (n, (h // patch_size) * (w // patch_size), t.shape[2]))
-    features = patch_size * patch_size * c
-    check_shape("weight", weight, (features, t.shape[2]))
-    check_shape("bias", bias, (features,))
+@dataclass(frozen=True)
+class Config:
+    """A launch of linear. form: "tile" (linear_kernel's docstring), or "library", which ignores the rest.
 
-
-def unpatchify_reference(t: Tensor, weight: Tensor, bias: Tensor | None, z: Tensor, patch_size: int) -> Tensor:
-    """Plain PyTorch, in float32 or wider; shapes and mathematics as in the module's docstring.
-
-    Any floating dtype; the result has z's. Raises ValueError naming argument, expected and found.
+    rows, columns and side: of a tile, side the second block of features or 0 (geglu has one as wide as the first);
+    slice: of the reduction, a step; band: blocks of rows that run together.
     """
-    _check_unpatchify(t, weight, bias, z, patch_size)
-    dtype = wide(t.dtype)
-    v = F.linear(plain(t, dtype), plain(weight, dtype), None if bias is None else plain(bias, dtype))
-    n, c, h, w = z.shape
-    p = patch_size
-    image = v.view(n, h // p, w // p, p, p, c).permute(0, 5, 1, 3, 2, 4).reshape(n, c, h, w)
-    return nhwc((z.to(dtype) - image).to(z.dtype))
+
+    form: str
+    rows: int
+    columns: int
+    side: int
+    slice: int
+    band: int
+    warps: int
+    stages: int
 
 
-def unpatchify_fake(t: Tensor, weight: Tensor, bias: Tensor | None, z: Tensor, patch_size: int) -> Tensor:
-    """An uninitialised result of the true shape, dtype and strides; raises what the reference raises."""
-    _check_unpatchify(t, weight, bias, z, patch_size)
-    return empty_nhwc(z, tuple(z.shape))
+LIBRARY = Config("library", 1, 1, 0, 1, 1, 1, 1)
+
+# Tiles of half-precision products, rows x (columns + side), and how much of the arithmetic each can be hoped to reach:
+# larger ones load less for each product. An ordering, not a measurement.
+TILES = (
+    (128, 128, 64, 1.0),
+    (128, 128, 0, 0.95),
+    (128, 64, 32, 0.85),
+    (64, 128, 0, 0.8),
+    (64, 64, 32, 0.7),
+    (64, 64, 0, 0.65),
+)
 
 
-def unpatchify_cost(t: Tensor, weight: Tensor, bias: Tensor | None, z: Tensor, patch_size: int) -> Cost:
-    """FLOPs of the matrix product; bytes of every tensor once."""
-    flops = 2 * t.shape[0] * t.shape[1] * weight.numel()
-    return Cost(flops, size(t, weight, bias, z) + z.numel() * z.element_size())
+def bucket(x: Tensor, weight: Tensor, activation: str, x2: Tensor | None, **_: Any) -> str:
+    """Calls that share a configuration: dtype, depths, features, rows of a sample up to a power of two, activation."""
+    depth = f"{x.shape[-1]}{'' if x2 is None else f'+{x2.shape[-1]}'}"
+    return f"{str(x.dtype).removeprefix('torch.')} {depth}->{weight.shape[0]} {power_of_2(_rows(x))} {activation}"
 
 
-linear = register(SCHEMA, reference, fake, cost)
-unpatchify_subtract = register(UNPATCHIFY_SCHEMA, unpatchify_reference, unpatchify_fake, unpatchify_cost)
+def _rows(x: Tensor) -> int:
+    """Rows of one sample: a configuration must not depend on the batch, or a result would."""
+    return x.shape[-2] if x.dim() > 2 else 1024
+
+
+def heuristic(gpu: Gpu, x: Tensor, weight: Tensor, activation: str, **_: Any) -> Config:
+    """The tile with the least time by waves of programs and what a tile can be hoped to reach."""
+    features = _out_shape(x, weight, activation)[-1]
+    if x.element_size() == 4:
+        # Products of float32 run without tensor cores, from registers.
+        side = 32 if activation == "geglu" else 0
+        return Config("tile", 32, 32 if side else power_of_2(features, most=64), side, 16, 8, 4, 2)
+
+    def time(tile: tuple[int, int, int, float]) -> float:
+        rows, columns, side, reach = tile
+        width = columns + side
+        if activation == "geglu":
+            width //= 2
+        programs = blocks(_rows(x), rows) * blocks(features, width)
+        return blocks(programs, gpu.multiprocessors) * rows * (columns + side) / reach
+
+    tiles = [t for t in TILES if activation != "geglu" or t[2] == 0]
+    rows, columns, side = min(tiles, key=time)[:3]
+    if activation == "geglu":
+        columns = side = columns // 2
+    slice_ = 64 if gpu.shared_limit > 128 << 10 else 32
+    return Config("tile", rows, columns, side, slice_, 8, 8 if rows * (columns + side) > 8192 else 4, 3)
+
+
+def plan(
+    config: Config,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gate: Tensor | None,
+    activation: str,
+    x2: Tensor | None,
+    weight2: Tensor | None,
+) -> Plan:
+    """The launch; raises what the reference raises. Inputs that are not dense are copied once."""
+    shape = _check(x, weight, bias, residual, gate, activation, x2, weight2)
+    out = x.new_empty(shape)
+    # The product runs in the widest dtype of its operands; networks give them all the same.
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in (x, weight, x2, weight2) if t is not None))
+    given = {
+        "x": plain(x, x.dtype),
+        "weight": plain(weight, dtype),
+        "x2": None if x2 is None else plain(x2, x2.dtype),
+        "weight2": None if weight2 is None else plain(weight2, dtype),
+        "bias": None if bias is None else plain(bias, bias.dtype),
+        "residual": None if residual is None else plain(residual, residual.dtype),
+        "gate": None if gate is None else plain(gate, gate.dtype),
+        "out": out,
+    }
+    if config.form == "library":
+        kernels = linear_library.kernels(given, activation)
+        return Plan(out, (Library(linear_library.linear, {**given, "activation": activation}, kernels),))
+    depth, second = x.shape[-1], 0 if x2 is None else x2.shape[-1]
+    rows, features = x.numel() // depth, shape[-1]
+    width = config.columns if activation == "geglu" else config.columns + config.side
+    check(activation != "geglu" or config.side == config.columns, "geglu needs a second block as wide as the first")
+    arguments = {
+        **given,
+        "rows": rows,
+        "features": features,
+        "depth": depth,
+        "second_depth": second,
+        "ACTIVATION": activation,
+        "ROWS": config.rows,
+        "COLUMNS": config.columns,
+        "SIDE": config.side,
+        "SLICE": config.slice,
+        "WHOLE": depth % config.slice == 0 and second % config.slice == 0,
+        "BAND": config.band,
+    }
+    grid = (blocks(rows, config.rows) * blocks(features, width),)
+    return Plan(out, (Launch(linear_kernel.linear, grid, arguments, config.warps, config.stages),))
+
+
+def space(gpu: Gpu, x: Tensor, weight: Tensor, activation: str, **_: Any) -> Iterator[Config]:
+    """The library; tiles of powers of two and of one and a half, whose sums fit the registers of their warps."""
+    yield LIBRARY
+    half = x.element_size() == 2
+    blocks_of_features = (
+        [(c, c) for c in (32, 64, 128)] if activation == "geglu" else [(c, 0) for c in (32, 64, 128, 256)]
+    )
+    if activation != "geglu":
+        blocks_of_features += [(64, 32), (128, 64)]
+    for rows, (columns, side), slice_, warps, stages, band in itertools.product(
+        (32, 64, 128), blocks_of_features, (32, 64, 128) if half else (16, 32), (4, 8), (2, 3, 4), (4, 8)
+    ):
+        buffers = (rows + columns + side) * slice_ * x.element_size() * stages
+        if rows * (columns + side) <= 4096 * warps and buffers <= gpu.shared_limit:
+            yield Config("tile", rows, columns, side, slice_, band, warps, stages)
+
+
+KERNELS = Implementation(
+    Config, bucket, heuristic, plan, space, (linear_kernel.__name__, linear_library.__name__, tiles.__name__)
+)
+
+linear = register(SCHEMA, reference, fake, cost, KERNELS)

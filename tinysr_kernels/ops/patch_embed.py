@@ -8,10 +8,19 @@ into it), out [N,h*w,D] contiguous. SD3's PatchEmbed with a fixed table.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinysr_kernels.ops.registry import Cost, check, check_rank, check_shape, plain, register, size, wide
+from tinysr_kernels.launch.device import Gpu
+from tinysr_kernels.launch.plan import Implementation, Launch, Plan, blocks, power_of_2
+from tinysr_kernels.ops import linear_kernel, tiles
+from tinysr_kernels.ops.registry import Cost, check, check_rank, check_shape, nhwc, plain, register, size, wide
 
 SCHEMA = "patch_embed(Tensor z, Tensor weight, Tensor table) -> Tensor"
 
@@ -51,4 +60,64 @@ def cost(z: Tensor, weight: Tensor, table: Tensor) -> Cost:
     return Cost(flops, size(z, weight, table) + n * tokens * d * z.element_size())
 
 
-patch_embed = register(SCHEMA, reference, fake, cost)
+@dataclass(frozen=True)
+class Config:
+    """A launch of patch_embed: rows and columns of a tile of the product; slice of the reduction, a step."""
+
+    rows: int
+    columns: int
+    slice: int
+    warps: int
+
+
+def bucket(z: Tensor, weight: Tensor, table: Tensor, **_: Any) -> str:
+    """Calls that share a configuration: dtype, shape of the weight, tokens of a sample up to a power of two."""
+    d, c, p = weight.shape[:3]
+    return f"{str(z.dtype).removeprefix('torch.')} {c}x{p}x{p}->{d} {power_of_2(table.shape[0])}"
+
+
+def heuristic(gpu: Gpu, z: Tensor, weight: Tensor, **_: Any) -> Config:
+    """All of a patch at once where it fits: the product is shallow, what counts is the store."""
+    depth = weight[0].numel()
+    columns = power_of_2(weight.shape[0], most=128)
+    if z.element_size() == 4:
+        return Config(32, power_of_2(columns, most=64), 16, 4)
+    return Config(64, columns, power_of_2(depth, most=64), 4)
+
+
+def plan(config: Config, z: Tensor, weight: Tensor, table: Tensor) -> Plan:
+    """The launch; raises what the reference raises. Inputs that are not dense in their layout are copied once."""
+    n, tokens, d = _out_shape(z, weight, table)
+    out = z.new_empty((n, tokens, d))
+    patch = weight.shape[2]
+    arguments = {
+        "z": nhwc(z),
+        "weight": nhwc(weight.to(torch.promote_types(z.dtype, weight.dtype))),
+        "table": plain(table, table.dtype),
+        "out": out,
+        "tokens": n * tokens,
+        "sample_tokens": tokens,
+        "across": z.shape[3] // patch,
+        "features": d,
+        "CHANNELS": z.shape[1],
+        "PATCH": patch,
+        "ROWS": config.rows,
+        "COLUMNS": config.columns,
+        "SLICE": config.slice,
+    }
+    grid = (blocks(n * tokens, config.rows), blocks(d, config.columns))
+    return Plan(out, (Launch(linear_kernel.embed, grid, arguments, config.warps, 1),))
+
+
+def space(gpu: Gpu, z: Tensor, weight: Tensor, **_: Any) -> Iterator[Config]:
+    """Tiles around the heuristic's."""
+    half = z.element_size() == 2
+    depth = power_of_2(weight[0].numel(), most=64 if half else 16)
+    for rows, columns, warps in itertools.product((16, 32, 64, 128), (32, 64, 128), (2, 4, 8)):
+        if rows * columns <= 2048 * warps:
+            yield Config(rows, power_of_2(weight.shape[0], most=columns), depth, warps)
+
+
+KERNELS = Implementation(Config, bucket, heuristic, plan, space, (linear_kernel.__name__, tiles.__name__))
+
+patch_embed = register(SCHEMA, reference, fake, cost, KERNELS)

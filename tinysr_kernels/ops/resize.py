@@ -9,10 +9,18 @@ out [N,C,H*factor,W*factor] channels_last.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinysr_kernels.launch.device import Gpu
+from tinysr_kernels.launch.plan import Implementation, Launch, Plan, blocks, power_of_2
+from tinysr_kernels.ops import resize_kernel, tiles
 from tinysr_kernels.ops.registry import Cost, check, check_rank, empty_nhwc, nhwc, register, size, wide
 
 SCHEMA = "resize_bicubic(Tensor x, int factor, float mul=1.0, float add=0.0, ScalarType? dtype=None) -> Tensor"
@@ -56,4 +64,58 @@ def cost(x: Tensor, factor: int, mul: float = 1.0, add: float = 0.0, dtype: torc
     return Cost(outputs * 18, size(x) + outputs * _dtype(x, dtype).itemsize)
 
 
-resize_bicubic = register(SCHEMA, reference, fake, cost)
+@dataclass(frozen=True)
+class Config:
+    """A launch of resize_bicubic: neighbouring numbers of the result's rows a program, gaps between rows of x."""
+
+    lanes: int
+    steps: int
+    warps: int
+
+
+def bucket(x: Tensor, factor: int, dtype: torch.dtype | None, **_: Any) -> str:
+    """Calls that share a configuration: dtypes, factor, numbers of the result a sample up to a power of two."""
+    names = (str(t).removeprefix("torch.") for t in (x.dtype, _dtype(x, dtype)))
+    return f"{'->'.join(names)} x{factor} {power_of_2(x[0].numel() * factor * factor)}"
+
+
+def heuristic(gpu: Gpu, x: Tensor, factor: int, **_: Any) -> Config:
+    """Two numbers a thread; four gaps a program, of whose seven rows three are read again by the next."""
+    return Config(power_of_2(x.shape[3] * factor * x.shape[1], least=32, most=256), 4, 4)
+
+
+def plan(config: Config, x: Tensor, factor: int, mul: float, add: float, dtype: torch.dtype | None) -> Plan:
+    """The launch; raises what the reference raises. The strides of x are taken as they are."""
+    shape = _out_shape(x, factor, dtype)
+    out = empty_nhwc(x, shape, _dtype(x, dtype))
+    n, c, h, w = x.shape
+    arguments = {
+        "x": x,
+        "out": out,
+        "mul": float(mul),
+        "add": float(add),
+        "height": h,
+        "width": w,
+        "channels": c,
+        "sample_stride": x.stride(0),
+        "channel_stride": x.stride(1),
+        "row_stride": x.stride(2),
+        "column_stride": x.stride(3),
+        "FACTOR": factor,
+        "LANES": config.lanes,
+        "STEPS": config.steps,
+    }
+    # Between h rows and around them lie h + 1 gaps.
+    grid = (blocks(w * factor * c, config.lanes), blocks(h + 1, config.steps), n)
+    return Plan(out, (Launch(resize_kernel.enlarge, grid, arguments, config.warps, 1),))
+
+
+def space(gpu: Gpu, x: Tensor, factor: int, **_: Any) -> Iterator[Config]:
+    """More and fewer numbers and rows a program."""
+    for lanes, steps, warps in itertools.product((128, 256, 512, 1024), (1, 2, 4, 8), (2, 4, 8)):
+        yield Config(power_of_2(x.shape[3] * factor * x.shape[1], least=32, most=lanes), steps, warps)
+
+
+KERNELS = Implementation(Config, bucket, heuristic, plan, space, (resize_kernel.__name__, tiles.__name__))
+
+resize_bicubic = register(SCHEMA, reference, fake, cost, KERNELS)

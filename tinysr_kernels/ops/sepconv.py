@@ -24,6 +24,7 @@ from torch import Tensor
 from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.plan import Implementation, Launch, Plan, blocks, power_of_2, programs_wanted
 from tinysr_kernels.ops import sepconv_kernel, tiles
+from tinysr_kernels.ops.moments import merged, register_with_moments, scratch
 from tinysr_kernels.ops.registry import (
     Cost,
     check,
@@ -229,8 +230,12 @@ def plan(
     upsample: bool,
     activation: str,
     activate_residual: bool,
+    moments: bool = False,
 ) -> Plan:
-    """The launch; raises what the reference raises. Inputs that are not dense in their layout are copied once."""
+    """The launch; raises what the reference raises. Inputs that are not dense in their layout are copied once.
+
+    moments: the result's too, from one launch more (`ops/moments.py`).
+    """
     n, o, h, w = _check(
         x, depthwise, pointwise, bias, residual, shortcut, skip, shortcut_weight, stride, upsample, activation
     )
@@ -250,6 +255,7 @@ def plan(
         "skip": None if skip is None else nhwc(skip),
         "shortcut_weight": None if shortcut_weight is None else plain(shortcut_weight, dtype),
         "out": out,
+        "scratch_moments": None,
         "height": height * enlarge,
         "width": width * enlarge,
         "out_height": h,
@@ -276,8 +282,10 @@ def plan(
     else:
         strips = blocks(h * w, config.pixels)
         kernel = sepconv_kernel.tile
+    if moments:
+        arguments["scratch_moments"] = scratch(out, strips)
     launch = Launch(kernel, (strips, blocks(o, config.outputs), n), arguments, config.warps, config.stages)
-    return Plan(out, (launch,))
+    return merged(Plan(out, (launch,))) if moments else Plan(out, (launch,))
 
 
 def space(gpu: Gpu, x: Tensor, pointwise: Tensor, **_: Any) -> Iterator[Config]:
@@ -294,3 +302,4 @@ def space(gpu: Gpu, x: Tensor, pointwise: Tensor, **_: Any) -> Iterator[Config]:
 KERNELS = Implementation(Config, bucket, heuristic, plan, space, (sepconv_kernel.__name__, tiles.__name__))
 
 sepconv = register(SCHEMA, reference, fake, cost, KERNELS)
+sepconv_moments = register_with_moments(sepconv, SCHEMA, fake)

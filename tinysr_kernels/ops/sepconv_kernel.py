@@ -12,7 +12,8 @@ Depthwise weights and sums are float32; the finished sums are rounded once, to t
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.tiles import activate, add_product, product, rounded
+from tinysr_kernels.ops.moments_kernel import joined, leave, of_tile
+from tinysr_kernels.ops.tiles import add_product, bias_row, finish, product, rounded
 
 
 @jit
@@ -79,39 +80,22 @@ def _finish(  # type: ignore[no-untyped-def]
     ACTIVATION: tl.constexpr,
     ACTIVATE_RESIDUAL: tl.constexpr,
 ):
-    """Everything behind the product, and the store of the tile."""
+    """Everything behind the product with the pointwise weight, and the store of the tile, which is returned."""
     at = pixel[:, None] * outputs + outs[None, :]
     known = inside[:, None] & (outs[None, :] < outputs)
-    if residual is not None:
-        # Asked for before the products below, which hide the way to memory.
-        other = tl.load(residual + base * outputs + at, mask=known, other=0.0)
     if shortcut is not None:
         depth = first_depth + second_depth
         shortcut += base * first_depth
-        acc = add_product(acc, shortcut, shortcut_weight, pixel, inside, outs, outputs, first_depth, depth, SLICE)
+        acc = add_product(
+            acc, shortcut, shortcut_weight, pixel, inside, outs, outputs, 0, first_depth, first_depth, depth, SLICE
+        )
         if skip is not None:
             skip += base * second_depth
             weight = shortcut_weight + first_depth
-            acc = add_product(acc, skip, weight, pixel, inside, outs, outputs, second_depth, depth, SLICE)
-    v = acc + beta
-    if residual is not None:
-        if ACTIVATE_RESIDUAL:
-            v = activate(v + other.to(tl.float32), ACTIVATION)
-        else:
-            v = activate(v, ACTIVATION) + other.to(tl.float32)
-    else:
-        v = activate(v, ACTIVATION)
-    tl.store(out + base * outputs + at, rounded(v, out.dtype.element_ty), mask=known)
-
-
-@jit
-def _bias(bias, outs, outputs, OUTPUTS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The bias [1,OUTPUTS] in float32, zeros where there is none."""
-    if bias is not None:
-        beta = tl.load(bias + outs, mask=outs < outputs, other=0.0).to(tl.float32)
-    else:
-        beta = tl.full((OUTPUTS,), 0.0, tl.float32)
-    return beta[None, :]
+            acc = add_product(
+                acc, skip, weight, pixel, inside, outs, outputs, 0, second_depth, second_depth, depth, SLICE
+            )
+    return finish(acc, beta, residual, out, base * outputs, at, known, ACTIVATION, ACTIVATE_RESIDUAL)
 
 
 @jit
@@ -125,6 +109,7 @@ def march(  # type: ignore[no-untyped-def]
     skip,  # [N,out_height,out_width,second_depth] or None
     shortcut_weight,  # [outputs,first_depth+second_depth] or None
     out,  # [N,out_height,out_width,outputs]
+    scratch_moments,  # [N,3,outputs,tl.num_programs(0)] float32, the moments of each program's pixels, or None
     height,  # of u
     width,  # of u
     out_height,
@@ -158,7 +143,7 @@ def march(  # type: ignore[no-untyped-def]
         mask=(outs[None, :] < outputs) & (chan[:, None] < channels),
         other=0.0,
     )
-    beta = _bias(bias, outs, outputs, OUTPUTS)
+    beta = bias_row(bias, outs, outputs, OUTPUTS)
     a0, a1, a2 = _taps(depthwise, chan, channels, 0)
     b0, b1, b2 = _taps(depthwise, chan, channels, 1)
     c0, c1, c2 = _taps(depthwise, chan, channels, 2)
@@ -173,6 +158,10 @@ def march(  # type: ignore[no-untyped-def]
         left, middle, right = _shifts(x, row + 1, row + 1, from_column, chan, channels, height, width, ENLARGE)
         above = below + left * b0 + middle * b1 + right * b2
         below = left * a0 + middle * a1 + right * a2
+    # No pixel counted yet; unused without scratch_moments.
+    count = 0.0
+    mean = tl.full((OUTPUTS,), 0.0, tl.float32)
+    squares = tl.full((OUTPUTS,), 0.0, tl.float32)
     for step in tl.range(0, tl.minimum(ROWS, out_height - top), num_stages=STAGES):
         y = top + step
         if STRIDE == 2:
@@ -186,7 +175,7 @@ def march(  # type: ignore[no-untyped-def]
             above = below + left * b0 + middle * b1 + right * b2
         below = left * a0 + middle * a1 + right * a2
         acc = product(rounded(done, weight.dtype), weight, tl.full((PIXELS, OUTPUTS), 0.0, tl.float32))
-        _finish(
+        stored = _finish(
             acc,
             beta,
             (sample * out_height + y) * out_width,
@@ -205,6 +194,11 @@ def march(  # type: ignore[no-untyped-def]
             ACTIVATION,
             ACTIVATE_RESIDUAL,
         )
+        if scratch_moments is not None:
+            more, more_mean, more_squares = of_tile(stored.to(tl.float32), column < out_width)
+            count, mean, squares = joined(count, mean, squares, more, more_mean, more_squares)
+    if scratch_moments is not None:
+        leave(scratch_moments, sample, tl.program_id(0), tl.num_programs(0), outs, outputs, count, mean, squares)
 
 
 @jit
@@ -218,6 +212,7 @@ def tile(  # type: ignore[no-untyped-def]
     skip,  # [N,out_height,out_width,second_depth] or None
     shortcut_weight,  # [outputs,first_depth+second_depth] or None
     out,  # [N,out_height,out_width,outputs]
+    scratch_moments,  # [N,3,outputs,tl.num_programs(0)] float32, the moments of each program's pixels, or None
     height,  # of u
     width,  # of u
     out_height,
@@ -260,9 +255,9 @@ def tile(  # type: ignore[no-untyped-def]
             other=0.0,
         )
         acc = product(rounded(done, weight.dtype), weight, acc)
-    _finish(
+    stored = _finish(
         acc,
-        _bias(bias, outs, outputs, OUTPUTS),
+        bias_row(bias, outs, outputs, OUTPUTS),
         sample * out_height * out_width + tl.program_id(0).to(tl.int64) * PIXELS,
         tl.arange(0, PIXELS),
         inside,
@@ -279,3 +274,6 @@ def tile(  # type: ignore[no-untyped-def]
         ACTIVATION,
         ACTIVATE_RESIDUAL,
     )
+    if scratch_moments is not None:
+        count, mean, squares = of_tile(stored.to(tl.float32), inside)
+        leave(scratch_moments, sample, tl.program_id(0), tl.num_programs(0), outs, outputs, count, mean, squares)

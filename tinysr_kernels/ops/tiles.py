@@ -1,4 +1,4 @@
-"""What kernels share: the product of two tiles, more K slices for a 1x1 shortcut, activations."""
+"""What kernels share: the product of two tiles, more K slices for a 1x1 shortcut, activations, a tile's epilogue."""
 
 from __future__ import annotations
 
@@ -53,12 +53,14 @@ def add_product(  # type: ignore[no-untyped-def]
     inside,  # [PIXELS] whether they exist
     outs,  # [OUTPUTS] which rows of weight
     outputs,  # O
+    begin,  # the first of a's channels to take
+    end,  # behind the last; whole slices are taken
     depth,  # channels of a
     weight_depth,  # elements from one row of weight to the next
     SLICE: tl.constexpr,  # channels a step
 ):
-    """acc + a[pixels] @ weight[outs, :depth].T, in slices of K."""
-    for start in range(0, depth, SLICE):
+    """acc + a[pixels, begin:end] @ weight[outs, begin:end].T, in slices of K."""
+    for start in range(begin, end, SLICE):
         k = start + tl.arange(0, SLICE)
         rows = tl.load(a + pixels[:, None] * depth + k[None, :], mask=inside[:, None] & (k[None, :] < depth), other=0.0)
         columns = tl.load(
@@ -68,3 +70,58 @@ def add_product(  # type: ignore[no-untyped-def]
         )
         acc = product(rows.to(columns.dtype), columns, acc)
     return acc
+
+
+@jit
+def bias_row(bias, outs, outputs, OUTPUTS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The bias [1,OUTPUTS] in float32, zeros where there is none."""
+    if bias is not None:
+        beta = tl.load(bias + outs, mask=outs < outputs, other=0.0).to(tl.float32)
+    else:
+        beta = tl.full((OUTPUTS,), 0.0, tl.float32)
+    return beta[None, :]
+
+
+@jit
+def finish(  # type: ignore[no-untyped-def]
+    acc,  # [PIXELS,OUTPUTS] float32, the sums of a convolution
+    beta,  # [1,OUTPUTS] float32, the bias
+    residual,  # like out, or None
+    out,
+    base,  # int64, where the tile is in out
+    at,  # [PIXELS,OUTPUTS] counted from there
+    known,  # [PIXELS,OUTPUTS] what there is
+    ACTIVATION: tl.constexpr,
+    ACTIVATE_RESIDUAL: tl.constexpr,
+):
+    """Everything behind the sums, and the store of the tile, which is returned as stored."""
+    v = acc + beta
+    if residual is not None:
+        other = tl.load(residual + base + at, mask=known, other=0.0).to(tl.float32)
+        if ACTIVATE_RESIDUAL:
+            v = activate(v + other, ACTIVATION)
+        else:
+            v = activate(v, ACTIVATION) + other
+    else:
+        v = activate(v, ACTIVATION)
+    v = rounded(v, out.dtype.element_ty)
+    tl.store(out + base + at, v, mask=known)
+    return v
+
+
+@jit
+def unit_range(v):  # type: ignore[no-untyped-def]
+    """v clamped to [0,1]; NaN stays."""
+    v = tl.where(v < 0, 0.0, v)
+    return tl.where(v > 1, 1.0, v)
+
+
+@jit
+def image_value(v, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A float32 tile in [0,1] as an image of the dtype holds it; uint8 holds 255 v, rounded as `rounded` does."""
+    if dtype == tl.uint8:
+        # Adding 1.5 * 2^23 leaves no digit behind the point.
+        u = (v * 255.0 + 12582912.0 - 12582912.0).to(dtype)
+    else:
+        u = rounded(v, dtype)
+    return u

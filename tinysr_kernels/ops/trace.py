@@ -1,26 +1,70 @@
-"""What a network launches: every operator call in order, with its cost, counted from the actual dispatch.
+"""What a network launches: every operator call in order and every kernel of each, counted from the actual dispatch.
 
-Run on meta tensors it needs neither memory nor time, so plans of full-size networks can be made anywhere.
+Run on meta tensors it needs neither memory nor time, so plans of full-size networks can be made anywhere. A number that
+the host reads from a meta tensor reads 1, so a condition on values holds ("is the result finite?": yes).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from tinysr_kernels.ops.registry import REGISTRY, Cost, size
+from tinysr_kernels.launch.plan import Launch, Plan
+from tinysr_kernels.ops.registry import REGISTRY, Cost, Operator, size
+
+READ_BY_HOST = "aten::_local_scalar_dense"
+LAUNCH_NOTHING = ("aten::empty", "aten::new_empty", "aten::_unsafe_view")
+OVERWRITES = ("aten::copy_", "aten::fill_", "aten::zero_")
+"""In-place operations that do not read what they write to."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A tensor that a launch reads or writes; weight: whether it belongs to the network rather than to the image."""
+
+    shape: tuple[int, ...]
+    bytes: int
+    weight: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel launch: the kernel's name, the tensors it moves, each once, and its share of the call's FLOPs.
+
+    The FLOPs of a call of several launches stand with the one that moves most: the products do, what merges partial
+    sums before or after them does not.
+    """
+
+    kernel: str
+    reads: tuple[Moved, ...]
+    writes: tuple[Moved, ...]
+    flops: int = 0
+
+    @property
+    def moved(self) -> tuple[Moved, ...]:
+        """Everything read and written."""
+        return self.reads + self.writes
+
+    @property
+    def bytes(self) -> int:
+        """Bytes read and written."""
+        return sum(m.bytes for m in self.moved)
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call: operator, shapes of its tensor inputs and of its first output, cost and bytes alive for it.
+    """One call: operator, shapes of its tensor inputs and of its first output, cost, and the launches it makes.
 
-    source: where its launch configuration comes from, "reference" for a call that no kernel computes.
+    source: where its launch configuration comes from, "reference" for a call that no kernel computes (its one step
+    then stands for however many it takes). part: what of the network it belongs to (`trace`'s parts). arguments: the
+    call's own by name, for `tinysr::` operators.
     """
 
     op: str
@@ -28,55 +72,162 @@ class Call:
     output: tuple[int, ...]
     cost: Cost
     source: str = "reference"
+    part: str = ""
+    steps: tuple[Step, ...] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
-class _Recorder(TorchDispatchMode):
-    """Notes `tinysr::` calls with their own cost functions and other kernels as one read and one write."""
-
-    def __init__(self, kernels: bool) -> None:
-        super().__init__()
-        self.kernels = kernels
-        self.calls: list[Call] = []
+class ReadingOnes(TorchDispatchMode):
+    """Inside, a number that the host reads from a meta tensor reads 1, where otherwise reading it fails."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func._schema.name == READ_BY_HOST and args[0].is_meta:
+            return 1
+        with self:
+            # What ATen composes of other operations launches those; alone it would pass for one launch, or for a view.
+            out = func.decompose(*args, **kwargs)
+        return self.atomic(func, args, kwargs) if out is NotImplemented else out
+
+    def atomic(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation that is composed of no others."""
+        return func(*args, **kwargs)
+
+
+class _Recorder(ReadingOnes):
+    """Notes `tinysr::` calls with their own cost functions and other kernels as one read and one write."""
+
+    def __init__(self, kernels: bool, weights: frozenset[int], part: str = "") -> None:
+        super().__init__()
+        self.kernels = kernels
+        self.weights = weights
+        self.part = part
+        self.calls: list[Call] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func._schema.name == READ_BY_HOST:
+            self._note(READ_BY_HOST, (args[0],), (args[0],), Cost(0, args[0].element_size()))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def atomic(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the operation and note what it launches."""
+        name = func._schema.name
         out = func(*args, **kwargs)
-        first = out[0] if isinstance(out, (tuple, list)) else out
-        if not isinstance(first, Tensor) or _is_view(func):
+        results = _tensors(out)
+        if not results or _is_view(func):
             return out
-        flat = torch.utils._pytree.tree_leaves((args, kwargs))
-        tensors = [t for t in flat if isinstance(t, Tensor)]
-        source = "reference"
         if func.namespace == "tinysr":
-            name = func._schema.name.removeprefix("tinysr::")
-            operator = REGISTRY[name]
-            cost = operator.cost(*args, **kwargs)
-            if self.kernels and operator.kernels and operator.kernels.takes(operator.arguments(*args, **kwargs)):
-                source = operator.plan(*args, **kwargs)[1].source
+            self._operator(REGISTRY[name.removeprefix("tinysr::")], args, kwargs, results)
         else:
-            name = func._schema.name
-            cost = Cost(first.numel(), size(*tensors) + size(first))
-        shapes = tuple(tuple(t.shape) for t in tensors)
-        self.calls.append(Call(name, shapes, tuple(first.shape), cost, source))
+            given = _tensors((args[1:] if name in OVERWRITES else args, kwargs))
+            first = results[0]
+            self._note(name, given, results, Cost(first.numel(), size(*given) + size(first)))
         return out
+
+    def _operator(self, op: Operator, args: Any, kwargs: Any, results: tuple[Tensor, ...]) -> None:
+        arguments = op.arguments(*args, **kwargs)
+        given = _tensors(arguments)
+        cost = op.cost(**arguments)
+        if not (self.kernels and op.kernels and op.kernels.takes(arguments)):
+            self._note(op.name, given, results, cost, arguments=arguments)
+            return
+        # A launcher copies inputs that are not dense in the layout it wants: launches like any other.
+        with _Recorder(False, self.weights) as copies:
+            plan, choice = op.plan(**arguments)
+        steps = [replace(step, flops=0) for call in copies.calls for step in call.steps]
+        own = list(self._launches(plan))
+        most = max(range(len(own)), key=lambda i: own[i].bytes)
+        own[most] = replace(own[most], flops=cost.flops)
+        self._note(op.name, given, results, cost, choice.source, (*steps, *own), arguments)
+
+    def _launches(self, plan: Plan) -> Iterator[Step]:
+        """One step a kernel. What a launch writes: the plan's results, and scratch that nothing has written yet."""
+        results, filled = {_storage(t) for t in _tensors(plan.result)}, set[int]()
+        for launch in plan.launches:
+            reads: list[Tensor] = []
+            writes: list[Tensor] = []
+            for name, t in launch.arguments.items():
+                if not isinstance(t, Tensor):
+                    continue
+                fresh = name.startswith("scratch") and _storage(t) not in filled
+                (writes if fresh or _storage(t) in results else reads).append(t)
+            filled |= {_storage(t) for t in writes}
+            function = launch.kernel.function if isinstance(launch, Launch) else launch.function
+            yield Step(function.__name__, self._moved(reads), self._moved(writes))
+            # Which of its tensors each kernel of a library moves is not known: all stand with the first.
+            kernels = 1 if isinstance(launch, Launch) else launch.kernels
+            for i in range(2, kernels + 1):
+                yield Step(f"{function.__name__} ({i} of {kernels})", (), ())
+
+    def _moved(self, tensors: Iterable[Tensor]) -> tuple[Moved, ...]:
+        distinct = {(_storage(t), t.storage_offset(), t.shape, t.stride()): t for t in tensors}
+        return tuple(Moved(tuple(t.shape), size(t), _storage(t) in self.weights) for t in distinct.values())
+
+    def _note(
+        self,
+        name: str,
+        given: tuple[Tensor, ...],
+        results: tuple[Tensor, ...],
+        cost: Cost,
+        source: str = "reference",
+        steps: tuple[Step, ...] = (),
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        steps = steps or (Step(name, self._moved(given), self._moved(results), cost.flops),)
+        shapes = tuple(tuple(t.shape) for t in given)
+        output = tuple(results[0].shape)
+        self.calls.append(Call(name, shapes, output, cost, source, self.part, steps, arguments or {}))
+
+
+def _tensors(value: Any) -> tuple[Tensor, ...]:
+    return tuple(leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+def _storage(t: Tensor) -> int:
+    """The same for all views of one piece of memory, on the meta device too, where addresses are all 0."""
+    return t.untyped_storage()._cdata
 
 
 def _is_view(func: Any) -> bool:
     """Whether the call only makes another view (or an empty tensor) and launches nothing."""
-    if func.is_view or func._schema.name.startswith(("aten::empty", "aten::new_empty")):
+    if func.is_view or func._schema.name.startswith(LAUNCH_NOTHING):
         return True
     return any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
 
 
 @torch.inference_mode()
-def trace(function: Callable[..., Any], *args: Any, kernels: bool = False) -> list[Call]:
+def trace(
+    function: Callable[..., Any],
+    *args: Any,
+    kernels: bool = False,
+    parts: Mapping[str, nn.Module] | None = None,
+    ends: tuple[str, str] = ("", ""),
+) -> list[Call]:
     """Run `function(*args)` (usually a network on meta tensors) and return its calls in order.
 
-    kernels: say where each call's launch configuration would come from, as if kernels ran.
+    kernels: plan each call that has kernels as if they ran, with one step a launch. parts: modules by name, in the
+    order in which they run; a call belongs to the module that runs or ran last, those before the first to ends[0],
+    those after the last to ends[1]. The modules' buffers are the weights.
     """
-    recorder = _Recorder(kernels)
-    with recorder:
-        function(*args)
+    parts = parts or {}
+    weights = frozenset(_storage(t) for module in parts.values() for t in module.buffers())
+    recorder = _Recorder(kernels, weights, ends[0])
+    with contextlib.ExitStack() as stack:
+        for i, (name, module) in enumerate(parts.items()):
+            after = ends[1] if i == len(parts) - 1 else name
+            stack.callback(module.register_forward_pre_hook(_entering(recorder, name)).remove)
+            stack.callback(module.register_forward_hook(_entering(recorder, after)).remove)
+        with recorder:
+            function(*args)
     return recorder.calls
+
+
+def _entering(recorder: _Recorder, part: str) -> Callable[..., None]:
+    def hook(*_: Any) -> None:
+        recorder.part = part
+
+    return hook

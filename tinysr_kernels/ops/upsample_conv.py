@@ -7,15 +7,24 @@ four 2x2 convolutions take 16 multiplications per input pixel and channel pair i
 
     out[n,o,2y+a,2x+b] = act(bias[o] + sum_{c,i,j} phases[2a+b,o,c,i,j] * x[n,c, y+a+i-1, x+b+j-1])
 
-Layouts: x [N,C,H,W] channels_last, phases [4,O,C,2,2] (see `phase_weights`), out [N,O,2H,2W] channels_last.
+Layouts: x [N,C,H,W] channels_last, phases [4,O,C,2,2] with the channels last in memory (see `phase_weights`), out
+[N,O,2H,2W] channels_last.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinysr_kernels.launch.device import Gpu
+from tinysr_kernels.launch.plan import Implementation, Library, Plan, power_of_2
+from tinysr_kernels.ops import conv3x3_kernel, conv_tiles, tiles
+from tinysr_kernels.ops.conv_tiles import Config
+from tinysr_kernels.ops.moments import merged, register_with_moments
 from tinysr_kernels.ops.registry import (
     Cost,
     check_epilogue,
@@ -24,6 +33,7 @@ from tinysr_kernels.ops.registry import (
     empty_nhwc,
     finish,
     nhwc,
+    plain,
     register,
     size,
     wide,
@@ -87,4 +97,86 @@ def cost(x: Tensor, phases: Tensor, bias: Tensor | None = None, activation: str 
     return Cost(2 * 16 * n * h * w * c * o, size(x, phases, bias) + 4 * n * o * h * w * x.element_size())
 
 
-upsample_conv = register(SCHEMA, reference, fake, cost)
+def bucket(x: Tensor, phases: Tensor, **_: Any) -> str:
+    """Calls that share a configuration, whatever the batch: dtype, channels, pixels of x up to a power of two."""
+    c, h, w = x.shape[1:]
+    return f"{str(x.dtype).removeprefix('torch.')} {c}->{phases.shape[1]} {power_of_2(h * w)}"
+
+
+def heuristic(gpu: Gpu, x: Tensor, phases: Tensor, **_: Any) -> Config:
+    """Our own kernel, whatever the batch."""
+    c, h, w = x.shape[1:]
+    return conv_tiles.heuristic(gpu, h, w, phases.shape[1], [c], x.element_size(), 4)
+
+
+def plan(
+    config: Config, x: Tensor, phases: Tensor, bias: Tensor | None, activation: str, moments: bool = False
+) -> Plan:
+    """The launches; raises what the reference raises. Inputs that are not dense in their layout are copied once.
+
+    moments: the result's too (`ops/moments.py`).
+    """
+    out = empty_nhwc(x, _out_shape(x, phases, bias, activation))
+    bias = None if bias is None else plain(bias, bias.dtype)
+    if config.form == "library":
+        found = Plan(out, _library(x, phases, bias, activation, out))
+        return merged(found) if moments else found
+    dtype = torch.promote_types(x.dtype, phases.dtype)
+    arguments = {
+        "x": nhwc(x),
+        "weight": _channels_last(phases.to(dtype)),
+        "shortcut": None,
+        "skip": None,
+        "shortcut_weight": None,
+    }
+    tail = conv_tiles.Tail(bias, None, activation, True)
+    found = Plan(out, conv_tiles.launches(config, arguments, tail, out, enlarge=2, take_moments=moments))
+    return merged(found) if moments else found
+
+
+def _channels_last(phases: Tensor) -> Tensor:
+    """[4,O,C,2,2] -> [4,O,2,2,C], contiguous: no copy of what networks hold."""
+    return phases.permute(0, 1, 3, 4, 2).contiguous()
+
+
+def _library(x: Tensor, phases: Tensor, bias: Tensor | None, activation: str, out: Tensor) -> tuple[Library, ...]:
+    """All four phases as one convolution with 4*O outputs on a pixel more each way, then their interleaving."""
+    n, c, h, w = x.shape
+    o = phases.shape[1]
+    wide_out = empty_nhwc(x, (n, 4 * o, h + 1, w + 1))
+    kernel = nhwc(_channels_last(phases.to(x.dtype)).view(4 * o, 2, 2, c).permute(0, 3, 1, 2))
+    arguments = {"x": nhwc(x), "weight": kernel, "stride": 1, "padding": 1, "out": wide_out}
+    step = {"scratch_phases": wide_out, "bias": bias, "activation": activation, "out": out}
+    return Library(conv_tiles.convolve, arguments), Library(_interleave, step, 1 if activation == "none" else 2)
+
+
+def _interleave(scratch_phases: Tensor, bias: Tensor | None, activation: str, out: Tensor) -> None:
+    """out[n,o,2y+a,2x+b] = act(scratch_phases[n,(2a+b)*O+o,y+a,x+b] + bias[o])."""
+    n, o, h, w = out.shape
+    # Phase (a, b) begins a rows and b columns further on, so that all of them are one view [N,H,2,W,2,O].
+    step, row = 4 * o, 4 * o * (w // 2 + 1)
+    strides = (row * (h // 2 + 1), row, row + 2 * o, step, step + o, 1)
+    v = scratch_phases.as_strided((n, h // 2, 2, w // 2, 2, o), strides)
+    result = out.permute(0, 2, 3, 1).view(n, h // 2, 2, w // 2, 2, o)
+    if bias is None:
+        result.copy_(v)
+    else:
+        torch.add(v, bias, out=result)
+    if activation == "relu":
+        result.relu_()
+    elif activation == "silu":
+        F.silu(result, inplace=True)
+
+
+def space(gpu: Gpu, x: Tensor, phases: Tensor, **_: Any) -> Iterator[Config]:
+    """Tiles around the heuristic's and the library."""
+    c, h, w = x.shape[1:]
+    return conv_tiles.space(gpu, h, w, phases.shape[1], [c], x.element_size(), 4)
+
+
+KERNELS = Implementation(
+    Config, bucket, heuristic, plan, space, (conv3x3_kernel.__name__, conv_tiles.__name__, tiles.__name__)
+)
+
+upsample_conv = register(SCHEMA, reference, fake, cost, KERNELS)
+upsample_conv_moments = register_with_moments(upsample_conv, SCHEMA, fake)

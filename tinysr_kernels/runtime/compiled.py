@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from os import PathLike
 from typing import Any, cast
 
@@ -15,15 +14,18 @@ from torch import Tensor, nn
 from tinysr_kernels.checkpoint import Checkpoint, folded_metadata, load, write_safetensors
 from tinysr_kernels.errors import CheckpointError, InputError, OutOfMemory
 from tinysr_kernels.families import COLOR_FIXES, ColorFix, TinySRConfig, config_to_dict
-from tinysr_kernels.launch.backend import choose_backend, using
+from tinysr_kernels.launch.backend import choose_backend
 from tinysr_kernels.launch.device import assume, gpu_at
 from tinysr_kernels.nets import LatentNetwork, Network, build, fold, folds, place
 from tinysr_kernels.ops.trace import Call, trace
 from tinysr_kernels.runtime.color import fix_colors
+from tinysr_kernels.runtime.cuda import engine_for
 from tinysr_kernels.runtime.dispatch import Kind, upscale_image
-from tinysr_kernels.runtime.images import DEVICE_PIXELS
+from tinysr_kernels.runtime.graphs import Graphs
 from tinysr_kernels.runtime.notices import notice
-from tinysr_kernels.runtime.pipelines import Limits, bytes_per_pixel, check_upscale, finite_or_wider, restore
+from tinysr_kernels.runtime.pipelines import TILE_BATCH, Limits, bytes_per_pixel, check_upscale, restore
+from tinysr_kernels.runtime.runner import Runner
+from tinysr_kernels.runtime.streaming import OnError, in_order
 
 DTYPES = {
     "float16": torch.float16,
@@ -31,8 +33,6 @@ DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
 }
-BATCH_PIXELS = 1 << 20
-"""Low-resolution pixels of a batch that run together; a larger batch runs in parts, with the same results."""
 TRACE_SIDE = 128
 
 
@@ -53,7 +53,9 @@ class CompiledSR:
         color_fix: ColorFix,
         upscale: int,
         tile: int | None,
+        graphs: int = 0,
     ) -> None:
+        """graphs: how many CUDA graphs are kept at most."""
         self.family = checkpoint.family
         self.config = checkpoint.config
         self.source = checkpoint.source
@@ -69,54 +71,54 @@ class CompiledSR:
         check_upscale(self.network, upscale)
         _check_all_used(self.network, self._folded)
         self._lock = threading.Lock()
-        self._retries = 0
-        self._limits = Limits()
         self.launches = self._trace()
-        """Every launch for one 128x128 image in order, the colour fix included; counted on meta tensors."""
-        self._limits.tile = tile
+        """Every operator call for one 128x128 image in order, the colour fix included; counted on meta tensors."""
+        limits = Limits(tile=tile, tile_batch=TILE_BATCH if device.type == "cuda" else 1)
         if not isinstance(self.network, LatentNetwork):
-            self._limits.bytes_per_pixel = bytes_per_pixel(self.launches, TRACE_SIDE**2)
+            limits.bytes_per_pixel = bytes_per_pixel(self.launches, TRACE_SIDE**2)
+        self._runner = Runner(
+            self._network,
+            self._fix,
+            Graphs(engine_for(device), graphs),
+            limits,
+            dtype=dtype,
+            backend=backend,
+            upscale=upscale,
+            overlap=self._overlap,
+        )
 
     @property
     def network(self) -> Network:
         """The compiled network in its own dtype."""
         return self._networks[self.dtype]
 
-    def __call__(self, image: Kind, *, max_pixels: int | None = None, frame: int | None = None) -> Kind:
+    def __call__(
+        self, image: Kind, *, max_pixels: int | None = None, frame: int | None = None, out: Tensor | None = None
+    ) -> Kind:
         """Enlarge one image, or a batch of equal size, and return the same kind of object.
 
         image: PIL.Image; numpy [H,W,C] or [N,H,W,C]; torch [3,H,W] or [N,3,H,W]; `runtime/pil.py` and
         `runtime/images.py` list modes, dtypes and ranges. max_pixels: refuse larger inputs. frame: which frame of a
-        multi-frame PIL image.
-        Raises InputError, OutOfMemory, NonFiniteOutput.
+        multi-frame PIL image. out: for tensors, where the result goes, of the image's dtype and device; in pinned
+        host memory it is written by the device itself. Raises InputError, OutOfMemory, NonFiniteOutput.
         """
-        return upscale_image(image, self.enlarge, self.upscale, device=self.device, max_pixels=max_pixels, frame=frame)
+        return upscale_image(
+            image, self.enlarge, self.upscale, device=self.device, max_pixels=max_pixels, frame=frame, out=out
+        )
 
-    @torch.inference_mode()
-    def enlarge(self, rgb: Tensor) -> Tensor:
-        """[N,3,H,W] RGB in [0,1], float32 or float64 -> [N,3,s*H,s*W] in [0,1], same dtype and device.
+    def enlarge(self, rgb: Tensor, out: Tensor | None = None) -> Tensor:
+        """[N,3,H,W] RGB -> [N,3,s*H,s*W], same dtype and device: uint8, or float32 or float64 in [0,1].
 
-        The network computes on its own device in its own dtype; the colour fix in float32 or wider.
+        The network computes on its own device in its own dtype; the colour fix in float32 or wider. out: takes the
+        result, if given.
         """
-        step = max(BATCH_PIXELS // (rgb.shape[2] * rgb.shape[3]), 1)
-        with using(self.backend):
-            parts = [self._enlarge(part).to(rgb.device, rgb.dtype) for part in rgb.split(step)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self._runner(rgb, out)
 
-    def _enlarge(self, rgb: Tensor) -> Tensor:
-        lr = rgb if rgb.shape[2] * rgb.shape[3] > DEVICE_PIXELS else rgb.to(self.device)
-        wider = torch.promote_types(self.dtype, torch.float32)
-        dtypes = [self.dtype] if wider == self.dtype else [self.dtype, wider]
-        sr, attempt = finite_or_wider(self._restore, [partial(self._network, d) for d in dtypes], lr)
-        if attempt:
-            with self._lock:
-                self._retries += 1
-            notice(f"{self.dtype} overflowed; this image was computed in {wider}")
-        return self._fix(sr, lr)
+    enlarge.takes_bytes = True  # type: ignore[attr-defined]  # see images.py
 
-    def _restore(self, network: Network, lr: Tensor) -> Tensor:
-        overlap = self.config.overlap if isinstance(self.config, TinySRConfig) else 0
-        return restore(network, lr, self.upscale, self._limits, overlap)
+    @property
+    def _overlap(self) -> int:
+        return self.config.overlap if isinstance(self.config, TinySRConfig) else 0
 
     def _fix(self, sr: Tensor, lr: Tensor) -> Tensor:
         return fix_colors(sr, lr.to(sr.dtype), self.color_fix, self.family, self.upscale)
@@ -129,34 +131,58 @@ class CompiledSR:
                 self._networks[dtype] = build(self.family, self.config, placed)
             return self._networks[dtype]
 
-    def warmup(self, shapes: Iterable[Sequence[int]]) -> None:
-        """Run once for each shape (H, W) or (N, H, W), in low-resolution pixels, so that later calls start warm."""
+    def warmup(self, shapes: Iterable[Sequence[int]], dtype: torch.dtype = torch.uint8) -> None:
+        """Run once for each shape (H, W) or (N, H, W), in low-resolution pixels, so that later calls start warm.
+
+        Compiles kernels and, on a GPU, captures CUDA graphs at once, of which the last max_graph_shapes stay. dtype:
+        of the images to come; uint8 is also that of PIL images.
+        """
         generator = torch.Generator().manual_seed(0)
         for shape in shapes:
             if len(shape) not in (2, 3) or any(int(side) < 1 for side in shape):
                 raise InputError(f"a shape is (H, W) or (N, H, W) of positive numbers, found {tuple(shape)}")
             *batch, height, width = (int(side) for side in shape)
-            self.enlarge(torch.rand((batch[0] if batch else 1, 3, height, width), generator=generator))
+            noise = torch.rand((batch[0] if batch else 1, 3, height, width), generator=generator)
+            images = noise.mul(255).to(torch.uint8) if dtype == torch.uint8 else noise
+            wide = torch.float64 if dtype == torch.float64 else torch.float32
+            self._runner(images if dtype == torch.uint8 else images.to(wide), now=True)
 
-    def stream(self, frames: Iterable[Kind]) -> Iterator[Kind]:
-        """Enlarge frames one after another, in order, as they are asked for."""
-        for frame in frames:
-            yield self(frame)
+    def stream(
+        self, frames: Iterable[Kind], *, on_error: OnError = "raise", buffers: int | None = None
+    ) -> Iterator[Any]:
+        """Enlarge frames in order, the next ones while the caller still has to do with the last.
+
+        On a GPU the copy of one frame to the device, the computing of another and the copy of a third back go on at
+        the same time; on the CPU the next frame is computed while the caller reads and writes others. frames: taken by
+        the calling thread, up to `buffers` ahead (3 on a GPU, else 2; with 1 nothing overlaps and nothing is delayed).
+        on_error: "raise" ends the stream with the error of a frame at its turn, after all earlier results; "yield"
+        gives the error in place of the result and goes on. Closing the generator waits for what is under way.
+        """
+        engine = self._runner.graphs.engine
+        if buffers is None:
+            buffers = 3 if engine.overlaps else 2
+        work = engine.bound(self.__call__)
+        return in_order(work, frames, workers=buffers if engine.overlaps else 1, ahead=buffers, on_error=on_error)
 
     def _trace(self) -> list[Call]:
         """Enlarge one image without memory or time, which also proves that the tensors' shapes fit together."""
         meta = build(self.family, self.config, {k: v.to("meta") for k, v in self._folded.items()})
         lr = torch.empty((1, 3, TRACE_SIDE, TRACE_SIDE), dtype=self.dtype, device="meta")
         with assume(gpu_at(self.device)):
-            return trace(lambda: self._fix(self._restore(meta, lr), lr), kernels=self.backend == "triton")
+            return trace(
+                lambda: self._fix(restore(meta, lr, self.upscale, Limits(), self._overlap), lr),
+                kernels=self.backend == "triton",
+            )
 
     def info(self) -> dict[str, Any]:
         """What this model is and how it runs, as a JSON-serialisable dictionary.
 
-        parameters: numbers in the folded weights; launches, flops and macs: for one 128x128 image; folded: what was
+        parameters: numbers in the folded weights; launches, flops and macs: for one 128x128 image; graphs_held: CUDA
+        graphs now, graph_captures, graph_replays and graph_fallbacks (captures that failed) so far; folded: what was
         merged and folded into the weights.
         """
         flops = sum(call.cost.flops for call in self.launches)
+        graphs = self._runner.graphs.statistics
         return {
             "family": self.family,
             "source": self.source,
@@ -167,12 +193,15 @@ class CompiledSR:
             "upscale": self.upscale,
             "color_fix": self.color_fix,
             "config": config_to_dict(self.config),
-            "launches_per_image": len(self.launches),
+            "launches_per_image": sum(len(call.steps) for call in self.launches),
             "flops_128x128": flops,
             "macs_128x128": flops // 2,
-            "graphs_held": 0,
-            "launch_configurations": dict(Counter(call.source for call in self.launches)),
-            "non_finite_retries": self._retries,
+            "graphs_held": len(self._runner.graphs),
+            "graph_captures": graphs.captures,
+            "graph_replays": graphs.replays,
+            "graph_fallbacks": graphs.fallbacks,
+            "launch_configurations": dict(Counter(call.source for call in self.launches for _ in call.steps)),
+            "non_finite_retries": self._runner.retries,
             "folded": self._merged + folds(self._folded),
             "notices": self.notices,
         }
@@ -204,7 +233,8 @@ def compile(
     backend: "auto", "reference" or "triton". quantize: None. color_fix: "adain", "wavelet", "none"; None takes the
     family's own. upscale: whole factor (UNet families: what the network gives). embeddings: overrides the
     checkpoint's. tile: low-resolution side of a UNet's tiles; None runs the whole image while it fits into memory.
-    cuda_graphs, max_graph_shapes: bounds for CUDA graphs; this version launches kernels plainly and keeps none.
+    cuda_graphs: on a GPU, replay work of a shape that has occurred before from a CUDA graph. max_graph_shapes: how many
+    graphs are kept; the least recently used goes first.
     Raises CheckpointError for a checkpoint that cannot be used, InputError for other arguments, and OutOfMemory when
     the weights do not fit on the device.
     """
@@ -228,6 +258,7 @@ def compile(
             color_fix=color_fix or checkpoint.config.color_fix,
             upscale=upscale,
             tile=tile,
+            graphs=max_graph_shapes if cuda_graphs else 0,
         )
     except KeyError as error:
         raise CheckpointError(f"{checkpoint.source}: expected a tensor named {error}, found none") from error
@@ -251,16 +282,14 @@ def _check_all_used(network: Network, folded: dict[str, Tensor]) -> None:
 def describe(ckpt: str | PathLike[str] | dict[str, Any] | nn.Module) -> dict[str, Any]:
     """What a checkpoint holds, as `CompiledSR.info` of the model it compiles to on the CPU."""
     model = compile(ckpt, device="cpu", backend="reference")
-    keys = ("device", "backend", "graphs_held", "launch_configurations", "non_finite_retries")
-    return {key: value for key, value in model.info().items() if key not in keys}
+    keys = ("device", "backend", "launch_configurations", "non_finite_retries")
+    return {k: v for k, v in model.info().items() if k not in keys and not k.startswith("graph")}
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
     """The given device, checked, or cuda if present, else cpu. InputError names what is wrong."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        chosen = torch.device(device)
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise InputError(f"device {device!r} is unknown; use 'cpu', 'cuda' or 'cuda:N'") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
@@ -269,6 +298,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         raise InputError(f"device {device!r} does not exist; there are {torch.cuda.device_count()} CUDA devices")
     if chosen.type == "meta":
         raise InputError("device 'meta' holds no data; use 'cpu' or 'cuda'")
+    if chosen.type == "cuda" and chosen.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
     return chosen
 
 

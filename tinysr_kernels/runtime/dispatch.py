@@ -28,14 +28,18 @@ def upscale_image(
     device: torch.device | str | None = None,
     max_pixels: int | None = None,
     frame: int | None = None,
+    out: Tensor | None = None,
 ) -> Kind:
     """Enlarge one image (or a batch, as an array or tensor) of any accepted kind.
 
     image: see pil.py and images.py. enlarge, upscale: the network and its factor s. device: where the network
     computes; None leaves arrays and PIL images on the CPU. max_pixels: refuse larger ones; None lets the free memory
-    decide. frame: which frame of a multi-frame PIL image, from 0. Raises InputError for what is not accepted,
-    OutOfMemory where the result cannot fit into host memory, and whatever `enlarge` raises.
+    decide. frame: which frame of a multi-frame PIL image, from 0. out: for a tensor, what takes the result. Raises
+    InputError for what is not accepted, OutOfMemory where the result cannot fit into host memory, and whatever
+    `enlarge` raises.
     """
+    if out is not None and not (isinstance(image, Tensor) and isinstance(out, Tensor)):
+        raise InputError(f"out takes a tensor for an image that is a tensor, found a {type(image).__name__}")
     if isinstance(image, Image.Image):
         return upscale_pil(image, enlarge, upscale, device=device, max_pixels=max_pixels, frame=frame)
     if frame is not None:
@@ -43,7 +47,7 @@ def upscale_image(
     if isinstance(image, np.ndarray):
         return upscale_array(image, enlarge, upscale, device=device, max_pixels=max_pixels)
     if isinstance(image, Tensor):
-        return upscale_tensor(image, enlarge, upscale, device=device, max_pixels=max_pixels)
+        return upscale_tensor(image, enlarge, upscale, device=device, max_pixels=max_pixels, out=out)
     hint = ""
     if isinstance(image, (str, bytes)) or hasattr(image, "__fspath__"):
         hint = "; open a file with PIL.Image.open, or use the command: tinysr upscale"

@@ -7,7 +7,9 @@ numpy: uint8, uint16, float16, float32, float64 as [H,W] grey; [H,W,C] or [N,H,W
 Floats lie in [0,1]. Values up to 1e-3 outside, as rounding in half precision leaves them, are clamped; more is
 refused, and so are NaN and infinity. Integers are rounded to nearest once, at the very end.
 
-`enlarge` is the network: float32 or float64 RGB [N,3,H,W] in [0,1] -> [N,3,s*H,s*W] of the same dtype and device.
+`enlarge` is the network: float32 or float64 RGB [N,3,H,W] in [0,1] -> [N,3,s*H,s*W] of the same dtype and device. With
+an attribute `takes_bytes` it takes uint8 as well, from any device, rounds by itself, and has a parameter `out` for the
+result; 8-bit RGB then goes straight through it.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from tinysr_kernels.runtime.alpha import bleed, enlarge_alpha
 from tinysr_kernels.runtime.host_memory import check_size
 from tinysr_kernels.runtime.icc import ColourSpace
 
-Enlarge = Callable[[Tensor], Tensor]
+Enlarge = Callable[..., Tensor]
 
 RANGE_TOLERANCE = 1e-3
 
@@ -117,6 +119,20 @@ def _work_device(height: int, width: int, device: torch.device | str | None) -> 
     return torch.device(device)
 
 
+def _takes_bytes(enlarge: Enlarge) -> bool:
+    return getattr(enlarge, "takes_bytes", False)
+
+
+def _enlarge_bytes(pixels: np.ndarray, enlarge: Enlarge, upscale: int) -> np.ndarray:
+    """pixels uint8 [N,H,W,3], or [N,H,W,4] with opaque alpha -> [N,s*H,s*W,C], by a network that takes bytes."""
+    count, height, width, channels = pixels.shape
+    result = torch.empty((count, height * upscale, width * upscale, 3), dtype=torch.uint8)
+    host = torch.from_numpy(np.array(pixels[..., :3], order="C"))
+    enlarge(host.permute(0, 3, 1, 2), out=result.permute(0, 3, 1, 2))
+    colour = result.numpy()
+    return colour if channels == 3 else np.concatenate([colour, np.full_like(colour[..., :1], 255)], -1)
+
+
 def enlarge_pixels(
     pixels: np.ndarray,
     enlarge: Enlarge,
@@ -134,6 +150,8 @@ def enlarge_pixels(
     floating = native.kind == "f"
     top = 1 if floating else int(np.iinfo(native).max)
     opaque = channels in (2, 4) and bool((pixels[..., -1] >= top).all())
+    if native == np.uint8 and space is None and (channels == 3 or (channels == 4 and opaque)) and _takes_bytes(enlarge):
+        return _enlarge_bytes(pixels, enlarge, upscale)
     host = torch.from_numpy(np.array(pixels, dtype=native, order="C"))  # a copy: the caller's array may be read-only
     if floating:
         _check_range(*(float(value) for value in torch.aminmax(host)))
@@ -228,26 +246,61 @@ def upscale_tensor(
     *,
     device: torch.device | str | None = None,
     max_pixels: int | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """A torch image [3,H,W] or [N,3,H,W] -> the same dtype, rank and device, without gradient. Raises InputError."""
+    """A torch image [3,H,W] or [N,3,H,W] -> the same dtype, rank and device, without gradient. Raises InputError.
+
+    out: takes the result and is returned.
+    """
     _check_tensor(image)
+    if out is not None:
+        _check_out(out, image, upscale)
     with torch.no_grad():
         batch = image.detach() if image.ndim == 4 else image.detach()[None]
         count, _, height, width = batch.shape
         if image.device.type == "cpu":
             check_size(width, count * height, upscale, max_pixels=max_pixels)
-        where = image.device if device is None else _work_device(height, width, device)
-        if image.dtype == torch.uint8:
-            planes = batch.to(where).to(torch.float32).div(255)
-        else:
+        if image.dtype != torch.uint8:
             _check_range(*(float(value) for value in torch.stack(torch.aminmax(batch)).tolist()))
-            wide = torch.float64 if image.dtype == torch.float64 else torch.float32
-            planes = batch.to(where).to(wide).clamp(0, 1)
-        colour, _ = _enlarge_planes(planes, enlarge, upscale, None, True)
-        # Outside inference mode, so that the result is an ordinary tensor that later code may train on.
-        if image.dtype == torch.uint8:
-            result = _rounded(colour, None, 3, 255).permute(0, 3, 1, 2).contiguous()
+        taken = None if out is None else out if image.ndim == 4 else out[None]
+        if image.dtype == torch.uint8 and _takes_bytes(enlarge):
+            result = enlarge_batch(batch, enlarge, upscale, taken)
         else:
-            result = colour.clamp(0, 1).to(image.dtype)
-        result = result.to(image.device)
+            where = image.device if device is None else _work_device(height, width, device)
+            result = enlarge_batch(batch.to(where), enlarge, upscale).to(image.device)
+            if taken is not None:
+                result = taken.copy_(result)
+    if out is not None:
+        return out
     return result if image.ndim == 4 else result[0]
+
+
+def _check_out(out: Tensor, image: Tensor, upscale: int) -> None:
+    shape = (*image.shape[:-2], image.shape[-2] * upscale, image.shape[-1] * upscale)
+    if (tuple(out.shape), out.dtype, out.device) != (shape, image.dtype, image.device):
+        raise InputError(
+            f"out must be {image.dtype} {shape} on {image.device}, found {out.dtype} {tuple(out.shape)} on {out.device}"
+        )
+    if out.requires_grad:
+        raise InputError("out must not require grad; use .detach()")
+
+
+def enlarge_batch(batch: Tensor, enlarge: Enlarge, upscale: int, out: Tensor | None = None) -> Tensor:
+    """The tensor path, without checks: batch [N,3,H,W] where the network wants it -> [N,3,s*H,s*W], the same dtype.
+
+    out: takes the result, for uint8 and a network that takes bytes.
+    """
+    if batch.dtype == torch.uint8 and _takes_bytes(enlarge):
+        n, _, height, width = batch.shape
+        # Made outside inference mode, so that the result is an ordinary tensor.
+        result = batch.new_empty((n, 3, height * upscale, width * upscale)) if out is None else out
+        return enlarge(batch, out=result)
+    if batch.dtype == torch.uint8:
+        planes = batch.to(torch.float32).div(255)
+    else:
+        planes = batch.to(torch.promote_types(batch.dtype, torch.float32)).clamp(0, 1)
+    colour, _ = _enlarge_planes(planes, enlarge, upscale, None, True)
+    # Outside inference mode, so that the result is an ordinary tensor that later code may train on.
+    if batch.dtype == torch.uint8:
+        return _rounded(colour, None, 3, 255).permute(0, 3, 1, 2).contiguous()
+    return colour.clamp(0, 1).to(batch.dtype)

@@ -9,13 +9,35 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 logger = logging.getLogger("tinysr_kernels")
 
 
+_held: ContextVar[list[str] | None] = ContextVar("held", default=None)
+
+
 def notice(message: str) -> None:
     """Report one lossy or unusual step of the image at hand."""
-    logger.warning(message)
+    held = _held.get()
+    if held is None:
+        logger.warning(message)
+    elif message not in held:
+        held.append(message)
+
+
+@contextmanager
+def held() -> Iterator[list[str]]:
+    """Notices of the block are kept in the list and not given: for work in the background of another thread.
+
+    Whoever takes the work's result gives them, where they belong.
+    """
+    messages: list[str] = []
+    token = _held.set(messages)
+    try:
+        yield messages
+    finally:
+        _held.reset(token)
 
 
 class _Collector(logging.Handler):

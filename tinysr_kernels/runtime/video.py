@@ -3,6 +3,8 @@
 The picture is encoded anew (H.264 through libx264 where present, else MPEG-4; VP9 in WebM); audio and subtitles are
 copied as they are. A corrupt frame is replaced by the one before it and counted. Rotation is applied to the
 pixels; matrix, range, primaries, transfer curve and the shape of pixels are kept.
+
+Frames are read while others are enlarged, and encoded in a thread of their own, which alone writes the output.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,20 +21,23 @@ from typing import Any
 
 import numpy as np
 
-from tinysr_kernels.errors import InputError, TinySRError
+from tinysr_kernels.errors import InputError, NonFiniteOutput, TinySRError
 from tinysr_kernels.runtime.files import temporary_beside
 from tinysr_kernels.runtime.notices import notice
+from tinysr_kernels.runtime.streaming import Background
 from tinysr_kernels.runtime.video_in import Converter, Film, Missing, look_of, open_film, pyav
 
-Stream = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]
+Stream = Callable[[Iterable[np.ndarray]], Iterator[Any]]
+"""Frames to enlarged frames, in order; an error may stand in place of a frame."""
 
 _CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 _MPEG4_TICKS = 65535  # the finest time base MPEG-4 can state
+_WAITING = 2  # enlarged frames that wait for the encoder
 
 
 @dataclass(frozen=True)
 class VideoReport:
-    """What was written. frames: all of them; repeated: those that stand for a corrupt one; sizes (width, height)."""
+    """What was written. frames: all of them; repeated: those that stand for a corrupt or failed one; sizes (w, h)."""
 
     frames: int
     repeated: int
@@ -55,13 +60,28 @@ def _codec(suffix: str, codec: str | None, crf: int) -> tuple[str, dict[str, str
 
 
 class _Writer:
-    """The output container: one encoded video stream, the copied streams, the order of frames and repeats."""
+    """The output container: one encoded video stream, the copied streams, the order of frames and repeats.
 
-    def __init__(self, output: Any, film: Film, frame: Any, upscale: int, suffix: str, codec: str | None, crf: int):
+    What goes into the container goes through `later`, in order.
+    """
+
+    def __init__(
+        self,
+        output: Any,
+        later: Background,
+        film: Film,
+        frame: Any,
+        upscale: int,
+        suffix: str,
+        codec: str | None,
+        crf: int,
+    ):
         self.film = film
         self.output = output
+        self.later = later
         self.look = look_of(frame, film.video.codec_context)
-        self.converter = Converter(self.look)
+        # One for each thread: a converter serves one frame at a time.
+        self.reading, self.writing = Converter(self.look), Converter(self.look)
         width, height = frame.width, frame.height
         self.input_size = (height, width) if self.look.turn % 180 else (width, height)
         self.size = (self.input_size[0] * upscale, self.input_size[1] * upscale)
@@ -79,6 +99,7 @@ class _Writer:
         self.times: deque[tuple[bool, int, int]] = deque()
         self.written = 0
         self.repeated = 0
+        self.lost = 0
 
     def _configure(self, name: str, rate: Fraction) -> None:
         context, source = self.stream.codec_context, self.film.video.codec_context
@@ -119,23 +140,37 @@ class _Writer:
                 self.times.append((False, event.pts, 0))
             elif isinstance(event, pyav().VideoFrame):
                 self.times.append((True, event.pts, event.duration or 0))
-                yield self.converter.to_rgb(event)
+                yield self.reading.to_rgb(event)
             elif event.stream.index in self.copies:
                 event.stream = self.copies[event.stream.index]
-                self.output.mux(event)
+                self.later.call(self.output.mux, event)
 
     def write(self, pixels: np.ndarray, pts: int, duration: int) -> None:
-        """Encode one enlarged frame at a time in the input's time base."""
+        """Encode one enlarged frame, in the background, at a time in the input's time base."""
         if pixels.shape != (self.size[1], self.size[0], 3):
             raise TinySRError(f"the network gave {pixels.shape} where {(self.size[1], self.size[0], 3)} was due")
-        frame = self.converter.to_yuv(pixels, self.stream.codec_context.pix_fmt)
+        self.later.call(self._encode, pixels, pts, duration)
+        self.written += 1
+
+    def _encode(self, pixels: np.ndarray, pts: int, duration: int) -> None:
+        frame = self.writing.to_yuv(pixels, self.stream.codec_context.pix_fmt)
         source = self.film.video.time_base
         frame.time_base = self.time_base
         frame.pts = pts if source == self.time_base else round(pts * source / self.time_base)
         if duration:
             frame.duration = round(duration * source / self.time_base)
         self.output.mux(self.stream.encode(frame))
-        self.written += 1
+
+    def finish(self) -> None:
+        """Encode what the encoder still holds, after everything else."""
+        self.later.call(lambda: self.output.mux(self.stream.encode(None)))
+
+    def lose(self) -> None:
+        """The next frame could not be enlarged: it becomes a gap."""
+        index = next(i for i, (whole, _, _) in enumerate(self.times) if whole)
+        _, pts, duration = self.times[index]
+        self.times[index] = (False, pts, duration)
+        self.lost += 1
 
     def gaps(self, pixels: np.ndarray) -> None:
         """Write `pixels` for every gap that comes next."""
@@ -173,19 +208,38 @@ def _convert(
     if first is None:
         raise InputError(f"{film.source}: no frame can be decoded")
     _warn(first)
-    with av.open(str(part), "w", format=_CONTAINERS[suffix]) as output:
-        writer = _Writer(output, film, first, upscale, suffix, codec, crf)
-        pixels: np.ndarray | None = None
-        for result in stream(writer.frames(itertools.chain(seen, events))):
-            # Gaps before the first whole frame take that one; later ones the frame before them.
-            writer.gaps(result if pixels is None else pixels)
-            pixels = result
-            _, pts, duration = writer.times.popleft()
-            writer.write(result, pts, duration)
-        if pixels is not None:
-            writer.gaps(pixels)
-        output.mux(writer.stream.encode(None))
+    with av.open(str(part), "w", format=_CONTAINERS[suffix]) as output, Background(_WAITING) as later:
+        writer = _Writer(output, later, film, first, upscale, suffix, codec, crf)
+        results = stream(writer.frames(itertools.chain(seen, events)))
+        try:
+            _write_all(writer, results)
+        finally:
+            if isinstance(results, Generator):
+                results.close()
+        writer.finish()
     return writer
+
+
+def _write_all(writer: _Writer, results: Iterator[Any]) -> None:
+    """Write every result, and what comes before it, for gaps and for frames that no precision could compute."""
+    pixels: np.ndarray | None = None
+    error: NonFiniteOutput | None = None
+    for result in results:
+        if isinstance(result, NonFiniteOutput):
+            error = result
+            writer.lose()
+            continue
+        if isinstance(result, Exception):
+            raise result
+        # Gaps before the first whole frame take that one; later ones the frame before them.
+        writer.gaps(result if pixels is None else pixels)
+        pixels = result
+        _, pts, duration = writer.times.popleft()
+        writer.write(result, pts, duration)
+    if pixels is not None:
+        writer.gaps(pixels)
+    elif error is not None:
+        raise error
 
 
 def _assert_count(part: Path, film: Film, writer: _Writer) -> None:
@@ -210,7 +264,8 @@ def upscale_video(
     """Enlarge a video file.
 
     stream: takes an iterator of frames uint8 [H,W,3] and gives one of [s*H,s*W,3], in order, however it overlaps
-    them. target: .mp4, .m4v, .mov, .mkv or .webm. strict: a corrupt frame is an InputError instead of a repeat.
+    them; a NonFiniteOutput in place of a frame has the one before it repeated, any other error ends the video.
+    target: .mp4, .m4v, .mov, .mkv or .webm. strict: a corrupt frame is an InputError instead of a repeat.
     crf: quality, 0 (best) to 51. codec: an encoder's name, else by container.
     Raises InputError for what cannot be read or written so, TinySRError where frames went missing.
     """
@@ -233,7 +288,9 @@ def upscale_video(
         raise
     finally:
         film.container.close()
-    if writer.repeated:
-        notice(f"{writer.repeated} corrupt frames were repeated")
+    if writer.repeated > writer.lost:
+        notice(f"{writer.repeated - writer.lost} corrupt frames were repeated")
+    if writer.lost:
+        notice(f"{writer.lost} frames could not be enlarged in any precision; those before them were repeated")
     audio = sum(1 for stream_ in writer.copies.values() if stream_.type == "audio")
     return VideoReport(writer.written, writer.repeated, writer.input_size, writer.size, audio)

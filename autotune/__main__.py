@@ -1,0 +1,29 @@
+"""`python -m autotune COMMAND`: see each command's --help."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from autotune import check, run, show
+from autotune.worker import NotStarted
+from tinysr_kernels.errors import TinySRError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 2 for what cannot be done as it was asked."""
+    parser = argparse.ArgumentParser(prog="python -m autotune", description="Find the fastest launch configurations.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, command in (("run", run), ("check", check), ("show", show)):
+        command.add_arguments(commands.add_parser(name, help=command.SUMMARY, description=command.SUMMARY))
+        commands.choices[name].set_defaults(run=command.main)
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except (TinySRError, NotStarted, ValueError) as error:
+        print(f"autotune: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""What the driver says of a GPU: its limits, its clock now, what slows it down, who else uses it. Optional.
+
+Without nvidia-ml-py, or where the driver refuses to answer, nothing is known and nothing counts as disturbed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+try:
+    import pynvml
+except ImportError:
+    pynvml = None
+
+# Bits of nvmlDeviceGetCurrentClocksEventReasons (nvml.h). A power cap is no disturbance: it is how the card runs.
+SLOWDOWNS = {0x8: "hardware slowdown", 0x20: "thermal slowdown", 0x40: "thermal slowdown", 0x80: "power brake"}
+DROP = 0.1
+"""Part of its clock that a GPU may lose during one reading."""
+
+
+@dataclass(frozen=True)
+class State:
+    """One look at the GPU: MHz of the multiprocessors, why they are slowed down, other processes that compute."""
+
+    clock: int = 0
+    slowed: str = ""
+    others: frozenset[int] = frozenset()
+
+
+@dataclass
+class Monitor:
+    """Watches one GPU, named by its UUID. neighbours: processes that were there before the first reading."""
+
+    uuid: str
+    handle: Any = None
+    neighbours: frozenset[int] = field(default_factory=frozenset)
+
+    def __post_init__(self) -> None:
+        if pynvml is not None:
+            with contextlib.suppress(pynvml.NVMLError):
+                pynvml.nvmlInit()
+                uuid = self.uuid if self.uuid.startswith(("GPU-", "MIG-")) else f"GPU-{self.uuid}"
+                self.handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        self.neighbours = self.state().others
+
+    def limits(self) -> dict[str, Any]:
+        """driver, memory_mib, power_limit_w, clock in Hz, memory bandwidth in bytes a second; None where unknown."""
+        clock = self._ask("nvmlDeviceGetMaxClockInfo", 1)  # NVML_CLOCK_SM
+        memory_clock = self._ask("nvmlDeviceGetMaxClockInfo", 2)  # NVML_CLOCK_MEM
+        width = self._ask("nvmlDeviceGetMemoryBusWidth")
+        memory = self._ask("nvmlDeviceGetMemoryInfo")
+        power = self._ask("nvmlDeviceGetEnforcedPowerLimit")
+        return {
+            "driver": self._driver(),
+            "memory_mib": None if memory is None else memory.total >> 20,
+            "power_limit_w": None if power is None else round(power / 1000),
+            "clock": None if clock is None else clock * 1e6,
+            # Two transfers a clock.
+            "memory": None if memory_clock is None or width is None else 2e6 * memory_clock * width / 8,
+        }
+
+    def busy(self) -> int:
+        """Percent of the time, in the last second or less, in which something ran on the GPU."""
+        rates = self._ask("nvmlDeviceGetUtilizationRates")
+        return 0 if rates is None else int(rates.gpu)
+
+    def state(self) -> State:
+        """How the GPU is at this moment."""
+        bits = self._ask("nvmlDeviceGetCurrentClocksEventReasons")
+        if bits is None:
+            bits = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons") or 0
+        slowed = next((name for bit, name in SLOWDOWNS.items() if bits & bit), "")
+        processes = self._ask("nvmlDeviceGetComputeRunningProcesses") or ()
+        others = frozenset(p.pid for p in processes) - {os.getpid(), os.getppid()}
+        return State(self._ask("nvmlDeviceGetClockInfo", 1) or 0, slowed, others)
+
+    def _ask(self, question: str, *arguments: Any) -> Any:
+        function = getattr(pynvml, question, None)
+        if self.handle is None or function is None:
+            return None
+        try:
+            return function(self.handle, *arguments)
+        except pynvml.NVMLError:
+            return None
+
+    def _driver(self) -> str | None:
+        if self.handle is None:
+            return None
+        try:
+            version = pynvml.nvmlSystemGetDriverVersion()
+        except pynvml.NVMLError:
+            return None
+        return version.decode() if isinstance(version, bytes) else str(version)
+
+    def disturbance(self, before: State, after: State) -> str:
+        """Why what was read between two looks is not to be trusted, or nothing."""
+        if before.slowed or after.slowed:
+            return before.slowed or after.slowed
+        if (before.others | after.others) - self.neighbours:
+            return "another process on the GPU"
+        if after.clock < (1 - DROP) * before.clock:
+            return f"the clock fell from {before.clock} to {after.clock} MHz"
+        return ""

@@ -1,0 +1,183 @@
+"""Whether a configuration computes what its operation says: the project's contract on numbers, on random inputs.
+
+The error against a float64 reference may be twice that of eager PyTorch in the same dtype, which rounds the result of
+every operation; outputs are poisoned first, and a second run must give the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from autotune.answers import Failure
+from autotune.work import Item
+from tinysr_kernels.launch.plan import Plan
+from tinysr_kernels.ops import REGISTRY
+
+FEW = 1 << 16
+"""Elements of a result up to which several draws are pooled, because the errors of a handful are mostly luck."""
+DRAWS = 5
+
+
+class EachRounded(TorchDispatchMode):
+    """Inside, every operation's float32 result is rounded to a dtype, as eager PyTorch would in that dtype.
+
+    inputs: tensors that stay as they are, whatever an operation hands through.
+    """
+
+    def __init__(self, dtype: torch.dtype, inputs: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.kept = {t.untyped_storage()._cdata for t in inputs}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            for t in _tensors(out):
+                if t.dtype == torch.float32 and t.untyped_storage()._cdata not in self.kept:
+                    t.copy_(t.to(self.dtype))
+        return out
+
+
+@dataclass(frozen=True)
+class Truth:
+    """One draw of an item's inputs with the exact result and eager's, on the device."""
+
+    inputs: dict[str, Any]
+    exact: tuple[Tensor, ...]
+    eager: tuple[Tensor, ...]
+
+
+def draw_inputs(arguments: Mapping[str, Any], device: torch.device, seed: int) -> dict[str, Any]:
+    """The arguments with random values in place of meta tensors: the same shapes, dtypes, strides and identities.
+
+    Activations are N(0, 1), weights N(0, 1/fan-in), so that results stay of order one in half precision.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    made: dict[int, Tensor] = {}
+    inputs: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if isinstance(value, Tensor):
+            if id(value) not in made:
+                made[id(value)] = _random(name, value, device, generator)
+            value = made[id(value)]
+        inputs[name] = value
+    return inputs
+
+
+def _random(name: str, like: Tensor, device: torch.device, generator: torch.Generator) -> Tensor:
+    extent = like.storage_offset() + 1 + sum((n - 1) * s for n, s in zip(like.shape, like.stride(), strict=True))
+    if like.dtype.is_floating_point:
+        gain = 1.0
+        if any(part in name for part in ("weight", "wise", "phases")) and like.dim() > 1:
+            gain = math.sqrt(like.shape[0] / like.numel())
+        values = torch.randn(extent, device=device, generator=generator).mul_(gain).to(like.dtype)
+    else:
+        values = torch.randint(0, 256, (extent,), device=device, generator=generator).to(like.dtype)
+    made = values.as_strided(like.shape, like.stride(), like.storage_offset())
+    if name.endswith("moments"):  # [N,2,C], means and variances, which are positive
+        made[:, 1].abs_().add_(0.1)
+    return made
+
+
+def truths(item: Item, device: torch.device, draw: int) -> list[Truth]:
+    """What results are compared with; a few draws where the result has few elements."""
+    first = _truth(item, device, DRAWS * draw)
+    few = sum(t.numel() for t in first.exact) <= FEW
+    return [first, *(_truth(item, device, DRAWS * draw + i) for i in range(1, DRAWS if few else 1))]
+
+
+def _truth(item: Item, device: torch.device, seed: int) -> Truth:
+    reference = REGISTRY[item.op].reference
+    inputs = draw_inputs(item.arguments, device, seed)
+    exact = _tensors(reference(**{name: _double(value) for name, value in inputs.items()}))
+    eager = _tensors(reference(**inputs))
+    halves = {t.dtype for t in eager if t.dtype in (torch.float16, torch.bfloat16)}
+    if halves:
+        with EachRounded(halves.pop(), _tensors(list(inputs.values()))):
+            coarse = _tensors(reference(**inputs))
+        # What the operation gives in float32, such as moments, eager too computes in float32.
+        eager = tuple(e if e.dtype == torch.float32 else c for e, c in zip(eager, coarse, strict=True))
+    return Truth(inputs, exact, eager)
+
+
+def _double(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return torch.float64
+    return value.double() if isinstance(value, Tensor) and value.dtype.is_floating_point else value
+
+
+def verdict(item: Item, config: Any, known: list[Truth]) -> Failure | None:
+    """What is wrong with the configuration's results, if anything is. Raises what its launches raise."""
+    results = []
+    for truth in known:
+        plan = item.implementation.plan(config, **truth.inputs)
+        result = tuple(t.clone() for t in _tensors(poisoned(plan).run()))
+        again = _tensors(poisoned(plan).run())
+        differs = any(not torch.equal(a, b) for a, b in zip(result, again, strict=True))
+        # NaN equals nothing, and is told of below.
+        if differs and all(bool(t.isfinite().all()) for t in result if t.dtype.is_floating_point):
+            return Failure("wrong", "another result in the second run")
+        results.append(result)
+    found, allowed = _pooled(results, known), _allowed(results, known)
+    for error, bound in zip(found, allowed, strict=True):
+        if not error <= bound:  # nor is NaN
+            return Failure("wrong", f"relative error {error:.3g}, at most {bound:.3g} is right")
+    return None
+
+
+def poisoned(plan: Plan) -> Plan:
+    """The plan with every tensor that its launches will write filled with NaN: what is not written shows."""
+    written = list(_tensors(plan.result))
+    for launch in plan.launches:
+        scratch = (v for name, v in launch.arguments.items() if name.startswith("scratch"))
+        written += [t for t in scratch if isinstance(t, Tensor)]
+    for t in written:
+        t.fill_(math.nan if t.dtype.is_floating_point else 255)
+    return plan
+
+
+def _allowed(results: list[tuple[Tensor, ...]], known: list[Truth]) -> list[float]:
+    """Twice eager's errors, or twice those of the exact results once rounded where eager had luck."""
+    rounded = [
+        tuple(_like(e, r) for e, r in zip(truth.exact, result, strict=True))
+        for truth, result in zip(known, results, strict=True)
+    ]
+    eager = _pooled([truth.eager for truth in known], known)
+    return [2 * max(pair) for pair in zip(eager, _pooled(rounded, known), strict=True)]
+
+
+def _like(exact: Tensor, result: Tensor) -> Tensor:
+    return (exact if result.dtype.is_floating_point else exact.round()).to(result.dtype)
+
+
+def _pooled(results: list[tuple[Tensor, ...]], known: list[Truth]) -> list[float]:
+    """Relative errors of each tensor, in the mean square and of the worst element, pooled over the draws."""
+    rows = [
+        [e for r, x in zip(result, truth.exact, strict=True) for e in _errors(r, x)]
+        for result, truth in zip(results, known, strict=True)
+    ]
+    return [math.sqrt(math.fsum(e * e for e in column) / len(rows)) for column in zip(*rows, strict=True)]
+
+
+def _errors(result: Tensor, exact: Tensor) -> tuple[float, float]:
+    wide = exact.double()
+    difference = result.double() - wide
+    tiny = torch.finfo(torch.float64).tiny
+    return (
+        float(difference.norm() / wide.norm().clamp(min=tiny)),
+        float(difference.abs().max() / wide.abs().max().clamp(min=tiny)),
+    )
+
+
+def _tensors(value: Any) -> tuple[Tensor, ...]:
+    return tuple(leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))

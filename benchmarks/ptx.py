@@ -1,0 +1,51 @@
+"""From which of a kernel's tensors its PTX loads, to which it stores, and how many bytes a thread at a time.
+
+ptxas neither joins nor splits these accesses, and in PTX every address can be followed back to the parameter that it
+was computed from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+PARAMETER = re.compile(r"ld\.param\.[bu]64\s+(%rd\d+), \[\w+_param_(\d+)\]")
+DEFINITION = re.compile(r"^\s*(?:@!?%p\d+ )?[a-z][\w.]*\s+(%rd\d+), (.*);", re.MULTILINE)
+REGISTER = re.compile(r"%rd\d+")
+LOAD = re.compile(r"ld\.global(?:\.[a-zA-Z_]\w*(?:::\w+)*)*?(?:\.v(\d))?\.[busf](\d+)\s+[^\[;]*\[\s*(%rd\d+)")
+STORE = re.compile(r"st\.global(?:\.[a-zA-Z_]\w*(?:::\w+)*)*?(?:\.v(\d))?\.[busf](\d+)\s+\[\s*(%rd\d+)")
+COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[.\w:]*\s+\[[^\]]*\],\s*\[\s*(%rd\d+)[^\]]*\],\s*(0x[0-9a-f]+|\d+)")
+
+
+def widths(ptx: str, names: Sequence[str]) -> tuple[Mapping[str, list[int]], Mapping[str, list[int]]]:
+    """(bytes of each load, bytes of each store) by the name of the tensor; names: of the parameters, in order."""
+    origins = _origins(ptx)
+    loads: dict[str, list[int]] = {}
+    stores: dict[str, list[int]] = {}
+    found = [(loads, at, int(vector or 1) * int(bits) // 8) for vector, bits, at in LOAD.findall(ptx)]
+    found += [(loads, at, int(size, 0)) for at, size in COPY.findall(ptx)]
+    found += [(stores, at, int(vector or 1) * int(bits) // 8) for vector, bits, at in STORE.findall(ptx)]
+    for side, register, width in found:
+        for parameter in origins(register):
+            if parameter < len(names):
+                side.setdefault(names[parameter], []).append(width)
+    return loads, stores
+
+
+def _origins(ptx: str) -> Callable[[str], set[int]]:
+    """A function from a register to the numbers of the parameters that its value is computed from."""
+    parameters: dict[str, int] = {register: int(number) for register, number in PARAMETER.findall(ptx)}
+    sources: dict[str, set[str]] = {}
+    for register, operands in DEFINITION.findall(ptx):
+        sources.setdefault(register, set()).update(REGISTER.findall(operands))
+
+    def origins(register: str) -> set[int]:
+        waiting, seen = [register], set()
+        while waiting:
+            one = waiting.pop()
+            if one not in seen:
+                seen.add(one)
+                waiting += sources.get(one, ())
+        return {parameters[one] for one in seen if one in parameters}
+
+    return origins

@@ -1,0 +1,28 @@
+"""The simulated operation stands in the registry, and nobody's own files are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.autotune.simulated import OP, OPERATOR
+from tinysr_kernels.launch import configs
+from tinysr_kernels.ops import REGISTRY
+
+
+@pytest.fixture(autouse=True)
+def _simulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setitem(REGISTRY, OP, OPERATOR)
+    monkeypatch.setenv(configs.USER_FOLDER, str(tmp_path / "user"))
+    monkeypatch.setattr(configs, "BUNDLED", tmp_path / "bundled")
+    configs.forget()
+    yield
+    configs.forget()
+
+
+@pytest.fixture
+def file() -> Path:
+    """The user's file of configurations for the simulated device."""
+    return configs.user_file("NVIDIA H200")

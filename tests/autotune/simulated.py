@@ -1,0 +1,266 @@
+"""A device that exists in numbers only: a seeded cost model with noise, outliers, throttling, wrong results, crashes
+and hangs, on a clock that moves when it works. And the operation that is tuned on it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autotune.answers import Failure, Sample
+from autotune.candidates import Candidate, Candidates, candidates
+from autotune.ceilings import Ceilings, ceilings
+from autotune.device import Entries
+from autotune.model import Built, predict
+from autotune.work import Item, Target
+from tinysr_kernels.launch.config_file import Facts, installed
+from tinysr_kernels.launch.device import GPUS, Gpu
+from tinysr_kernels.launch.kernel import jit
+from tinysr_kernels.launch.plan import Implementation, Launch, Library, Plan, blocks
+from tinysr_kernels.ops.registry import Cost, Operator
+
+OP = "simulated"
+TARGET = Target(family="tinysr-unet")
+FACTS = Facts(GPUS[90], installed("triton"), installed("torch"), "570.10", 143771, 700)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A launch of the simulated operation."""
+
+    form: str
+    block: int
+    depth: int
+    warps: int
+    stages: int
+
+
+@jit
+def kernel(x, out, BLOCK, DEPTH):
+    """Never runs."""
+
+
+def library(x: Tensor, out: Tensor) -> None:
+    """Never runs."""
+
+
+def bucket(x: Tensor, **_: Any) -> str:
+    return f"{x.shape[0]} x {x.shape[1]}"
+
+
+def heuristic(gpu: Gpu, x: Tensor, **_: Any) -> Config:
+    return Config("tile", 32, 32, 4, 2)
+
+
+def plan(config: Config, x: Tensor) -> Plan:
+    if config.form == "tile" and config.depth > x.shape[1]:
+        raise ValueError(f"depth must be at most {x.shape[1]}, found {config.depth}")
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if config.form == "library":
+        return Plan(out, (Library(library, {"x": x, "out": out}),))
+    grid = (blocks(x.shape[0], config.block),)
+    arguments = {"x": x, "out": out, "BLOCK": config.block, "DEPTH": config.depth}
+    return Plan(out, (Launch(kernel, grid, arguments, config.warps, config.stages),))
+
+
+def space(gpu: Gpu, x: Tensor, **_: Any) -> Iterator[Config]:
+    yield Config("library", 0, 0, 4, 1)
+    for block, depth, warps, stages in itertools.product((16, 32, 64, 128), (16, 32, 64), (2, 4, 8), (1, 2)):
+        yield Config("tile", block, depth, warps, stages)
+
+
+OPERATOR = Operator(OP, lambda x: x, lambda x: Cost(0, 0), Implementation(Config, bucket, heuristic, plan, space))
+
+
+def make_items(count: int = 3) -> list[Item]:
+    """Items of the simulated operation, the first with most of the time."""
+    made = []
+    for i in range(count):
+        x = torch.empty(4096 >> i, 1024, dtype=torch.float16, device="meta")
+        cost = Cost(2 * x.numel() * 1024, 2 * x.nbytes)
+        made.append(Item(OP, bucket(x), {"x": x}, cost, 3 + i))
+    return made
+
+
+@dataclass
+class Odds:
+    """How the device misbehaves; parts of all candidates, readings or time."""
+
+    spill: float = 0.1
+    wrong: float = 0.08
+    wrong_sometimes: float = 0.02
+    crash: float = 0.02
+    hang: float = 0.01
+    breaks_later: float = 0.01
+    noise: float = 0.01
+    outlier: float = 0.02
+    throttle_every: float = 60.0
+
+
+CALM = Odds(0, 0, 0, 0, 0, 0, 0.01, 0, math.inf)
+
+
+@dataclass
+class SimulatedDevice:
+    """A device of the protocol. Everything it says follows from the seed and from how often it was asked."""
+
+    seed: int
+    odds: Odds = field(default_factory=Odds)
+    facts: Facts = FACTS
+    now: float = 0.0
+    asked: Counter[Any] = field(default_factory=Counter)
+    _true: dict[Any, float] = field(default_factory=dict)
+    _fates: dict[Any, str] = field(default_factory=dict)
+    _effects: dict[Any, float] = field(default_factory=dict)
+
+    @property
+    def ceilings(self) -> Ceilings:
+        return CEILINGS
+
+    def chance(self, *what: Any) -> float:
+        """A number in (0, 1) that follows from the seed and from what it is for."""
+        digest = hashlib.blake2b(f"{self.seed} {what}".encode(), digest_size=8).digest()
+        return (int.from_bytes(digest, "big") + 0.5) / 2**64
+
+    def effect(self, *what: Any) -> float:
+        """As chance, for what is asked for again and again."""
+        if what not in self._effects:
+            self._effects[what] = self.chance(*what)
+        return self._effects[what]
+
+    def true_us(self, item: Item, candidate: Candidate) -> float:
+        """What a call takes: the model's guess, times what the model does not know."""
+        key = item.key, candidate.key
+        if key not in self._true:
+            log = 0.0
+            pairs = itertools.combinations(sorted(candidate.fields.items()), 2)
+            for names in [*candidate.fields.items(), *pairs]:
+                log += 0.3 * self.effect(item.key, names)
+            log += 0.05 * self.chance(item.key, candidate.key)
+            if self.is_wrong(item, candidate):
+                log -= 0.7  # wrong results come fast
+            self._true[key] = 1e6 * _predicted(item, candidate) * math.exp(log)
+        return self._true[key]
+
+    def fate(self, item: Item, candidate: Candidate) -> str:
+        """What is the matter with a candidate; nothing ever with the incumbent."""
+        key = item.key, candidate.key
+        if key not in self._fates:
+            self._fates[key] = self._fate(item, candidate)
+        return self._fates[key]
+
+    def _fate(self, item: Item, candidate: Candidate) -> str:
+        if candidate.config == heuristic(self.facts.gpu, **item.arguments):
+            return ""
+        point = self.chance("fate", item.key, candidate.key)
+        for name in ("spill", "wrong", "wrong_sometimes", "crash", "hang", "breaks_later"):
+            point -= getattr(self.odds, name)
+            if point < 0:
+                return name
+        return ""
+
+    def is_wrong(self, item: Item, candidate: Candidate) -> bool:
+        return self.fate(item, candidate).startswith("wrong")
+
+    def best_us(self, item: Item) -> float:
+        """The time of the best candidate that works."""
+        found = candidates_of(item.key)
+        return min(self.true_us(item, c) for c in found.all if not self.fate(item, c))
+
+    def build(self, item: Item, candidates: Sequence[Candidate]) -> list[Built]:
+        self.now += 0.1 * len(candidates)
+        self.asked["builds"] += len(candidates)
+        return [
+            Built((), ("spills registers",))
+            if self.fate(item, c) == "spill"
+            else Built(((128, 16384),) * (not c.library))
+            for c in candidates
+        ]
+
+    def check(self, item: Item, candidate: Candidate, draw: int) -> Failure | None:
+        self.asked["checks"] += 1
+        self.asked["check", item.key, candidate.key] += 1
+        fate = self.fate(item, candidate)
+        if fate == "crash":
+            self.now += 3
+            return Failure("crash", "signal 11")
+        if fate == "hang":
+            self.now += 20
+            return Failure("timeout", "20 s")
+        self.now += 0.2
+        return Failure("wrong", "0.3 off") if fate == "wrong" or (fate == "wrong_sometimes" and draw == 1) else None
+
+    def sample(self, item: Item, candidate: Candidate) -> Sample | Failure:
+        self.asked["samples"] += 1
+        self.now += 0.02
+        if self.fate(item, candidate) == "breaks_later":
+            self.now += 3
+            return Failure("error", "illegal memory access")
+        return self._reading(self.true_us(item, candidate), item.key, candidate.key)
+
+    def whole(self, target: Target, entries: Entries) -> Sample | Failure:
+        self.asked["wholes"] += 1
+        self.now += 0.05
+        total = 0.0
+        for item in ITEMS:
+            config = entries.get(OP, {}).get(item.bucket, heuristic(self.facts.gpu, **item.arguments))
+            total += item.calls * self.true_us(item, Candidate(config, plan(config, **item.arguments)))
+        return self._reading(total, "whole", str(entries))
+
+    def clock(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    def _reading(self, true: float, *key: str) -> Sample:
+        self.asked[key] += 1
+        us = true * math.exp(self.odds.noise * NORMAL.inv_cdf(self.chance(key, self.asked[key])))
+        outlier = self.chance("outlier", key, self.asked[key]) / (self.odds.outlier or math.nan)
+        if outlier < 1:
+            us *= 1.1 + 2 * outlier
+        since = self._throttled_since()
+        if since is None:
+            return Sample(us)
+        return Sample(1.3 * us, "" if since < 0.3 else "thermal slowdown")
+
+    def _throttled_since(self) -> float | None:
+        """Seconds into an episode of throttling, or None."""
+        if math.isinf(self.odds.throttle_every):
+            return None
+        period, place = divmod(self.now, self.odds.throttle_every)
+        begin = self.odds.throttle_every / 2 * self.effect("throttled at", period)
+        length = 1 + 11 * self.effect("throttled for", period)
+        return place - begin if begin <= place < begin + length else None
+
+
+CEILINGS = ceilings(GPUS[90])
+NORMAL = NormalDist()
+CODE = ((128, 16384),)
+ITEMS = make_items()
+
+
+@functools.cache
+def candidates_of(key: str) -> Candidates:
+    """The candidates of one of ITEMS."""
+    item = next(item for item in ITEMS if item.key == key)
+    return candidates(item, GPUS[90], heuristic(GPUS[90], **item.arguments))
+
+
+_guesses: dict[Any, float] = {}
+
+
+def _predicted(item: Item, candidate: Candidate) -> float:
+    key = item.key, candidate.key
+    if key not in _guesses:
+        _guesses[key] = predict(item, candidate, GPUS[90], CEILINGS)
+    return _guesses[key]

@@ -1,0 +1,122 @@
+"""Work items, candidates and the model that orders them."""
+
+from __future__ import annotations
+
+import torch
+
+from autotune.candidates import REFUSED, REPEATED, candidates
+from autotune.ceilings import ceilings
+from autotune.model import Built, occupancy, predict
+from autotune.work import Target, all_items, calls_of, items, tunable
+from tests.autotune.simulated import CEILINGS, ITEMS, OP, Config, heuristic, make_items, plan, space
+from tinysr_kernels.launch.device import GPUS, Gpu
+from tinysr_kernels.launch.plan import Launch
+from tinysr_kernels.ops import REGISTRY
+from tinysr_kernels.ops.trace import Call
+
+H200 = GPUS[90]
+DEMO = Target(ckpt="demo")
+
+
+def test_every_launch_of_the_network_is_in_one_item() -> None:
+    """Each (operation, bucket) once, with as many calls as the network makes of it."""
+    calls = calls_of(DEMO, H200)
+    found = items(calls)
+    assert len({item.key for item in found}) == len(found)
+    assert sum(item.calls for item in found) == sum(tunable(call) is not None for call in calls)
+    for item in found:
+        assert item.bucket == item.implementation.bucket(**item.arguments)
+        assert item.cost == REGISTRY[item.op].cost(**item.arguments)
+
+
+def test_an_item_stands_for_its_largest_call() -> None:
+    item = ITEMS[0]
+    small, large = (Call(OP, (), (), make_items()[i].cost, arguments=item.arguments) for i in (1, 0))
+    merged = items([small, large, small])
+    assert len(merged) == 1
+    assert merged[0].cost == large.cost
+    assert merged[0].calls == 3
+
+
+def test_targets_add_up() -> None:
+    one, two = all_items([DEMO], H200), all_items([DEMO, DEMO], H200)
+    assert [2 * item.calls for item in one] == [item.calls for item in two]
+    batch = all_items([Target(ckpt="demo", batch=4)], H200)
+    assert {item.key for item in batch} != {item.key for item in one}
+
+
+def test_families_have_names() -> None:
+    assert Target("tinysr-dit").name == "tinysr-dit separable, 1 x 128x128, float16"
+    assert Target(ckpt="demo", batch=2, dtype="float32").name == "demo, 2 x 128x128, float32"
+
+
+def test_each_set_of_launches_once_and_the_incumbent_first() -> None:
+    item = ITEMS[0]
+    incumbent = Config("tile", 64, 16, 4, 2)
+    found = candidates(item, H200, incumbent)
+    assert found.incumbent.config == incumbent
+    configs = [c.config for c in found.all]
+    assert len(set(configs)) == len(configs)
+    assert set(configs) == set(space(H200, **item.arguments))
+    # The heuristic's choice and the incumbent are in the space too.
+    assert found.removed == {REPEATED: 2}
+    assert sum(c.library for c in found.all) == 1
+
+
+def test_what_the_operation_refuses_is_removed() -> None:
+    x = torch.empty(64, 20, dtype=torch.float16, device="meta")
+    item = make_items()[0]
+    narrow = type(item)(OP, "narrow", {"x": x}, item.cost, 1)
+    found = candidates(narrow, H200, Config("tile", 16, 16, 2, 1))
+    assert found.removed[REFUSED] > 10
+    assert all(c.config.depth <= 20 for c in found.all)
+
+
+def test_real_operations_have_candidates() -> None:
+    for item in all_items([DEMO], H200)[:12]:
+        incumbent = item.implementation.heuristic(H200, **item.arguments)
+        found = candidates(item, H200, incumbent)
+        assert len(found.all) > 1
+        times = [predict(item, c, H200, CEILINGS) for c in found.all]
+        assert all(CEILINGS.floor(item.cost, item.single) < t < 1 for t in times)
+
+
+def launch(config: Config, rows: int = 4096) -> Launch:
+    made = plan(config, torch.empty(rows, 1024, dtype=torch.float16, device="meta")).launches[0]
+    assert isinstance(made, Launch)
+    return made
+
+
+def test_occupancy() -> None:
+    """Limited by warps, registers or shared memory; never less than one program."""
+    small = launch(Config("tile", 16, 16, 4, 1))
+    assert occupancy(small, H200, (32, 0)) == 16
+    assert occupancy(small, H200, (128, 0)) == 4
+    assert occupancy(small, H200, (32, 100 * 1024)) == 2
+    assert occupancy(small, H200, (255, 227 * 1024)) == 1
+    assert occupancy(small, GPUS[120], (32, 0)) == 12
+    assert occupancy(small, Gpu("NVIDIA GH100", (10, 3), 100), (32, 0)) == 16
+
+
+def test_the_model_prefers_what_costs_less() -> None:
+    """Full waves to ragged ones, and more programs on a multiprocessor to fewer."""
+    item = ITEMS[0]
+    found = {c.config: c for c in candidates(item, H200, heuristic(H200, **item.arguments)).all}
+    one = found[Config("tile", 64, 64, 2, 1)]
+    lean, fat = Built(((32, 8192),)), Built(((255, 200 * 1024),))
+    assert predict(item, one, H200, CEILINGS, lean) <= predict(item, one, H200, CEILINGS, fat)
+    few, many = (found[Config("tile", block, 64, 4, 2)] for block in (128, 16))
+    assert predict(item, few, H200, CEILINGS) != predict(item, many, H200, CEILINGS)
+
+
+def test_ceilings_are_the_datasheets() -> None:
+    h200 = ceilings(H200)
+    assert 0.95 < h200.half / 989e12 < 1.1
+    assert h200.memory == 4.8e12
+    a100 = ceilings(GPUS[80])
+    assert 0.98 < a100.half / 312e12 < 1.02
+    assert 0.98 < a100.single / 19.5e12 < 1.02
+    # As long as it is not measured, a card without figures of its own has its nearest relative's.
+    other = ceilings(Gpu("NVIDIA GB300", (10, 3), 148), clock=2e9, memory=8e12)
+    assert other.half == 148 * 2e9 * 8192
+    assert other.memory == 8e12

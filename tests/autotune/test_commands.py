@@ -1,0 +1,248 @@
+"""The commands as one types them: check, show and run, on a machine without a GPU."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from autotune import check, report, run, tuning
+from autotune.__main__ import main
+from autotune.builder import Builder
+from autotune.candidates import candidates
+from autotune.log import read_records
+from autotune.model import Built
+from autotune.options import targets
+from autotune.work import Item
+from benchmarks.machine_code import Variant
+from tests.autotune.simulated import CALM, FACTS, ITEMS, OP, SimulatedDevice, candidates_of
+from tests.autotune.test_rightness import norm_item
+from tests.autotune.test_store import found
+from tinysr_kernels.launch import configs
+from tinysr_kernels.launch.device import GPUS
+
+
+class Pretended(Builder):
+    """Compiles nothing: every third candidate spills, every seventh does not compile."""
+
+    def __init__(self, gpu: Any, workers: int) -> None:
+        super().__init__(gpu, 0)
+
+    def build(self, some: Any) -> list[Built]:
+        faults = [("spills registers",) if i % 3 == 2 else ("does not compile",) if i % 7 == 6 else () for i in COUNT]
+        return [Built((), fault) for _, fault in zip(some, faults, strict=False)]
+
+
+COUNT = range(2000)
+
+
+def test_check_says_what_is_removed_and_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    monkeypatch.setattr(check, "Builder", Pretended)
+    file = tmp_path / "check.json"
+    assert main(["check", "--arch", "sm_90", "--ckpt", "demo", "--limit", "10", "--json", str(file)]) == 0
+    text = capsys.readouterr().out
+    made = json.loads(file.read_text())
+    assert made["gpu"] == "NVIDIA H200"
+    assert made["removed"]["spills registers"] == sum(row["removed"]["spills registers"] for row in made["rows"])
+    assert made["removed"]["beyond --limit"] > 0
+    named, left = sum(row["named"] for row in made["rows"]), sum(row["left"] for row in made["rows"])
+    assert named == left + sum(made["removed"].values())
+    assert f"{named} candidates, {named - left} removed" in text
+    assert f"{made['removed']['spills registers']:>6} spills registers" in text
+    assert [row["share"] for row in made["rows"]] == sorted((row["share"] for row in made["rows"]), reverse=True)
+    assert sum(row["share"] for row in made["rows"]) == pytest.approx(1, abs=0.01)
+
+
+def test_check_fails_where_nothing_is_left(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(check, "Builder", Pretended)
+    monkeypatch.setattr(Pretended, "build", lambda self, some: [Built((), ("spills registers",)) for _ in some])
+    assert main(["check", "--ckpt", "demo"]) == 1
+
+
+def test_compilations_are_shared_and_contained() -> None:
+    """Real compilations: each distinct one once, and one that is no kernel at all is a fault and no error."""
+    pytest.importorskip("triton.backends.nvidia", reason="the compiler's own tools are needed")
+    item = norm_item()
+    some = candidates(item, GPUS[90], item.implementation.heuristic(GPUS[90], **item.arguments)).all[:2]
+    builder = Builder(GPUS[90], 1)
+    try:
+        built = builder.build([*some, some[0]])
+        assert len(builder.known) == len(some)
+        assert built[0] == built[2]
+        for one in built:
+            assert one.faults == ()
+            assert all(
+                16 <= registers <= 255 and shared <= GPUS[90].shared_limit for registers, shared in one.resources
+            )
+        nonsense = Variant(90, "tinysr_kernels.ops.layer_norm_kernel", "no_such_kernel", (), (), (), 4, 1)
+        assert builder.workers[0].call("build", nonsense, seconds=60).kind == "error"
+    finally:
+        builder.stop()
+
+
+def test_faults_in_words() -> None:
+    builder = Builder(GPUS[90], 0)
+    assert builder._built([(128, 1024, 0)]) == Built(((128, 1024),))
+    assert builder._built([(128, 1024, 8), (32, 1 << 20, 0)]).faults == (
+        "spills registers",
+        "needs too much shared memory",
+    )
+    assert builder._built(["crashes the compiler"]) == Built((), ("crashes the compiler",))
+
+
+def test_show_explains_each_launch(tmp_path: Path, capsys) -> None:
+    rows_file = tmp_path / "rows.json"
+    assert main(["show", "--ckpt", "demo", "--gpu", "sm_90", "--json", str(rows_file)]) == 0
+    text = capsys.readouterr().out
+    assert "configurations for NVIDIA H200" in text
+    assert "not there" in text
+    (rows,) = json.loads(rows_file.read_text()).values()
+    assert {row["source"] for row in rows} <= {"heuristic", "no kernels of our own"}
+    assert all(row["floor_us"] > 0 and row["us"] is None for row in rows)
+
+
+def test_show_and_export_of_what_was_measured(
+    file: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file's entry is named with its times, and goes into the exported file; what is stale does not."""
+    from autotune.store import merge
+    from autotune.work import Target, all_items
+
+    item: Item = all_items([Target(ckpt="demo")], GPUS[90])[0]
+    config = list(item.implementation.space(GPUS[90], **item.arguments))[-1]
+    measured = found(config, 1.25, bucket=item.bucket, implementation=item.implementation)
+    merge(file, FACTS, [type(measured)(**{**vars(measured), "op": item.op})])
+    configs.forget()
+    out = tmp_path / "contributed"
+    out.mkdir()
+    assert main(["show", "--ckpt", "demo", "--gpu", "90", "--export", str(out)]) == 0
+    text = capsys.readouterr().out
+    line = next(line for line in text.splitlines() if line.startswith(f"{item.op} {item.bucket}"))
+    assert "1.25" in line
+    assert "NVIDIA H200.json" in line
+    exported = json.loads((out / "NVIDIA H200.json").read_text())
+    assert list(exported["operations"]) == [item.op]
+    assert str(tmp_path) not in (out / "NVIDIA H200.json").read_text()
+    # As a bundled file it counts.
+    configs.BUNDLED.mkdir()
+    (out / "NVIDIA H200.json").rename(configs.BUNDLED / "NVIDIA H200.json")
+    file.unlink()
+    configs.forget()
+    choice = configs.choose(item.op, item.implementation, GPUS[90], item.arguments)
+    assert (choice.config, Path(choice.source).parent) == (config, configs.BUNDLED)
+
+
+def test_nothing_to_export(tmp_path: Path, capsys) -> None:
+    assert main(["show", "--ckpt", "demo", "--gpu", "90", "--export", str(tmp_path / "x")]) == 2
+    assert "no entry that counts" in capsys.readouterr().err
+
+
+def test_run_needs_a_gpu(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["run", "--ckpt", "demo"]) == 2
+    assert "tuning needs CUDA device 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "--family", "adcsr", "--variant", "dense"], "adcsr comes as released"),
+        (["show", "--ckpt", "/no/such/file"], "/no/such/file"),
+    ],
+)
+def test_mistakes(arguments: list[str], message: str, capsys) -> None:
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["check", "--arch", "75"], ["check", "--batch", "0"], ["run", "--size", "1"], ["tune"]]
+)
+def test_wrong_usage(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+
+
+def test_targets_are_all_combinations() -> None:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    check.add_arguments(parser)
+    text = "--family adcsr --ckpt demo --size 64x64 --size 128x96 --batch 1 --batch 4 --dtype float16"
+    found_targets = targets(parser.parse_args(text.split()))
+    assert len(found_targets) == len(set(found_targets)) == 2 * 2 * 2
+    assert {t.size for t in found_targets} == {(64, 64), (128, 96)}
+    assert {t.family for t in targets(parser.parse_args([]))} == {"tinysr-dit", "adcsr", "tinysr-unet"}
+
+
+class Here(SimulatedDevice):
+    """A simulated device in the place of a real one."""
+
+    stopped = False
+    busy = 30
+
+    def __init__(self, index: int, workers: int) -> None:
+        super().__init__(3, CALM)
+
+    def stop(self) -> None:
+        Here.stopped = True
+
+
+@pytest.fixture
+def simulated_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(run, "RealDevice", Here)
+    monkeypatch.setattr(run, "all_items", lambda targets, gpu: ITEMS)
+    monkeypatch.setattr(tuning, "candidates", lambda item, gpu, incumbent: candidates_of(item.key))
+
+
+def test_a_run_from_the_command_line(file: Path, tmp_path: Path, capsys, simulated_gpu: None) -> None:
+    """The file, the samples beside it, the report, and a second run that has nothing left to do."""
+    folder = tmp_path / "report"
+    arguments = ["run", "--family", "tinysr-unet", "--budget", "60", "--report", str(folder)]
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    assert f"written to {file}" in printed.out
+    assert "us gained" in printed.err
+    assert "others keep the GPU busy 30 % of the time" in printed.err
+    assert Here.stopped
+    assert file.exists()
+    samples = run.samples_of(file)
+    assert samples.name == "NVIDIA H200.samples.jsonl"
+    before = len(list(read_records(samples)))
+    text = (folder / "report.md").read_text()
+    assert "The new configurations are kept: faster end to end." in text
+    assert "| simulated 4096 x 1024 | 3 |" in text
+    raw = json.loads((folder / "report.json").read_text())
+    assert {launch["op"] for launch in raw["launches"]} == {OP}
+    assert all(len(times) >= 3 for launch in raw["launches"] for times in launch["readings_us"].values())
+    file.unlink()
+    assert main(arguments) == 0
+    assert len(list(read_records(samples))) == before
+    assert main([*arguments, "--fresh", "--json", str(tmp_path / "run.json")]) == 0
+    assert "0 steps recalled" in (folder / "report.md").read_text()
+    assert json.loads((tmp_path / "run.json").read_text()) == json.loads((folder / "report.json").read_text())
+
+
+def test_the_picture_is_optional(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "candidates", lambda item, gpu, incumbent: candidates_of(item.key))
+    outcome = tuning.tune([], ITEMS, SimulatedDevice(1, CALM), file, budget=20)
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    assert [path.name for path in report.write(tmp_path, outcome, FACTS)] == ["report.md", "report.json"]
+    assert "png" not in (tmp_path / "report.md").read_text()
+    monkeypatch.undo()
+    pytest.importorskip("matplotlib")
+    assert report.plot(tmp_path / "report.png", outcome)
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_benchmarks_know_nothing_of_tuning() -> None:
+    """Tuning builds on what benchmarks measure and compile; the other way round would be a circle."""
+    for path in (Path(__file__).parents[2] / "benchmarks").rglob("*.py"):
+        assert not re.search(r"^\s*(?:from|import) autotune\b", path.read_text(encoding="utf-8"), re.MULTILINE), path

@@ -1,0 +1,175 @@
+"""The plan: what compiled models launch at their public sizes, counted from the dispatch, and what it may come to."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import plan as plans
+from benchmarks.__main__ import main
+from benchmarks.cards import CARDS, Card
+from benchmarks.networks import DTYPES, OWN_DTYPE, VARIANTS, network
+from tinysr_kernels.families import FAMILIES
+from tinysr_kernels.launch.device import GPUS
+from tinysr_kernels.ops import REGISTRY
+from tinysr_kernels.ops.trace import Moved, Step
+
+PARTS = {
+    "tinysr-dit": ["resize", "encoder", "transformer", "decoder", "color"],
+    "adcsr": ["resize", "unet", "decoder", "color"],
+    "tinysr-unet": ["resize", "unet", "decoder", "color"],
+}
+
+
+@functools.cache
+def plan(family: str, variant: str | None = None) -> plans.ModelPlan:
+    return plans.plan(family, variant=variant)
+
+
+@pytest.mark.parametrize(
+    ("family", "launches", "activation_bytes"), [("tinysr-dit", 150, 2.2e9), ("adcsr", 300, 3.0e9)]
+)
+def test_few_launches_and_little_traffic(family: str, launches: int, activation_bytes: float) -> None:
+    """One 128x128 image, from the uint8 image to the uint8 image; eager takes 692 and 1105 launches, 8.1 and 9.8 GB."""
+    totals = plan(family).totals()
+    assert totals["launches"] <= launches, {k: v["launches"] for k, v in plan(family).grouped(lambda r: r.op).items()}
+    assert totals["activation_bytes"] <= activation_bytes
+
+
+# Parameters and GFLOP of the released networks, computed from their shapes alone; TinySR's by its decoder.
+@pytest.mark.parametrize(
+    ("family", "variant", "millions", "gflop"),
+    [("tinysr-dit", "separable", 340.4, 807), ("tinysr-dit", "dense", 341.5, 916), ("adcsr", "released", 456.07, 981)],
+)
+def test_the_networks_have_their_public_size(family: str, variant: str, millions: float, gflop: float) -> None:
+    """The weights but for the position table, with 3x3 kernels where folding made phases, and their arithmetic.
+
+    The published GFLOP are those of the products alone.
+    """
+    tensors = {k: t for k, t in network(family, variant).network.named_buffers() if not k.endswith("table")}
+    weights = sum(t.numel() * (9 / 16 if k.endswith("phases") else 1) for k, t in tensors.items())
+    assert weights / 1e6 == pytest.approx(millions, rel=1e-3)
+    assert plan(family, variant).totals()["flops"] / 1e9 == pytest.approx(gflop, rel=0.01)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parts_follow_each_other(family: str) -> None:
+    made = plan(family)
+    assert list(made.grouped(lambda row: row.part)) == PARTS[family]
+    first, last = made.rows[0], made.rows[-1]
+    assert first.inputs[0] == (1, 3, 128, 128)
+    assert any(row.output == (1, 3, 512, 512) for row in made.rows if row.part == "color")
+    assert last.part == "color"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_add_up(family: str) -> None:
+    """The arithmetic is the operators' own, launches of one call share it; weights are read once."""
+    made = plan(family)
+    model = network(family, dtype=DTYPES[made.dtype])
+    calls = plans.calls(model, 128, 128)
+    totals = made.totals()
+    assert len(made.rows) == sum(len(call.steps) for call in calls) == totals["launches"]
+    assert totals["flops"] == sum(call.cost.flops for call in calls)
+    assert totals["bytes"] == totals["activation_bytes"] + totals["weight_bytes"]
+    assert all(row.bytes == row.activation_bytes + row.weight_bytes for row in made.rows)
+    assert totals["weight_bytes"] == sum(t.nbytes for t in model.network.buffers())
+    steps = [(call.op, step) for call in calls for step in call.steps]
+    for row, (op, step) in zip(made.rows, steps, strict=True):
+        assert row.op == op
+        assert row.bytes == sum(moved.bytes for moved in step.moved)
+
+
+def test_every_launch_of_a_split_operator_is_a_row() -> None:
+    """Statistics, their merging and the map of a large GroupNorm, with the partial sums as traffic."""
+    rows = [row for row in plan("adcsr").rows if row.op == "group_norm"]
+    calls = [c for c in plans.calls(network("adcsr"), 128, 128) if c.op == "group_norm"]
+    split = [call for call in calls if len(call.steps) > 1]
+    assert len(rows) == sum(len(call.steps) for call in calls)
+    for call in split:
+        with_flops = [step for step in call.steps if step.flops]
+        assert len(with_flops) == 1
+        assert with_flops[0].bytes == max(step.bytes for step in call.steps)
+
+
+def test_floors() -> None:
+    """The longer of arithmetic and traffic; small tensors at the L2's speed, large ones and weights at memory's."""
+    card = Card("x", half=1e12, single=1e11, memory=1e12, l2=4e12, l2_bytes=1000)
+    small, large, weight = Moved((2, 100), 400), Moved((600,), 600), Moved((100,), 400, weight=True)
+
+    def floor(flops: int, *moved: Moved, single: bool = False, cached: bool = False) -> float:
+        return card.floor(Step("k", moved, (), flops), single, cached)
+
+    assert floor(0, small) == pytest.approx(100e-12)
+    assert floor(0, large) == pytest.approx(600e-12)
+    assert floor(0, small, weight) == pytest.approx(500e-12)
+    assert floor(0, weight, cached=True) == pytest.approx(100e-12)
+    assert floor(1000, small) == pytest.approx(1e-9)
+    assert floor(1000, small, single=True) == pytest.approx(1e-8)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_floors_of_a_plan(family: str) -> None:
+    made = plan(family)
+    for row in made.rows:
+        assert set(row.floor_us) == {card.name for card in CARDS}
+        for card in CARDS:
+            us = row.floor_us[card.name]
+            assert us >= 1e6 * row.flops / card.half * (1 - 1e-9)
+            assert 1e6 * row.bytes / card.l2 <= us * (1 + 1e-9)
+
+
+def test_a_batch_does_more_with_as_many_launches() -> None:
+    one, four = plan("tinysr-unet").totals(), plans.plan("tinysr-unet", batch=4).totals()
+    assert four["launches"] == one["launches"]
+    assert four["weight_bytes"] == one["weight_bytes"]
+    assert four["flops"] == 4 * one["flops"]
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "plan.json"
+    arguments = ["plan", "--family", "tinysr-unet", "--size", "24x40", "--gpu", "rtx 4090", "--json", str(file)]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    content = json.loads(file.read_text(encoding="utf-8"))
+    assert (content["family"], content["size"], content["dtype"]) == ("tinysr-unet", "24x40", "float16")
+    assert content["gpu"] == GPUS[89].name
+    assert content["totals"]["launches"] == len(content["launches"])
+    for launch in content["launches"]:
+        assert {"op", "part", "inputs", "output", "flops", "bytes", "floor_us"} <= set(launch)
+        assert launch["op"] in REGISTRY or launch["op"].startswith("aten::")
+    assert "1x3x96x160" in out
+    assert "weight MB" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size", "24"], "128x128"),
+        (["--size", "0x8"], "128x128"),
+        (["--gpu", "nvidia"], "expected one of"),
+        (["--decoder", "dense"], "TinySR's"),
+        (["--family", "vae"], "invalid choice"),
+    ],
+)
+def test_mistakes(options: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["plan", *([] if "--family" in options else ["--family", "adcsr"]), *options]
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_every_network_can_be_had_in_every_dtype() -> None:
+    assert set(VARIANTS) == set(OWN_DTYPE) == set(FAMILIES)
+    for dtype in DTYPES.values():
+        model = network("tinysr-unet", "awkward", dtype)
+        assert {t.dtype for t in model.network.buffers()} == {dtype, torch.float32}
+    with pytest.raises(ValueError, match="dense"):
+        network("tinysr-dit", "demo")

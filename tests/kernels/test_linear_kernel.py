@@ -1,0 +1,62 @@
+"""linear's kernel with one and two blocks of features, and the library, on every case of the operator."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+import torch
+
+from tests.kernels.kernels import KernelContract
+from tests.ops import test_linear
+from tests.ops.cases import CASES, Case
+from tests.ops.contract import relaid
+from tinysr_kernels.ops import linear_kernel
+from tinysr_kernels.ops.linear import LIBRARY, Config
+
+
+class TestLinearKernels(KernelContract):
+    contract = test_linear.TestLinear
+    kernels = linear_kernel
+    # Small blocks, so that these small products have several of each kind and ragged ends.
+    configs: ClassVar = {
+        "two blocks": Config("tile", rows=16, columns=16, side=16, slice=32, band=2, warps=4, stages=1),
+        "library": LIBRARY,
+    }
+    mutations: ClassVar = {
+        "first slice alone": ("for start in range(0, depth, SLICE):", "for start in range(0, SLICE, SLICE):"),
+        "behind the depth": ("known = k < depth - start", "known = k < depth - start + 1"),
+        "the first row for all": ("at_x = x + row[:, None] * depth", "at_x = x + (row * 0)[:, None] * depth"),
+        "no second input": ("if x2 is not None:", "if x2 is not None and depth < 0:"),
+        "exact GELU for tanh": ("v = _gelu_tanh(v)", "v = _gelu(v * 1.02)"),
+        "gates are values": ("acc * _gelu(side)", "side * _gelu(acc)"),
+        "one bias for both": ("_vector(bias + features,", "_vector(bias,"),
+        "gates from the first half": ("side_taken += features", "side_taken += 0"),
+        "no bias": ("v += _vector(bias", "v += 0.0 * _vector(bias"),
+        "no gate": ("v *= _vector(gate", "v += 0.0 * _vector(gate"),
+        "no residual": ("if residual is not None:", "if residual is not None and features < 0:"),
+        "second block lost": (
+            "        if SECOND:\n            _finish(",
+            "        if SECOND and rows < 0:\n            _finish(",
+        ),
+        "rows of the band mixed up": ("(first + inside % height)", "(first + inside * 0)"),
+        "blocks of features mixed up": ("begin = inside // height * WIDTH", "begin = inside // height * COLUMNS"),
+    }
+
+    @pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced"])
+    def test_layouts(self, case: Case, layout: str) -> None:
+        """Inputs of any strides give the same bits as dense ones, and are left alone."""
+        arguments = case.arguments(torch.float32)
+        moved = {k: relaid(v, layout) for k, v in arguments.items()}
+        assert torch.equal(self.call(moved), self.call(arguments))
+
+
+def test_gelu_as_exact_as_the_library() -> None:
+    """Over the whole range, tails included, where a sigmoid may overflow."""
+    x = torch.linspace(-60, 60, 481)[:, None]
+    arguments = {**CASES["linear"][5].arguments(torch.float32), "x": x, "weight": torch.ones(1, 1), "bias": None}
+    for activation in ("gelu_tanh", "geglu"):
+        weight = torch.ones(2 if activation == "geglu" else 1, 1)
+        found = TestLinearKernels().call({**arguments, "weight": weight, "activation": activation})
+        exact = test_linear.oracle(x.double(), weight.double(), activation=activation)
+        assert torch.allclose(found.double(), exact, rtol=1e-5, atol=1e-6), activation

@@ -1,0 +1,23 @@
+"""Folders of configurations that hold nothing yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tinysr_kernels.launch import configs
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
+    """The user's folder and the bundled one, both empty."""
+    user, bundled = tmp_path / "user", tmp_path / "bundled"
+    user.mkdir()
+    bundled.mkdir()
+    monkeypatch.setenv(configs.USER_FOLDER, str(user))
+    monkeypatch.setattr(configs, "BUNDLED", bundled)
+    configs.forget()
+    yield user, bundled
+    configs.forget()

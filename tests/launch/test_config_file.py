@@ -1,0 +1,228 @@
+"""Which files and entries count, and what is said of those that do not."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.launch.files import (
+    BUCKET,
+    DEVICE,
+    H200,
+    HASHES,
+    KERNELS,
+    MEASURED,
+    choose,
+    content,
+    entry,
+    notices,
+    operation,
+    without,
+    write,
+)
+from tinysr_kernels.launch import config_file, configs
+from tinysr_kernels.ops import REGISTRY
+from tinysr_kernels.ops.sepconv import Config
+
+HARD: dict[str, tuple[dict, str]] = {
+    "schema": ({"schema": 2}, "has schema 2, expected 1"),
+    "schema of another type": ({"schema": True}, "has schema True"),
+    "no schema": ({"schema": None}, "does not say its schema"),
+    "name": ({"device": {**DEVICE, "name": "NVIDIA H200 NVL"}}, "has name NVIDIA H200 NVL"),
+    "no name": ({"device": without(DEVICE, "name")}, "does not say its name"),
+    "capability": ({"device": {**DEVICE, "capability": [9, 1]}}, r"has capability \[9, 1\]"),
+    "multiprocessors": ({"device": {**DEVICE, "multiprocessors": 131}}, "has multiprocessors 131, expected 132"),
+    "no device": ({"device": []}, "does not say its capability"),
+    "triton": ({"triton": "3.0.1"}, "measured with Triton 3.0.1, here"),
+    "no triton": ({"triton": None}, "measured with Triton unknown"),
+    "kernels": ({"operations": operation(kernel_hash="0")}, "sepconv: measured with another kernel source"),
+    "no kernels": ({"operations": operation(kernel_hash=None)}, "another kernel source"),
+    "space": ({"operations": operation(space_hash="0")}, "sepconv: measured with another search space"),
+    "entry": ({"operations": operation(entries={BUCKET: [1]})}, "is no JSON object"),
+    "null": ({"operations": operation(entries={BUCKET: None})}, "is no JSON object"),
+    "seal": ({"operations": operation(entries={BUCKET: {**entry(), "time_us": 1.0}})}, "was changed after"),
+    "no seal": ({"operations": operation(entries={BUCKET: without(entry(), "seal")})}, "was changed after"),
+    "more": ({"operations": operation(entries={BUCKET: entry({**MEASURED, "more": 1})})}, "configuration is none"),
+    "fewer": ({"operations": operation(entries={BUCKET: entry({"form": "tile"})})}, "configuration is none"),
+    "text": ({"operations": operation(entries={BUCKET: entry({**MEASURED, "warps": "4"})})}, "configuration is none"),
+    "time": ({"operations": operation(entries={BUCKET: entry(time_us=-1)})}, "configuration is none"),
+    "refused": (
+        {"operations": operation(entries={BUCKET: entry({**MEASURED, "form": "march", "channels": 16})})},
+        "march needs at least 64 channels",
+    ),
+    "older entry": (
+        {"operations": operation(entries={BUCKET: entry(environment={"triton": "3.0.0"})})},
+        "measured with Triton 3.0.0, here",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_hard_mismatches_are_refused_with_one_notice(folders: tuple[Path, Path], name: str) -> None:
+    changes, pattern = HARD[name]
+    path = write(folders[0], content(**changes))
+    with notices() as said:
+        assert choose().source == "heuristic"
+        with configs._lock:
+            configs._warm.clear()
+        assert choose().source == "heuristic"
+    assert len(said) == 1
+    assert said[0].startswith(path)
+    assert re.search(pattern, said[0])
+
+
+SOFT: dict[str, tuple[dict, str]] = {
+    "torch": ({"torch": "2.0.0"}, "measured with torch 2.0.0, here"),
+    "no torch": ({"torch": None}, "measured with torch unknown, here"),
+    "triton": ({"triton": config_file.installed("triton") + ".9"}, "measured with triton"),
+}
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_soft_mismatches_count_with_one_notice(folders: tuple[Path, Path], name: str) -> None:
+    changes, pattern = SOFT[name]
+    path = write(folders[0], content(**changes))
+    with notices() as said:
+        assert choose().source == path
+        with configs._lock:
+            configs._warm.clear()
+        choose()
+    assert len(said) == 1
+    assert pattern in said[0]
+
+
+def test_what_this_side_does_not_know_is_not_compared() -> None:
+    here = config_file.facts(H200)
+    assert config_file.differences(content(torch=here.torch + "+cu130"), here) == []
+    here = dataclasses.replace(here, driver="570.20", memory_mib=143771, power_limit_w=500)
+    said = config_file.differences(content(), here)
+    assert said == ["driver 570.10, here 570.20", "power_limit_w 700, here 500"]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "is not JSON"),
+        (b"[]", "is no JSON object"),
+        (b"{", "is not JSON"),
+        (b"null", "is no JSON object"),
+        (b"\xff\xfe", "is not JSON"),
+        (b'{"schema": NaN}', "NaN is no number"),
+        (b"[" * 100_000, "is not JSON"),
+        (b'{"schema": ' + b"9" * 5000 + b"}", ""),
+    ],
+    ids=["empty", "list", "torn", "null", "bytes", "nan", "deep", "huge"],
+)
+def test_files_that_are_none(folders: tuple[Path, Path], data: bytes, reason: str) -> None:
+    write(folders[0], data)
+    with notices() as said:
+        assert choose().source == "heuristic"
+        assert choose().source == "heuristic"
+    assert len(said) == 1
+    assert reason in said[0]
+
+
+def test_a_folder_in_place_of_the_file(folders: tuple[Path, Path]) -> None:
+    (folders[0] / configs.file_name(H200.name)).mkdir()
+    with notices() as said:
+        assert choose().source == "heuristic"
+    assert "is no file" in said[0]
+
+
+def paths_in(value: Any, path: tuple = ()) -> Iterator[tuple]:
+    """Where every value of a JSON object stands."""
+    yield path
+    for name in value if isinstance(value, dict) else ():
+        yield from paths_in(value[name], (*path, name))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+WHOLE = content()
+SOFT_PATHS = {("torch",), ("driver",), ("device", "memory_mib"), ("device", "power_limit_w")}
+
+
+def changed(path: tuple, change: Callable[[dict, str], None]) -> Any:
+    data = copy.deepcopy({"all": WHOLE})
+    inside: Any = data
+    for name in ("all", *path)[:-1]:
+        inside = inside[name]
+    change(inside, ("all", *path)[-1])
+    return data.get("all")
+
+
+@given(path=st.sampled_from(list(paths_in(WHOLE))), value=JSON, how=st.sampled_from(["replace", "remove", "rename"]))
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_values_are_never_used(folders: tuple[Path, Path], path: tuple, value: Any, how: str) -> None:
+    """Whatever stands in place of whatever: refused with a notice unless it is soft, and never an error."""
+
+    def damage(table: dict, name: str) -> None:
+        old = table.pop(name)
+        if how == "rename":
+            table[name + "x"] = old
+        elif how == "replace":
+            table[name] = value
+
+    data = changed(path, damage)
+    file = write(folders[0], data)
+    with notices() as said:
+        choice = choose()
+    if path in SOFT_PATHS or data == WHOLE:
+        assert choice.source == file
+    else:
+        assert choice.source == "heuristic"
+        names_nothing = data is None or _entry_is_gone(data)
+        assert len(said) == (0 if names_nothing and isinstance(data, dict) and not _conflicts(data) else 1)
+
+
+def _entry_is_gone(data: Any) -> bool:
+    """Nothing in the file claims to be for this call."""
+    for name in ("operations", "sepconv", "entries"):
+        data = data.get(name) if isinstance(data, dict) else None
+    return not isinstance(data, dict) or BUCKET not in data
+
+
+def _conflicts(data: dict) -> bool:
+    return bool(data) and bool(config_file.conflicts(data, config_file.facts(H200)))
+
+
+@given(data=st.data())
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_bytes_are_never_used(folders: tuple[Path, Path], data: st.DataObject) -> None:
+    """Truncated, overwritten or doubled bytes: what was measured, or the heuristic; never something else."""
+    text = json.dumps(WHOLE).encode()
+    start = data.draw(st.integers(0, len(text) - 1))
+    end = data.draw(st.integers(start, min(start + 20, len(text))))
+    text = text[:start] + data.draw(st.binary(max_size=20)) + text[end:]
+    if data.draw(st.booleans()):
+        text = text[:end]
+    write(folders[0], text)
+    with notices():
+        choice = choose()
+    assert choice.source == "heuristic" or choice.config == Config(**MEASURED)
+
+
+def test_hashes_follow_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other kernels, another hash; source that cannot be read is trusted by no file."""
+    other = dataclasses.replace(KERNELS, modules=(*KERNELS.modules, "tinysr_kernels.ops.layer_norm_kernel"))
+    assert config_file.kernel_hash(other) != config_file.kernel_hash(KERNELS)
+    assert config_file.space_hash(other) == config_file.space_hash(KERNELS)
+    layer_norm = REGISTRY["layer_norm"].kernels
+    assert layer_norm is not None
+    assert config_file.space_hash(dataclasses.replace(KERNELS, space=layer_norm.space)) != HASHES["space_hash"]
+    built_in = dataclasses.replace(KERNELS, space=len)
+    assert config_file.space_hash(built_in) == ""
+    unreadable = content(operations=operation(space_hash=""))
+    assert config_file.entry(unreadable, config_file.facts(H200), "sepconv", built_in, BUCKET)[0] is None

@@ -1,0 +1,221 @@
+"""The file of launch configurations measured on one GPU: what it holds, and which of its entries count here.
+
+    {"schema": 1,
+     "device": {"name", "capability": [9, 0], "multiprocessors", "memory_mib", "power_limit_w"},
+     "driver", "triton", "torch": versions,
+     "operations": {OP: {"kernel_hash", "space_hash", "entries": {BUCKET: {
+         "config": {FIELD: VALUE}, "time_us", "incumbent_us", "candidates", "environment", "seal"}}}}}
+
+time_us and incumbent_us: a call with this configuration and with the one it replaced; candidates: how many were
+weighed; environment: versions other than the file's, for an entry kept from an earlier run; seal: a hash of the entry.
+
+Hard metadata decide whether an entry counts: schema, device, Triton's version but for the patch level, kernels' source,
+search space, seal. Where one conflicts or is missing, the entry is passed over and the reason given. Soft metadata
+(memory, power limit, driver, torch, Triton's patch level) decide how well it fits: where one differs or is missing, the
+entry counts, and the difference is given. What is not known on this side is not compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tinysr_kernels.launch.device import Gpu
+from tinysr_kernels.launch.plan import Implementation
+
+SCHEMA = 1
+WHAT = {"kernel_hash": "kernel source", "space_hash": "search space"}
+LARGEST = 64 << 20
+"""Bytes: a file for every shape of every network stays below 1 MB."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known on this side; None is not known and not compared."""
+
+    gpu: Gpu
+    triton: str
+    torch: str
+    driver: str | None = None
+    memory_mib: int | None = None
+    power_limit_w: int | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A configuration that counts, with what was measured, in microseconds; environment: versions if not the file's."""
+
+    config: Any
+    time_us: float
+    incumbent_us: float
+    candidates: int
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+
+def facts(gpu: Gpu) -> Facts:
+    """What a process knows of a GPU's file without asking the driver."""
+    return Facts(gpu, installed("triton"), installed("torch"))
+
+
+@functools.cache
+def installed(package: str) -> str:
+    """The version of an installed package, or "none"."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
+
+
+def read(path: Path) -> tuple[dict[str, Any], str]:
+    """A file's content, and why it has none; neither for a file that is not there."""
+    try:
+        if not path.exists():
+            return {}, ""
+        if not path.is_file() or path.stat().st_size > LARGEST:
+            return {}, f"is no file of at most {LARGEST >> 20} MiB"
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except OSError as error:
+        return {}, f"cannot be read: {error.strerror or error}"
+    except (ValueError, RecursionError) as error:
+        return {}, f"is not JSON: {error}"
+    return (content, "") if isinstance(content, dict) else ({}, "is no JSON object")
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
+
+
+def conflicts(content: Mapping[str, Any], here: Facts, *, nearest: bool = False) -> str:
+    """Why the whole file does not count, or nothing. nearest: another device of the same architecture will do."""
+    device = _table(content, "device")
+    wanted: dict[str, Any] = {"schema": SCHEMA, "capability": list(here.gpu.capability)}
+    found = {"schema": content.get("schema"), **device}
+    if not nearest:
+        wanted |= {"name": here.gpu.name, "multiprocessors": here.gpu.multiprocessors}
+    for name, value in wanted.items():
+        if name not in found or found[name] is None:
+            return f"does not say its {name}"
+        # In JSON true is no number, though Python counts it as 1.
+        if found[name] != value or isinstance(found[name], bool):
+            return f"has {name} {_short(found[name])}, expected {value!r}"
+    return ""
+
+
+def differences(content: Mapping[str, Any], here: Facts, one: Entry | None = None) -> list[str]:
+    """What of the soft metadata differs or is missing, for the file or for one entry; it counts all the same."""
+    device = _table(content, "device")
+    found = {**{k: device.get(k) for k in ("memory_mib", "power_limit_w")}, **content}
+    found |= one.environment if one is not None else {}
+    said = []
+    for name in ("driver", "triton", "torch", "memory_mib", "power_limit_w"):
+        known = getattr(here, name)
+        if known is not None and _public(found.get(name)) != _public(known):
+            said.append(f"{name} {_short(found.get(name))}, here {known}")
+    return said
+
+
+def entry(
+    content: Mapping[str, Any], here: Facts, op: str, implementation: Implementation, bucket: str
+) -> tuple[Entry | None, str]:
+    """The file's entry for a bucket, and why one that is there does not count."""
+    operation = _table(_table(content, "operations"), op)
+    entries = _table(operation, "entries")
+    if bucket not in entries:
+        return None, ""
+    raw = entries[bucket]
+    if not isinstance(raw, dict):
+        return None, f"{op} {bucket}: is no JSON object"
+    hashes = hashes_of(implementation)
+    for name, expected in hashes.items():
+        if operation.get(name) != expected or not expected:
+            return None, f"{op}: measured with another {WHAT[name]}"
+    triton = {**content, **_table(raw, "environment")}.get("triton")
+    if _minor(triton) != _minor(here.triton):
+        return None, f"measured with Triton {_short(triton)}, here {here.triton}"
+    if raw.get("seal") != seal(op, bucket, hashes, raw):
+        return None, f"{op} {bucket}: was changed after it was measured"
+    config = parse(implementation, raw.get("config"))
+    numbers = [raw.get(name) for name in ("time_us", "incumbent_us", "candidates")]
+    known = [n for n in numbers if isinstance(n, (int, float)) and n >= 0]
+    if config is None or len(known) < len(numbers):
+        return None, f"{op} {bucket}: its configuration is none of this operation"
+    return Entry(config, known[0], known[1], int(known[2]), _table(raw, "environment")), ""
+
+
+def parse(implementation: Implementation, fields: object) -> Any:
+    """The configuration that a JSON object holds, or None where it does not have exactly the fields and their types."""
+    expected = {f.name: str(f.type) for f in dataclasses.fields(implementation.config)}
+    if not isinstance(fields, dict) or set(fields) != set(expected):
+        return None
+    if any(type(fields[name]).__name__ != expected[name] for name in expected):
+        return None
+    return implementation.config(**fields)
+
+
+def seal(op: str, bucket: str, hashes: Mapping[str, str], raw: Mapping[str, Any]) -> str:
+    """Identifies an entry and what it belongs to, so that no damage goes unnoticed."""
+    content = {name: value for name, value in raw.items() if name != "seal"}
+    try:
+        text = json.dumps([op, bucket, hashes["kernel_hash"], hashes["space_hash"], content], sort_keys=True)
+    except RecursionError:  # as deep as the reader still took it; no entry is written so
+        return ""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def hashes_of(implementation: Implementation) -> dict[str, str]:
+    """What must be as it was for an operation's entries to count, as the file stores it."""
+    return {"kernel_hash": kernel_hash(implementation), "space_hash": space_hash(implementation)}
+
+
+@functools.cache
+def kernel_hash(implementation: Implementation) -> str:
+    """Identifies the kernels' source: every character of the modules that hold them and plan their launches."""
+    names = (implementation.plan.__module__, *implementation.modules)
+    return _hash_of(*(sys.modules[name] for name in names))
+
+
+@functools.cache
+def space_hash(implementation: Implementation) -> str:
+    """Identifies the search space: the source of the function that gives it and of its configurations."""
+    return _hash_of(implementation.space, implementation.config)
+
+
+def _hash_of(*objects: Any) -> str:
+    """A hash of the objects' source; nothing where that is not there to read."""
+    try:
+        text = "".join(inspect.getsource(one) for one in objects)
+    except (OSError, TypeError):
+        return ""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _table(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = content.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _short(value: object) -> str:
+    """A value for a message: whatever a damaged file holds, in a few characters."""
+    if value is None:
+        return "unknown"
+    text = value if isinstance(value, str) and value.isprintable() else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _minor(text: object) -> str:
+    """3.7.1 -> 3.7; nothing for what is no version."""
+    return ".".join(text.split(".")[:2]) if isinstance(text, str) else ""
+
+
+def _public(value: object) -> object:
+    """A version without its build (2.13.0+cu130 -> 2.13.0), anything else as it is."""
+    return value.split("+")[0] if isinstance(value, str) else value

@@ -1,0 +1,124 @@
+"""Moments of a convolution's result, for the GroupNorm that follows: `<operator>_moments` beside an operator.
+
+    out     = operator(...)                                                [N,O,H,W]
+    moments = mean and biased variance of every channel of out over H, W   [N,2,O], float32 or wider
+
+The sums come from the tiles of the result while these are in registers, so that GroupNorm reads its input once. The
+variance is never E[v^2] - mean^2, which cancels; parts are merged by Chan's rule (Chan, Golub, LeVeque, "Algorithms
+for computing the sample variance", The American Statistician 37, 1983).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinysr_kernels.launch.plan import Launch, Plan, blocks, power_of_2
+from tinysr_kernels.ops import moments_kernel
+from tinysr_kernels.ops.registry import Cost, Operator, plain, register, wide
+
+
+def of(out: Tensor) -> Tensor:
+    """[N,O,H,W] -> [N,2,O]: mean and biased variance of every channel, in float32 or wider."""
+    variance, mean = torch.var_mean(plain(out, wide(out.dtype)).flatten(2), 2, correction=0)
+    return torch.stack([mean, variance], 1)
+
+
+def scratch(out: Tensor, parts: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Room for the moments of `parts` tiles of a result [N,O,H,W]."""
+    return out.new_empty((out.shape[0], 3, out.shape[1], parts), dtype=dtype)
+
+
+def merged(plan: Plan) -> Plan:
+    """The plan of a convolution, with the moments of its result as a second result.
+
+    Where its last launch leaves no `scratch_moments` (a library's kernel, a shared reduction), one more takes them.
+    """
+    if plan.launches[-1].arguments.get("scratch_moments") is None:
+        plan = Plan(plan.result, (*plan.launches, take(plan.result)))
+    parts = plan.launches[-1].arguments["scratch_moments"]
+    n, _, channels, _ = parts.shape
+    moments = parts.new_empty((n, 2, channels))
+    return Plan((plan.result, moments), (*plan.launches, merge(parts, moments[:, 0], moments[:, 1], 0)))
+
+
+def merge(parts: Tensor, mean: Tensor, variance: Tensor, correction: int) -> Launch:
+    """Put `scratch_moments` [N,3,C,parts] together as mean and variance [N,C], both of the same strides."""
+    n, _, channels, count = parts.shape
+    arguments = {
+        "scratch_moments": parts,
+        "scratch_mean": mean,
+        "scratch_variance": variance,
+        "stride": mean.stride(0),
+        "channels": channels,
+        "parts": count,
+        "CORRECTION": correction,
+        "PARTS": power_of_2(count, least=32, most=1024),
+    }
+    return Launch(moments_kernel.merge, (channels, n), arguments, 4, 1)
+
+
+def take(image: Tensor, pixels: int = 0, warps: int = 4, dtype: torch.dtype = torch.float32) -> Launch:
+    """The moments of blocks of `pixels` pixels (some 1024 numbers, if 0) of an image [N,C,H,W], channels_last.
+
+    dtype: float32 or float64, of the sums.
+    """
+    n, outputs, h, w = image.shape
+    block = power_of_2(outputs, most=64)
+    pixels = pixels or 1024 // block
+    arguments = {
+        "out": image,
+        "scratch_moments": scratch(image, blocks(h * w, pixels), dtype),
+        "pixels": h * w,
+        "outputs": outputs,
+        "PIXELS": pixels,
+        "OUTPUTS": block,
+    }
+    grid = (blocks(h * w, pixels), blocks(outputs, block), n)
+    return Launch(moments_kernel.take, grid, arguments, warps, 1)
+
+
+def _with_moments(plan: Callable[..., Plan]) -> Callable[..., Plan]:
+    @functools.wraps(plan)
+    def both(config: Any, **arguments: Any) -> Plan:
+        return plan(config, **arguments, moments=True)
+
+    return both
+
+
+def register_with_moments(operator: Operator, schema: str, operator_fake: Callable[..., Tensor]) -> Operator:
+    """Register `<name>_moments(...) -> (out, moments)` beside an operator of this schema.
+
+    The operator's kernels, if any, take `moments=True` in their plan.
+    """
+
+    @functools.wraps(operator.reference)
+    def reference(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        out = operator.reference(*args, **kwargs)
+        return out, of(out)
+
+    def fake(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        out = operator_fake(*args, **kwargs)
+        return out, out.new_empty((out.shape[0], 2, out.shape[1]), dtype=wide(out.dtype))
+
+    @functools.wraps(operator.cost)
+    def cost(*args: Any, **kwargs: Any) -> Cost:
+        """The operator's own, 3 FLOPs per element of the result, and the bytes of the moments."""
+        least, out = operator.cost(*args, **kwargs), operator_fake(*args, **kwargs)
+        moments = 2 * out.shape[0] * out.shape[1] * wide(out.dtype).itemsize
+        return Cost(least.flops + 3 * out.numel(), least.bytes + moments)
+
+    kernels = None
+    if operator.kernels is not None:
+        plan = _with_moments(operator.kernels.plan)
+        modules = (*operator.kernels.modules, moments_kernel.__name__)
+        kernels = dataclasses.replace(operator.kernels, plan=plan, modules=modules)
+    named = schema.replace(f"{operator.name}(", f"{operator.name}_moments(", 1).replace(
+        "-> Tensor", "-> (Tensor, Tensor)"
+    )
+    return register(named, reference, fake, cost, kernels)
