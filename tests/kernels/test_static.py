@@ -127,13 +127,18 @@ def work(arch: int = 90, warps: int = 4, hot: str = "") -> static.Work:
         ({"wgmma": False, "product_rows": 32}, work(), ()),
         ({"tensor_core": False}, work(arch=80), ("has a product without tensor-core instructions",)),
         ({"tensor_core": False, "wgmma": False, "product_rows": 0}, work(), ()),
-        ({}, work(hot="weight"), ()),
-        ({}, work(hot="x out"), ("loads x in less than 16 bytes", "stores out in less than 16 bytes")),
+        ({}, work(hot="x out"), ()),
     ],
 )
 def test_faults(changes: dict[str, Any], one: static.Work, expected: tuple[str, ...]) -> None:
     code = {**dataclasses.asdict(CODE), "shared_limit": 2048, **changes}
     assert static.faults(code, one) == expected
+
+
+def test_narrow_accesses_of_large_tensors_are_counted() -> None:
+    found = static.narrow(dataclasses.asdict(CODE), work(hot="x out"))
+    assert found == ("loads x in less than 16 bytes", "stores out in less than 16 bytes")
+    assert static.narrow(dataclasses.asdict(CODE), work(hot="weight")) == ()
 
 
 def test_hot_tensors_are_the_large_ones_of_whole_rows() -> None:

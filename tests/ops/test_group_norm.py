@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -82,6 +84,12 @@ def sums_of_squares(**a: object) -> Tensor:
     return (F.silu(y) if a.get("silu", True) else y).to(x.dtype)
 
 
+def swapped(a: dict[str, Any]) -> dict[str, Any]:
+    """The two images, each with its moments, in the other order."""
+    names = {"x": "skip", "skip": "x", "moments": "skip_moments", "skip_moments": "moments"}
+    return {name: a.get(other) for name, other in names.items()}
+
+
 MUTANTS = {
     "no bias": altered(reference, "bias", torch.zeros_like),
     "no weight": altered(reference, "weight", torch.ones_like),
@@ -90,7 +98,7 @@ MUTANTS = {
     "no eps": altered(reference, "eps", lambda _: 0.0),
     "silu always": lambda **a: reference(**{**a, "silu": True}),
     "silu never": lambda **a: reference(**{**a, "silu": False}),
-    "skip first": lambda **a: reference(**({**a, "x": a["skip"], "skip": a["x"]} if a["skip"] is not None else a)),
+    "skip first": lambda **a: reference(**({**a, **swapped(a)} if a["skip"] is not None else a)),
     "skip channels swapped": altered(reference, "skip", lambda t: t.flip(1)),
     "moments not taken": lambda **a: reference(**{**a, "moments": None, "skip_moments": None}),
     "moments of other channels": altered(reference, "moments", lambda t: t.roll(1, 2)),

@@ -59,7 +59,7 @@ def heuristic(gpu: Gpu, h: int, w: int, outputs: int, inputs: Sequence[int], ite
     block = power_of_2(outputs, most=128 if half and wide else 64)
     # Elsewhere slices of 64 cost 160 to 184 registers, where 32 take 128 to 152.
     deep = half and wide and gpu.capability[0] in FROM_SHARED
-    step = power_of_2(depths[0], most=64 if deep else 32)
+    step = power_of_2(depths[0], most=64 if deep else 32 if half else 16)
     pixels = 128 if half else 64
     while pixels > 64 and _programs(pixels, block, h, w, outputs, phases) < gpu.multiprocessors:
         pixels //= 2
@@ -67,7 +67,9 @@ def heuristic(gpu: Gpu, h: int, w: int, outputs: int, inputs: Sequence[int], ite
     steps = sum(blocks(depth, step) for depth in depths)
     # A part of fewer than 8 steps would mostly wait for its first.
     splits = max(min(gpu.multiprocessors // programs, steps // 8, MOST_SPLITS), 1)
-    warps = 4 if half and wide and pixels * block <= 8192 else 8
+    # Small tiles have too many addresses for 4 warps but on Hopper, whose products take 64 rows a warpgroup.
+    few = half and wide and pixels * block <= 8192 and (pixels > 64 or gpu.capability[0] == 9)
+    warps = 4 if few else 8
     return Config("tile", pixels, _columns(pixels, h, w), block, step, splits, warps, 3 if deep else 4)
 
 

@@ -92,7 +92,7 @@ def reference(
         y = torch.group_norm(v, groups, gain, shift, eps)
     else:
         parts = moments if skip_moments is None else torch.cat([moments, skip_moments], 2)
-        means, variances = parts.to(dtype).view(n, 2, groups, c // groups).unbind(1)
+        means, variances = plain(parts, dtype).view(n, 2, groups, c // groups).unbind(1)
         mean = means.mean(2, keepdim=True)
         variance = (variances + (means - mean).square()).mean(2, keepdim=True)
         grouped = v.view(n, groups, c // groups, -1)

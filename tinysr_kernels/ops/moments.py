@@ -58,7 +58,7 @@ def merge(parts: Tensor, mean: Tensor, variance: Tensor, correction: int) -> Lau
         "channels": channels,
         "parts": count,
         "CORRECTION": correction,
-        "PARTS": power_of_2(count, least=32, most=1024),
+        "PARTS": power_of_2(count, least=32, most=512),
     }
     return Launch(moments_kernel.merge, (channels, n), arguments, 4, 1)
 
@@ -91,8 +91,15 @@ def _with_moments(plan: Callable[..., Plan]) -> Callable[..., Plan]:
     return both
 
 
-def register_with_moments(operator: Operator, schema: str, operator_fake: Callable[..., Tensor]) -> Operator:
+def register_with_moments(
+    operator: Operator,
+    schema: str,
+    operator_fake: Callable[..., Tensor],
+    heuristic: Callable[..., Any] | None = None,
+) -> Operator:
     """Register `<name>_moments(...) -> (out, moments)` beside an operator of this schema.
+
+    heuristic: of the launch configurations, where the operator's own does not serve.
 
     The operator's kernels, if any, take `moments=True` in their plan.
     """
@@ -117,7 +124,9 @@ def register_with_moments(operator: Operator, schema: str, operator_fake: Callab
     if operator.kernels is not None:
         plan = _with_moments(operator.kernels.plan)
         modules = (*operator.kernels.modules, moments_kernel.__name__)
-        kernels = dataclasses.replace(operator.kernels, plan=plan, modules=modules)
+        kernels = dataclasses.replace(
+            operator.kernels, plan=plan, modules=modules, heuristic=heuristic or operator.kernels.heuristic
+        )
     named = schema.replace(f"{operator.name}(", f"{operator.name}_moments(", 1).replace(
         "-> Tensor", "-> (Tensor, Tensor)"
     )

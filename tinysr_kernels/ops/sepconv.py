@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -207,13 +207,19 @@ def heuristic(gpu: Gpu, x: Tensor, pointwise: Tensor, stride: int, upsample: boo
     if c > 128 or w < 16:
         return Config("tile", 1, 32, min(c, 32), outputs, 4, 2)
     # Vectors of 16 bytes, and values of 16 bits, leave registers for a larger tile.
-    tile = 4096 // (1 if x.element_size() == 2 else 2) // (1 if x.shape[1] % 8 == 0 else 2)
+    tile = 4096 // (1 if x.element_size() == 2 else 2) // (1 if x.shape[1] % 8 == 0 else 2) // (1 if c <= 64 else 2)
     pixels = power_of_2(min(tile // c, w), most=64)
     rows = 16
     while rows > 1 and n * blocks(h, rows) * blocks(w, pixels) * blocks(o, outputs) < programs_wanted(gpu):
         rows //= 2
     # Rows are asked for one ahead of their use: a row takes about as long as the way to memory.
     return Config("march", rows, pixels, c, outputs, 8 if pixels * c >= 1024 else 4, 2)
+
+
+def moments_heuristic(gpu: Gpu, **arguments: Any) -> Config:
+    """Half the columns: the moments of a strip take registers too."""
+    config = heuristic(gpu, **arguments)
+    return replace(config, pixels=max(config.pixels // 2, 16)) if config.form == "march" else config
 
 
 def plan(
@@ -302,4 +308,4 @@ def space(gpu: Gpu, x: Tensor, pointwise: Tensor, **_: Any) -> Iterator[Config]:
 KERNELS = Implementation(Config, bucket, heuristic, plan, space, (sepconv_kernel.__name__, tiles.__name__))
 
 sepconv = register(SCHEMA, reference, fake, cost, KERNELS)
-sepconv_moments = register_with_moments(sepconv, SCHEMA, fake)
+sepconv_moments = register_with_moments(sepconv, SCHEMA, fake, moments_heuristic)
