@@ -363,6 +363,13 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "negative scale": _attention(1, 37, 3, 10, -0.4),
         "outlier features": _attention_outliers(2, 33, 2, 48, 48**-0.5),
     },
+    "tanh_scaled": {
+        "latent": lambda d: {"z": d.normal(2, 16, 5, 7), "gain": 1 / 3},
+        "outliers": lambda d: {"z": d.image(3, 48, 3, 4), "gain": 2.0},
+        "one pixel": lambda d: {"z": d.normal(1, 3, 1, 1), "gain": 0.7},
+        "small values": lambda d: {"z": d.normal(1, 10, 9, 5), "gain": 0.01},
+        "negative gain": lambda d: {"z": d.normal(1, 63, 2, 6), "gain": -0.5},
+    },
     "resize_bicubic": {
         "by 4": _resize(2, 3, 5, 7, 4),
         "bytes": _resize_bytes(2, 3, 4, 3, 4, mul=2 / 255, add=-1.0),
