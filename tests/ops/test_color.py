@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -68,8 +69,8 @@ class ColorContract(OperatorContract):
 
     def check_flags(self, call: Callable[[Arguments], Any]) -> None:
         """A value that is not finite shows in its own sample, and row, wherever it stands."""
-        case = next(case for case in CASES[self.op] if case.arguments(torch.float32)["x"].shape[0] > 1)
-        for dtype in (torch.float16, torch.float32):
+        cases = [case for case in CASES[self.op] if case.arguments(torch.float32)["x"].shape[0] > 1]
+        for case, dtype in itertools.product(cases[:2], (torch.float16, torch.float32)):
             arguments = case.arguments(dtype)
             x = arguments["x"]
             height, width = x.shape[2:]

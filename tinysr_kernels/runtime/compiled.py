@@ -20,8 +20,8 @@ from tinysr_kernels.nets import LatentNetwork, Network, build, fold, folds, plac
 from tinysr_kernels.ops.trace import Call, trace
 from tinysr_kernels.runtime.color import fix_colors
 from tinysr_kernels.runtime.cuda import engine_for
-from tinysr_kernels.runtime.engine import Outputs
 from tinysr_kernels.runtime.dispatch import Kind, upscale_image
+from tinysr_kernels.runtime.engine import Outputs
 from tinysr_kernels.runtime.graphs import Graphs
 from tinysr_kernels.runtime.notices import notice
 from tinysr_kernels.runtime.pipelines import TILE_BATCH, Limits, bytes_per_pixel, check_upscale, restore
