@@ -102,14 +102,19 @@ def _upsample(
 
 
 def _input(
-    n: int, c: int, o: int, h: int, w: int, k: int, bias: bool = True, **options: Any
+    n: int, c: int, o: int, h: int, w: int, k: int, bias: bool = True, kind: Any = Draw.unit, **options: Any
 ) -> Callable[[Draw], Arguments]:
     return lambda d: {
-        "x": d.unit(n, c, h, w),
+        "x": kind(d, n, c, h, w),
         "weight": d.weight(o, c, k, k),
         "bias": d.normal(o) if bias else None,
         **options,
     }
+
+
+def _bytes(d: Draw, n: int, c: int, h: int, w: int) -> Tensor:
+    """An image as files hold it."""
+    return (d.unit(n, c, h, w) * 256).to(torch.uint8)
 
 
 def _moments(d: Draw, n: int, c: int) -> Tensor:
@@ -228,9 +233,20 @@ def _resize(n: int, c: int, h: int, w: int, factor: int, **options: Any) -> Call
 def _resize_bytes(n: int, c: int, h: int, w: int, factor: int, **options: Any) -> Callable[[Draw], Arguments]:
     # "dtype" stands for whatever dtype is under test.
     return lambda d: {
-        "x": (d.unit(n, c, h, w) * 256).to(torch.uint8),
+        "x": _bytes(d, n, c, h, w),
         "factor": factor,
         "dtype": None if options.pop("no_dtype", False) else torch.float64,
+        **options,
+    }
+
+
+def _adain(
+    n: int, c: int, size: tuple[int, int], style: tuple[int, int], kind: Any = Draw.unit, **options: Any
+) -> Callable[[Draw], Arguments]:
+    """An image with overshoot and colors of its own."""
+    return lambda d: {
+        "x": d.unit(n, c, *size) * (0.5 + d.unit(c, 1, 1)) - 0.2,
+        "style": kind(d, n, c, *style),
         **options,
     }
 
@@ -285,6 +301,8 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "no padding": _input(1, 10, 30, 3, 4, 3, padding=0),
         "one pixel": _input(3, 1, 10, 1, 1, 3, border=0.5),
         "stride 2, odd": _input(1, 3, 10, 7, 9, 3, stride=2, border=2.0),
+        "bytes": _input(2, 3, 48, 5, 6, 3, border=0.25, kind=_bytes),
+        "bytes, unshuffle by 2": _input(1, 3, 45, 8, 10, 6, stride=2, padding=2, border=0.5, kind=_bytes),
     },
     "group_norm": {
         "groups of 15": _group_norm(2, 60, 0, 5, 7, 4),
@@ -350,6 +368,13 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "negative scale": _attention(1, 37, 3, 10, -0.4),
         "outlier features": _attention_outliers(2, 33, 2, 48, 48**-0.5),
     },
+    "tanh_scaled": {
+        "latent": lambda d: {"z": d.normal(2, 16, 5, 7), "gain": 1 / 3},
+        "outliers": lambda d: {"z": d.image(3, 48, 3, 4), "gain": 2.0},
+        "one pixel": lambda d: {"z": d.normal(1, 3, 1, 1), "gain": 0.7},
+        "small values": lambda d: {"z": d.normal(1, 10, 9, 5), "gain": 0.01},
+        "negative gain": lambda d: {"z": d.normal(1, 63, 2, 6), "gain": -0.5},
+    },
     "resize_bicubic": {
         "by 4": _resize(2, 3, 5, 7, 4),
         "bytes": _resize_bytes(2, 3, 4, 3, 4, mul=2 / 255, add=-1.0),
@@ -358,22 +383,31 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "by 1": _resize(1, 3, 3, 2, 1, mul=-1.0),
         "one pixel": _resize(1, 48, 1, 1, 4, add=0.25),
     },
-    "channel_stats": {
-        "image": lambda d: {"x": d.image(2, 3, 5, 7)},
-        "latent": lambda d: {"x": d.image(3, 48, 1, 9)},
-        "one pixel": lambda d: {"x": d.image(2, 10, 1, 1)},
-        "large mean": lambda d: {"x": d.image(1, 3, 9, 6, offset=50.0)},
-    },
-    "affine_clamp": {
-        "image": lambda d: {"x": d.unit(2, 3, 5, 7), "gain": d.unit(2, 3) * 2, "offset": d.normal(2, 3, scale=0.3)},
-        "one pixel": lambda d: {"x": d.unit(3, 1, 1, 1), "gain": d.unit(3, 1), "offset": d.unit(3, 1) * 0.2},
-        "many": lambda d: {"x": d.image(1, 10, 3, 4), "gain": d.normal(1, 10), "offset": d.normal(1, 10)},
+    "adain_fix": {
+        "image": lambda d: {"x": d.unit(2, 3, 9, 7), "style": d.unit(2, 3, 5, 4) * 0.5, "eps": 1e-5, "least": 0.0},
+        "clamped": _adain(2, 3, (5, 7), (9, 6), eps=1e-5, least=0.0, clamp=True),
+        "bytes of style": _adain(2, 3, (8, 12), (2, 3), kind=_bytes, eps=0.0, least=1 / 255),
+        "many parts": _adain(1, 3, (17, 85), (5, 7), kind=_bytes, eps=0.0, least=1 / 255),
+        "one pixel": _adain(3, 1, (1, 1), (1, 1), eps=0.0, least=1 / 255),
+        "10 channels, one row": _adain(1, 10, (1, 37), (4, 1), eps=0.1, least=0.5),
+        "flat": lambda d: {
+            "x": 0.4 + d.unit(2, 3, 6, 5) * 1e-3,
+            "style": d.unit(2, 3, 4, 4),
+            "eps": 0.0,
+            "least": 1 / 255,
+        },
     },
     "wavelet_fix": {
-        "image": lambda d: {"x": d.unit(2, 3, 9, 13), "style": d.unit(2, 3, 9, 13)},
-        "one row": lambda d: {"x": d.unit(1, 1, 1, 40), "style": d.unit(1, 1, 1, 40)},
-        "one pixel": lambda d: {"x": d.unit(3, 10, 1, 1), "style": d.unit(3, 10, 1, 1)},
-        "larger than the reach": lambda d: {"x": d.unit(1, 1, 37, 35), "style": d.unit(1, 1, 37, 35)},
+        "image": lambda d: {"x": d.unit(2, 3, 8, 12), "style": d.unit(2, 3, 2, 3), "factor": 4},
+        "overshoot": lambda d: {"x": d.unit(1, 3, 9, 15) * 2 - 0.5, "style": d.unit(1, 3, 3, 5), "factor": 3},
+        "one row": lambda d: {"x": d.unit(1, 1, 1, 40), "style": d.unit(1, 1, 1, 40), "factor": 1},
+        "one pixel": lambda d: {"x": d.unit(3, 10, 1, 1), "style": d.unit(3, 10, 1, 1), "factor": 1},
+        "larger than the reach": lambda d: {"x": d.unit(1, 1, 40, 36), "style": _bytes(d, 1, 1, 10, 9), "factor": 4},
+    },
+    "clamp_image": {
+        "image": lambda d: {"x": d.unit(2, 3, 5, 7) * 2 - 0.5},
+        "one row": lambda d: {"x": d.unit(3, 1, 1, 70)},
+        "one pixel": lambda d: {"x": d.image(1, 48, 1, 1)},
     },
 }
 

@@ -6,6 +6,6 @@ network = build(family, config, placed)            # Latent or Pixel, see networ
 """
 
 from tinysr_kernels.nets.fold import folds, place
-from tinysr_kernels.nets.networks import LatentNetwork, Network, PixelNetwork, build, fold
+from tinysr_kernels.nets.networks import LatentNetwork, Network, PixelNetwork, build, fold, resize
 
-__all__ = ["LatentNetwork", "Network", "PixelNetwork", "build", "fold", "folds", "place"]
+__all__ = ["LatentNetwork", "Network", "PixelNetwork", "build", "fold", "folds", "place", "resize"]
