@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.ops.draw import Draw
+from tests.ops.norm_cases import norm_makers
 from tinysr_kernels.ops import REGISTRY
 
 Arguments = dict[str, Any]
@@ -293,6 +294,7 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "wide": _upsample(1, 240, 63, 2, 3),
         "64 channels": _upsample(2, 64, 24, 2, 2, activation="silu"),
     },
+    **norm_makers(_conv3x3, _upsample),
     "input_conv": {
         "image": _input(2, 3, 48, 7, 5, 3),
         "unshuffle by 2": _input(1, 3, 45, 8, 10, 6, stride=2, padding=2, border=0.5),
@@ -412,7 +414,7 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
 }
 
 # A convolution that leaves its moments is the same convolution; a few of its cases show the moments.
-for _op in ("sepconv", "conv3x3", "upsample_conv"):
+for _op in ("sepconv", "conv3x3"):
     _MAKERS[f"{_op}_moments"] = {name: _MAKERS[_op][name] for name in list(_MAKERS[_op])[:4]}
 _MAKERS["linear_row_moments"] = {
     "tiles": _linear((2, 19), 30, 240, residual=True),

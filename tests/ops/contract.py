@@ -30,6 +30,7 @@ BATCHED = {
     "moments",
     "skip_moments",
     "row_moments",
+    "normed_skip",
 }
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 DRAWS = 5
