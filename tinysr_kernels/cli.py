@@ -53,7 +53,9 @@ def _add_upscale(commands: Any) -> None:
     model.add_argument("--model", required=True, metavar="CKPT", help='a file or folder, or "demo"')
     model.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if present)")
     model.add_argument("--dtype", choices=_DTYPES, help="default: half precision on cuda, float32 on cpu")
-    model.add_argument("--quantize", choices=("fp8",), help="TinySR's transformer in 8 bits: faster, a little less exact")
+    model.add_argument(
+        "--quantize", choices=("fp8",), help="TinySR's transformer in 8 bits: faster, a little less exact"
+    )
     model.add_argument("--color-fix", choices=("adain", "wavelet", "none"), help="default: the family's own")
     model.add_argument("--scale", type=_whole(1), default=4, metavar="N", help="factor (default 4)")
     model.add_argument("--tile", type=_whole(1), metavar="N", help="side of a tile in input pixels")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.ops import fp8_cases
 from tinysr_kernels.ops import REGISTRY
 
 Arguments = dict[str, Any]
@@ -71,8 +72,10 @@ class Case:
 
 
 def convert(value: Any, dtype: torch.dtype) -> Any:
-    """A floating tensor in `dtype`; anything else as it is."""
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+    """A floating tensor in `dtype`, unless it is quantised; anything else as it is."""
+    if not isinstance(value, Tensor) or value.dtype == fp8_cases.E4M3 or not value.is_floating_point():
+        return value
+    return value.to(dtype)
 
 
 def _epilogue(
@@ -375,6 +378,8 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
 # A convolution that leaves its moments is the same convolution; a few of its cases show the moments.
 for _op in ("sepconv", "conv3x3", "upsample_conv"):
     _MAKERS[f"{_op}_moments"] = {name: _MAKERS[_op][name] for name in list(_MAKERS[_op])[:4]}
+
+_MAKERS |= fp8_cases.MAKERS
 
 CASES: dict[str, list[Case]] = {
     op: [Case(op, name, make) for name, make in makers.items()] for op, makers in _MAKERS.items()

@@ -1,4 +1,4 @@
-"""TinySR's transformer blocks with every linear in fp8: e4m3 weights, quantised once, and e4m3 activations.
+"""TinySR's transformer with the linears of its blocks in fp8: e4m3 weights, quantised once, and e4m3 activations.
 
 One block is eight operators: LayerNorm to e4m3, qkv, attention, its result to e4m3, output projection with residual,
 LayerNorm to e4m3, feed-forward with GELU and a result in e4m3, feed-forward with residual. The residual stream, the
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from tinysr_kernels.errors import InputError
+from tinysr_kernels.families import TinySRConfig
 from tinysr_kernels.nets.layers import Folded, Layer, count, ops
+from tinysr_kernels.nets.tinysr_dit import EPS
 from tinysr_kernels.ops.linear_fp8 import STEP
 from tinysr_kernels.ops.quantize import E4M3, quantized
 
@@ -83,16 +85,39 @@ class Linear(Layer):
 class Block(nn.Module):
     """One transformer block on tokens [N,T,D]."""
 
-    def __init__(self, folded: Folded, prefix: str, head_dim: int, eps: float) -> None:
+    def __init__(self, folded: Folded, prefix: str, head_dim: int) -> None:
         super().__init__()
         self.qkv, self.out, self.ff1, self.ff2 = (Linear(folded, f"{prefix}.{linear}") for linear in LINEARS)
         self.heads = self.out.weight.shape[1] // head_dim
         self.scale = head_dim**-0.5
-        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """x + attention, then + feed-forward."""
-        mixed = ops.attention(self.qkv(ops.layer_norm_quantize(x, self.eps), x.dtype), self.heads, self.scale)
+        mixed = ops.attention(self.qkv(ops.layer_norm_quantize(x, EPS), x.dtype), self.heads, self.scale)
         x = self.out(ops.quantize_rows(mixed), x.dtype, residual=x)
-        hidden = self.ff1.hidden(ops.layer_norm_quantize(x, self.eps), x.dtype)
+        hidden = self.ff1.hidden(ops.layer_norm_quantize(x, EPS), x.dtype)
         return self.ff2(hidden, x.dtype, residual=x)
+
+
+class Transformer(nn.Module):
+    """z [N,16,S,S] -> z - transformer(z), as tinysr_dit.Transformer."""
+
+    def __init__(self, folded: Folded, config: TinySRConfig) -> None:
+        super().__init__()
+        self.patch = Layer(folded, "transformer.patch", ("weight", "table"))
+        self.blocks = nn.ModuleList(
+            Block(folded, f"{BLOCKS}.{i}", config.head_dim) for i in range(count(folded, BLOCKS))
+        )
+        self.proj_out = Layer(folded, "transformer.proj_out", ("weight", "bias"))
+        self.patch_size = config.patch_size
+        tokens = self.patch.get_buffer("table").shape[0]
+        self.window = round(tokens**0.5) * config.patch_size
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[N,C,window,window] -> the same shape, channels_last."""
+        x = ops.patch_embed(z, self.patch.weight, self.patch.table)
+        for block in self.blocks:
+            x = block(x)
+        return ops.unpatchify_subtract(
+            ops.layer_norm(x, EPS), self.proj_out.weight, self.proj_out.bias, z, self.patch_size
+        )

@@ -46,7 +46,9 @@ def fold(
 def check_quantize(family: Family) -> None:
     """InputError unless networks of the family have an fp8 form."""
     if family != "tinysr-dit":
-        raise InputError(f"quantize='fp8' is for tinysr-dit's transformer, this checkpoint is {family}; use quantize=None")
+        raise InputError(
+            f"quantize='fp8' is for tinysr-dit's transformer, this checkpoint is {family}; use quantize=None"
+        )
 
 
 def build(family: Family, config: Config, folded: Folded) -> Network:
@@ -66,7 +68,8 @@ class LatentNetwork(nn.Module):
     def __init__(self, folded: Folded, config: TinySRConfig) -> None:
         super().__init__()
         self.encoder = tiny_vae.Encoder(folded, config.encoder_blocks)
-        self.transformer = tinysr_dit.Transformer(folded, config)
+        transformer = fp8.Transformer if fp8.is_quantized(folded) else tinysr_dit.Transformer
+        self.transformer = transformer(folded, config)
         self.decoder = tiny_vae.Decoder(folded, config.decoder_blocks, config.scaling_factor)
         # latent pixels of context with which both halves give the same result in tiles as on the whole
         self.halo = max(tiny_vae.halo(config.encoder_blocks), tiny_vae.halo(config.decoder_blocks[::-1]))

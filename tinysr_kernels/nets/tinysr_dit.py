@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from tinysr_kernels.families import TinySRConfig
-from tinysr_kernels.nets import fp8
 from tinysr_kernels.nets.fold import Folder
 from tinysr_kernels.nets.layers import Folded, Layer, Linear, count, ops
 
@@ -74,10 +73,6 @@ class Block(nn.Module):
         return self.ff2(self.ff1(ops.layer_norm(x, EPS)), residual=x)
 
 
-def _block(folded: Folded, prefix: str, head_dim: int) -> nn.Module:
-    return fp8.Block(folded, prefix, head_dim, EPS) if fp8.is_quantized(folded) else Block(folded, prefix, head_dim)
-
-
 class Transformer(nn.Module):
     """z [N,16,S,S] -> z - transformer(z), S the side of its window (64 in the release)."""
 
@@ -85,7 +80,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.patch = Layer(folded, "transformer.patch", ("weight", "table"))
         blocks = count(folded, "transformer.blocks")
-        self.blocks = nn.ModuleList(_block(folded, f"transformer.blocks.{i}", config.head_dim) for i in range(blocks))
+        self.blocks = nn.ModuleList(Block(folded, f"transformer.blocks.{i}", config.head_dim) for i in range(blocks))
         self.proj_out = Layer(folded, "transformer.proj_out", ("weight", "bias"))
         self.patch_size = config.patch_size
         tokens = self.patch.get_buffer("table").shape[0]

@@ -139,9 +139,7 @@ def space(gpu: Gpu, x: Tensor, **_: Any) -> Iterator[Config]:
     yield heuristic(gpu, x)
 
 
-KERNELS = Implementation(
-    Config, bucket, heuristic, plan, space, (quantize_kernel.__name__,), capability=CAPABILITY
-)
+KERNELS = Implementation(Config, bucket, heuristic, plan, space, (quantize_kernel.__name__,), capability=CAPABILITY)
 
 quantize_rows = register(SCHEMA, reference, fake, cost, KERNELS)
 layer_norm_quantize = register(NORM_SCHEMA, norm_reference, norm_fake, norm_cost, KERNELS)

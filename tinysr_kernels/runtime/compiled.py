@@ -257,13 +257,13 @@ def compile(
     folded = checkpoint.tensors
     if quantize is not None:
         check_quantize(checkpoint.family)
-    if not checkpoint.folded:
-        folded = fold(checkpoint.family, checkpoint.config, folded, run_dtype, quantize)
-    elif quantize is not None:
-        folded = quantized(folded)
-    if is_quantized(folded):
+    if quantize is not None or is_quantized(folded):
         _check_fp8(run_device)
     try:
+        if not checkpoint.folded:
+            folded = fold(checkpoint.family, checkpoint.config, folded, run_dtype, quantize)
+        elif quantize is not None:
+            folded = quantized(folded)
         return CompiledSR(
             checkpoint,
             folded,
