@@ -6,7 +6,7 @@ network = build(family, config, placed)            # Latent or Pixel, see networ
 """
 
 from tinysr_kernels.nets.fold import folds, place
-from tinysr_kernels.nets.fp8 import is_quantized, quantize
+from tinysr_kernels.nets.fp8 import is_fp8, to_fp8
 from tinysr_kernels.nets.networks import LatentNetwork, Network, PixelNetwork, build, check_quantize, fold
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
     "check_quantize",
     "fold",
     "folds",
-    "is_quantized",
+    "is_fp8",
     "place",
-    "quantize",
+    "to_fp8",
 ]

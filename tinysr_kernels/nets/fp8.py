@@ -3,7 +3,8 @@
 One block is eight operators: LayerNorm to e4m3, qkv, attention, its result to e4m3, output projection with residual,
 LayerNorm to e4m3, feed-forward with GELU and a result in e4m3, feed-forward with residual. The residual stream, the
 attention and everything outside the blocks stay in the network's dtype. Every scale is taken from the values
-themselves: of a weight's row at load, of an activation's row (or 128 of its elements, behind GELU) while it is computed.
+themselves: a weight's row by row at load, an activation's while it is computed, row by row, and behind GELU for every
+128 elements of a row.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ BLOCKS = "transformer.blocks"
 LINEARS = ("qkv", "out", "ff1", "ff2")
 
 
-def is_quantized(folded: Mapping[str, Tensor]) -> bool:
+def is_fp8(folded: Mapping[str, Tensor]) -> bool:
     """Whether the transformer's linears among folded tensors are in e4m3."""
     weight = folded.get(f"{BLOCKS}.0.qkv.weight")
     return weight is not None and weight.dtype == E4M3
 
 
-def quantize(folded: Folded) -> dict[str, Tensor]:
+def to_fp8(folded: Folded) -> dict[str, Tensor]:
     """Folded tensors of TinySR, best in float64, with the blocks' weights as e4m3 and a scale per output channel.
 
     A gate that was kept apart goes into scale and bias, which hold it without loss. Tensors that are quantised already
     stay. InputError where a width is not a multiple of 32.
     """
     made = dict(folded)
-    if is_quantized(folded):
+    if is_fp8(folded):
         return made
     for i in range(count(folded, BLOCKS)):
         for linear in LINEARS:

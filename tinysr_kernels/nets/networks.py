@@ -27,7 +27,7 @@ def fold(
     if isinstance(config, TinySRConfig):
         transformer = tinysr_dit.fold(tensors, torch.float64 if quantize else dtype)
         return {
-            **(fp8.quantize(transformer) if quantize else transformer),
+            **(fp8.to_fp8(transformer) if quantize else transformer),
             **tiny_vae.fold_encoder(tensors, dtype, config.encoder_blocks, config.scaling_factor),
             **tiny_vae.fold_decoder(tensors, dtype, config.decoder_blocks),
         }
@@ -68,7 +68,7 @@ class LatentNetwork(nn.Module):
     def __init__(self, folded: Folded, config: TinySRConfig) -> None:
         super().__init__()
         self.encoder = tiny_vae.Encoder(folded, config.encoder_blocks)
-        transformer = fp8.Transformer if fp8.is_quantized(folded) else tinysr_dit.Transformer
+        transformer = fp8.Transformer if fp8.is_fp8(folded) else tinysr_dit.Transformer
         self.transformer = transformer(folded, config)
         self.decoder = tiny_vae.Decoder(folded, config.decoder_blocks, config.scaling_factor)
         # latent pixels of context with which both halves give the same result in tiles as on the whole

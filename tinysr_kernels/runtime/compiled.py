@@ -16,8 +16,7 @@ from tinysr_kernels.errors import CheckpointError, InputError, OutOfMemory
 from tinysr_kernels.families import COLOR_FIXES, ColorFix, TinySRConfig, config_to_dict
 from tinysr_kernels.launch.backend import choose_backend
 from tinysr_kernels.launch.device import assume, gpu_at
-from tinysr_kernels.nets import LatentNetwork, Network, build, check_quantize, fold, folds, is_quantized, place
-from tinysr_kernels.nets import quantize as quantized
+from tinysr_kernels.nets import LatentNetwork, Network, build, check_quantize, fold, folds, is_fp8, place, to_fp8
 from tinysr_kernels.ops.quantize import CAPABILITY
 from tinysr_kernels.ops.trace import Call, trace
 from tinysr_kernels.runtime.color import fix_colors
@@ -65,7 +64,7 @@ class CompiledSR:
         self.device = device
         self.dtype = dtype
         self.backend = backend
-        self.quantize = "fp8" if is_quantized(folded) else None
+        self.quantize = "fp8" if is_fp8(folded) else None
         self.color_fix = color_fix
         self.upscale = upscale
         self.notices = list(checkpoint.notices)
@@ -239,11 +238,11 @@ def compile(
     ckpt: a file or folder, "demo" (the small checkpoint inside the package), a dict naming the parts, or an nn.Module.
     device: default cuda if present, else cpu. dtype: default float16 on cuda (AdcSR: bfloat16), float32 elsewhere.
     backend: "auto", "reference" or "triton". quantize: "fp8" for TinySR's transformer in e4m3 (docs/fp8.md): on GPUs of
-    compute capability 8.9 or higher, or emulated on the CPU; None leaves it as the checkpoint has it. color_fix: "adain",
-    "wavelet", "none"; None takes the family's own. upscale: whole factor (UNet families: what the network gives). embeddings: overrides the
-    checkpoint's. tile: low-resolution side of a UNet's tiles; None runs the whole image while it fits into memory.
-    cuda_graphs: on a GPU, replay work of a shape that has occurred before from a CUDA graph. max_graph_shapes: how many
-    graphs are kept; the least recently used goes first.
+    compute capability 8.9 or higher, or emulated on the CPU; None leaves it as the checkpoint has it. color_fix:
+    "adain", "wavelet", "none"; None takes the family's own. upscale: whole factor (UNet families: what the network
+    gives). embeddings: overrides the checkpoint's. tile: low-resolution side of a UNet's tiles; None runs the whole
+    image while it fits into memory. cuda_graphs: on a GPU, replay work of a shape that has occurred before from a CUDA
+    graph. max_graph_shapes: how many graphs are kept; the least recently used goes first.
     Raises CheckpointError for a checkpoint that cannot be used, InputError for other arguments, and OutOfMemory when
     the weights do not fit on the device.
     """
@@ -257,13 +256,13 @@ def compile(
     folded = checkpoint.tensors
     if quantize is not None:
         check_quantize(checkpoint.family)
-    if quantize is not None or is_quantized(folded):
+    if quantize is not None or is_fp8(folded):
         _check_fp8(run_device)
     try:
         if not checkpoint.folded:
             folded = fold(checkpoint.family, checkpoint.config, folded, run_dtype, quantize)
         elif quantize is not None:
-            folded = quantized(folded)
+            folded = to_fp8(folded)
         return CompiledSR(
             checkpoint,
             folded,
@@ -331,12 +330,13 @@ def _choose_dtype(dtype: str | torch.dtype | None, checkpoint: Checkpoint, devic
 
 def _check_fp8(device: torch.device) -> None:
     """InputError where a GPU has no e4m3."""
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < CAPABILITY:
-        found, wanted = (".".join(map(str, c)) for c in (torch.cuda.get_device_capability(device), CAPABILITY))
-        raise InputError(
-            f"fp8 needs a GPU of compute capability {wanted} or higher, {torch.cuda.get_device_name(device)} has {found}; "
-            "use quantize=None with a checkpoint that is not quantised, or device='cpu'"
-        )
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) >= CAPABILITY:
+        return
+    found, wanted = (".".join(map(str, c)) for c in (torch.cuda.get_device_capability(device), CAPABILITY))
+    raise InputError(
+        f"fp8 needs compute capability {wanted} or higher, {torch.cuda.get_device_name(device)} has {found}; "
+        "use quantize=None with a checkpoint that is not quantised, or device='cpu'"
+    )
 
 
 def _check_arguments(
