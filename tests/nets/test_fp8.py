@@ -24,10 +24,10 @@ from tinysr_kernels.nets import build, fold, folds, fp8, is_fp8, place, to_fp8
 from tinysr_kernels.nets.layers import ops
 from tinysr_kernels.ops.quantize import E4M3
 
-# The root mean square of a rounding to e4m3 is 0.026 of the value where mantissas are spread evenly: an error even over
-# +-1/16 of the power of two below, 1/16/sqrt(3) = 0.036, over 1/sqrt(mean of 1/m^2) = 1/0.72. Both operands of a product
-# are rounded, and a residual branch is two products deep: 0.026 * sqrt(2) * sqrt(2).
-BRANCH = 0.052
+# Rounding to e4m3 errs evenly over +-1/16 of the power of two below a value, in the root mean square by 1/16/sqrt(3) =
+# 0.036 of it, and by 0.036 * sqrt(mean of 1/m^2) = 0.036 * 0.74 = 0.0265 of values whose mantissas m are spread evenly
+# (on a logarithmic scale). Both operands of a product are rounded, and a residual branch is two products deep.
+BRANCH = 0.0265 * 2**0.5 * 2**0.5
 
 
 def parts(width: int = 64, gate_scale: float = 1.0) -> tuple[dict[str, Tensor], TinySRConfig]:
