@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.ops import fp8_cases
 from tests.ops.draw import Draw
 from tests.ops.norm_cases import norm_makers
 from tinysr_kernels.ops import REGISTRY
@@ -43,8 +44,10 @@ class Case:
 
 
 def convert(value: Any, dtype: torch.dtype) -> Any:
-    """A floating tensor in `dtype`; anything else as it is."""
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+    """A floating tensor in `dtype`, unless it is quantised; anything else as it is."""
+    if not isinstance(value, Tensor) or value.dtype == fp8_cases.E4M3 or not value.is_floating_point():
+        return value
+    return value.to(dtype)
 
 
 def _epilogue(
@@ -425,6 +428,8 @@ _MAKERS["linear_row_moments"] = {
     "large mean": lambda d: {**_linear((2, 5), 30, 70)(d), "bias": d.normal(70) + 100},
 }
 _MAKERS["patch_embed_row_moments"] = dict(_MAKERS["patch_embed"])
+
+_MAKERS |= fp8_cases.MAKERS
 
 CASES: dict[str, list[Case]] = {
     op: [Case(op, name, make) for name, make in makers.items()] for op, makers in _MAKERS.items()

@@ -47,7 +47,9 @@ def norm_makers(conv3x3: Maker, upsample: Maker) -> dict[str, dict[str, Maker]]:
         },
         "upsample_conv_norm": {
             "groups of 10": _then_norm(upsample(2, 48, 30, 3, 5), (2, 30, 6, 10), 3),
-            "groups of 4": _then_norm(upsample(1, 64, 24, 2, 3, activation="relu"), (1, 24, 4, 6), 6, eps=5.0, silu=False),
+            "groups of 4": _then_norm(
+                upsample(1, 64, 24, 2, 3, activation="relu"), (1, 24, 4, 6), 6, eps=5.0, silu=False
+            ),
             "over the seam": _then_norm(upsample(3, 15, 10, 2, 1, bias=False), (3, 10, 4, 2), 3, second=5),
         },
     }
