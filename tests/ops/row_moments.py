@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.ops.cases import Arguments, row_moments
+from tests.ops.cases import Arguments
 from tests.ops.contract import OperatorContract
+from tests.ops.linear_cases import row_moments
 
 Both = tuple[Tensor, Tensor]
 
