@@ -6,8 +6,6 @@ Values are random with a few outlier channels and offsets, so that a misplaced c
 
 from __future__ import annotations
 
-import math
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,39 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.ops import fp8_cases, linear_cases
+from tests.ops.draw import Draw
+from tests.ops.norm_cases import norm_makers
 from tinysr_kernels.ops import REGISTRY
 
 Arguments = dict[str, Any]
-
-
-class Draw:
-    """Random float64 tensors from one seed."""
-
-    def __init__(self, seed: str) -> None:
-        self.generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
-
-    def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
-        """Normally distributed values, the way biases and tables are."""
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64) * scale
-
-    def weight(self, *shape: int) -> Tensor:
-        """A weight [O, ...] scaled so that a sum over its inputs keeps their magnitude."""
-        return self.normal(*shape) / math.prod(shape[1:]) ** 0.5
-
-    def image(self, n: int, c: int, h: int, w: int, offset: float = 0.5) -> Tensor:
-        """[N,C,H,W] with an offset per channel and, in one channel of sixteen, values 20 times as large."""
-        scale = self.normal(c).abs() + 0.5
-        scale[torch.randperm(c, generator=self.generator)[: max(1, c // 16)]] *= 20
-        x = self.normal(n, c, h, w) * scale[:, None, None]
-        return x + (self.normal(c) * offset * scale)[:, None, None]
-
-    def tokens(self, *shape: int, offset: float = 0.5) -> Tensor:
-        """[...,D] with outlier features, as `image`."""
-        return self.image(math.prod(shape[:-1]), shape[-1], 1, 1, offset).reshape(shape)
-
-    def unit(self, *shape: int) -> Tensor:
-        """Uniform values in [0,1], the way images are."""
-        return torch.rand(shape, generator=self.generator, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -64,15 +35,19 @@ class Case:
         schema = REGISTRY[self.op].overload._schema
         optional = {a.name for a in schema.arguments if a.has_default_value()}
         given = {k: v for k, v in drawn.items() if v is not None or k not in optional}
-        return {k: dtype if k == "dtype" else convert(v, dtype) for k, v in given.items()}
+        wide = torch.promote_types(dtype, torch.float32)
+        dtypes = {"row_moments": wide, "weight_sums": wide}  # as networks hold them
+        return {k: dtype if k == "dtype" else convert(v, dtypes.get(k, dtype)) for k, v in given.items()}
 
     def __str__(self) -> str:
         return self.name.replace(" ", "-")
 
 
 def convert(value: Any, dtype: torch.dtype) -> Any:
-    """A floating tensor in `dtype`; anything else as it is."""
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+    """A floating tensor in `dtype`, unless it is quantised; anything else as it is."""
+    if not isinstance(value, Tensor) or value.dtype == fp8_cases.E4M3 or not value.is_floating_point():
+        return value
+    return value.to(dtype)
 
 
 def _epilogue(
@@ -177,48 +152,6 @@ def _group_norm(
     }
 
 
-def _linear(
-    rows: tuple[int, ...],
-    k: int,
-    o: int,
-    *,
-    bias: bool = True,
-    residual: bool = False,
-    gate: bool = False,
-    k2: int = 0,
-    activation: str = "none",
-) -> Callable[[Draw], Arguments]:
-    features = o // 2 if activation == "geglu" else o
-    return lambda d: {
-        "x": d.tokens(*rows, k),
-        "weight": d.weight(o, k),
-        "bias": d.normal(o) if bias else None,
-        "residual": d.tokens(*rows, features) if residual else None,
-        "gate": d.normal(features) if gate else None,
-        "activation": activation,
-        "x2": d.tokens(*rows, k2) if k2 else None,
-        "weight2": d.weight(o, k2) if k2 else None,
-    }
-
-
-def _unpatchify(n: int, c: int, h: int, w: int, p: int, width: int, bias: bool = True) -> Callable[[Draw], Arguments]:
-    return lambda d: {
-        "t": d.tokens(n, h * w, width),
-        "weight": d.weight(p * p * c, width),
-        "bias": d.normal(p * p * c) if bias else None,
-        "z": d.image(n, c, h * p, w * p),
-        "patch_size": p,
-    }
-
-
-def _patch_embed(n: int, c: int, h: int, w: int, p: int, width: int) -> Callable[[Draw], Arguments]:
-    return lambda d: {
-        "z": d.image(n, c, h * p, w * p),
-        "weight": d.weight(width, c, p, p),
-        "table": d.normal(h * w, width),
-    }
-
-
 def _attention(n: int, t: int, heads: int, width: int, scale: float) -> Callable[[Draw], Arguments]:
     return lambda d: {"qkv": d.normal(n, t, 3 * heads * width), "heads": heads, "scale": scale}
 
@@ -294,6 +227,7 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "wide": _upsample(1, 240, 63, 2, 3),
         "64 channels": _upsample(2, 64, 24, 2, 2, activation="silu"),
     },
+    **norm_makers(_conv3x3, _upsample),
     "input_conv": {
         "image": _input(2, 3, 48, 7, 5, 3),
         "unshuffle by 2": _input(1, 3, 45, 8, 10, 6, stride=2, padding=2, border=0.5),
@@ -327,29 +261,6 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "large eps": lambda d: {"x": d.tokens(1, 3, 10), "eps": 5.0},
         "large mean": lambda d: {"x": d.normal(2, 3, 240) + 50, "eps": 1e-6},
         "one vector": lambda d: {"x": d.tokens(30), "eps": 1e-6},
-    },
-    "linear": {
-        "gate, residual": _linear((2, 7), 63, 48, residual=True, gate=True),
-        "geglu": _linear((3, 5), 48, 60, activation="geglu", residual=True),
-        "second input": _linear((2, 5), 48, 30, k2=63, residual=True),
-        "gelu": _linear((2, 9), 48, 240, activation="gelu_tanh", gate=True),
-        "no bias": _linear((2, 3), 240, 10, bias=False),
-        "rows": _linear((17,), 10, 63),
-        "one row": _linear((1, 1), 240, 3, activation="gelu_tanh"),
-        "one vector": _linear((), 30, 45, residual=True),
-        "everything": _linear((2, 3), 10, 90, k2=15, gate=True, residual=True, activation="geglu"),
-    },
-    "unpatchify_subtract": {
-        "latent": _unpatchify(2, 16, 3, 5, 2, 48),
-        "no bias": _unpatchify(1, 4, 4, 1, 2, 63, bias=False),
-        "patches of 1": _unpatchify(3, 3, 2, 3, 1, 10),
-        "patches of 3": _unpatchify(1, 3, 1, 2, 3, 30),
-    },
-    "patch_embed": {
-        "latent": _patch_embed(2, 16, 3, 5, 2, 48),
-        "one token": _patch_embed(1, 4, 1, 1, 2, 63),
-        "patches of 1": _patch_embed(3, 3, 2, 3, 1, 10),
-        "patches of 3": _patch_embed(1, 3, 1, 2, 3, 240),
     },
     "attention": {
         "heads of 48": _attention(2, 17, 5, 48, 48**-0.5),
@@ -407,8 +318,10 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
 }
 
 # A convolution that leaves its moments is the same convolution; a few of its cases show the moments.
-for _op in ("sepconv", "conv3x3", "upsample_conv"):
+for _op in ("sepconv", "conv3x3"):
     _MAKERS[f"{_op}_moments"] = {name: _MAKERS[_op][name] for name in list(_MAKERS[_op])[:4]}
+
+_MAKERS |= linear_cases.MAKERS | fp8_cases.MAKERS
 
 CASES: dict[str, list[Case]] = {
     op: [Case(op, name, make) for name, make in makers.items()] for op, makers in _MAKERS.items()

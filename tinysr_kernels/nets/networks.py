@@ -8,16 +8,26 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from tinysr_kernels.errors import InputError
 from tinysr_kernels.families import UPSCALE, Config, Family, TinySRConfig, UNetConfig
-from tinysr_kernels.nets import kl_decoder, pruned_unet, tiny_vae, tinysr_dit
+from tinysr_kernels.nets import fp8, kl_decoder, pruned_unet, tiny_vae, tinysr_dit
 from tinysr_kernels.nets.layers import Folded, ops
 
 
-def fold(family: Family, config: Config, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Fold a normalised checkpoint for one compute dtype: matrices in it, vectors in float32 or wider."""
+def fold(
+    family: Family, config: Config, tensors: Mapping[str, Tensor], dtype: torch.dtype, quantize: str | None = None
+) -> dict[str, Tensor]:
+    """Fold a normalised checkpoint for one compute dtype: matrices in it, vectors in float32 or wider.
+
+    quantize: "fp8" for TinySR's transformer in e4m3 where fp8.py says; the rest of it is then left in float64 for
+    `place`. InputError for other families.
+    """
+    if quantize is not None:
+        check_quantize(family)
     if isinstance(config, TinySRConfig):
+        transformer = tinysr_dit.fold(tensors, torch.float64 if quantize else dtype)
         return {
-            **tinysr_dit.fold(tensors, dtype),
+            **(fp8.to_fp8(transformer) if quantize else transformer),
             **tiny_vae.fold_encoder(tensors, dtype, config.encoder_blocks, config.scaling_factor),
             **tiny_vae.fold_decoder(tensors, dtype, config.decoder_blocks),
         }
@@ -31,6 +41,14 @@ def fold(family: Family, config: Config, tensors: Mapping[str, Tensor], dtype: t
     else:
         folded |= kl_decoder.fold_decoder(tensors, config, dtype)
     return folded
+
+
+def check_quantize(family: Family) -> None:
+    """InputError unless networks of the family have an fp8 form."""
+    if family != "tinysr-dit":
+        raise InputError(
+            f"quantize='fp8' is for tinysr-dit's transformer, this checkpoint is {family}; use quantize=None"
+        )
 
 
 def build(family: Family, config: Config, folded: Folded) -> Network:
@@ -55,7 +73,8 @@ class LatentNetwork(nn.Module):
     def __init__(self, folded: Folded, config: TinySRConfig) -> None:
         super().__init__()
         self.encoder = tiny_vae.Encoder(folded, config.encoder_blocks)
-        self.transformer = tinysr_dit.Transformer(folded, config)
+        transformer = fp8.Transformer if fp8.is_fp8(folded) else tinysr_dit.Transformer
+        self.transformer = transformer(folded, config)
         self.decoder = tiny_vae.Decoder(folded, config.decoder_blocks, config.scaling_factor)
         # latent pixels of context with which both halves give the same result in tiles as on the whole
         self.halo = max(tiny_vae.halo(config.encoder_blocks), tiny_vae.halo(config.decoder_blocks[::-1]))
