@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tests.ops.draw import Draw
+
 if TYPE_CHECKING:
-    from tests.ops.cases import Arguments, Draw
+    from tests.ops.cases import Arguments
 
 E4M3 = torch.float8_e4m3fn
 

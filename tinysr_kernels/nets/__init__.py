@@ -7,7 +7,7 @@ network = build(family, config, placed)            # Latent or Pixel, see networ
 
 from tinysr_kernels.nets.fold import folds, place
 from tinysr_kernels.nets.fp8 import is_fp8, to_fp8
-from tinysr_kernels.nets.networks import LatentNetwork, Network, PixelNetwork, build, check_quantize, fold
+from tinysr_kernels.nets.networks import LatentNetwork, Network, PixelNetwork, build, check_quantize, fold, resize
 
 __all__ = [
     "LatentNetwork",
@@ -19,5 +19,6 @@ __all__ = [
     "folds",
     "is_fp8",
     "place",
+    "resize",
     "to_fp8",
 ]

@@ -62,6 +62,11 @@ def _has_tiny_decoder(names: Mapping[str, object]) -> bool:
     return any(name.startswith("decoder.layers.") for name in names)
 
 
+def resize(image: Tensor, factor: int, dtype: torch.dtype) -> Tensor:
+    """[N,3,H,W] in [0,1], or uint8 that holds 255 times as much -> [N,3,factor*H,factor*W] in `dtype`."""
+    return ops.resize_bicubic(image, factor, 1 / 255 if image.dtype == torch.uint8 else 1.0, 0.0, dtype)
+
+
 class LatentNetwork(nn.Module):
     """TinySR: encoder and decoder run on any size, the transformer on windows of one size."""
 
@@ -117,10 +122,11 @@ class PixelNetwork(nn.Module):
         return self.reduction // math.gcd(self.reduction, self.upscale)
 
     def forward(self, image: Tensor) -> Tensor:
-        """[N,3,H,W] in [0,1] -> [N,3,4H,4W], [0,1] up to overshoot; H and W multiples of `multiple`."""
+        """[N,3,H,W] in [0,1] or uint8 -> [N,3,4H,4W], [0,1] up to overshoot; H and W multiples of `multiple`."""
         enlarged = None
         if self.residual or self.encoder is not None:
-            enlarged = ops.resize_bicubic(image, self.upscale)
+            first = self.unet.conv_in if self.encoder is None else self.encoder.layers["0"]
+            enlarged = resize(image, self.upscale, first.get_buffer("weight").dtype)
         latent = self.unet(image if self.encoder is None else self.encoder(enlarged))
         if self.latent_gain != 1.0:
             latent = latent * self.latent_gain

@@ -13,6 +13,7 @@ from tinysr_kernels.ops import (
     quantize,
     resize,
     sepconv,
+    tanh_scaled,
     unpatchify,
     upsample_conv,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "quantize",
     "resize",
     "sepconv",
+    "tanh_scaled",
     "unpatchify",
     "upsample_conv",
 ]

@@ -22,6 +22,7 @@ from tinysr_kernels.ops.trace import Call, trace
 from tinysr_kernels.runtime.color import fix_colors
 from tinysr_kernels.runtime.cuda import engine_for
 from tinysr_kernels.runtime.dispatch import Kind, upscale_image
+from tinysr_kernels.runtime.engine import Outputs
 from tinysr_kernels.runtime.graphs import Graphs
 from tinysr_kernels.runtime.notices import notice
 from tinysr_kernels.runtime.pipelines import TILE_BATCH, Limits, bytes_per_pixel, check_upscale, restore
@@ -123,8 +124,8 @@ class CompiledSR:
     def _overlap(self) -> int:
         return self.config.overlap if isinstance(self.config, TinySRConfig) else 0
 
-    def _fix(self, sr: Tensor, lr: Tensor) -> Tensor:
-        return fix_colors(sr, lr.to(sr.dtype), self.color_fix, self.family, self.upscale)
+    def _fix(self, sr: Tensor, lr: Tensor, dtype: torch.dtype) -> Outputs:
+        return fix_colors(sr, lr, self.color_fix, self.family, self.upscale, dtype)
 
     def _network(self, dtype: torch.dtype) -> Network:
         """The network in `dtype`, built from the folded weights on first need."""
@@ -170,12 +171,14 @@ class CompiledSR:
     def _trace(self) -> list[Call]:
         """Enlarge one image without memory or time, which also proves that the tensors' shapes fit together."""
         meta = build(self.family, self.config, {k: v.to("meta") for k, v in self._folded.items()})
-        lr = torch.empty((1, 3, TRACE_SIDE, TRACE_SIDE), dtype=self.dtype, device="meta")
+        lr = torch.empty((1, 3, TRACE_SIDE, TRACE_SIDE), dtype=torch.uint8, device="meta")
+
+        def enlarge() -> Outputs:
+            sr = restore(meta, lr, self.upscale, Limits(), self._overlap, dtype=self.dtype)
+            return self._fix(sr, lr, lr.dtype)
+
         with assume(gpu_at(self.device)):
-            return trace(
-                lambda: self._fix(restore(meta, lr, self.upscale, Limits(), self._overlap), lr),
-                kernels=self.backend == "triton",
-            )
+            return trace(enlarge, kernels=self.backend == "triton")
 
     def info(self) -> dict[str, Any]:
         """What this model is and how it runs, as a JSON-serialisable dictionary.
