@@ -13,6 +13,7 @@ from tests.kernels.kernels import KernelContract
 from tests.ops import test_linear_fp8
 from tests.ops.cases import CASES, Case
 from tests.ops.contract import relaid
+from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import GPUS, assume
 from tinysr_kernels.ops import REGISTRY, linear_fp8_kernel
 from tinysr_kernels.ops.linear_fp8 import Config
@@ -65,6 +66,15 @@ class TestLinearFp8QuantizedKernels(Fp8Kernels):
         "largest of signed values": ("tl.max(tl.abs(v), 1)", "tl.max(v, 1)"),
         "scale of another row": ("(first_row + row) * across + block", "(rows - 1 - first_row - row) * across + block"),
     }
+
+
+def test_a_result_in_float64_goes_to_the_reference() -> None:
+    """However the scales come."""
+    arguments = CASES["linear_fp8"][0].arguments(torch.float32) | {"dtype": torch.float64}
+    with using("triton"):
+        found = REGISTRY["linear_fp8"].overload(**arguments)
+    assert found.dtype == torch.float64
+    assert torch.equal(found, REGISTRY["linear_fp8"].reference(**arguments))
 
 
 def test_slices_end_with_groups() -> None:

@@ -161,8 +161,9 @@ def static_scales(found: Networks, names: tuple[str, ...]) -> Quantize:
 @torch.inference_mode()
 def main() -> None:
     """Print the table of docs/fp8.md."""
-    _say("| width, blocks, tokens | fp8 | one scale a token | static scales | float16 | PSNR at 1 | 1/2 | 1/4 |")
-    _say("|---|---:|---:|---:|---:|---:|---:|---:|")
+    errors_of = "fp8 | one scale a token | static scales | float16"
+    _say(f"| width, blocks, tokens | {errors_of} | prediction / latent | PSNR as it is | at 1 | 1/2 | 1/4 |")
+    _say(f"|---|{9 * '---:|'}")
     for dim, layers, table in ((128, 2, 8), (384, 4, 16), (768, 6, 16), (1536, 4, 16)):
         with tempfile.TemporaryDirectory() as folder:
             found = networks(Path(folder), dim, layers, table)
@@ -170,8 +171,9 @@ def main() -> None:
         others = [per_row, static_scales(found, ("astronaut", "chelsea", "rocket"))]
         predictions = [prediction(found.fp8, z), *(with_scales(found, other) for other in others)]
         errors = [relative_error(p, expected) for p in (*predictions, prediction(found.half, z))]
-        ratios = [image_psnr(found.single, z, predictions[0], expected, share) for share in (1, 0.5, 0.25)]
-        cells = [f"{100 * e:.2f} %" for e in errors] + [f"{r:.1f}" for r in ratios]
+        share = float(expected.norm() / z.norm())
+        images = [image_psnr(found.single, z, predictions[0], expected, s) for s in (share, 1, 0.5, 0.25)]
+        cells = [*(f"{100 * e:.2f} %" for e in errors), f"{share:.2f}", *(f"{db:.1f}" for db in images)]
         _say(f"| {dim}, {layers}, {table * table} | {' | '.join(cells)} |")
 
 
