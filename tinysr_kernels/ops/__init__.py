@@ -11,6 +11,7 @@ from tinysr_kernels.ops import (
     patch_embed,
     resize,
     sepconv,
+    sepconv_block,
     unpatchify,
     upsample_conv,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "patch_embed",
     "resize",
     "sepconv",
+    "sepconv_block",
     "unpatchify",
     "upsample_conv",
 ]
