@@ -9,7 +9,8 @@
 Zero padding of one pixel (of u, behind norm and SiLU). Layouts: activations [N,C,H,W] in channels_last memory,
 depthwise [C,3,3] with the channels last in memory, pointwise [O,C], norm_moments [N,2,C] as `<convolution>_moments`
 leaves them (`ops/moments.py`), norm_weight and norm_bias [C]. The norm stands here so that it can be measured: SiLU is
-evaluated for every shift of a row, three times an element, where a launch of its own does so once. The separable convolutions are those of TinySR's VAE (arXiv 2508.17434, section 3.2).
+evaluated for every shift of a row, three times an element, where a launch of its own does so once. The separable
+convolutions are those of TinySR's VAE (arXiv 2508.17434, section 3.2).
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -243,7 +243,9 @@ def plan(
 
     moments: the result's too, from one launch more (`ops/moments.py`).
     """
-    shape = _check(x, depthwise, pointwise, bias, residual, shortcut, skip, shortcut_weight, stride, upsample, activation)
+    shape = _check(
+        x, depthwise, pointwise, bias, residual, shortcut, skip, shortcut_weight, stride, upsample, activation
+    )
     norm = _norm(x, norm_moments, norm_weight, norm_bias, norm_groups, norm_eps)
     out = empty_nhwc(x, shape)
     launch = sepconv_tiles.launch(

@@ -32,7 +32,7 @@ def group_map(  # type: ignore[no-untyped-def]
     WIDTH: tl.constexpr,  # channels of a group
     MEMBERS: tl.constexpr,  # a power of two, at least WIDTH
 ):
-    """center, gain and shift, each [1,STEP] float32: the norm is (v - center) * gain + shift. Zeros where no channel."""
+    """center, gain and shift, each [1,STEP] float32, of the norm (v - center) * gain + shift; zeros behind the last."""
     there = chan < CHANNELS
     inner = tl.arange(0, MEMBERS)
     # All channels of the group that each channel belongs to; every channel has equally many pixels.
