@@ -66,7 +66,7 @@ class TestSepconvKernels(KernelContract):
         "channels for groups": ("chan // WIDTH * WIDTH", "chan"),
         "means of a group not spread": ("variance + deviation * deviation", "variance"),
         "norm of the first sample": ("moments + sample * 2 * CHANNELS", "moments + sample * 0"),
-        "no shift of the norm": ("* gain + shift", "* gain"),
+        "no shift of the norm": ("y = (v - center) * gain + shift", "y = (v - center) * gain"),
         "no eps": ("tl.sqrt_rn(spread + eps)", "tl.sqrt_rn(spread)"),
     }
 

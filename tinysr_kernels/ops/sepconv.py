@@ -207,10 +207,12 @@ def bucket(
     return f"{str(x.dtype).removeprefix('torch.')} {x.shape[1]}->{o} {power_of_2(n * h * w)} {variant}{norm}"
 
 
-def heuristic(gpu: Gpu, x: Tensor, pointwise: Tensor, stride: int, upsample: bool, **_: Any) -> Config:
+def heuristic(
+    gpu: Gpu, x: Tensor, pointwise: Tensor, stride: int, upsample: bool, norm_moments: Tensor | None, **_: Any
+) -> Config:
     """`sepconv_tiles.heuristic` for the shape of the result."""
     n, o, h, w = _out_shape(x, pointwise, stride, upsample)
-    return sepconv_tiles.heuristic(gpu, n, x.shape[1], o, h, w, x.element_size())
+    return sepconv_tiles.heuristic(gpu, n, x.shape[1], o, h, w, x.element_size(), norm_moments is not None)
 
 
 def moments_heuristic(gpu: Gpu, **arguments: Any) -> Config:

@@ -48,7 +48,7 @@ class Norm:
     eps: float
 
 
-def heuristic(gpu: Gpu, n: int, c: int, o: int, h: int, w: int, itemsize: int) -> Config:
+def heuristic(gpu: Gpu, n: int, c: int, o: int, h: int, w: int, itemsize: int, norm: bool = False) -> Config:
     """`march` where a program's channels fit the registers of its warps, several programs to a multiprocessor.
 
     A thread of `march` holds 16 values of a row, in vectors of 8 channels: three float32 sums of each, 48 registers,
@@ -58,16 +58,19 @@ def heuristic(gpu: Gpu, n: int, c: int, o: int, h: int, w: int, itemsize: int) -
     an H200 wants about 11 KB (2.2 TB/s of reads, 0.7 us, 132 multiprocessors), others less. All nine taps in
     registers take 72, hence 230 to 250 in all, one program of 8 warps and 8 KB. No stages of copies: a copy to shared
     memory passes the L1 by, and each of a row's three shifts (`tile`: of nine) would come from the L2. `tile` takes
-    80 to 111 registers with 8 warps, and all 255 with 4.
+    80 to 111 registers with 8 warps, and all 255 with 4. norm: whether the input is normalised, which takes center,
+    gain and shift of every channel besides; threads then hold half as many values.
     """
     block = power_of_2(c)
     outputs = power_of_2(o, most=64)
     if block > 128 or w < 16:
-        return Config("tile", 1, 32, min(block, 32), outputs, 8, 1)
+        return Config("tile", 1, 16 if norm else 32, min(block, 32), outputs, 4 if norm else 8, 1)
     tile, warps, resident = 2048, 4, 3
     if c % 8 or itemsize > 2:
         # Narrower vectors have more addresses, and a product of float32 holds its operands in registers.
-        tile, warps = 1024, 8 if block > 64 else 4
+        tile, warps = 1024, 8 if norm or block > 64 else 4
+    elif norm:
+        warps = 8
     elif gpu.capability[0] == 9 and block <= 64 <= w:
         tile, warps, resident = 4096, 8, 2
     pixels = power_of_2(min(tile // block, w), most=64)
