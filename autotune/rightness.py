@@ -116,7 +116,14 @@ def _truth(item: Item, device: torch.device, seed: int) -> Truth:
             coarse = _tensors(reference(**inputs))
         # What the operation gives in float32, such as moments, eager too computes in float32.
         eager = tuple(e if e.dtype == torch.float32 else c for e, c in zip(eager, coarse, strict=True))
-    return Truth(inputs, exact, eager)
+    return Truth(inputs, _in_units(exact, eager), eager)
+
+
+def _in_units(exact: tuple[Tensor, ...], like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Exact images in [0,1] times 255 where the results are bytes, which hold that."""
+    return tuple(
+        e * 255 if t.dtype == torch.uint8 and e.is_floating_point() else e for e, t in zip(exact, like, strict=True)
+    )
 
 
 def _double(value: Any) -> Any:
@@ -152,7 +159,7 @@ def poisoned(plan: Plan) -> Plan:
         scratch = (v for name, v in launch.arguments.items() if name.startswith("scratch"))
         written += [t for t in scratch if isinstance(t, Tensor)]
     for t in written:
-        t.fill_(math.nan if t.dtype.is_floating_point else 255)
+        t.fill_(math.nan if t.dtype.is_floating_point else 255 * (t.dtype != torch.bool))
     return plan
 
 
@@ -167,7 +174,8 @@ def _allowed(results: list[tuple[Tensor, ...]], known: list[Truth]) -> list[floa
 
 
 def _like(exact: Tensor, result: Tensor) -> Tensor:
-    return (exact if result.dtype.is_floating_point else exact.round()).to(result.dtype)
+    whole = exact.is_floating_point() and not result.dtype.is_floating_point
+    return (exact.round() if whole else exact).to(result.dtype)
 
 
 def _pooled(results: list[tuple[Tensor, ...]], known: list[Truth]) -> list[float]:

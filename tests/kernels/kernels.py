@@ -222,3 +222,16 @@ class KernelContract:
                 assert isinstance(chosen, operator.kernels.config)
                 assert all(type(v) in (int, str, bool) for v in dataclasses.asdict(chosen).values())
                 assert operator.kernels.plan(chosen, **arguments).launches
+
+
+class KernelMutations(KernelContract):
+    """Of a further module whose kernels serve an operator that another class tests: the mutations alone."""
+
+    test_numbers = None
+    test_configurations = None
+    test_form = None
+    test_layouts = None
+    test_repeats_and_any_batch = None
+    test_through_the_operator = None
+    test_float64_goes_to_the_reference = None
+    test_configurations_fit_every_gpu = None

@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from tests.kernels.kernels import KernelContract
+from tests.kernels.kernels import KernelContract, KernelMutations
 from tests.ops import test_conv_norm
 from tests.ops.cases import CASES
 from tinysr_kernels.ops import conv3x3_kernel, conv_norm, conv_norm_kernel, moments_kernel
@@ -50,9 +50,10 @@ class TestConv3x3NormKernels(KernelContract):
             "gamma = tl.load(gain + inner, mask=inner",
         ),
         "the first step for all": ("start = sample + step * PIXELS\n", "start = sample\n"),
-        "the first tile alone": (
-            "for start in range(0, parts, PARTS):\n            known = there[:, None] & (start + lane < parts)\n            count = tl.load(at + (start + lane), mask=known, other=0.0)\n            total",
-            "for start in range(0, 1, PARTS):\n            known = there[:, None] & (start + lane < 1)\n            count = tl.load(at + (start + lane), mask=known, other=0.0)\n            total",
+        "the first tiles alone": ("elements = tl.maximum(tl.sum(total, 1), 1.0)", "elements = total.shape[1] * 1.0"),
+        "another tile's mean": (
+            "at + (row + start + lane), mask=known, other=0.0) - first",
+            "at + row, mask=known, other=0.0) - first",
         ),
         "between tiles nothing": ("within + count * deviation * deviation", "within"),
         "the first sample's tiles": ("sample * 3 * groups * parts", "sample * 0"),
@@ -81,7 +82,7 @@ class TestConv3x3NormKernels(KernelContract):
         self.test_mutations_are_caught("swapped", tmp_path, monkeypatch)
 
 
-class TestMomentsOfGroups(KernelContract):
+class TestMomentsOfGroups(KernelMutations):
     """What the convolution leaves of its tiles."""
 
     contract = test_conv_norm.TestConv3x3Norm
@@ -107,7 +108,7 @@ class TestUpsampleConvNormKernels(KernelContract):
     }
 
 
-class TestMomentsOfChannels(KernelContract):
+class TestMomentsOfChannels(KernelMutations):
     """Where groups are no powers of two, channel by channel."""
 
     contract = test_conv_norm.TestUpsampleConvNorm

@@ -15,9 +15,9 @@ class TestTanhScaledKernels(KernelContract):
     kernels = tanh_scaled_kernel
     configs: ClassVar = {"several blocks": Config(lanes=64, warps=1)}
     mutations: ClassVar = {
-        "no gain": ("_tanh(v * gain)", "_tanh(v)"),
-        "no sign": ("tl.where(u < 0, -far, far)", "far"),
-        "a shorter series": ("(near * s + 2.0 / 15.0) * s - 1.0 / 3.0", "near * 0.0 - 1.0 / 3.0"),
-        "sigmoid": ("tl.exp(-2.0 * size)", "tl.exp(-size)"),
+        "no gain": (".to(WIDE) * gain", ".to(WIDE)"),
+        "no sign": ("tl.where(u < 0, -v, v)", "v"),
+        "no quotient": ("(1.0 - e) / (1.0 + e)", "1.0 - e"),
+        "sigmoid": ("tl.exp(-2.0 * tl.abs(u))", "tl.exp(-tl.abs(u))"),
         "the first block": ("tl.program_id(0).to(tl.int64) * LANES", "tl.program_id(0).to(tl.int64) * 0"),
     }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.ops import fp8_cases, linear_cases
 from tests.ops.draw import Draw
-from tests.ops.norm_cases import norm_makers
+from tests.ops.norm_cases import norm_first, norm_makers
 from tinysr_kernels.ops import REGISTRY
 
 Arguments = dict[str, Any]
@@ -218,6 +218,10 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "shortcut alone": _conv3x3(
             1, 48, 63, 5, 3, shortcut=30, activation="relu", residual=True, activate_residual=False
         ),
+        "normed, few results": norm_first(_conv3x3(2, 48, 3, 5, 7, residual=True), 4, eps=5.0),
+        "few results of large images": _conv3x3(1, 10, 7, 9, 35, activation="silu"),
+        "normed": norm_first(_conv3x3(2, 30, 20, 4, 5, stride=2, shortcut=3), 2),
+        "normed, 64 channels": norm_first(_conv3x3(1, 64, 10, 3, 4, residual=True, activation="relu"), 64, eps=1.0),
     },
     "upsample_conv": {
         "relu": _upsample(2, 48, 30, 3, 5, activation="relu"),

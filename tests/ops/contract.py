@@ -32,6 +32,7 @@ BATCHED = {
     "skip_moments",
     "row_moments",
     "normed_skip",
+    "norm_moments",
 }
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 DRAWS = 5

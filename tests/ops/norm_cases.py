@@ -1,11 +1,27 @@
-"""Argument sets of the convolutions that normalise their result (`ops/conv_norm.py`), for `cases.py`."""
+"""Argument sets of convolutions with a GroupNorm before them, or behind them (`ops/conv_norm.py`), for `cases.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 Maker = Callable[..., Any]
+
+
+def norm_first(make: Maker, groups: int, eps: float = 1e-5) -> Maker:
+    """A convolution on the normalised image: its channels' moments, which need not be the true ones, and the norm."""
+
+    def drawn(d: Any) -> dict[str, Any]:
+        found = make(d)
+        n, c = found["x"].shape[:2]
+        moments = torch.stack([d.normal(n, c), 0.2 + d.normal(n, c).square()], 1)
+        weight, bias = d.normal(c), d.normal(c)
+        norm = {"norm_moments": moments, "norm_weight": weight, "norm_bias": bias}
+        return {**found, **norm, "norm_groups": groups, "norm_eps": eps}
+
+    return drawn
 
 
 def _then_norm(
@@ -43,6 +59,7 @@ def norm_makers(conv3x3: Maker, upsample: Maker) -> dict[str, dict[str, Maker]]:
             ),
             "groups of 8": _then_norm(conv3x3(3, 15, 24, 6, 6, bias=False), (3, 24, 6, 6), 3),
             "one pixel": _then_norm(conv3x3(1, 10, 3, 1, 1), (1, 3, 1, 1), 1, second=1),
+            "norm before and behind": _then_norm(norm_first(conv3x3(2, 16, 24, 4, 4), 2), (2, 24, 4, 4), 6),
             "stride 2": _then_norm(conv3x3(2, 64, 32, 7, 9, stride=2, activation="silu"), (2, 32, 4, 5), 8, silu=False),
         },
         "upsample_conv_norm": {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.ops import test_conv3x3, test_group_norm, test_upsample_conv
 from tests.ops.cases import CASES, Arguments
-from tests.ops.contract import OperatorContract
+from tests.ops.contract import BATCHED, OperatorContract
 from tinysr_kernels.launch.device import GPUS, assume
 from tinysr_kernels.launch.plan import Launch
 from tinysr_kernels.ops import REGISTRY
@@ -90,6 +90,9 @@ class TestConv3x3Norm(NormContract):
     mutants = mutants(conv3x3_norm.reference)
     mistakes = mistakes(60)
 
+    def counted_products(self, arguments: Arguments) -> int:
+        return super().counted_products(arguments) + test_conv3x3.norm_flops(arguments)
+
 
 class TestUpsampleConvNorm(NormContract):
     op = "upsample_conv_norm"
@@ -129,10 +132,7 @@ def test_the_batch_changes_no_configuration() -> None:
     assert operator.kernels is not None
     for case in CASES[operator.name]:
         arguments = operator.arguments(**case.arguments(torch.float16))
-        one = {
-            k: v[:1] if k in ("x", "residual", "shortcut", "skip", "normed_skip") and v is not None else v
-            for k, v in arguments.items()
-        }
+        one = {k: v[:1] if k in BATCHED and v is not None else v for k, v in arguments.items()}
         for gpu in GPUS.values():
             assert operator.kernels.heuristic(gpu, **arguments) == operator.kernels.heuristic(gpu, **one)
             assert operator.kernels.bucket(**arguments) == operator.kernels.bucket(**one)

@@ -99,14 +99,17 @@ class KLDecoder(nn.Module):
         layers = [*self.middle(), *(layer for block in self.up_blocks for layer in block.children())]
         h = Features(x)
         for layer, following in zip(layers, [*layers[1:], None], strict=True):
-            then = self.conv_norm_out if following is None else _first_norm(following)
+            last = following is None
+            then = self.conv_norm_out if last else _first_norm(following)
+            # The last convolution does its GroupNorm's work where the moments are there.
+            moments = last and self.conv_out.normalises_once
             if isinstance(layer, Conv):
-                h = layer.features(h.image, self.groups, then=then)
+                h = layer.features(h.image, self.groups, then=then, moments=moments)
             elif isinstance(layer, Resnet):
-                h = layer(h, then=then)
+                h = layer(h, then=then, moments=moments)
             else:
                 h = layer(h)
-        return self.conv_out(self.conv_norm_out(h), residual=residual)
+        return self.conv_out.behind(self.conv_norm_out, h, residual=residual)
 
     def middle(self) -> Iterator[nn.Module]:
         """The resnets of the middle, each followed by its attention if there is one."""
@@ -116,7 +119,7 @@ class KLDecoder(nn.Module):
                 yield self.mid_attentions[j]
 
 
-def _first_norm(layer: nn.Module) -> GroupNorm | None:
+def _first_norm(layer: nn.Module | None) -> GroupNorm | None:
     """The GroupNorm that a layer puts its input through first, if it does."""
     if isinstance(layer, Resnet):
         return layer.norm1

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import tinysr_kernels.ops  # noqa: F401  (registers torch.ops.tinysr)
+from tinysr_kernels.ops.conv_tiles import MOST_FEW
 from tinysr_kernels.ops.group_norm import splits
 
 Folded = Mapping[str, Tensor]
@@ -77,6 +78,7 @@ class Conv(Layer):
         *,
         then: GroupNorm | None = None,
         beside: Tensor | None = None,
+        moments: bool = False,
         residual: Tensor | None = None,
         shortcut: Tensor | None = None,
         skip: Tensor | None = None,
@@ -85,19 +87,32 @@ class Conv(Layer):
 
         groups: numbers of groups that GroupNorm may have; the first that divides the channels counts. then: that
         GroupNorm, where it is known; beside: the image that it takes as its second. A dense convolution normalises
-        for it, unless it has so much to read besides that it is better done apart; a separable one takes moments
-        where GroupNorm would have to read its result twice.
+        for it, unless it has so much to read besides that it is better done apart, or moments are asked for; a
+        separable one, and one that is asked, takes moments where GroupNorm would have to read its result twice.
         """
         rest = (x, "none", residual, shortcut, skip)
         pixels = x.shape[2] * x.shape[3] * (4 if self.upsample else 1) // self.stride**2
         outputs = self.outputs
-        if self.kind == "separable":
-            large = splits(pixels, outputs // group_count(groups, outputs))
+        large = splits(pixels, outputs // group_count(groups, outputs))
+        if self.kind == "separable" or (moments and large):
             return Features(*self._call("_moments", (), *rest)) if large else Features(self._call("", (), *rest))
         if then is None or (beside is not None and splits(pixels, then.width)):
             return Features(self._call("", (), *rest))
         image, normed = self._call("_norm", then.arguments, *rest, normed_silu=then.silu, normed_skip=beside)
         return Features(image, None, normed)
+
+    @property
+    def normalises_once(self) -> bool:
+        """Whether it may put its input through a GroupNorm on the way, pixel by pixel, at no further cost."""
+        return self.kind == "dense" and self.stride == 1 and self.outputs <= MOST_FEW
+
+    def behind(self, norm: GroupNorm, x: Features, *, residual: Tensor | None = None) -> Tensor:
+        """conv(norm(x)) + bias + residual."""
+        if x.moments is None or not (self.normalises_once and norm.silu):
+            return self(norm(x), residual=residual)
+        tail = (self.bias, residual, None, None, None, 1, "none", True)
+        found: Tensor = ops.conv3x3(x.image, self.weight, *tail, x.moments, *norm.arguments)
+        return found
 
     @property
     def outputs(self) -> int:

@@ -137,10 +137,11 @@ class Resnet(nn.Module):
         skip: Features | None = None,
         then: GroupNorm | None = None,
         beside: Features | None = None,
+        moments: bool = False,
     ) -> Features:
         """[N,C1,H,W] (and [N,C2,H,W]) -> [N,O,H,W].
 
-        then: the GroupNorm that takes the result, with the second image `beside`.
+        then: the GroupNorm that takes the result, with the second image `beside`; moments: as `Conv.features` says.
         """
         h = self.norm2(self.conv1.features(self.norm1(x, skip), self.groups, then=self.norm2))
         other = None if skip is None else skip.image
@@ -152,6 +153,7 @@ class Resnet(nn.Module):
             self.groups,
             then=then,
             beside=None if beside is None else beside.image,
+            moments=moments,
             residual=residual,
             shortcut=shortcut,
             skip=other,
@@ -238,7 +240,8 @@ class Stage(nn.Module):
     def places(self, kind: str, groups: tuple[int, ...]) -> Iterator[Place]:
         """What a stage of this kind, "down", "mid" or "up", does in order."""
         for j, resnet in enumerate(self.resnets):
-            yield Place(functools.partial(self.step, j), resnet.norm1, kind == "up", kind == "down")
+            norm = resnet.norm1 if isinstance(resnet, Resnet) else None
+            yield Place(functools.partial(self.step, j), norm, kind == "up", kind == "down")
         for sampler in (*self.downsamplers, *self.upsamplers):
             yield Place(functools.partial(_sample, sampler, groups), None, False, kind == "down")
 

@@ -46,7 +46,7 @@ from tinysr_kernels.ops.registry import (
 )
 
 WAVELET_LEVELS = 5
-MOST_PARTS = 128
+MOST_PARTS = 256
 """Parts that an image's moments come in at most: every program of adain_fix's second launch merges them all."""
 ADAIN_SCHEMA = (
     "adain_fix(Tensor x, Tensor style, float eps, float least, bool clamp=False, ScalarType? dtype=None) "
@@ -195,8 +195,8 @@ def clamp_cost(x: Tensor, dtype: torch.dtype | None = None) -> Cost:
 
 @dataclass(frozen=True)
 class Config:
-    """A launch of a color fix: neighbouring numbers that a program takes at once. adain_fix: `parts` of the first
-    launch's programs, `lanes` of the second's.
+    """A launch of a color fix: neighbouring numbers that a program takes at once. adain_fix: `lanes` and `warps` are of
+    the second launch, `parts` are the numbers that a program of the first takes at once.
     """
 
     lanes: int
@@ -223,8 +223,8 @@ def _dense(x: Tensor, rows: int | None = None) -> bool:
 def adain_heuristic(gpu: Gpu, x: Tensor, **_: Any) -> Config:
     """Whatever the batch, so that a sample's sums have the same order in any. 16 numbers a thread: wide stores."""
     numbers = x[0].numel()
-    least = power_of_2(blocks(numbers, MOST_PARTS), least=256, most=4096)
-    return Config(power_of_2(numbers, least=256, most=4096), 8, least)
+    parts = power_of_2(blocks(numbers, MOST_PARTS), least=256, most=2048)
+    return Config(power_of_2(numbers, least=256, most=4096), 8, parts)
 
 
 def adain_plan(
@@ -275,7 +275,9 @@ def adain_plan(
         "LANES": config.lanes,
     }
     grid = (blocks(h * w * c, config.lanes), n)
-    measure = Launch(color_kernel.measure, (sum(parts), n), measured, config.warps, 1)
+    # Four numbers a thread: with eight, registers spill on some architectures.
+    warps = max(config.parts // 128, 1)
+    measure = Launch(color_kernel.measure, (sum(parts), n), measured, warps, 1)
     return Plan((out, finite), (measure, Launch(color_kernel.adain, grid, mapped, config.warps, 1)))
 
 
@@ -287,8 +289,8 @@ def _parts(numbers: int, lanes: int, channels: int) -> int:
 
 def adain_space(gpu: Gpu, x: Tensor, **_: Any) -> Iterator[Config]:
     """More and fewer numbers a program."""
-    for lanes, parts, warps in itertools.product((1024, 2048, 4096), (1024, 2048, 4096, 8192), (4, 8)):
-        if max(lanes, parts) <= 1024 * warps:
+    for lanes, parts, warps in itertools.product((1024, 2048, 4096), (512, 1024, 2048), (4, 8)):
+        if lanes <= 512 * warps:
             yield Config(lanes, warps, parts)
 
 
@@ -322,7 +324,8 @@ def wavelet_plan(config: Config, x: Tensor, style: Tensor, factor: int, dtype: t
             **_strides(x),
             "DILATION": 2**level,
             "DENSE": _dense(x, 1),
-            "LANES": config.lanes,
+            # The result is narrower than the bands: as many bytes a thread.
+            "LANES": _row(x, 4 * config.lanes) if last else config.lanes,
         }
         grid = (1 if last else blocks(w * c, config.lanes), h, n)
         launches.append(Launch(color_kernel.blur, grid, arguments, config.warps, 1))

@@ -109,13 +109,17 @@ def _shape(out: Tensor, norm: Norm) -> tuple[int, int, int, int]:
     return n, c, h, w
 
 
-def _norm_config(gpu: Gpu, out: Tensor, norm: Norm, shared: bool) -> tuple[str, group_norm.Config]:
-    """The norm's form and launch: a program a group while it is small, else whatever reads the image once."""
+def _norm_config(gpu: Gpu, out: Tensor, norm: Norm, parts: int) -> tuple[str, group_norm.Config]:
+    """The norm's form and launch: a program a group while it is small, else whatever reads the image once.
+
+    parts: programs at most that share a reduction of the convolution.
+    """
     _, c, h, w = _shape(out, norm)
     found = group_norm.heuristic(gpu, x=out, skip=norm.skip, groups=norm.groups, moments=None)
-    if found.form == "single" and shared:
-        # Each step waits for loads of all parts: few steps.
-        found = dataclasses.replace(found, pixels=power_of_2(h * w, least=1, most=max(8192 // found.channels, 1)))
+    if found.form == "single" and parts > 1:
+        # All parts are loaded at once: with more than 4 numbers of each a thread, or 8 of two, some card would spill.
+        lanes = power_of_2(h * w, least=1, most=max((4096 if parts == 2 else 2048) // found.channels, 1))
+        found = dataclasses.replace(found, pixels=lanes, warps=16 if lanes * found.channels >= 2048 else 8)
     if found.form == "single":
         return "group", found
     if norm.skip is not None:
@@ -141,24 +145,25 @@ def normalised(config: Config, plan: Plan, norm: Norm) -> Plan:
     shape = _shape(out, norm)
     width = shape[1] // norm.groups
     *first, last = plan.launches
-    kernel = last.kernel if isinstance(last, Launch) else None
-    normed = empty_nhwc(out, shape)
-    if config.norm_form == "group" and kernel is conv3x3_kernel.merge and last.arguments["scratch_parts"] is not out:
-        return Plan((out, normed), (*first, _merge(config, last, norm, normed, width)))
-    aligned = width == power_of_2(width, least=1) and width <= min(config.outputs, config.norm_channels)
-    if config.norm_form == "tiles" and kernel is conv3x3_kernel.conv and aligned and norm.skip is None:
-        return Plan((out, normed), (*first, *_tiles(config, last, norm, out, normed, width)))
+    launches, given = plan.launches, None
+    if isinstance(last, Launch):
+        shared = last.kernel is conv3x3_kernel.merge and last.arguments["scratch_parts"] is not out
+        if config.norm_form == "group" and shared:
+            normed = empty_nhwc(out, shape)
+            return Plan((out, normed), (*first, _merge(config, last, norm, normed, width)))
+        if config.norm_form == "tiles" and last.kernel is conv3x3_kernel.conv and norm.skip is None:
+            if width == power_of_2(width, least=1) and width <= min(config.outputs, config.norm_channels):
+                normed = empty_nhwc(out, shape)
+                return Plan((out, normed), (*first, *_tiles(config, last, norm, out, normed, width)))
+            launches = (*first, _leaving(config, last, out, out.shape[1]))
+    if config.norm_form == "tiles" and norm.skip is None:
+        with_moments = moments.merged(Plan(out, launches))
+        launches, given = with_moments.launches, with_moments.result[1]
     form = {"group": "single", "tiles": "split", "split": "split"}[config.norm_form]
     channels = max(config.norm_channels, power_of_2(width, least=1)) if form == "single" else config.norm_channels
     chosen = group_norm.Config(
         form, config.norm_pixels, channels, config.norm_chunks, config.norm_warps, config.norm_stages
     )
-    given, launches = None, plan.launches
-    if config.norm_form == "tiles" and norm.skip is None:
-        if kernel is conv3x3_kernel.conv:
-            launches = (*first, _leaving(config, last, out, out.shape[1]))
-        with_moments = moments.merged(Plan(out, launches))
-        given, launches = with_moments.result[1], with_moments.launches
     after = group_norm.plan(chosen, x=out, **norm.arguments, moments=given, skip_moments=None)
     return Plan((out, after.result), (*launches, *after.launches))
 
@@ -309,7 +314,7 @@ def _implementation(operator: Operator, operator_fake: Callable[..., Tensor]) ->
         """Whatever the batch, as the operator's own and group_norm's are."""
         conv, norm = _split(arguments)
         chosen = own.heuristic(gpu, **conv)
-        return _config(chosen, *_norm_config(gpu, operator_fake(**_meta(conv)), norm, chosen.splits > 1))
+        return _config(chosen, *_norm_config(gpu, operator_fake(**_meta(conv)), norm, chosen.splits))
 
     def plan(config: Config, **arguments: Any) -> Plan:
         """The convolution's launches and what normalises its result; raises what the reference raises."""
@@ -321,9 +326,9 @@ def _implementation(operator: Operator, operator_fake: Callable[..., Tensor]) ->
         conv, norm = _split(arguments)
         out = operator_fake(**_meta(conv))
         for chosen in own.space(gpu, **conv):
-            yield _config(chosen, *_norm_config(gpu, out, norm, chosen.splits > 1))
+            yield _config(chosen, *_norm_config(gpu, out, norm, chosen.splits))
         usual = own.heuristic(gpu, **conv)
-        form, after = _norm_config(gpu, out, norm, usual.splits > 1)
+        form, after = _norm_config(gpu, out, norm, usual.splits)
         for factor, warps in itertools.product((1, 2, 4), (4, 8)):
             pixels = max(after.pixels * factor // 2, 1)
             yield _config(usual, form, dataclasses.replace(after, pixels=pixels, warps=warps))

@@ -161,24 +161,24 @@ def apply(  # type: ignore[no-untyped-def]
     else:
         at = scratch_moments + sample * 3 * groups * parts + group[:, None] * parts
         lane = tl.arange(0, PARTS)[None, :]
-        step = groups * parts
+        row = groups * parts
         # Means are counted from the first one: what is then rounded is small.
-        first = tl.load(at + step, mask=there[:, None], other=0.0)
+        first = tl.load(at + row, mask=there[:, None], other=0.0)
         total = tl.full((GROUPS, PARTS), 0.0, tl.float32)
         weighted = tl.full((GROUPS, PARTS), 0.0, tl.float32)
         for start in range(0, parts, PARTS):
             known = there[:, None] & (start + lane < parts)
             count = tl.load(at + (start + lane), mask=known, other=0.0)
             total += count
-            weighted += count * (tl.load(at + (step + start + lane), mask=known, other=0.0) - first)
+            weighted += count * (tl.load(at + (row + start + lane), mask=known, other=0.0) - first)
         elements = tl.maximum(tl.sum(total, 1), 1.0)
         center = tl.sum(first, 1) + tl.sum(weighted, 1) / elements
         squares = tl.full((GROUPS, PARTS), 0.0, tl.float32)
         for start in range(0, parts, PARTS):
             known = there[:, None] & (start + lane < parts)
             count = tl.load(at + (start + lane), mask=known, other=0.0)
-            deviation = tl.load(at + (step + start + lane), mask=known, other=0.0) - center[:, None]
-            within = tl.load(at + (2 * step + start + lane), mask=known, other=0.0)
+            deviation = tl.load(at + (row + start + lane), mask=known, other=0.0) - center[:, None]
+            within = tl.load(at + (2 * row + start + lane), mask=known, other=0.0)
             squares += within + count * deviation * deviation
         variance = tl.sum(squares, 1) / elements
     # Each channel's share of its group: sums of one number and zeros.
@@ -189,13 +189,13 @@ def apply(  # type: ignore[no-untyped-def]
     chan = tl.program_id(1) * CHANNELS + inner
     gamma = tl.load(gain + chan, mask=chan < RESULTS, other=0.0).to(tl.float32)[None, :]
     beta = tl.load(shift + chan, mask=chan < RESULTS, other=0.0).to(tl.float32)[None, :]
-    row = tl.arange(0, PIXELS)
+    pixel = tl.arange(0, PIXELS)
     begin = tl.program_id(0) * chunk
     count = tl.minimum(chunk, pixels - begin)
     base = (sample * pixels + begin) * RESULTS
     for step in tl.range(0, tl.cdiv(count, PIXELS), num_stages=STAGES):
-        known = (step * PIXELS + row < count)[:, None] & (chan < RESULTS)[None, :]
-        at = base + step * PIXELS * RESULTS + (row[:, None] * RESULTS + chan[None, :])
-        v = tl.load(x + at, mask=known, other=0.0).to(tl.float32)
+        known = (step * PIXELS + pixel < count)[:, None] & (chan < RESULTS)[None, :]
+        place = base + step * PIXELS * RESULTS + (pixel[:, None] * RESULTS + chan[None, :])
+        v = tl.load(x + place, mask=known, other=0.0).to(tl.float32)
         y = normalise(v, center, rstd, gamma, beta, SILU)
-        tl.store(normed + at, rounded(y, normed.dtype.element_ty), mask=known)
+        tl.store(normed + place, rounded(y, normed.dtype.element_ty), mask=known)

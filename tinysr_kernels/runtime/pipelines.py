@@ -133,8 +133,8 @@ def restore(
     The result is of the dtype that the network's parts give, or where windows were blended in float32 or wider.
     An image that lies on another device than the network (a large one in host memory) travels tile by tile, so that
     the memory taken on the network's device does not grow with it. overlap: latent pixels shared by neighbouring
-    windows of a LatentNetwork. call: runs a part, by default that of `network`. dtype: what a LatentNetwork is given, by
-    default lr's own, or float32; a PixelNetwork is given what lr is, or of uint8 that has to be padded this dtype.
+    windows of a LatentNetwork. call: runs a part, by default that of `network`. dtype: what a LatentNetwork is given,
+    by default lr's own, or float32; a PixelNetwork is given what lr is, or of uint8 that has to be padded this dtype.
     """
     dtype = dtype or (lr.dtype if lr.is_floating_point() else torch.float32)
     away = next(network.buffers()).device
