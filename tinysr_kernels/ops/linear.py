@@ -93,16 +93,16 @@ def reference(
     dtype = wide(x.dtype)
     v = F.linear(plain(x, dtype), plain(weight, dtype), None if bias is None else plain(bias, dtype))
     if x2 is not None and weight2 is not None:
-        v = v + F.linear(plain(x2, dtype), plain(weight2, dtype))
+        v += F.linear(plain(x2, dtype), plain(weight2, dtype))
     if activation == "gelu_tanh":
-        v = F.gelu(v, approximate="tanh")
+        torch.ops.aten.gelu_(v, approximate="tanh")
     elif activation == "geglu":
         a, g = v.chunk(2, -1)
         v = a * F.gelu(g)
     if gate is not None:
-        v = v * gate.to(dtype)
+        v *= gate.to(dtype)
     if residual is not None:
-        v = v + residual.to(dtype)
+        v += residual.to(dtype)
     return plain(v, x.dtype)
 
 
