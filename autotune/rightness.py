@@ -84,8 +84,9 @@ def _random(name: str, like: Tensor, device: torch.device, generator: torch.Gene
     else:
         values = torch.randint(0, 256, (extent,), device=device, generator=generator).to(like.dtype)
     made = values.as_strided(like.shape, like.stride(), like.storage_offset())
-    if name.endswith("moments"):  # [N,2,C], means and variances, which are positive
-        made[:, 1].abs_().add_(0.1)
+    if name.endswith("moments"):  # means, and variances or squared deviations, which are positive
+        second = made[..., 1, :] if name == "row_moments" else made[:, 1]  # [...,2,parts], else [N,2,C]
+        second.abs_().add_(0.1)
     return made
 
 

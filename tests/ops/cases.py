@@ -6,8 +6,6 @@ Values are random with a few outlier channels and offsets, so that a misplaced c
 
 from __future__ import annotations
 
-import math
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,39 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.ops.draw import Draw
 from tinysr_kernels.ops import REGISTRY
 
 Arguments = dict[str, Any]
-
-
-class Draw:
-    """Random float64 tensors from one seed."""
-
-    def __init__(self, seed: str) -> None:
-        self.generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
-
-    def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
-        """Normally distributed values, the way biases and tables are."""
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64) * scale
-
-    def weight(self, *shape: int) -> Tensor:
-        """A weight [O, ...] scaled so that a sum over its inputs keeps their magnitude."""
-        return self.normal(*shape) / math.prod(shape[1:]) ** 0.5
-
-    def image(self, n: int, c: int, h: int, w: int, offset: float = 0.5) -> Tensor:
-        """[N,C,H,W] with an offset per channel and, in one channel of sixteen, values 20 times as large."""
-        scale = self.normal(c).abs() + 0.5
-        scale[torch.randperm(c, generator=self.generator)[: max(1, c // 16)]] *= 20
-        x = self.normal(n, c, h, w) * scale[:, None, None]
-        return x + (self.normal(c) * offset * scale)[:, None, None]
-
-    def tokens(self, *shape: int, offset: float = 0.5) -> Tensor:
-        """[...,D] with outlier features, as `image`."""
-        return self.image(math.prod(shape[:-1]), shape[-1], 1, 1, offset).reshape(shape)
-
-    def unit(self, *shape: int) -> Tensor:
-        """Uniform values in [0,1], the way images are."""
-        return torch.rand(shape, generator=self.generator, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -64,7 +33,9 @@ class Case:
         schema = REGISTRY[self.op].overload._schema
         optional = {a.name for a in schema.arguments if a.has_default_value()}
         given = {k: v for k, v in drawn.items() if v is not None or k not in optional}
-        return {k: dtype if k == "dtype" else convert(v, dtype) for k, v in given.items()}
+        wide = torch.promote_types(dtype, torch.float32)
+        dtypes = {"row_moments": wide, "weight_sums": wide}  # as networks hold them
+        return {k: dtype if k == "dtype" else convert(v, dtypes.get(k, dtype)) for k, v in given.items()}
 
     def __str__(self) -> str:
         return self.name.replace(" ", "-")
@@ -172,6 +143,22 @@ def _group_norm(
     }
 
 
+def row_moments(t: Tensor) -> Tensor:
+    """[...,F] -> [...,2,ceil(F/32)]: mean and sum of squared deviations of each 32 features, in float32 or wider."""
+    parts = t.to(torch.promote_types(t.dtype, torch.float32)).split(32, -1)
+    means = [part.sum(-1) / part.shape[-1] for part in parts]
+    squares = [((part - mean[..., None]) ** 2).sum(-1) for part, mean in zip(parts, means, strict=True)]
+    return torch.stack([torch.stack(means, -1), torch.stack(squares, -1)], -2)
+
+
+def _normed(arguments: Arguments, x: str, eps: float | None) -> Arguments:
+    """The arguments with those of a LayerNorm of `x` in front, unless eps is None."""
+    if eps is None:
+        return arguments
+    sums = arguments["weight"].sum(1)
+    return {**arguments, "row_moments": row_moments(arguments[x]), "weight_sums": sums, "eps": eps}
+
+
 def _linear(
     rows: tuple[int, ...],
     k: int,
@@ -182,28 +169,40 @@ def _linear(
     gate: bool = False,
     k2: int = 0,
     activation: str = "none",
+    eps: float | None = None,
 ) -> Callable[[Draw], Arguments]:
     features = o // 2 if activation == "geglu" else o
-    return lambda d: {
-        "x": d.tokens(*rows, k),
-        "weight": d.weight(o, k),
-        "bias": d.normal(o) if bias else None,
-        "residual": d.tokens(*rows, features) if residual else None,
-        "gate": d.normal(features) if gate else None,
-        "activation": activation,
-        "x2": d.tokens(*rows, k2) if k2 else None,
-        "weight2": d.weight(o, k2) if k2 else None,
-    }
+
+    def make(d: Draw) -> Arguments:
+        arguments: Arguments = {
+            "x": d.tokens(*rows, k),
+            "weight": d.weight(o, k),
+            "bias": d.normal(o) if bias else None,
+            "residual": d.tokens(*rows, features) if residual else None,
+            "gate": d.normal(features) if gate else None,
+            "activation": activation,
+            "x2": d.tokens(*rows, k2) if k2 else None,
+            "weight2": d.weight(o, k2) if k2 else None,
+        }
+        return _normed(arguments, "x", eps)
+
+    return make
 
 
-def _unpatchify(n: int, c: int, h: int, w: int, p: int, width: int, bias: bool = True) -> Callable[[Draw], Arguments]:
-    return lambda d: {
-        "t": d.tokens(n, h * w, width),
-        "weight": d.weight(p * p * c, width),
-        "bias": d.normal(p * p * c) if bias else None,
-        "z": d.image(n, c, h * p, w * p),
-        "patch_size": p,
-    }
+def _unpatchify(
+    n: int, c: int, h: int, w: int, p: int, width: int, *, bias: bool = True, eps: float | None = None
+) -> Callable[[Draw], Arguments]:
+    def make(d: Draw) -> Arguments:
+        arguments: Arguments = {
+            "t": d.tokens(n, h * w, width),
+            "weight": d.weight(p * p * c, width),
+            "bias": d.normal(p * p * c) if bias else None,
+            "z": d.image(n, c, h * p, w * p),
+            "patch_size": p,
+        }
+        return _normed(arguments, "t", eps)
+
+    return make
 
 
 def _patch_embed(n: int, c: int, h: int, w: int, p: int, width: int) -> Callable[[Draw], Arguments]:
@@ -320,11 +319,17 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "one row": _linear((1, 1), 240, 3, activation="gelu_tanh"),
         "one vector": _linear((), 30, 45, residual=True),
         "everything": _linear((2, 3), 10, 90, k2=15, gate=True, residual=True, activation="geglu"),
+        "normed": _linear((2, 7), 63, 48, gate=True, activation="gelu_tanh", eps=1e-6),
+        "normed geglu": _linear((2, 5), 96, 60, activation="geglu", residual=True, eps=1e-5),
+        "normed row": _linear((1, 1), 10, 3, bias=False, eps=0.5),
+        "normed tiles": _linear((3, 19), 240, 70, eps=0.3),
     },
     "unpatchify_subtract": {
         "latent": _unpatchify(2, 16, 3, 5, 2, 48),
         "no bias": _unpatchify(1, 4, 4, 1, 2, 63, bias=False),
         "patches of 1": _unpatchify(3, 3, 2, 3, 1, 10),
+        "normed": _unpatchify(2, 16, 3, 5, 2, 48, eps=1e-6),
+        "normed, no bias": _unpatchify(1, 4, 3, 7, 2, 63, bias=False, eps=0.5),
         "patches of 3": _unpatchify(1, 3, 1, 2, 3, 30),
     },
     "patch_embed": {
@@ -375,6 +380,15 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
 # A convolution that leaves its moments is the same convolution; a few of its cases show the moments.
 for _op in ("sepconv", "conv3x3", "upsample_conv"):
     _MAKERS[f"{_op}_moments"] = {name: _MAKERS[_op][name] for name in list(_MAKERS[_op])[:4]}
+_MAKERS["linear_row_moments"] = {
+    "tiles": _linear((2, 19), 30, 240, residual=True),
+    "one part": _linear((2, 3), 48, 10, gate=True),
+    "ragged": _linear((3, 5), 10, 63, eps=0.3),
+    "geglu": _linear((17,), 48, 90, activation="geglu"),
+    "one vector": _linear((), 30, 45),
+    "large mean": lambda d: {**_linear((2, 5), 30, 70)(d), "bias": d.normal(70) + 100},
+}
+_MAKERS["patch_embed_row_moments"] = dict(_MAKERS["patch_embed"])
 
 CASES: dict[str, list[Case]] = {
     op: [Case(op, name, make) for name, make in makers.items()] for op, makers in _MAKERS.items()

@@ -31,6 +31,7 @@ BATCHED = {
     "offset",
     "moments",
     "skip_moments",
+    "row_moments",
 }
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 DRAWS = 5

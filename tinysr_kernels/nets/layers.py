@@ -14,6 +14,8 @@ from tinysr_kernels.ops.group_norm import splits
 Folded = Mapping[str, Tensor]
 Features = tuple[Tensor, Tensor | None]
 """An image [N,C,H,W] and, where the kernel that made it has taken them, the moments of its channels [N,2,C]."""
+Rows = tuple[Tensor, Tensor]
+"""Tokens [N,T,D] on their way to a LayerNorm, and the moments of their rows [N,T,2,ceil(D/32)]."""
 ops = torch.ops.tinysr
 
 
@@ -142,17 +144,50 @@ class GroupNorm(Layer):
 
 
 class Linear(Layer):
-    """A linear layer with its epilogue; `gate` is there where folding it would lose digits in half precision."""
+    """A linear layer with its epilogue; `gate` is there where folding it would lose digits in half precision.
+
+    norm_eps: of the LayerNorm (without affine part) that its input goes through first, if it does.
+    """
 
     weight: Tensor
 
-    def __init__(self, folded: Folded, prefix: str, activation: str = "none") -> None:
+    def __init__(self, folded: Folded, prefix: str, activation: str = "none", *, norm_eps: float | None = None) -> None:
         super().__init__(folded, prefix, ("weight", "bias"), ("gate", "weight2"))
         self.activation = activation
+        self.norm_eps = norm_eps or 0.0
+        self.register_buffer("weight_sums", None if norm_eps is None else row_sums(self.weight))
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, x2: Tensor | None = None) -> Tensor:
-        """residual + gate * act(x W^T + x2 W2^T + bias) on [...,K]."""
-        return ops.linear(x, self.weight, self.bias, residual, self.gate, self.activation, x2, self.weight2)
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        x2: Tensor | None = None,
+        row_moments: Tensor | None = None,
+    ) -> Tensor:
+        """residual + gate * act(norm(x) W^T + x2 W2^T + bias) on [...,K]; norm takes x's row_moments."""
+        found: Tensor = ops.linear(*self._arguments(x, residual, x2, row_moments))
+        return found
+
+    def rows(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        x2: Tensor | None = None,
+        row_moments: Tensor | None = None,
+    ) -> Rows:
+        """The same, and the moments of its rows, for the LayerNorm behind it."""
+        out, moments = ops.linear_row_moments(*self._arguments(x, residual, x2, row_moments))
+        return out, moments
+
+    def _arguments(self, x: Tensor, *given: Tensor | None) -> tuple[Any, ...]:
+        residual, x2, row_moments = given
+        own = (self.weight, self.bias, residual, self.gate, self.activation, x2, self.weight2)
+        return (x, *own, row_moments, self.weight_sums, self.norm_eps)
+
+
+def row_sums(weight: Tensor) -> Tensor:
+    """The sums of the rows of a matrix, as it is rounded, in float32 or wider."""
+    return weight.double().sum(1).to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def group_count(groups: tuple[int, ...], channels: int) -> int:

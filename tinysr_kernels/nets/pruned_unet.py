@@ -22,6 +22,7 @@ from tinysr_kernels.nets.layers import (
     GroupNorm,
     InputConv,
     Linear,
+    Rows,
     count,
     ops,
     tokens,
@@ -143,22 +144,22 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, folded: Folded, prefix: str, config: UNetConfig) -> None:
         super().__init__()
-        self.qkv = Linear(folded, f"{prefix}.qkv")
+        self.qkv = Linear(folded, f"{prefix}.qkv", norm_eps=config.layer_norm_eps)
         self.out = Linear(folded, f"{prefix}.out")
-        self.ff1 = Linear(folded, f"{prefix}.ff1", "geglu")
+        self.ff1 = Linear(folded, f"{prefix}.ff1", "geglu", norm_eps=config.layer_norm_eps)
         self.ff2 = Linear(folded, f"{prefix}.ff2") if f"{prefix}.ff2.weight" in folded else None
         self.heads = self.out.weight.shape[1] // config.head_dim
         self.scale = config.head_dim**-0.5
-        self.eps = config.layer_norm_eps
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, rows: Rows) -> tuple[Rows, Tensor]:
         """(x after attention [and ff2 when present], the feed-forward's hidden features)."""
-        mixed = ops.attention(self.qkv(ops.layer_norm(x, self.eps)), self.heads, self.scale)
-        x = self.out(mixed, residual=x)
-        hidden = self.ff1(ops.layer_norm(x, self.eps))
+        x, moments = rows
+        mixed = ops.attention(self.qkv(x, row_moments=moments), self.heads, self.scale)
+        x, moments = self.out.rows(mixed, residual=x)
+        hidden = self.ff1(x, row_moments=moments)
         if self.ff2 is not None:
-            x = self.ff2(hidden, residual=x)
-        return x, hidden
+            x, moments = self.ff2.rows(hidden, residual=x)
+        return (x, moments), hidden
 
 
 class Transformer(nn.Module):
@@ -175,11 +176,11 @@ class Transformer(nn.Module):
 
     def forward(self, features: Features) -> Features:
         x, _ = features
-        t = self.proj_in(tokens(self.norm(features)))
-        hidden = t
+        rows = self.proj_in.rows(tokens(self.norm(features)))
+        hidden = rows[0]
         for block in self.blocks:
-            t, hidden = block(t)
-        out = self.proj_out(t, residual=tokens(x), x2=hidden)
+            rows, hidden = block(rows)
+        out = self.proj_out(rows[0], residual=tokens(x), x2=hidden)
         return untokens(out, x.shape[2], x.shape[3]), None
 
 
