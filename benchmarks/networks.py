@@ -45,10 +45,7 @@ def network(
     variant: one of VARIANTS[family], by default the first; dtype and color_fix: by default the family's own.
     ValueError for an unknown variant.
     """
-    variant = variant or VARIANTS[family][0]
-    if variant not in VARIANTS[family]:
-        raise ValueError(f"{family} comes as {VARIANTS[family]}, found {variant!r}")
-    config, tensors = _tinysr(variant) if family == "tinysr-dit" else _unet(variant)
+    config, tensors = named_tensors(family, variant or VARIANTS[family][0])
     dtype = dtype or DTYPES[OWN_DTYPE[family]]
     with ReadingOnes():
         folded = fold(family, config, tensors, dtype)
@@ -62,6 +59,13 @@ def network(
         upscale=4,
         tile=1 << 20,  # the image whole: how much fits depends on a memory that is not there
     )
+
+
+def named_tensors(family: Family, variant: str) -> Named:
+    """The configuration and the normalised checkpoint on meta tensors. ValueError for an unknown variant."""
+    if variant not in VARIANTS[family]:
+        raise ValueError(f"{family} comes as {VARIANTS[family]}, found {variant!r}")
+    return _tinysr(variant) if family == "tinysr-dit" else _unet(variant)
 
 
 def _tinysr(decoder: str) -> Named:

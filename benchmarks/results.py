@@ -215,8 +215,8 @@ def _check(where: str, value: Any, expected: Any) -> None:
         if not isinstance(value, origin):
             raise ValueError(f"{where} must be a {origin.__name__}, found {type(value).__name__}")
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
-        for name, one in pairs:
-            _check(f"{where}[{name}]", one, arguments[-1])
+        for place, one in pairs:
+            _check(f"{where}[{place}]", one, arguments[-1])
     else:
         kinds = (int, float) if expected is float else (expected,)
         if not isinstance(value, kinds) or (isinstance(value, bool) and expected is not bool):

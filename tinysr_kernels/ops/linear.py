@@ -112,9 +112,10 @@ def reference(
         v = F.linear(plain(x, dtype), plain(weight, dtype), added)
     else:
         mean, variance = merged(row_moments.to(dtype), x.shape[-1])
-        v = F.linear(plain(x, dtype), plain(weight, dtype)) - mean * weight_sums.to(dtype)
-        v = v * (variance + eps).rsqrt()
-        v = v if added is None else v + added
+        v = F.linear(plain(x, dtype), plain(weight, dtype))
+        v.addcmul_(mean, weight_sums.to(dtype), value=-1).mul_((variance + eps).rsqrt())
+        if added is not None:
+            v += added
     if x2 is not None and weight2 is not None:
         v += F.linear(plain(x2, dtype), plain(weight2, dtype))
     if activation == "gelu_tanh":
