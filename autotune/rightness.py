@@ -20,6 +20,7 @@ from autotune.answers import Failure
 from autotune.work import Item
 from tinysr_kernels.launch.plan import Plan
 from tinysr_kernels.ops import REGISTRY
+from tinysr_kernels.ops.quantize import E4M3
 
 FEW = 1 << 16
 """Elements of a result up to which several draws are pooled, because the errors of a handful are mostly luck."""
@@ -87,6 +88,8 @@ def _random(name: str, like: Tensor, device: torch.device, generator: torch.Gene
     if name.endswith("moments"):  # means, and variances or squared deviations, which are positive
         second = made[..., 1, :] if name == "row_moments" else made[:, 1]  # [...,2,parts], else [N,2,C]
         second.abs_().add_(0.1)
+    if name.endswith("_scale"):
+        made.abs_().add_(0.1)
     return made
 
 
@@ -102,7 +105,12 @@ def _truth(item: Item, device: torch.device, seed: int) -> Truth:
     inputs = draw_inputs(item.arguments, device, seed)
     exact = _tensors(reference(**{name: _double(value) for name, value in inputs.items()}))
     eager = _tensors(reference(**inputs))
-    halves = {t.dtype for t in eager if t.dtype in (torch.float16, torch.bfloat16)}
+    # The dtype of a result in e4m3 is that of what was rounded to it.
+    quantized = any(t.dtype == E4M3 for t in eager)
+    given = [
+        v if isinstance(v, torch.dtype) else v.dtype for v in inputs.values() if isinstance(v, (Tensor, torch.dtype))
+    ]
+    halves = {torch.float16, torch.bfloat16} & {*(given if quantized else ()), *(t.dtype for t in eager)}
     if halves:
         with EachRounded(halves.pop(), _tensors(list(inputs.values()))):
             coarse = _tensors(reference(**inputs))
@@ -114,7 +122,8 @@ def _truth(item: Item, device: torch.device, seed: int) -> Truth:
 def _double(value: Any) -> Any:
     if isinstance(value, torch.dtype):
         return torch.float64
-    return value.double() if isinstance(value, Tensor) and value.dtype.is_floating_point else value
+    wide = isinstance(value, Tensor) and value.dtype.is_floating_point and value.dtype != E4M3
+    return value.double() if wide else value
 
 
 def verdict(item: Item, config: Any, known: list[Truth]) -> Failure | None:
@@ -126,7 +135,7 @@ def verdict(item: Item, config: Any, known: list[Truth]) -> Failure | None:
         again = _tensors(poisoned(plan).run())
         differs = any(not torch.equal(a, b) for a, b in zip(result, again, strict=True))
         # NaN equals nothing, and is told of below.
-        if differs and all(bool(t.isfinite().all()) for t in result if t.dtype.is_floating_point):
+        if differs and all(bool(t.float().isfinite().all()) for t in result):
             return Failure("wrong", "another result in the second run")
         results.append(result)
     found, allowed = _pooled(results, known), _allowed(results, known)

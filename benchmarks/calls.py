@@ -56,22 +56,7 @@ def found() -> Mapping[str, list[Found]]:
                         arguments = dict(call.arguments)
                         one = distinct[call.op].setdefault(_key(arguments), Found(arguments))
                         one.main |= {OWN_DTYPE[family]} if main else set()
-    for op, one in [(op, one) for op, by_key in distinct.items() for one in by_key.values()]:
-        for other, arguments in _beside(op, one.arguments):
-            distinct[other].setdefault(_key(arguments), Found(arguments)).main |= one.main
     return {name: list(by_key.values()) for name, by_key in distinct.items()}
-
-
-def _beside(op: str, arguments: Arguments) -> Iterator[tuple[str, Arguments]]:
-    """Calls that no network makes as it is folded, but for which its own stand.
-
-    The library has no product with a LayerNorm in front: there the layer_norm of ours runs first. And what leaves
-    the moments of its rows is, without, an operation of its own.
-    """
-    if op.endswith("_row_moments"):
-        yield op.removesuffix("_row_moments"), arguments
-    elif op == "linear" and arguments["row_moments"] is not None:
-        yield "layer_norm", {"x": arguments["x"], "eps": arguments["eps"]}
 
 
 def _key(arguments: Arguments) -> Any:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ POINTERS = {
     torch.float8_e4m3fn: "*fp8e4nv",
     torch.uint8: "*u8",
     torch.int32: "*i32",
+    torch.bool: "*i1",
 }
 ALIGNED = [["tt.divisibility", 16]]
 WIDE = 16
@@ -160,26 +161,38 @@ def _reachable(kernel: Kernel, seen: set[str]) -> Iterator[Kernel]:
             yield from _reachable(called, seen)
 
 
-def compile_variant(v: Variant) -> Compiled:
-    """Compile and read the machine code."""
+def build(v: Variant) -> Any:
+    """Compile; what Triton makes of it."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     kernel = v.made_of.made
     index = {name: i for i, name in enumerate(kernel.arg_names)}
+    return triton.compile(
+        ASTSource(
+            fn=kernel,
+            signature=dict(v.signature),
+            constexprs={(index[name],): value for name, value in v.constants},
+            attrs={(index[name],): ALIGNED for name in v.aligned},
+        ),
+        target=GPUTarget("cuda", v.arch, 32),
+        options={"num_warps": v.warps, "num_stages": v.stages},
+    )
+
+
+def listing(v: Variant) -> str:
+    """Compile, and give the instructions as text."""
+    return _dump(build(v).asm["cubin"], "--dump-sass")
+
+
+def compile_variant(v: Variant) -> Compiled:
+    """Compile and read the machine code."""
+    import triton
+
     started = time.perf_counter()
     try:
-        built = triton.compile(
-            ASTSource(
-                fn=kernel,
-                signature=dict(v.signature),
-                constexprs={(index[name],): value for name, value in v.constants},
-                attrs={(index[name],): ALIGNED for name in v.aligned},
-            ),
-            target=GPUTarget("cuda", v.arch, 32),
-            options={"num_warps": v.warps, "num_stages": v.stages},
-        )
+        built = build(v)
     except (triton.TritonError, RuntimeError, ValueError, TypeError) as error:
         return Compiled(None, str(error), triton.__version__, round(time.perf_counter() - started, 3))
     seconds = time.perf_counter() - started
@@ -193,15 +206,7 @@ def read_code(asm: Mapping[str, Any], shared: int, parameters: Sequence[str]) ->
 
     asm: by stage, as Triton gives it. parameters: names of the arguments that are left at run time, in order.
     """
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(asm["cubin"])
-        file.flush()
-        text = subprocess.run(
-            [tool, "--dump-resource-usage", "--dump-sass", file.name], capture_output=True, text=True, check=True
-        ).stdout
+    text = _dump(asm["cubin"], "--dump-resource-usage", "--dump-sass")
     local = len(re.findall(r"\b(?:STL|LDL)\b", text))
     loads, stores = ptx.widths(asm["ptx"], parameters)
     return Code(
@@ -218,14 +223,30 @@ def read_code(asm: Mapping[str, Any], shared: int, parameters: Sequence[str]) ->
     )
 
 
+def _dump(cubin: bytes, *what: str) -> str:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([tool, *what, file.name], capture_output=True, text=True, check=True).stdout
+
+
 def _narrow(widths: Mapping[str, list[int]]) -> tuple[str, ...]:
     return tuple(sorted(name for name, w in widths.items() if 2 * sum(n for n in w if n >= WIDE) < sum(w)))
 
 
-def compile_all(todo: Iterable[Variant], workers: int, triton_folder: Path | None = None) -> list[Compiled]:
+def compile_all(
+    todo: Iterable[Variant],
+    workers: int,
+    triton_folder: Path | None = None,
+    function: Callable[[Variant], Any] = compile_variant,
+) -> list[Any]:
     """Compile in worker processes, which leave this one's choice between compiler and interpreter alone.
 
-    triton_folder: where another Triton than the installed one lies (pip install --target).
+    triton_folder: where another Triton than the installed one lies (pip install --target). function: gives a
+    `Compiled` for each variant, unless it is another.
     """
     todo = list(todo)
     if not todo:
@@ -238,7 +259,7 @@ def compile_all(todo: Iterable[Variant], workers: int, triton_folder: Path | Non
         initargs=(str(triton_folder.resolve()) if triton_folder else "",),
     ) as pool:
         done = []
-        for compiled in pool.map(compile_variant, todo):
+        for compiled in pool.map(function, todo):
             done.append(compiled)
             if sys.stderr.isatty():
                 print(

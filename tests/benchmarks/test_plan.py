@@ -59,6 +59,19 @@ def test_the_networks_have_their_public_size(family: str, variant: str, millions
     assert plan(family, variant).totals()["flops"] / 1e9 == pytest.approx(gflop, rel=0.01)
 
 
+def test_fp8_halves_the_weights_of_the_transformer() -> None:
+    """Eight launches a block, none of them over the hidden features alone; products at twice the rate."""
+    half, fp8 = plan("tinysr-dit"), plan("tinysr-dit", "fp8")
+    found = fp8.grouped(plans.operator_of)
+    assert found["linear_fp8"]["launches"] == 3 * 12
+    assert found["linear_fp8_quantized"]["launches"] == found["quantize_rows"]["launches"] == 12
+    assert found["layer_norm_quantize"]["launches"] == 2 * 12
+    weights = [made.grouped(lambda row: row.part)["transformer"]["weight_bytes"] for made in (half, fp8)]
+    assert weights[1] / weights[0] == pytest.approx(0.5, rel=0.02)
+    floors = [made.grouped(lambda row: row.part)["transformer"]["floor_us"]["RTX 4090"] for made in (half, fp8)]
+    assert 0.45 < floors[1] / floors[0] < 0.6
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_parts_follow_each_other(family: str) -> None:
     made = plan(family)
@@ -101,7 +114,7 @@ def test_every_launch_of_a_split_operator_is_a_row() -> None:
 
 def test_floors() -> None:
     """The longer of arithmetic and traffic; small tensors at the L2's speed, large ones and weights at memory's."""
-    card = Card("x", half=1e12, single=1e11, memory=1e12, l2=4e12, l2_bytes=1000)
+    card = Card("x", half=1e12, single=1e11, memory=1e12, l2=4e12, l2_bytes=1000, fp8=2e12)
     small, large, weight = Moved((2, 100), 400), Moved((600,), 600), Moved((100,), 400, weight=True)
 
     def floor(flops: int, *moved: Moved, single: bool = False, cached: bool = False) -> float:
@@ -113,6 +126,7 @@ def test_floors() -> None:
     assert floor(0, weight, cached=True) == pytest.approx(100e-12)
     assert floor(1000, small) == pytest.approx(1e-9)
     assert floor(1000, small, single=True) == pytest.approx(1e-8)
+    assert floor(1000, Moved((100,), 100, weight=True, fp8=True)) == pytest.approx(5e-10)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

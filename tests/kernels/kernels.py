@@ -45,12 +45,15 @@ def to_device(value: Any, device: torch.device = DEVICE) -> Any:
 
 
 def poison(plan: Plan) -> Plan:
-    """The plan with every tensor that its launches will write filled with NaN: what is not written shows."""
+    """The plan with every tensor that its launches will write filled with NaN: what is not written shows.
+
+    Bytes are filled with 173, flags with False.
+    """
     given = {id(t) for t in tensors(plan.result)}
     for launch in plan.launches:
         for name, value in launch.arguments.items():
             if isinstance(value, Tensor) and (id(value) in given or name.startswith("scratch")):
-                value.fill_(math.nan)
+                value.fill_(math.nan if value.is_floating_point() else 173 * (value.dtype != torch.bool))
     return plan
 
 

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.ops import fp8_cases
 from tests.ops.draw import Draw
+from tests.ops.norm_cases import norm_makers
 from tinysr_kernels.ops import REGISTRY
 
 Arguments = dict[str, Any]
@@ -42,8 +44,10 @@ class Case:
 
 
 def convert(value: Any, dtype: torch.dtype) -> Any:
-    """A floating tensor in `dtype`; anything else as it is."""
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+    """A floating tensor in `dtype`, unless it is quantised; anything else as it is."""
+    if not isinstance(value, Tensor) or value.dtype == fp8_cases.E4M3 or not value.is_floating_point():
+        return value
+    return value.to(dtype)
 
 
 def _epilogue(
@@ -102,14 +106,19 @@ def _upsample(
 
 
 def _input(
-    n: int, c: int, o: int, h: int, w: int, k: int, bias: bool = True, **options: Any
+    n: int, c: int, o: int, h: int, w: int, k: int, bias: bool = True, kind: Any = Draw.unit, **options: Any
 ) -> Callable[[Draw], Arguments]:
     return lambda d: {
-        "x": d.unit(n, c, h, w),
+        "x": kind(d, n, c, h, w),
         "weight": d.weight(o, c, k, k),
         "bias": d.normal(o) if bias else None,
         **options,
     }
+
+
+def _bytes(d: Draw, n: int, c: int, h: int, w: int) -> Tensor:
+    """An image as files hold it."""
+    return (d.unit(n, c, h, w) * 256).to(torch.uint8)
 
 
 def _moments(d: Draw, n: int, c: int) -> Tensor:
@@ -228,9 +237,20 @@ def _resize(n: int, c: int, h: int, w: int, factor: int, **options: Any) -> Call
 def _resize_bytes(n: int, c: int, h: int, w: int, factor: int, **options: Any) -> Callable[[Draw], Arguments]:
     # "dtype" stands for whatever dtype is under test.
     return lambda d: {
-        "x": (d.unit(n, c, h, w) * 256).to(torch.uint8),
+        "x": _bytes(d, n, c, h, w),
         "factor": factor,
         "dtype": None if options.pop("no_dtype", False) else torch.float64,
+        **options,
+    }
+
+
+def _adain(
+    n: int, c: int, size: tuple[int, int], style: tuple[int, int], kind: Any = Draw.unit, **options: Any
+) -> Callable[[Draw], Arguments]:
+    """An image with overshoot and colors of its own."""
+    return lambda d: {
+        "x": d.unit(n, c, *size) * (0.5 + d.unit(c, 1, 1)) - 0.2,
+        "style": kind(d, n, c, *style),
         **options,
     }
 
@@ -277,6 +297,7 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "wide": _upsample(1, 240, 63, 2, 3),
         "64 channels": _upsample(2, 64, 24, 2, 2, activation="silu"),
     },
+    **norm_makers(_conv3x3, _upsample),
     "input_conv": {
         "image": _input(2, 3, 48, 7, 5, 3),
         "unshuffle by 2": _input(1, 3, 45, 8, 10, 6, stride=2, padding=2, border=0.5),
@@ -285,6 +306,8 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "no padding": _input(1, 10, 30, 3, 4, 3, padding=0),
         "one pixel": _input(3, 1, 10, 1, 1, 3, border=0.5),
         "stride 2, odd": _input(1, 3, 10, 7, 9, 3, stride=2, border=2.0),
+        "bytes": _input(2, 3, 48, 5, 6, 3, border=0.25, kind=_bytes),
+        "bytes, unshuffle by 2": _input(1, 3, 45, 8, 10, 6, stride=2, padding=2, border=0.5, kind=_bytes),
     },
     "group_norm": {
         "groups of 15": _group_norm(2, 60, 0, 5, 7, 4),
@@ -350,6 +373,13 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "negative scale": _attention(1, 37, 3, 10, -0.4),
         "outlier features": _attention_outliers(2, 33, 2, 48, 48**-0.5),
     },
+    "tanh_scaled": {
+        "latent": lambda d: {"z": d.normal(2, 16, 5, 7), "gain": 1 / 3},
+        "outliers": lambda d: {"z": d.image(3, 48, 3, 4), "gain": 2.0},
+        "one pixel": lambda d: {"z": d.normal(1, 3, 1, 1), "gain": 0.7},
+        "small values": lambda d: {"z": d.normal(1, 10, 9, 5), "gain": 0.01},
+        "negative gain": lambda d: {"z": d.normal(1, 63, 2, 6), "gain": -0.5},
+    },
     "resize_bicubic": {
         "by 4": _resize(2, 3, 5, 7, 4),
         "bytes": _resize_bytes(2, 3, 4, 3, 4, mul=2 / 255, add=-1.0),
@@ -358,27 +388,36 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "by 1": _resize(1, 3, 3, 2, 1, mul=-1.0),
         "one pixel": _resize(1, 48, 1, 1, 4, add=0.25),
     },
-    "channel_stats": {
-        "image": lambda d: {"x": d.image(2, 3, 5, 7)},
-        "latent": lambda d: {"x": d.image(3, 48, 1, 9)},
-        "one pixel": lambda d: {"x": d.image(2, 10, 1, 1)},
-        "large mean": lambda d: {"x": d.image(1, 3, 9, 6, offset=50.0)},
-    },
-    "affine_clamp": {
-        "image": lambda d: {"x": d.unit(2, 3, 5, 7), "gain": d.unit(2, 3) * 2, "offset": d.normal(2, 3, scale=0.3)},
-        "one pixel": lambda d: {"x": d.unit(3, 1, 1, 1), "gain": d.unit(3, 1), "offset": d.unit(3, 1) * 0.2},
-        "many": lambda d: {"x": d.image(1, 10, 3, 4), "gain": d.normal(1, 10), "offset": d.normal(1, 10)},
+    "adain_fix": {
+        "image": lambda d: {"x": d.unit(2, 3, 9, 7), "style": d.unit(2, 3, 5, 4) * 0.5, "eps": 1e-5, "least": 0.0},
+        "clamped": _adain(2, 3, (5, 7), (9, 6), eps=1e-5, least=0.0, clamp=True),
+        "bytes of style": _adain(2, 3, (8, 12), (2, 3), kind=_bytes, eps=0.0, least=1 / 255),
+        "many parts": _adain(1, 3, (17, 85), (5, 7), kind=_bytes, eps=0.0, least=1 / 255),
+        "one pixel": _adain(3, 1, (1, 1), (1, 1), eps=0.0, least=1 / 255),
+        "10 channels, one row": _adain(1, 10, (1, 37), (4, 1), eps=0.1, least=0.5),
+        "flat": lambda d: {
+            "x": 0.4 + d.unit(2, 3, 6, 5) * 1e-3,
+            "style": d.unit(2, 3, 4, 4),
+            "eps": 0.0,
+            "least": 1 / 255,
+        },
     },
     "wavelet_fix": {
-        "image": lambda d: {"x": d.unit(2, 3, 9, 13), "style": d.unit(2, 3, 9, 13)},
-        "one row": lambda d: {"x": d.unit(1, 1, 1, 40), "style": d.unit(1, 1, 1, 40)},
-        "one pixel": lambda d: {"x": d.unit(3, 10, 1, 1), "style": d.unit(3, 10, 1, 1)},
-        "larger than the reach": lambda d: {"x": d.unit(1, 1, 37, 35), "style": d.unit(1, 1, 37, 35)},
+        "image": lambda d: {"x": d.unit(2, 3, 8, 12), "style": d.unit(2, 3, 2, 3), "factor": 4},
+        "overshoot": lambda d: {"x": d.unit(1, 3, 9, 15) * 2 - 0.5, "style": d.unit(1, 3, 3, 5), "factor": 3},
+        "one row": lambda d: {"x": d.unit(1, 1, 1, 40), "style": d.unit(1, 1, 1, 40), "factor": 1},
+        "one pixel": lambda d: {"x": d.unit(3, 10, 1, 1), "style": d.unit(3, 10, 1, 1), "factor": 1},
+        "larger than the reach": lambda d: {"x": d.unit(1, 1, 40, 36), "style": _bytes(d, 1, 1, 10, 9), "factor": 4},
+    },
+    "clamp_image": {
+        "image": lambda d: {"x": d.unit(2, 3, 5, 7) * 2 - 0.5},
+        "one row": lambda d: {"x": d.unit(3, 1, 1, 70)},
+        "one pixel": lambda d: {"x": d.image(1, 48, 1, 1)},
     },
 }
 
 # A convolution that leaves its moments is the same convolution; a few of its cases show the moments.
-for _op in ("sepconv", "conv3x3", "upsample_conv"):
+for _op in ("sepconv", "conv3x3"):
     _MAKERS[f"{_op}_moments"] = {name: _MAKERS[_op][name] for name in list(_MAKERS[_op])[:4]}
 _MAKERS["linear_row_moments"] = {
     "tiles": _linear((2, 19), 30, 240, residual=True),
@@ -389,6 +428,8 @@ _MAKERS["linear_row_moments"] = {
     "large mean": lambda d: {**_linear((2, 5), 30, 70)(d), "bias": d.normal(70) + 100},
 }
 _MAKERS["patch_embed_row_moments"] = dict(_MAKERS["patch_embed"])
+
+_MAKERS |= fp8_cases.MAKERS
 
 CASES: dict[str, list[Case]] = {
     op: [Case(op, name, make) for name, make in makers.items()] for op, makers in _MAKERS.items()

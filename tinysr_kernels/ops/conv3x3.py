@@ -20,6 +20,7 @@ from torch import Tensor
 from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.plan import Implementation, Launch, Library, Plan, power_of_2
 from tinysr_kernels.ops import conv3x3_kernel, conv_tiles, tiles
+from tinysr_kernels.ops.conv_norm import register_with_norm
 from tinysr_kernels.ops.conv_tiles import Config
 from tinysr_kernels.ops.moments import merged, register_with_moments
 from tinysr_kernels.ops.registry import (
@@ -235,3 +236,4 @@ KERNELS = Implementation(
 
 conv3x3 = register(SCHEMA, reference, fake, cost, KERNELS)
 conv3x3_moments = register_with_moments(conv3x3, SCHEMA, fake)
+conv3x3_norm = register_with_norm(conv3x3, SCHEMA, fake)

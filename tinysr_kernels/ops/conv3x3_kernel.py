@@ -13,7 +13,7 @@ All sums are float32.
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.moments_kernel import leave, of_tile
+from tinysr_kernels.ops.moments_kernel import leave, of_groups, of_tile
 from tinysr_kernels.ops.tiles import add_product, bias_row, finish, product
 
 
@@ -82,7 +82,7 @@ def conv(  # type: ignore[no-untyped-def]
     shortcut_weight,  # [RESULTS,FIRST+SECOND] or None
     out,  # [N,out_height,out_width,RESULTS]
     scratch_parts,  # [parts,N,out_height,out_width,RESULTS] float32, what `merge` adds, or None
-    scratch_moments,  # [N,3,RESULTS,tiles and phases] float32, the moments of each tile, or None
+    scratch_moments,  # [N,3,RESULTS // WIDTH,tiles and phases] float32, the moments of each tile, or None
     height,
     width,
     out_height,
@@ -100,6 +100,7 @@ def conv(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,  # of the tile, which has PIXELS // COLUMNS rows
     OUTPUTS: tl.constexpr,
     SLICE: tl.constexpr,
+    WIDTH: tl.constexpr,  # neighbouring channels whose moments are one: 1, or a group that divides OUTPUTS
 ):
     """Grid: tiles in reading order, each in all its blocks of outputs; parts of the reduction; samples."""
     SIDE: tl.constexpr = 4 - ENLARGE
@@ -189,7 +190,11 @@ def conv(  # type: ignore[no-untyped-def]
         if scratch_moments is not None:
             count, mean, squares = of_tile(stored.to(tl.float32), inside)
             tiles = tl.num_programs(0) // tl.cdiv(RESULTS, OUTPUTS)
-            leave(scratch_moments, sample, tile * PHASES + phase, tiles, outs, RESULTS, count, mean, squares)
+            if WIDTH > 1:
+                mean, squares = of_groups(count, mean, squares, WIDTH)
+                outs = block // PHASES * (OUTPUTS // WIDTH) + tl.arange(0, OUTPUTS // WIDTH)
+                count *= WIDTH
+            leave(scratch_moments, sample, tile * PHASES + phase, tiles, outs, RESULTS // WIDTH, count, mean, squares)
 
 
 @jit

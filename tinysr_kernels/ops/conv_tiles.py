@@ -63,10 +63,18 @@ def heuristic(gpu: Gpu, h: int, w: int, outputs: int, inputs: Sequence[int], ite
     pixels = 128 if half else 64
     while pixels > 64 and _programs(pixels, block, h, w, outputs, phases) < gpu.multiprocessors:
         pixels //= 2
-    programs = _programs(pixels, block, h, w, outputs, phases)
     steps = sum(blocks(depth, step) for depth in depths)
-    # A part of fewer than 8 steps would mostly wait for its first.
-    splits = max(min(gpu.multiprocessors // programs, steps // 8, MOST_SPLITS), 1)
+
+    def sharing(block: int) -> int:
+        """How many programs share a reduction: what fills the GPU. A part of fewer than 8 steps would mostly wait."""
+        programs = _programs(pixels, block, h, w, outputs, phases)
+        return max(min(gpu.multiprocessors // programs, steps // 8, MOST_SPLITS), 1)
+
+    # Narrower blocks fill the GPU as well as more parts do, and leave fewer sums to store and add. Each loads all the
+    # pixels again, which at 64 outputs are as many bytes as the weights, and at 32 twice as many.
+    while block > 64 and sharing(block) > 1:
+        block //= 2
+    splits = sharing(block)
     # Small tiles have too many addresses for 4 warps but on Hopper, whose products take 64 rows a warpgroup.
     few = half and wide and pixels * block <= 8192 and (pixels > 64 or gpu.capability[0] == 9)
     warps = 4 if few else 8
@@ -164,6 +172,7 @@ def launches(
         "COLUMNS": config.columns,
         "OUTPUTS": config.outputs,
         "SLICE": config.slice,
+        "WIDTH": 1,
     }
     grid = (tiles * blocks(o, config.outputs) * enlarge**2, parts, n)
     launch = Launch(conv3x3_kernel.conv, grid, given, config.warps, config.stages)
