@@ -29,7 +29,7 @@ def physical(made: Session) -> Ceilings | None:
     """What the GPU cannot exceed by its multiprocessors, clocks and memory; None for a CPU."""
     if not made.cuda:
         return None
-    limits = getattr(made.stopwatch.watch, "limits", dict)()
+    limits: dict[str, Any] = getattr(made.stopwatch.watch, "limits", dict)()
     return ceilings(gpu_at(made.device), limits.get("clock"), limits.get("memory"))
 
 
@@ -92,7 +92,8 @@ def _launches(made: Session) -> None:
     def launch() -> None:
         t.add_(1)
 
-    work = Work(lambda: [launch() for _ in range(NODES)], NODES, host=True)
+    work = in_a_row([launch] * NODES)
+    work.host = True
     (found,) = made.stopwatch.in_turns({"launch": work}, SAMPLES, made.until).values()
     made.sink.add(record("launch", {"what": "launch", "size": f"{NODES} in a row"}, found, work))
     if made.cuda:

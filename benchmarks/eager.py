@@ -1,4 +1,4 @@
-"""What an operation's call costs in eager PyTorch: the same mathematics as separate operations, in the call's own dtype.
+"""An operation's call in eager PyTorch: the same mathematics as separate operations, in the call's own dtype.
 
 Mostly the operation's reference, which is written for any dtype, kept from computing in float32; where that has a form
 that public code would not have, the public form: nearest enlargement and a 3x3 convolution, PyTorch's GroupNorm.
@@ -25,19 +25,24 @@ SUFFIXES = ("_moments", "_row_moments")
 @contextlib.contextmanager
 def in_own_dtype() -> Iterator[None]:
     """Inside, references compute in the dtype of what they are given."""
-    modules = [m for name, m in sys.modules.items() if name.startswith("tinysr_kernels.ops.") and hasattr(m, "wide")]
-    kept = [(module, module.wide) for module in modules]
+    modules = [vars(module) for name, module in sys.modules.items() if name.startswith("tinysr_kernels.ops.")]
+    kept = [(names, names["wide"]) for names in modules if "wide" in names]
     try:
-        for module in modules:
-            module.wide = _same
+        for names, _ in kept:
+            names["wide"] = _same
         yield
     finally:
-        for module, wide in kept:
-            module.wide = wide
+        for names, wide in kept:
+            names["wide"] = wide
 
 
 def _same(dtype: torch.dtype) -> torch.dtype:
     return dtype
+
+
+def has_eager(op: str) -> bool:
+    """Whether eager PyTorch has such operations at all: not on floats of 8 bits with scales a row."""
+    return "fp8" not in op and "quantize" not in op
 
 
 def base_of(op: str) -> str:

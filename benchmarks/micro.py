@@ -1,14 +1,15 @@
 """`python -m benchmarks micro`: each operation at the networks' real shapes, against what else could compute it.
 
 The calls are those of the released networks for one 128x128 image, each once (`calls.py`). Peers: eager PyTorch in the
-same dtype, the same under torch.compile, and the library's kernels where the operation knows them as a configuration. On
-a GPU all are CUDA graph replays on inputs that take turns, so that launching costs nothing and nothing lies in the L2.
-Without a GPU: the cheapest calls of each operation, by its reference.
+same dtype, the same under torch.compile, and the library's kernels where the operation knows them as a configuration.
+On a GPU all are CUDA graph replays on inputs that take turns, so that launching costs nothing and nothing lies in the
+L2. Without a GPU: the cheapest calls of each operation, by its reference.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.calls import main_calls
 from benchmarks.ceilings import physical
-from benchmarks.eager import eager, in_own_dtype
+from benchmarks.eager import eager, has_eager, in_own_dtype
 from benchmarks.inputs import draw_inputs
 from benchmarks.results import Results
 from benchmarks.session import Session, session
@@ -87,7 +88,7 @@ def runs(peer: str, case: Case, inputs: list[dict[str, Any]]) -> list[Run] | Non
     first = next(v for v in inputs[0].values() if isinstance(v, Tensor))
     if peer == "ours":
         if first.device.type == "cpu" or operator.kernels is None:
-            return [lambda one=one: operator.reference(**one) for one in inputs]
+            return [functools.partial(operator.reference, **one) for one in inputs]
         # Results lie ready, so that each set of inputs has its own, as cold as they are.
         return [operator.plan(**one)[0].run for one in inputs]
     if peer == "library":
@@ -98,9 +99,11 @@ def runs(peer: str, case: Case, inputs: list[dict[str, Any]]) -> list[Run] | Non
             if any(isinstance(launch, Library) for launch in plan.launches):
                 return [operator.kernels.plan(config, **one).run for one in inputs]
         return None
+    if not has_eager(case.op):
+        return None
     functions, own = zip(*(eager(case.op, one) for one in inputs), strict=True)
     function = torch.compile(functions[0], dynamic=False) if peer == "compile" else functions[0]
-    return [lambda one=one: function(**one) for one in own]
+    return [functools.partial(function, **one) for one in own]
 
 
 def measure_call(made: Session, case: Case, peers: tuple[str, ...]) -> None:
@@ -113,11 +116,12 @@ def measure_call(made: Session, case: Case, peers: tuple[str, ...]) -> None:
     floor = 1e6 * limits.floor(cost, case.dtype == "float32") if limits and rotated else 0.0
     works: dict[str, Work] = {}
     for peer in peers:
-        with made.guarded(f"{case.key}: {peer}", case.labels(peer), COMPILE_SECONDS if peer == "compile" else 0.0):
-            with in_own_dtype() if peer in ("eager", "compile") else using("auto"):
-                found = runs(peer, case, inputs)
-                if found is not None:
-                    works[peer] = graphed(found, floor_us=floor) if made.cuda else in_a_row(found)
+        own = in_own_dtype() if peer in ("eager", "compile") else using("auto")
+        needs = COMPILE_SECONDS if peer == "compile" else 0.0
+        with made.guarded(f"{case.key}: {peer}", case.labels(peer), needs), own:
+            found = runs(peer, case, inputs)
+            if found is not None:
+                works[peer] = graphed(found, floor_us=floor) if made.cuda else in_a_row(found)
     # Every graph is captured: what runs now no longer asks for backend and dtype. On a CPU all is float32.
     measured = made.stopwatch.in_turns(works, SAMPLES if made.cuda else 5, made.until)
     for peer, several in measured.items():
@@ -130,12 +134,13 @@ def measure_call(made: Session, case: Case, peers: tuple[str, ...]) -> None:
 
 @torch.inference_mode()
 def measure(made: Session, peers: tuple[str, ...] = PEERS, ops: tuple[str, ...] = ()) -> None:
-    """All cases, or those of some operations, one after the other while there is time; what is there is not repeated."""
+    """All cases, or those of some operations, while there is time; what is there already is not repeated."""
     chosen = [case for case in cases(not made.cuda) if not ops or case.op in ops]
     for i, case in enumerate(chosen):
         if made.sink.has(f"{case.key}: ours"):
             continue
         if made.left() <= 0:
+            made.cut = True
             made.sink.note(f"no time was left for {len(chosen) - i} of {len(chosen)} calls, the cheapest")
             break
         with made.guarded(f"{case.key}: ours", case.labels("ours")):

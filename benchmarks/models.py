@@ -67,11 +67,13 @@ class Model:
             part.requires_grad_(False).eval().to(self.device, dtype)
         return Reference(self.family, config, parts)
 
-    def compiled(self, dtype: str | None = None, backend: str = "auto", graphs: int = 8, **more: Any) -> CompiledSR:
-        """As `tinysr_kernels.compile` makes it of this checkpoint; `more`: what else CompiledSR takes."""
+    def compiled(
+        self, dtype: str | None = None, backend: str = "auto", graphs: int = 8, quantize: str | None = None
+    ) -> CompiledSR:
+        """As `tinysr_kernels.compile` makes it of this checkpoint. InputError where it has no such quantised form."""
         run_dtype = DTYPES[dtype or self.own_dtype]
         with torch.inference_mode():
-            folded = fold(self.family, self.config, self.tensors, run_dtype)
+            folded = fold(self.family, self.config, self.tensors, run_dtype, quantize)
         return CompiledSR(
             Checkpoint(self.family, self.config, dict(self.tensors), source="random weights"),
             folded,
@@ -82,7 +84,6 @@ class Model:
             upscale=4,
             tile=None,
             graphs=graphs,
-            **more,
         )
 
 
@@ -101,14 +102,24 @@ class Reference:
         return unet_sr(image, self.parts["unet"], self.parts["decoder"], self.config)
 
 
-def model(family: Family, variant: str | None = None, device: torch.device | None = None, seed: int = 0) -> Model:
-    """A family at its public size (`networks.VARIANTS`) on a device, by default the CPU. The demo is loaded."""
+def model(
+    family: Family,
+    variant: str | None = None,
+    device: torch.device | None = None,
+    *,
+    reduced: bool = False,
+    seed: int = 0,
+) -> Model:
+    """A family at its public size (`networks.VARIANTS`) on a device, by default the CPU. The demo is loaded.
+
+    reduced: see `networks.named_tensors`; the demo is small as it is.
+    """
     variant = variant or VARIANTS[family][0]
     device = device or torch.device("cpu")
     if variant == "demo":
         checkpoint = load("demo")
         return Model(family, variant, checkpoint.config, {k: t.to(device) for k, t in checkpoint.tensors.items()})
-    config, shapes = named_tensors(family, variant)
+    config, shapes = named_tensors(family, variant, reduced)
     generator = torch.Generator(device).manual_seed(seed)
     return Model(family, variant, config, {name: _random(name, t, generator) for name, t in shapes.items()})
 

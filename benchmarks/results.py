@@ -111,9 +111,9 @@ class Sink:
         print(text, file=sys.stderr)
         self.save()
 
-    def finish(self) -> None:
-        """Everything is measured."""
-        self.results.finished, self.results.complete = _now(), True
+    def finish(self, complete: bool = True) -> None:
+        """The command has ended; complete: with everything measured."""
+        self.results.finished, self.results.complete = _now(), complete
         self.save()
 
     def save(self) -> None:

@@ -1,10 +1,11 @@
-"""What the measuring commands have in common: the device, the time they have, where records go, what happens to errors."""
+"""What measuring commands have in common: the device, the time they have, where records and errors go."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import math
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -23,12 +24,13 @@ class Late(RuntimeError):
 
 @dataclass
 class Session:
-    """One run of a command. until: the moment of time.monotonic by which it should have ended."""
+    """One run of a command. until: the moment of time.monotonic by which it should have ended. cut: it had to be."""
 
     device: torch.device
     stopwatch: Stopwatch
     sink: Sink
     until: float
+    cut: bool = False
 
     @property
     def cuda(self) -> bool:
@@ -51,11 +53,17 @@ class Session:
             yield
         except BelowFloor:
             raise
+        except (Late, subprocess.TimeoutExpired) as error:
+            self.cut = True
+            self._failed(key, labels, error)
         except Exception as error:  # noqa: BLE001  one failure must not lose the other measurements, whatever it is
-            text = f"{type(error).__name__}: {error}".strip().splitlines()[0][:400]
-            self.sink.add(Record(key, dict(labels), error=text))
-            print(f"{key}: {text}", file=sys.stderr)
-            self.release()
+            self._failed(key, labels, error)
+
+    def _failed(self, key: str, labels: Mapping[str, str], error: Exception) -> None:
+        text = f"{type(error).__name__}: {error}".strip().splitlines()[0][:400]
+        self.sink.add(Record(key, dict(labels), error=text))
+        print(f"{key}: {text}", file=sys.stderr)
+        self.release()
 
     def release(self) -> None:
         """Give back what earlier measurements held of the device's memory."""
@@ -74,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def session(command: str, options: argparse.Namespace) -> Iterator[Session]:
-    """The command's run. Its file is complete if nothing raises; BelowFloor is noted in it and comes through."""
+    """Its file is complete if nothing raised and time sufficed; BelowFloor is noted, and comes through."""
     cuda = torch.cuda.is_available() and not options.cpu
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     sink = Sink(command, device_name(device), not cuda, options.json)
@@ -89,4 +97,4 @@ def session(command: str, options: argparse.Namespace) -> Iterator[Session]:
     except KeyboardInterrupt:
         sink.note("interrupted")
         raise
-    sink.finish()
+    sink.finish(complete=not made.cut)
