@@ -50,7 +50,8 @@ def files(cuda: bool) -> list[Path]:
 def _tests(made: Session, path: Path) -> None:
     name = path.name.removeprefix("test_").removesuffix("_kernel.py")
     labels = {"what": "tests", "group": name}
-    with made.guarded(f"tests {name}", labels, 5.0):
+    with made.guarded(f"tests {name}", labels):
+        made.need(5)
         command = [sys.executable, "-m", "pytest", str(path), "-q", "--benchmark-disable", "-p", "no:cacheprovider"]
         command += ["-k", EXPRESSION if made.cuda else "mutation and not float32"]
         workers = min(len(os.sched_getaffinity(0)) // 2, 8) if made.cuda else 0
@@ -68,7 +69,8 @@ def _sanitizer(made: Session) -> None:
     if tool is None or not made.cuda:
         made.sink.note("compute-sanitizer is not installed here, or there is no GPU: not run")
         return
-    with made.guarded("compute sanitizer", labels, 10.0):
+    with made.guarded("compute sanitizer", labels):
+        made.need(10)
         command = [tool, "--error-exitcode", "9", sys.executable, "-c", ONE_CALL]
         done = _run(command, min(made.left(), SANITIZER_SECONDS), {"TRITON_INTERPRET": "0"})
         error = "" if done.returncode == 0 else _last_line(done.stdout + done.stderr)

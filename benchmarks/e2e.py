@@ -282,7 +282,8 @@ def _unless_done(subject: Subject, what: str, step: Callable[[Subject], None]) -
     key = f"{one.family} {one.variant}: {what} done"
     if subject.made.sink.has(key):
         return
-    with subject.made.guarded(key, labels, 1.0):
+    with subject.made.guarded(key, labels):
+        subject.made.need(1)
         step(subject)
         subject.made.sink.add(Record(key, labels, values={"done": 1.0}))
 

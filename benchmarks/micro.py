@@ -117,8 +117,9 @@ def measure_call(made: Session, case: Case, peers: tuple[str, ...]) -> None:
     works: dict[str, Work] = {}
     for peer in peers:
         own = in_own_dtype() if peer in ("eager", "compile") else using("auto")
-        needs = COMPILE_SECONDS if peer == "compile" else 0.0
-        with made.guarded(f"{case.key}: {peer}", case.labels(peer), needs), own:
+        with made.guarded(f"{case.key}: {peer}", case.labels(peer)), own:
+            if peer == "compile":
+                made.need(COMPILE_SECONDS)
             found = runs(peer, case, inputs)
             if found is not None:
                 works[peer] = graphed(found, floor_us=floor) if made.cuda else in_a_row(found)

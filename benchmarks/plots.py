@@ -6,11 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 from benchmarks.results import Record, Results
 
@@ -31,7 +27,7 @@ def roofline(micro: Results, ceilings: Results | None, path: Path) -> bool:
     points = [one for one in points if one.values["flops"] > 0]
     if not points:
         return False
-    figure, axes = plt.subplots(figsize=(9, 6))
+    figure, ((axes,),) = _figure(9, 6)
     by_op: dict[str, list[Record]] = {}
     for one in points:
         by_op.setdefault(_family_of(one.labels["op"]), []).append(one)
@@ -92,7 +88,7 @@ def ladder(e2e: Results, path: Path) -> bool:
     low = [t - one.values["p20_us"] / 1e3 for t, one in zip(times, rungs, strict=True)]
     high = [one.values["p80_us"] / 1e3 - t for t, one in zip(times, rungs, strict=True)]
     colors = [_color(one) for one in rungs]
-    figure, axes = plt.subplots(figsize=(10, 0.34 * len(rungs) + 1.4))
+    figure, ((axes,),) = _figure(10, 0.34 * len(rungs) + 1.4)
     places = range(len(rungs))
     axes.barh(places, times, color=colors, xerr=[np.maximum(low, 0), np.maximum(high, 0)], ecolor="#404040", capsize=2)
     axes.set_yticks(places, names, fontsize=8)
@@ -132,7 +128,7 @@ def waterfall(e2e: Results, path: Path) -> bool:
     rows = shares(e2e)
     if not rows:
         return False
-    figure, every = plt.subplots(len(rows), 1, figsize=(9, 1.9 * len(rows) + 0.6), squeeze=False)
+    figure, every = _figure(9, 1.9 * len(rows) + 0.6, len(rows))
     for axes, (name, steps) in zip(every[:, 0], rows.items(), strict=True):
         begin = 0.0
         for place, ms in enumerate(steps.values()):
@@ -186,7 +182,16 @@ def draw(files: Mapping[str, Results], folder: Path) -> list[Path]:
     return made
 
 
+def _figure(width: float, height: float, rows: int = 1) -> tuple[Any, Any]:
+    """A figure and its axes [rows,1], without a window. ImportError without matplotlib."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, 1, squeeze=False)
+
+
 def _save(figure: Any, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)

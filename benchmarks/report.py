@@ -202,7 +202,11 @@ def main(options: argparse.Namespace) -> int:
         return 2
     out = options.out or options.folder
     out.mkdir(parents=True, exist_ok=True)
-    pictures = draw(files, out)
+    pictures: list[Path] = []
+    try:
+        pictures = draw(files, out)
+    except ImportError as error:
+        print(f"no pictures: {error}", file=sys.stderr)
     (out / "report.md").write_text(report(files, pictures), encoding="utf-8")
     for path in (out / "report.md", *pictures):
         print(path)

@@ -41,15 +41,18 @@ class Session:
         """Seconds that are left."""
         return self.until - time.monotonic()
 
+    def need(self, seconds: float) -> None:
+        """Raise Late unless so many seconds are left."""
+        if self.left() < seconds:
+            raise Late(f"no time was left for it, {seconds:.0f} s are needed")
+
     @contextlib.contextmanager
-    def guarded(self, key: str, labels: Mapping[str, str], needs: float = 0.0) -> Iterator[None]:
-        """Inside, an error becomes a record, and the next measurement goes on. `needs`: seconds that this takes.
+    def guarded(self, key: str, labels: Mapping[str, str]) -> Iterator[None]:
+        """Inside, an error becomes a record, and the next measurement goes on.
 
         A reading below the physical floor comes through: the command ends there.
         """
         try:
-            if self.left() < needs:
-                raise Late("no time was left for it")
             yield
         except BelowFloor:
             raise
