@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from autotune.candidates import REFUSED, REPEATED, candidates
-from autotune.ceilings import ceilings
 from autotune.model import Built, occupancy, predict
 from autotune.work import Target, all_items, calls_of, items, tunable
+from benchmarks.limits import ceilings
 from tests.autotune.simulated import CEILINGS, ITEMS, OP, Config, heuristic, make_items, plan, space
 from tinysr_kernels.launch.device import GPUS, Gpu
 from tinysr_kernels.launch.plan import Launch

@@ -38,6 +38,7 @@ from tinysr_kernels.ops.registry import (
     nhwc,
     plain,
     register,
+    rows,
     shortcut_1x1,
     size,
     wide,
@@ -132,7 +133,8 @@ def reference(
     if upsample:
         u = F.interpolate(u, scale_factor=2, mode="nearest")
     d = F.conv2d(u, plain(depthwise, u.dtype)[:, None], stride=stride, padding=1, groups=x.shape[1])
-    y = F.conv2d(d, plain(pointwise, u.dtype)[:, :, None, None])
+    y = empty_nhwc(d, (*_out_shape(x, pointwise, stride, upsample),))
+    torch.mm(rows(nhwc(d)), plain(pointwise, u.dtype).t(), out=rows(y))
     y = shortcut_1x1(y, shortcut, skip, shortcut_weight)
     return finish(y, bias, residual, activation, activate_residual, x.dtype)
 
