@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from autotune.answers import Failure, Sample
-from autotune.builder import Builder
+from autotune.builder import KEPT, Builder
 from autotune.candidates import Candidate
 from autotune.ceilings import Ceilings, ceilings
 from autotune.device import Entries
@@ -43,7 +43,7 @@ class RealDevice:
         )
         self.ceilings: Ceilings = ceilings(gpu, found["clock"], found["memory"])
         self.busy: int = found["busy"]
-        self.builder = Builder(gpu, workers)
+        self.builder = Builder(gpu, workers, KEPT)
 
     def build(self, item: Item, candidates: Sequence[Candidate]) -> list[Built]:
         """Compile ahead of time, many at once."""

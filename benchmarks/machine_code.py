@@ -163,23 +163,10 @@ def _reachable(kernel: Kernel, seen: set[str]) -> Iterator[Kernel]:
 def compile_variant(v: Variant) -> Compiled:
     """Compile and read the machine code."""
     import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    kernel = v.made_of.made
-    index = {name: i for i, name in enumerate(kernel.arg_names)}
     started = time.perf_counter()
     try:
-        built = triton.compile(
-            ASTSource(
-                fn=kernel,
-                signature=dict(v.signature),
-                constexprs={(index[name],): value for name, value in v.constants},
-                attrs={(index[name],): ALIGNED for name in v.aligned},
-            ),
-            target=GPUTarget("cuda", v.arch, 32),
-            options={"num_warps": v.warps, "num_stages": v.stages},
-        )
+        built = _build(v)
     except (triton.TritonError, RuntimeError, ValueError, TypeError) as error:
         return Compiled(None, str(error), triton.__version__, round(time.perf_counter() - started, 3))
     seconds = time.perf_counter() - started
@@ -188,25 +175,51 @@ def compile_variant(v: Variant) -> Compiled:
     return Compiled(code, "", triton.__version__, round(seconds, 3))
 
 
+def needs(v: Variant) -> tuple[int, int, int] | None:
+    """Registers a thread, bytes of shared memory and bytes spilled, or None where it does not compile.
+
+    As `compile_variant` finds them, without the instructions, whose listing takes longer than the compilation.
+    """
+    import triton
+
+    try:
+        built = _build(v)
+    except (triton.TritonError, RuntimeError, ValueError, TypeError):
+        return None
+    text = _dump(built.asm["cubin"], "--dump-resource-usage")
+    return _registers(text), built.metadata.shared, _stack(text)
+
+
+def _build(v: Variant) -> Any:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = v.made_of.made
+    index = {name: i for i, name in enumerate(kernel.arg_names)}
+    return triton.compile(
+        ASTSource(
+            fn=kernel,
+            signature=dict(v.signature),
+            constexprs={(index[name],): value for name, value in v.constants},
+            attrs={(index[name],): ALIGNED for name in v.aligned},
+        ),
+        target=GPUTarget("cuda", v.arch, 32),
+        options={"num_warps": v.warps, "num_stages": v.stages},
+    )
+
+
 def read_code(asm: Mapping[str, Any], shared: int, parameters: Sequence[str]) -> Code:
     """What a compiled kernel uses; spills are the stack, and the accesses to local memory.
 
     asm: by stage, as Triton gives it. parameters: names of the arguments that are left at run time, in order.
     """
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(asm["cubin"])
-        file.flush()
-        text = subprocess.run(
-            [tool, "--dump-resource-usage", "--dump-sass", file.name], capture_output=True, text=True, check=True
-        ).stdout
+    text = _dump(asm["cubin"], "--dump-resource-usage", "--dump-sass")
     local = len(re.findall(r"\b(?:STL|LDL)\b", text))
     loads, stores = ptx.widths(asm["ptx"], parameters)
     return Code(
-        registers=max(int(n) for n in re.findall(r"REG:(\d+)", text)),
-        spill_bytes=max(*(int(n) for n in re.findall(r"STACK:(\d+)", text)), 4 * local),
+        registers=_registers(text),
+        spill_bytes=max(_stack(text), 4 * local),
         shared_bytes=shared,
         tensor_core=bool(TENSOR_CORE.search(text)),
         wgmma=bool(WGMMA.search(text)),
@@ -216,6 +229,26 @@ def read_code(asm: Mapping[str, Any], shared: int, parameters: Sequence[str]) ->
         narrow_loads=_narrow(loads),
         narrow_stores=_narrow(stores),
     )
+
+
+def _dump(cubin: bytes, *what: str) -> str:
+    """What the CUDA toolkit's own tool, which is in Triton's package, says of a compiled kernel."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([tool, *what, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def _registers(text: str) -> int:
+    return max(int(n) for n in re.findall(r"REG:(\d+)", text))
+
+
+def _stack(text: str) -> int:
+    """Bytes a thread keeps in memory: registers that were spilled."""
+    return max(int(n) for n in re.findall(r"STACK:(\d+)", text))
 
 
 def _narrow(widths: Mapping[str, list[int]]) -> tuple[str, ...]:
