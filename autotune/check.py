@@ -126,7 +126,7 @@ def check(
 def _works(wanted: Sequence[Target], gpu: Gpu, most: Ceilings) -> list[Work]:
     """All items with their candidates, those with most of the time first."""
     items = all_items(wanted, gpu)
-    floors = {item.key: item.calls * most.floor(item.cost, item.single) for item in items}
+    floors = {item.key: item.calls * most.floor(item.cost, item.bits) for item in items}
     made = []
     for item in sorted(items, key=lambda item: -floors[item.key]):
         incumbent = configs.choose(item.op, item.implementation, gpu, item.arguments).config

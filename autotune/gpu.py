@@ -55,7 +55,7 @@ class RealDevice:
 
     def sample(self, item: Item, candidate: Candidate) -> Sample | Failure:
         """Time it once."""
-        floor_us = 1e6 * self.ceilings.floor(item.cost, item.single)
+        floor_us = 1e6 * self.ceilings.floor(item.cost, item.bits)
         return self.worker.call("sample", item, candidate.config, floor_us, seconds=SAMPLE_SECONDS)
 
     def whole(self, target: Target, entries: Entries) -> Sample | Failure:

@@ -49,7 +49,7 @@ def predict(item: Item, candidate: Candidate, gpu: Gpu, most: Ceilings, built: B
     plan = candidate.plan
     overhead = (LAUNCH + TRIP) * plan.kernels
     own = [launch for launch in plan.launches if isinstance(launch, Launch)]
-    floor = most.floor(item.cost, item.single)
+    floor = most.floor(item.cost, item.bits)
     if not own:
         return overhead + floor / LIBRARY
     resources = built.resources if built is not None and len(built.resources) == len(own) else [None] * len(own)
@@ -68,7 +68,7 @@ def predict(item: Item, candidate: Candidate, gpu: Gpu, most: Ceilings, built: B
     width = next((t.element_size() for t in _tensors(plan.result)), 2)
     shared = 2 * terms * math.sqrt(max(results, 1) * programs) * width
     # Programs that are left for a last round have the tensor cores to themselves, but not more loads under way.
-    computing = programs / (each * most.multiprocessors) * (most.single if item.single else most.half)
+    computing = programs / (each * most.multiprocessors) * most.rate(item.bits)
     # Of three that take turns in one pipeline the longest counts most, but not alone.
     return overhead + math.hypot(item.cost.flops / computing, moved / memory, shared / (active * most.l2))
 

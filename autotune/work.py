@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from benchmarks.networks import DTYPES, META, OWN_DTYPE, VARIANTS, network
@@ -73,10 +72,11 @@ class Item:
         return kernels
 
     @property
-    def single(self) -> bool:
-        """Whether its products are of float32."""
-        first = next(v for v in self.arguments.values() if isinstance(v, Tensor) and v.is_floating_point())
-        return first.dtype == torch.float32
+    def bits(self) -> int:
+        """Of what it multiplies, which the first floating tensor says; 16 where there is none, as networks compute."""
+        floating = (v for v in self.arguments.values() if isinstance(v, Tensor) and v.is_floating_point())
+        first = next(floating, None)
+        return 16 if first is None else 8 * first.dtype.itemsize
 
 
 def model_of(target: Target) -> CompiledSR:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from autotune.candidates import REFUSED, REPEATED, candidates
+from autotune.candidates import REFUSED, REPEATED, Candidate, candidates
 from autotune.ceilings import ceilings
 from autotune.model import Built, occupancy, predict
-from autotune.work import Target, all_items, calls_of, items, tunable
+from autotune.work import Item, Target, all_items, calls_of, items, tunable
 from tests.autotune.simulated import CEILINGS, ITEMS, OP, Config, heuristic, make_items, plan, space
 from tinysr_kernels.launch.device import GPUS, Gpu
-from tinysr_kernels.launch.plan import Launch
+from tinysr_kernels.launch.plan import Launch, Plan
 from tinysr_kernels.ops import REGISTRY
 from tinysr_kernels.ops.trace import Call
 
@@ -36,6 +37,35 @@ def test_an_item_stands_for_its_largest_call() -> None:
     assert len(merged) == 1
     assert merged[0].cost == large.cost
     assert merged[0].calls == 3
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "bits"),
+    [
+        ((torch.float16, torch.float32), 16),
+        ((torch.float32,), 32),
+        ((torch.float8_e4m3fn, torch.float32), 8),
+        ((torch.uint8, torch.bfloat16), 16),
+        ((torch.uint8,), 16),
+    ],
+)
+def test_what_is_multiplied(dtypes: tuple[torch.dtype, ...], bits: int) -> None:
+    arguments = {f"t{i}": torch.empty(2, dtype=dtype, device="meta") for i, dtype in enumerate(dtypes)}
+    assert Item(OP, "", {**arguments, "n": 3}, ITEMS[0].cost, 1).bits == bits
+
+
+def test_the_model_counts_what_launches_leave_for_each_other() -> None:
+    """A shared reduction writes and reads its parts; the launch that moves most is the one that counts."""
+    item = ITEMS[0]
+    one = candidates(item, H200, heuristic(H200, **item.arguments)).incumbent
+    (main,) = one.plan.launches
+    assert isinstance(main, Launch)
+    parts = torch.empty(64, 4096, 1024, device="meta")
+    split = Launch(main.kernel, main.grid, {**main.arguments, "scratch_parts": parts}, main.warps, main.stages)
+    merge = Launch(main.kernel, (1 << 20,), {"scratch_parts": parts, "out": one.plan.result}, 1, 1)
+    both = Candidate(one.config, Plan(one.plan.result, (split, merge)))
+    least = 2 * parts.nbytes / CEILINGS.memory
+    assert predict(item, one, H200, CEILINGS) < least < predict(item, both, H200, CEILINGS) < 2 * least
 
 
 def test_targets_add_up() -> None:
@@ -78,7 +108,7 @@ def test_real_operations_have_candidates() -> None:
         found = candidates(item, H200, incumbent)
         assert len(found.all) > 1
         times = [predict(item, c, H200, CEILINGS) for c in found.all]
-        assert all(CEILINGS.floor(item.cost, item.single) < t < 1 for t in times)
+        assert all(CEILINGS.floor(item.cost, item.bits) < t < 1 for t in times)
 
 
 def launch(config: Config, rows: int = 4096) -> Launch:
@@ -116,6 +146,9 @@ def test_ceilings_are_the_datasheets() -> None:
     a100 = ceilings(GPUS[80])
     assert 0.98 < a100.half / 312e12 < 1.02
     assert 0.98 < a100.single / 19.5e12 < 1.02
+    assert h200.rate(8) == 2 * h200.rate(16) == 2 * h200.half
+    assert a100.rate(8) == a100.rate(16)  # Ampere multiplies no floats of 8 bits
+    assert a100.rate(32) == a100.single
     # As long as it is not measured, a card without figures of its own has its nearest relative's.
     other = ceilings(Gpu("NVIDIA GB300", (10, 3), 148), clock=2e9, memory=8e12)
     assert other.half == 148 * 2e9 * 8192

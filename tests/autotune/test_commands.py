@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from autotune import builder as builder_module
-from autotune import check, report, run, tuning
+from autotune import check, run, tuning
 from autotune.__main__ import main
 from autotune.answers import Failure
 from autotune.builder import Builder
@@ -208,6 +208,9 @@ def test_show_explains_each_launch(tmp_path: Path, capsys) -> None:
     (rows,) = json.loads(rows_file.read_text()).values()
     assert {row["source"] for row in rows} <= {"heuristic", "no kernels of our own"}
     assert all(row["floor_us"] > 0 and row["us"] is None for row in rows)
+    # What nobody measured costs what the model thinks.
+    assert all((row["model_us"] or 0) > row["floor_us"] for row in rows if row["source"] == "heuristic")
+    assert "0 of them measured" in text
 
 
 def test_show_and_export_of_what_was_measured(
@@ -262,6 +265,36 @@ def test_run_needs_a_gpu(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mistakes(arguments: list[str], message: str, capsys) -> None:
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_run_says_at_once_where_it_cannot_write(
+    simulated_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    (tmp_path / "file").write_text("")
+    nowhere = str(tmp_path / "file" / "folder")
+    assert main(["run", "--family", "tinysr-unet", "--report", nowhere]) == 2
+    monkeypatch.setenv(configs.USER_FOLDER, nowhere)
+    assert main(["run", "--family", "tinysr-unet", "--report", str(tmp_path / "report")]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("autotune: ") == 2
+    assert "Not a directory" in printed.err
+    assert "launches of" not in printed.out
+
+
+def test_show_needs_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(configs.USER_FOLDER, str(tmp_path / "file" / "folder"))
+    assert main(["show", "--ckpt", "demo", "--gpu", "90"]) == 0
+    assert "not there" in capsys.readouterr().out
+
+
+def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check, "check", interrupt)
+    assert main(["check"]) == 130
+    assert "goes on from here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -333,18 +366,6 @@ def test_a_run_from_the_command_line(file: Path, tmp_path: Path, capsys, simulat
     assert main([*arguments, "--fresh", "--json", str(tmp_path / "run.json")]) == 0
     assert "0 steps recalled" in (folder / "report.md").read_text()
     assert json.loads((tmp_path / "run.json").read_text()) == json.loads((folder / "report.json").read_text())
-
-
-def test_the_picture_is_optional(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "candidates", lambda item, gpu, incumbent: candidates_of(item.key))
-    outcome = tuning.tune([], ITEMS, SimulatedDevice(1, CALM), file, budget=20)
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    assert [path.name for path in report.write(tmp_path, outcome, FACTS)] == ["report.md", "report.json"]
-    assert "png" not in (tmp_path / "report.md").read_text()
-    monkeypatch.undo()
-    pytest.importorskip("matplotlib")
-    assert report.plot(tmp_path / "report.png", outcome)
-    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_benchmarks_know_nothing_of_tuning() -> None:
