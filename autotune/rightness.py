@@ -97,8 +97,8 @@ def _random(name: str, like: Tensor, scaled: Any, device: torch.device, generato
     else:
         values = torch.randint(0, 2 if like.dtype == torch.bool else 256, (extent,), device=device, generator=generator)
     made = values.to(like.dtype).as_strided(like.shape, like.stride(), like.storage_offset())
-    if name.endswith("moments"):  # means and variances along the second dimension, [N,2,C], or else the last
-        made.select(1 if like.shape[1] == 2 else -1, 1).abs_().add_(0.1)
+    if name.endswith("moments"):  # means, and variances or squared deviations: [...,2,C], or else [...,2]
+        made.select(-2 if like.shape[-2] == 2 else -1, 1).abs_().add_(0.1)
     return made
 
 

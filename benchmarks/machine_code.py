@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ POINTERS = {
     torch.float8_e4m3fn: "*fp8e4nv",
     torch.uint8: "*u8",
     torch.int32: "*i32",
+    torch.bool: "*i1",
 }
 ALIGNED = [["tt.divisibility", 16]]
 WIDE = 16
@@ -160,37 +161,8 @@ def _reachable(kernel: Kernel, seen: set[str]) -> Iterator[Kernel]:
             yield from _reachable(called, seen)
 
 
-def compile_variant(v: Variant) -> Compiled:
-    """Compile and read the machine code."""
-    import triton
-
-    started = time.perf_counter()
-    try:
-        built = _build(v)
-    except (triton.TritonError, RuntimeError, ValueError, TypeError) as error:
-        return Compiled(None, str(error), triton.__version__, round(time.perf_counter() - started, 3))
-    seconds = time.perf_counter() - started
-    pointers = [name for name, kind in v.signature if kind != "constexpr"]
-    code = read_code(built.asm, built.metadata.shared, pointers)
-    return Compiled(code, "", triton.__version__, round(seconds, 3))
-
-
-def needs(v: Variant) -> tuple[int, int, int] | None:
-    """Registers a thread, bytes of shared memory and bytes spilled, or None where it does not compile.
-
-    As `compile_variant` finds them, without the instructions, whose listing takes longer than the compilation.
-    """
-    import triton
-
-    try:
-        built = _build(v)
-    except (triton.TritonError, RuntimeError, ValueError, TypeError):
-        return None
-    text = _dump(built.asm["cubin"], "--dump-resource-usage")
-    return _registers(text), built.metadata.shared, _stack(text)
-
-
-def _build(v: Variant) -> Any:
+def build(v: Variant) -> Any:
+    """Compile; what Triton makes of it."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -207,6 +179,41 @@ def _build(v: Variant) -> Any:
         target=GPUTarget("cuda", v.arch, 32),
         options={"num_warps": v.warps, "num_stages": v.stages},
     )
+
+
+def listing(v: Variant) -> str:
+    """Compile, and give the instructions as text."""
+    return _dump(build(v).asm["cubin"], "--dump-sass")
+
+
+def compile_variant(v: Variant) -> Compiled:
+    """Compile and read the machine code."""
+    import triton
+
+    started = time.perf_counter()
+    try:
+        built = build(v)
+    except (triton.TritonError, RuntimeError, ValueError, TypeError) as error:
+        return Compiled(None, str(error), triton.__version__, round(time.perf_counter() - started, 3))
+    seconds = time.perf_counter() - started
+    pointers = [name for name, kind in v.signature if kind != "constexpr"]
+    code = read_code(built.asm, built.metadata.shared, pointers)
+    return Compiled(code, "", triton.__version__, round(seconds, 3))
+
+
+def needs(v: Variant) -> tuple[int, int, int] | None:
+    """Registers a thread, bytes of shared memory and bytes spilled, or None where it does not compile.
+
+    As `compile_variant` finds them, without the instructions, whose listing takes longer than the compilation.
+    """
+    import triton
+
+    try:
+        built = build(v)
+    except (triton.TritonError, RuntimeError, ValueError, TypeError):
+        return None
+    text = _dump(built.asm["cubin"], "--dump-resource-usage")
+    return _registers(text), built.metadata.shared, _stack(text)
 
 
 def read_code(asm: Mapping[str, Any], shared: int, parameters: Sequence[str]) -> Code:
@@ -232,7 +239,6 @@ def read_code(asm: Mapping[str, Any], shared: int, parameters: Sequence[str]) ->
 
 
 def _dump(cubin: bytes, *what: str) -> str:
-    """What the CUDA toolkit's own tool, which is in Triton's package, says of a compiled kernel."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -255,10 +261,16 @@ def _narrow(widths: Mapping[str, list[int]]) -> tuple[str, ...]:
     return tuple(sorted(name for name, w in widths.items() if 2 * sum(n for n in w if n >= WIDE) < sum(w)))
 
 
-def compile_all(todo: Iterable[Variant], workers: int, triton_folder: Path | None = None) -> list[Compiled]:
+def compile_all(
+    todo: Iterable[Variant],
+    workers: int,
+    triton_folder: Path | None = None,
+    function: Callable[[Variant], Any] = compile_variant,
+) -> list[Any]:
     """Compile in worker processes, which leave this one's choice between compiler and interpreter alone.
 
-    triton_folder: where another Triton than the installed one lies (pip install --target).
+    triton_folder: where another Triton than the installed one lies (pip install --target). function: gives a
+    `Compiled` for each variant, unless it is another.
     """
     todo = list(todo)
     if not todo:
@@ -271,7 +283,7 @@ def compile_all(todo: Iterable[Variant], workers: int, triton_folder: Path | Non
         initargs=(str(triton_folder.resolve()) if triton_folder else "",),
     ) as pool:
         done = []
-        for compiled in pool.map(compile_variant, todo):
+        for compiled in pool.map(function, todo):
             done.append(compiled)
             if sys.stderr.isatty():
                 print(

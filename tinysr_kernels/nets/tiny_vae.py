@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tinysr_kernels.nets.fold import Folder
-from tinysr_kernels.nets.layers import Conv, Folded, InputConv
+from tinysr_kernels.nets.layers import Conv, Folded, InputConv, ops
 
 Step = tuple[str, int]
 """(kind, layer index): kind is conv, down (stride 2), up (nearest x2 before the convolution) or block."""
@@ -153,7 +153,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, residual: Tensor | None = None) -> Tensor:
         first, *middle, last = self.layers.values()
-        x = first(torch.tanh(z * self.input_gain), activation="relu")
+        x = first(ops.tanh_scaled(z, self.input_gain), activation="relu")
         for layer in middle:
             x = layer(x)
         return last(x, residual=residual)

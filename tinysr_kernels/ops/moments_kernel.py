@@ -43,6 +43,16 @@ def joined(count, mean, squares, more, more_mean, more_squares):  # type: ignore
 
 
 @jit
+def of_groups(count, mean, squares, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Mean and squared deviations of groups of WIDTH neighbouring channels, all of `count` pixels each."""
+    means = tl.reshape(mean, (mean.shape[0] // WIDTH, WIDTH))
+    center = tl.sum(means, 1) / WIDTH
+    deviation = means - center[:, None]
+    within = tl.sum(tl.reshape(squares, (squares.shape[0] // WIDTH, WIDTH)), 1)
+    return center, within + count * tl.sum(deviation * deviation, 1)
+
+
+@jit
 def leave(scratch_moments, sample, part, parts, outs, outputs, count, mean, squares):  # type: ignore[no-untyped-def]
     """Store a tile's moments as number `part` in scratch_moments [N,3,outputs,parts] float32."""
     at = scratch_moments + sample * 3 * outputs * parts + outs.to(tl.int64) * parts + part

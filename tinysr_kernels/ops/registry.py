@@ -78,15 +78,18 @@ class Operator:
     def plan(self, *args: Any, **kwargs: Any) -> tuple[Plan, configs.Choice]:
         """The launches of a call and their configuration, on tensors of any device, meta included.
 
-        ValueError if the operator has no kernels.
+        ValueError if the operator has no kernels, or none for the tensors' GPU.
         """
         if self.kernels is None:
             raise ValueError(f"{self.name} has no kernels")
         return self._plan(self.kernels, self.arguments(*args, **kwargs))
 
     def _plan(self, kernels: Implementation, arguments: dict[str, Any]) -> tuple[Plan, configs.Choice]:
-        first = next(iter(arguments.values()))
-        choice = configs.choose(self.name, kernels, gpu_of(first), arguments)
+        gpu = gpu_of(next(iter(arguments.values())))
+        if gpu.capability < kernels.capability:
+            found, wanted = (".".join(map(str, c)) for c in (gpu.capability, kernels.capability))
+            raise ValueError(f"{self.name} needs compute capability {wanted}, {gpu.name} has {found}")
+        choice = configs.choose(self.name, kernels, gpu, arguments)
         return kernels.plan(choice.config, **arguments), choice
 
     def __call__(self, first: Tensor, *rest: Any) -> Any:
