@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from autotune.ceilings import ceilings
 from autotune.model import Built, occupancy, predict
 from autotune.work import Item, Target, all_items, calls_of, items, tunable
 from tests.autotune.simulated import CEILINGS, ITEMS, OP, Config, heuristic, make_items, plan, space
+from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch.device import GPUS, Gpu
 from tinysr_kernels.launch.plan import Launch, Plan
 from tinysr_kernels.ops import REGISTRY
@@ -73,6 +76,18 @@ def test_targets_add_up() -> None:
     assert [2 * item.calls for item in one] == [item.calls for item in two]
     batch = all_items([Target(ckpt="demo", batch=4)], H200)
     assert {item.key for item in batch} != {item.key for item in one}
+
+
+def test_launches_of_a_quantised_network() -> None:
+    """Their products are of 8 bits; where the card or the family has none it is said."""
+    wanted = Target("tinysr-dit", quantize="fp8")
+    assert wanted.name == "tinysr-dit separable, 1 x 128x128, float16, fp8"
+    assert 8 in {item.bits for item in all_items([wanted], H200)}
+    assert 8 not in {item.bits for item in all_items([replace(wanted, quantize=None)], H200)}
+    with pytest.raises(InputError, match="needs sm_89, found NVIDIA A100"):
+        all_items([wanted], GPUS[80])
+    with pytest.raises(InputError, match="this checkpoint is tinysr-unet"):
+        all_items([replace(DEMO, quantize="fp8")], H200)
 
 
 def test_families_have_names() -> None:
