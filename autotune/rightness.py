@@ -20,11 +20,14 @@ from autotune.answers import Failure
 from autotune.work import Item
 from tinysr_kernels.launch.plan import Plan
 from tinysr_kernels.ops import REGISTRY
-from tinysr_kernels.ops.quantize import E4M3
 
 FEW = 1 << 16
 """Elements of a result up to which several draws are pooled, because the errors of a handful are mostly luck."""
 DRAWS = 5
+POSITIVE = ("scale", "variance", "rstd")
+"""Parts of the names of tensors whose values are."""
+SPREAD = 64.0
+"""Standard deviation of values in floats of 8 bits: seven of them are the largest e4m3."""
 
 
 class EachRounded(TorchDispatchMode):
@@ -61,7 +64,10 @@ class Truth:
 def draw_inputs(arguments: Mapping[str, Any], device: torch.device, seed: int) -> dict[str, Any]:
     """The arguments with random values in place of meta tensors: the same shapes, dtypes, strides and identities.
 
-    Activations are N(0, 1), weights N(0, 1/fan-in), so that results stay of order one in half precision.
+    An operation's arguments say by dtype and name what they hold, and so operations yet to come are drawn for as well:
+    activations are N(0, 1), weights N(0, 1/fan-in), so that results stay of order one in half precision; moments are
+    means and variances; scales and variances are positive; bytes are those of an image; floats of 8 bits spread over
+    their range, and NAME_scale brings NAME back to the size that it would have in half precision.
     """
     generator = torch.Generator(device).manual_seed(seed)
     made: dict[int, Tensor] = {}
@@ -69,28 +75,37 @@ def draw_inputs(arguments: Mapping[str, Any], device: torch.device, seed: int) -
     for name, value in arguments.items():
         if isinstance(value, Tensor):
             if id(value) not in made:
-                made[id(value)] = _random(name, value, device, generator)
+                made[id(value)] = _random(name, value, arguments.get(name.removesuffix("_scale")), device, generator)
             value = made[id(value)]
         inputs[name] = value
     return inputs
 
 
-def _random(name: str, like: Tensor, device: torch.device, generator: torch.Generator) -> Tensor:
+def _random(name: str, like: Tensor, scaled: Any, device: torch.device, generator: torch.Generator) -> Tensor:
+    """scaled: what the tensor is the scale of, or itself."""
     extent = like.storage_offset() + 1 + sum((n - 1) * s for n, s in zip(like.shape, like.stride(), strict=True))
     if like.dtype.is_floating_point:
-        gain = 1.0
-        if any(part in name for part in ("weight", "wise", "phases")) and like.dim() > 1:
-            gain = math.sqrt(like.shape[0] / like.numel())
-        values = torch.randn(extent, device=device, generator=generator).mul_(gain).to(like.dtype)
+        values = torch.randn(extent, device=device, generator=generator)
+        if any(part in name for part in POSITIVE):
+            values.mul_(0.25).abs_().add_(0.5)
+        if like.dtype.itemsize == 1:
+            values.mul_(SPREAD)
+        elif isinstance(scaled, Tensor) and scaled is not like and scaled.dtype.itemsize == 1:
+            values.mul_(_gain(name.removesuffix("_scale"), scaled) / SPREAD)
+        else:
+            values.mul_(_gain(name, like))
     else:
-        values = torch.randint(0, 256, (extent,), device=device, generator=generator).to(like.dtype)
-    made = values.as_strided(like.shape, like.stride(), like.storage_offset())
-    if name.endswith("moments"):  # means, and variances or squared deviations, which are positive
-        second = made[..., 1, :] if name == "row_moments" else made[:, 1]  # [...,2,parts], else [N,2,C]
-        second.abs_().add_(0.1)
-    if name.endswith("_scale"):
-        made.abs_().add_(0.1)
+        values = torch.randint(0, 2 if like.dtype == torch.bool else 256, (extent,), device=device, generator=generator)
+    made = values.to(like.dtype).as_strided(like.shape, like.stride(), like.storage_offset())
+    if name.endswith("moments"):  # means, and variances or squared deviations: [...,2,C], or else [...,2]
+        made.select(-2 if like.shape[-2] == 2 else -1, 1).abs_().add_(0.1)
     return made
+
+
+def _gain(name: str, like: Tensor) -> float:
+    """The standard deviation of a tensor's values."""
+    weight = like.dim() > 1 and any(part in name for part in ("weight", "wise", "phases"))
+    return math.sqrt(like.shape[0] / like.numel()) if weight and "scale" not in name else 1.0
 
 
 def truths(item: Item, device: torch.device, draw: int) -> list[Truth]:
@@ -105,32 +120,21 @@ def _truth(item: Item, device: torch.device, seed: int) -> Truth:
     inputs = draw_inputs(item.arguments, device, seed)
     exact = _tensors(reference(**{name: _double(value) for name, value in inputs.items()}))
     eager = _tensors(reference(**inputs))
-    # The dtype of a result in e4m3 is that of what was rounded to it.
-    quantized = any(t.dtype == E4M3 for t in eager)
-    given = [
-        v if isinstance(v, torch.dtype) else v.dtype for v in inputs.values() if isinstance(v, (Tensor, torch.dtype))
-    ]
-    halves = {torch.float16, torch.bfloat16} & {*(given if quantized else ()), *(t.dtype for t in eager)}
+    halves = {t.dtype for t in eager if t.dtype in (torch.float16, torch.bfloat16)}
     if halves:
         with EachRounded(halves.pop(), _tensors(list(inputs.values()))):
             coarse = _tensors(reference(**inputs))
         # What the operation gives in float32, such as moments, eager too computes in float32.
         eager = tuple(e if e.dtype == torch.float32 else c for e, c in zip(eager, coarse, strict=True))
-    return Truth(inputs, _in_units(exact, eager), eager)
-
-
-def _in_units(exact: tuple[Tensor, ...], like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Exact images in [0,1] times 255 where the results are bytes, which hold that."""
-    return tuple(
-        e * 255 if t.dtype == torch.uint8 and e.is_floating_point() else e for e, t in zip(exact, like, strict=True)
-    )
+    return Truth(inputs, exact, eager)
 
 
 def _double(value: Any) -> Any:
     if isinstance(value, torch.dtype):
-        return torch.float64
-    wide = isinstance(value, Tensor) and value.dtype.is_floating_point and value.dtype != E4M3
-    return value.double() if wide else value
+        return torch.float64 if value.is_floating_point else value
+    # Floats of 8 bits are exact already, and what takes them takes nothing else.
+    wider = isinstance(value, Tensor) and value.dtype.is_floating_point and value.dtype.itemsize > 1
+    return value.double() if wider else value
 
 
 def verdict(item: Item, config: Any, known: list[Truth]) -> Failure | None:
@@ -139,10 +143,10 @@ def verdict(item: Item, config: Any, known: list[Truth]) -> Failure | None:
     for truth in known:
         plan = item.implementation.plan(config, **truth.inputs)
         result = tuple(t.clone() for t in _tensors(poisoned(plan).run()))
-        again = _tensors(poisoned(plan).run())
+        again = _tensors(poisoned(plan, zero=True).run())
         differs = any(not torch.equal(a, b) for a, b in zip(result, again, strict=True))
         # NaN equals nothing, and is told of below.
-        if differs and all(bool(t.float().isfinite().all()) for t in result):
+        if differs and all(bool(t.double().isfinite().all()) for t in result):
             return Failure("wrong", "another result in the second run")
         results.append(result)
     found, allowed = _pooled(results, known), _allowed(results, known)
@@ -152,14 +156,20 @@ def verdict(item: Item, config: Any, known: list[Truth]) -> Failure | None:
     return None
 
 
-def poisoned(plan: Plan) -> Plan:
-    """The plan with every tensor that its launches will write filled with NaN: what is not written shows."""
+def poisoned(plan: Plan, zero: bool = False) -> Plan:
+    """The plan with every tensor that its launches will write filled with NaN: what is not written shows.
+
+    Whole numbers become the largest there are, or on request 0: what is not written differs between the two.
+    """
     written = list(_tensors(plan.result))
     for launch in plan.launches:
         scratch = (v for name, v in launch.arguments.items() if name.startswith("scratch"))
         written += [t for t in scratch if isinstance(t, Tensor)]
     for t in written:
-        t.fill_(math.nan if t.dtype.is_floating_point else 255 * (t.dtype != torch.bool))
+        if t.dtype.is_floating_point:
+            t.fill_(math.nan)
+        else:
+            t.fill_(0 if zero else 1 if t.dtype == torch.bool else torch.iinfo(t.dtype).max)
     return plan
 
 
@@ -170,12 +180,33 @@ def _allowed(results: list[tuple[Tensor, ...]], known: list[Truth]) -> list[floa
         for truth, result in zip(known, results, strict=True)
     ]
     eager = _pooled([truth.eager for truth in known], known)
-    return [2 * max(pair) for pair in zip(eager, _pooled(rounded, known), strict=True)]
+    pairs = list(zip(rounded, known, strict=True))
+    least = [[u for r, e in zip(row, x.exact, strict=True) for u in _unit(r, e)] for row, x in pairs]
+    floor = [max(column) for column in zip(*least, strict=True)]
+    return [2 * max(three) for three in zip(eager, _pooled(rounded, known), floor, strict=True)]
 
 
 def _like(exact: Tensor, result: Tensor) -> Tensor:
-    whole = exact.is_floating_point() and not result.dtype.is_floating_point
+    whole = exact.dtype.is_floating_point and not result.dtype.is_floating_point
     return (exact.round() if whole else exact).to(result.dtype)
+
+
+def _unit(rounded: Tensor, exact: Tensor) -> tuple[float, float]:
+    """The errors, as `_errors` counts them, of rounding to 8 bits; 0 for other results.
+
+    The reference rounds such a result too, in whatever precision: its own rounding is in none of its errors.
+    """
+    if rounded.dtype.itemsize > 1 or rounded.dtype == torch.bool:
+        return 0.0, 0.0
+    size = rounded.double().abs()
+    if rounded.dtype.is_floating_point:
+        kind: Any = torch.finfo(rounded.dtype)
+        step = torch.exp2(size.clamp(min=kind.smallest_normal).log2().floor()) * kind.eps
+    else:
+        kind, step = torch.iinfo(rounded.dtype), torch.ones_like(size)
+    # What is clamped to an end of the range is not rounded.
+    step = torch.where((size == 0) | (size == kind.max), 0.0, step)
+    return _relative(step.square().mean().div(12).sqrt() * math.sqrt(step.numel()), step.max() / 2, exact)
 
 
 def _pooled(results: list[tuple[Tensor, ...]], known: list[Truth]) -> list[float]:
@@ -188,13 +219,14 @@ def _pooled(results: list[tuple[Tensor, ...]], known: list[Truth]) -> list[float
 
 
 def _errors(result: Tensor, exact: Tensor) -> tuple[float, float]:
-    wide = exact.double()
-    difference = result.double() - wide
-    tiny = torch.finfo(torch.float64).tiny
-    return (
-        float(difference.norm() / wide.norm().clamp(min=tiny)),
-        float(difference.abs().max() / wide.abs().max().clamp(min=tiny)),
-    )
+    difference = result.double() - exact.double()
+    return _relative(difference.norm(), difference.abs().max(), exact)
+
+
+def _relative(whole: Tensor, worst: Tensor, exact: Tensor) -> tuple[float, float]:
+    """Errors in the mean square and of the worst element, over the size of the exact result."""
+    wide, tiny = exact.double(), torch.finfo(torch.float64).tiny
+    return float(whole / wide.norm().clamp(min=tiny)), float(worst / wide.abs().max().clamp(min=tiny))
 
 
 def _tensors(value: Any) -> tuple[Tensor, ...]:

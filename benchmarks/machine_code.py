@@ -201,6 +201,21 @@ def compile_variant(v: Variant) -> Compiled:
     return Compiled(code, "", triton.__version__, round(seconds, 3))
 
 
+def needs(v: Variant) -> tuple[int, int, int] | None:
+    """Registers a thread, bytes of shared memory and bytes spilled, or None where it does not compile.
+
+    As `compile_variant` finds them, without the instructions, whose listing takes longer than the compilation.
+    """
+    import triton
+
+    try:
+        built = build(v)
+    except (triton.TritonError, RuntimeError, ValueError, TypeError):
+        return None
+    text = _dump(built.asm["cubin"], "--dump-resource-usage")
+    return _registers(text), built.metadata.shared, _stack(text)
+
+
 def read_code(asm: Mapping[str, Any], shared: int, parameters: Sequence[str]) -> Code:
     """What a compiled kernel uses; spills are the stack, and the accesses to local memory.
 
@@ -210,8 +225,8 @@ def read_code(asm: Mapping[str, Any], shared: int, parameters: Sequence[str]) ->
     local = len(re.findall(r"\b(?:STL|LDL)\b", text))
     loads, stores = ptx.widths(asm["ptx"], parameters)
     return Code(
-        registers=max(int(n) for n in re.findall(r"REG:(\d+)", text)),
-        spill_bytes=max(*(int(n) for n in re.findall(r"STACK:(\d+)", text)), 4 * local),
+        registers=_registers(text),
+        spill_bytes=max(_stack(text), 4 * local),
         shared_bytes=shared,
         tensor_core=bool(TENSOR_CORE.search(text)),
         wgmma=bool(WGMMA.search(text)),
@@ -231,6 +246,15 @@ def _dump(cubin: bytes, *what: str) -> str:
         file.write(cubin)
         file.flush()
         return subprocess.run([tool, *what, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def _registers(text: str) -> int:
+    return max(int(n) for n in re.findall(r"REG:(\d+)", text))
+
+
+def _stack(text: str) -> int:
+    """Bytes a thread keeps in memory: registers that were spilled."""
+    return max(int(n) for n in re.findall(r"STACK:(\d+)", text))
 
 
 def _narrow(widths: Mapping[str, list[int]]) -> tuple[str, ...]:

@@ -291,7 +291,7 @@ def test_the_device_speaks_through_its_worker(monkeypatch: pytest.MonkeyPatch) -
         assert device.check(item, candidate, 1) == Failure("wrong", f"{item.key} 1")
         found = device.sample(item, candidate)
         assert isinstance(found, Sample)
-        assert found.us == pytest.approx(1e6 * device.ceilings.floor(item.cost, False))
+        assert found.us == pytest.approx(1e6 * device.ceilings.floor(item.cost, 16))
         assert device.whole(TARGET, {"layer_norm": {item.bucket: candidate.config}}) == Sample(1.0)
         assert device.clock() <= device.clock()
         device.wait(0)

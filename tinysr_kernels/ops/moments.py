@@ -113,7 +113,7 @@ def register_with_moments(
 ) -> Operator:
     """Register `<name>_moments(...) -> (out, moments)` beside an operator of this schema.
 
-    heuristic: of the launch configurations, where the operator's own does not serve.
+    heuristic: of the launch configurations, where the operator's own does not serve; it looks at the same arguments.
 
     The operator's kernels, if any, take `moments=True` in their plan.
     """
@@ -138,6 +138,9 @@ def register_with_moments(
     if operator.kernels is not None:
         plan = _with_moments(operator.kernels.plan)
         modules = (*operator.kernels.modules, moments_kernel.__name__)
+        if heuristic is not None:
+            # With its signature a look-up goes by the few arguments that count: by all of them it takes twice as long.
+            heuristic = functools.wraps(operator.kernels.heuristic, assigned=())(heuristic)
         kernels = dataclasses.replace(
             operator.kernels, plan=plan, modules=modules, heuristic=heuristic or operator.kernels.heuristic
         )
