@@ -104,7 +104,7 @@ MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "no bias": _unpatchify(1, 4, 4, 1, 2, 63, bias=False),
         "patches of 1": _unpatchify(3, 3, 2, 3, 1, 10),
         "normed": _unpatchify(2, 16, 3, 5, 2, 48, eps=1e-6),
-        "normed, no bias": _unpatchify(1, 4, 3, 7, 2, 63, bias=False, eps=0.5),
+        "normed, no bias": _unpatchify(1, 4, 3, 7, 2, 63, bias=False, eps=300.0),
         "patches of 3": _unpatchify(1, 3, 1, 2, 3, 30),
     },
     "patch_embed": {
