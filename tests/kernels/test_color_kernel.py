@@ -60,11 +60,11 @@ class ColorKernelContract(KernelContract):
 class TestAdainFixKernels(ColorKernelContract):
     contract = test_color.TestAdainFix
     kernels = color_kernel
-    configs: ClassVar = {"several blocks": Config(lanes=256, warps=1, parts=32)}
+    configs: ClassVar = {"several blocks": Config(lanes=256, warps=1, parts=16)}
     mutations: ClassVar = {
         "the first block for all": (
-            "tl.load(image + at, mask=known, other=0)\n    else",
-            "tl.load(image + at % LANES, mask=known, other=0)\n    else",
+            "pixel = block // CHANNELS * LANES + rest // CHANNELS",
+            "pixel = block * 0 + rest // CHANNELS",
         ),
         "one turn": ("turns = (blocks - part + parts - 1) // parts", "turns = 1"),
         "a lane's channel": (
@@ -85,7 +85,10 @@ class TestAdainFixKernels(ColorKernelContract):
             "row = scratch_moments + sample * 3 * kind_step",
             "row = scratch_moments + sample * 0 * kind_step",
         ),
-        "the first sample": ("image = x + sample * sample_stride\n    v = _n", "image = x + sample * 0\n    v = _n"),
+        "the first sample": (
+            "image = x + sample * sample_stride\n    v, known",
+            "image = x + sample * 0\n    v, known",
+        ),
         "channels of the block": ("rest % CHANNELS + tl.arange", "0 * rest + tl.arange"),
         "a pixel too many": (
             "known = at < tl.full((), CHANNELS, tl.int64) * pixels",
