@@ -276,8 +276,8 @@ def plan(
 
 def space(gpu: Gpu, x: Tensor, pointwise: Tensor, stride: int, upsample: bool, **_: Any) -> Iterator[Config]:
     """`sepconv_tiles.space` for the shape of the result."""
-    shape = _out_shape(x, pointwise, stride, upsample)
-    return sepconv_tiles.space(x.shape[1], shape[1], shape[3])
+    out = _out_shape(x, pointwise, stride, upsample)
+    return sepconv_tiles.space(x.shape[1], out[1], out[3])
 
 
 KERNELS = Implementation(
