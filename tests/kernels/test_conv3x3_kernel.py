@@ -14,7 +14,7 @@ from tinysr_kernels.launch import configs
 from tinysr_kernels.ops import REGISTRY, conv3x3_kernel, conv_few_kernel, moments_kernel, prologue_kernel
 from tinysr_kernels.ops.conv_tiles import LIBRARY, Config, few
 
-FEW = few(5, 7, 3, 48)
+FEW = few(7, 3)
 
 
 class TestConv3x3Kernels(KernelContract):
@@ -35,7 +35,7 @@ class TestConv3x3Kernels(KernelContract):
         "no right border": ("(column + j >= 0) & (column + j < width)", "column + j >= 0"),
         "no upper border": ("(row + i >= 0) & (row + i < height)", "row + i < height"),
         "no border within a tap": ("seen = ((borders >> tap) & 1) != 0", "seen = borders != 0"),
-        "ones outside": ("mask=seen, other=0.0", "mask=seen, other=1.0"),
+        "ones outside": ("shift[None, :]), mask=seen, other=0.0", "shift[None, :]), mask=seen, other=1.0"),
         "last outputs for all": ("weight += outs[None, :] * DEPTH", "weight += (outputs - 1 - outs)[None, :] * DEPTH"),
         "one row for the tile": ("(lane // COLUMNS * width + lane % COLUMNS) * (", "(lane % COLUMNS) * ("),
         "stride of 1": ("column * STRIDE - 1 + right", "column - 1 + right"),

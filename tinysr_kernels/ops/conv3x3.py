@@ -209,9 +209,9 @@ def heuristic(
 ) -> Config:
     """Our own kernel, whatever the batch."""
     sizes = _sizes(x, weight, shortcut, skip, stride)
-    h, w, outputs, inputs, _itemsize = sizes
+    w, outputs = sizes[1:3]
     if _may_be_few(outputs, stride, shortcut):
-        return conv_tiles.few(h, w, outputs, inputs[0])
+        return conv_tiles.few(w, outputs)
     return conv_tiles.heuristic(gpu, *sizes)
 
 
@@ -330,9 +330,9 @@ def space(
 ) -> Iterator[Config]:
     """Tiles around the heuristic's, that for few results, and the library."""
     sizes = _sizes(x, weight, shortcut, skip, stride)
-    h, w, outputs, inputs, _itemsize = sizes
+    w, outputs = sizes[1:3]
     if _may_be_few(outputs, stride, shortcut):
-        usual = conv_tiles.few(h, w, outputs, inputs[0])
+        usual = conv_tiles.few(w, outputs)
         for pixels, warps in itertools.product((256, 512), (4, 8)):
             yield dataclasses.replace(usual, pixels=pixels, warps=warps)
     yield from conv_tiles.space(gpu, *sizes)
