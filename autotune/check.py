@@ -22,10 +22,10 @@ from tqdm import tqdm
 
 from autotune.builder import KEPT, Builder
 from autotune.candidates import Candidate, candidates
-from autotune.ceilings import Ceilings, ceilings
 from autotune.model import Built, predict
 from autotune.options import GPU, add_targets, targets, whole
 from autotune.work import Item, Target, all_items
+from benchmarks.limits import Ceilings, ceilings
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.config_file import installed
 from tinysr_kernels.launch.device import Gpu

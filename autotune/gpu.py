@@ -9,11 +9,11 @@ from typing import Any
 from autotune.answers import Failure, Sample
 from autotune.builder import KEPT, Builder
 from autotune.candidates import Candidate
-from autotune.ceilings import Ceilings, ceilings
 from autotune.device import Entries
 from autotune.model import Built
 from autotune.work import Item, Target
 from autotune.worker import Worker
+from benchmarks.limits import Ceilings, ceilings
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch.config_file import Facts, installed
 from tinysr_kernels.launch.device import Gpu

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from autotune.candidates import Candidate
-from autotune.ceilings import Ceilings, nearest_known
 from autotune.work import Item
+from benchmarks.limits import Ceilings, nearest_known
 from benchmarks.occupancy import resident_warps
 from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.plan import Launch

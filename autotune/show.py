@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from autotune.candidates import Candidate
-from autotune.ceilings import ceilings
 from autotune.model import LAUNCH, predict
-from autotune.nvml import Monitor
 from autotune.options import GPU, add_targets, targets
 from autotune.store import export
 from autotune.work import Target, calls_of, items, tunable
+from benchmarks.limits import ceilings
+from benchmarks.nvml import Monitor
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch import config_file, configs
 from tinysr_kernels.launch.config_file import Facts

@@ -47,10 +47,7 @@ def network(
     variant: one of VARIANTS[family], by default the first; dtype and color_fix: by default the family's own.
     ValueError for an unknown variant.
     """
-    variant = variant or VARIANTS[family][0]
-    if variant not in VARIANTS[family]:
-        raise ValueError(f"{family} comes as {VARIANTS[family]}, found {variant!r}")
-    config, tensors = _tinysr(variant) if family == "tinysr-dit" else _unet(variant)
+    config, tensors = named_tensors(family, variant or VARIANTS[family][0])
     dtype = dtype or DTYPES[OWN_DTYPE[family]]
     with ReadingOnes():
         folded = fold(family, config, tensors, dtype, "fp8" if variant == "fp8" else None)
@@ -66,10 +63,25 @@ def network(
     )
 
 
-def _tinysr(decoder: str) -> Named:
+def named_tensors(family: Family, variant: str, reduced: bool = False) -> Named:
+    """The configuration and the normalised checkpoint on meta tensors. ValueError for an unknown variant.
+
+    reduced: the same structure at a size that a CPU runs in a moment; TinySR's images are 32x32 then at least.
+    """
+    if variant not in VARIANTS[family]:
+        raise ValueError(f"{family} comes as {VARIANTS[family]}, found {variant!r}")
+    if reduced and variant == "released":
+        return _pixels(UNetConfig(), (48, 48, 96, 96), (16, 16, 32, 32), 2, separable=False)
+    return _tinysr(variant, reduced) if family == "tinysr-dit" else _unet(variant)
+
+
+def _tinysr(decoder: str, reduced: bool) -> Named:
     with META:
-        transformer = TinySRTransformer(cached=True)
-        vae = TinyVAE.regular(separable_encoder=True, separable_decoder=decoder != "dense")
+        transformer = (
+            TinySRTransformer(cached=True, dim=256, layers=2, table=8) if reduced else TinySRTransformer(cached=True)
+        )
+        width = 16 if reduced else 64
+        vae = TinyVAE.regular(width=width, separable_encoder=True, separable_decoder=decoder != "dense")
         return TinySRConfig(), transformer.normalised_state() | vae.state_dict()
 
 

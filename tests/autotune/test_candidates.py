@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from autotune.candidates import REFUSED, REPEATED, Candidate, candidates
-from autotune.ceilings import ceilings
 from autotune.model import Built, occupancy, predict
 from autotune.work import Item, Target, all_items, calls_of, items, tunable
+from benchmarks.limits import ceilings
 from tests.autotune.simulated import CEILINGS, ITEMS, OP, Config, heuristic, make_items, plan, space
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch.device import GPUS, Gpu

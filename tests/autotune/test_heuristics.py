@@ -12,10 +12,10 @@ import pytest
 
 from autotune.builder import Builder
 from autotune.candidates import Candidate
-from autotune.ceilings import ceilings
 from autotune.model import predict
 from autotune.work import Item, Target, all_items
 from benchmarks import static
+from benchmarks.limits import ceilings
 from tinysr_kernels.families import FAMILIES
 from tinysr_kernels.launch.device import GPUS, assume
 

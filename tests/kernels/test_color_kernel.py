@@ -62,8 +62,11 @@ class TestAdainFixKernels(ColorKernelContract):
     kernels = color_kernel
     configs: ClassVar = {"several blocks": Config(lanes=256, warps=1, parts=32)}
     mutations: ClassVar = {
-        "the first block for all": ("begin = part.to(tl.int64) * LANES", "begin = part.to(tl.int64) * 0"),
-        "one turn": ("turns = (numbers - begin + step - 1) // step", "turns = 1 + 0 * numbers"),
+        "the first block for all": (
+            "tl.load(image + at, mask=known, other=0)\n    else",
+            "tl.load(image + at % LANES, mask=known, other=0)\n    else",
+        ),
+        "one turn": ("turns = (blocks - part + parts - 1) // parts", "turns = 1"),
         "a lane's channel": (
             "own = chan == c\n        count = tl.sum(tl.where(own, seen, 0.0), 0)\n        mean",
             "own = chan == c % 1\n        count = tl.sum(tl.where(own, seen, 0.0), 0)\n        mean",
@@ -83,10 +86,12 @@ class TestAdainFixKernels(ColorKernelContract):
             "row = scratch_moments + sample * 0 * kind_step",
         ),
         "the first sample": ("image = x + sample * sample_stride\n    v = _n", "image = x + sample * 0\n    v = _n"),
-        "channels of the block": (
-            "known = begin + lane < pixels * CHANNELS\n    chan = (begin % CHANNELS).to(tl.int32) + lane",
-            "known = begin + lane < pixels * CHANNELS\n    chan = (begin % 1).to(tl.int32) + lane",
+        "channels of the block": ("rest % CHANNELS + tl.arange", "0 * rest + tl.arange"),
+        "a pixel too many": (
+            "known = at < tl.full((), CHANNELS, tl.int64) * pixels",
+            "known = at <= tl.full((), CHANNELS, tl.int64) * pixels",
         ),
+        "rows apart": ("(row + down).to(tl.int64)", "(row + 0 * down).to(tl.int64)"),
         "mapped without clamp": ("    if CLAMP:\n        v = unit_range(v)\n    v = unit_range", "    v = unit_range"),
         "no clamp": ("unit_range((v - middle) * gain + target)", "((v - middle) * gain + target)"),
     }

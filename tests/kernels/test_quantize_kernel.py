@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import machine_code
 from tests.kernels.kernels import DEVICE, KernelContract
 from tests.ops import test_quantize
 from tests.ops.cases import CASES
@@ -77,6 +79,18 @@ def test_what_is_not_finite_shows(broken: float) -> None:
     x[1, 5] = broken
     (q, scale), _ = both(x)
     assert torch.isfinite(q.float() * scale).all(-1).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("arch", [89, 90])
+def test_values_are_rounded_once(arch: int) -> None:
+    """From float32 to e4m3 in one instruction; by way of float16, as Triton converts on sm_89, ties would be wrong."""
+    pytest.importorskip("triton.backends.nvidia", reason="the compiler's own tools are needed")
+    with assume(GPUS[arch]):
+        x = torch.empty(64, 1536, dtype=torch.float16, device="meta")
+        (launch,) = REGISTRY["quantize_rows"].plan(x)[0].launches
+    variant = machine_code.variant(arch, launch)
+    (text,) = machine_code.compile_all([variant], 1, function=machine_code.listing)
+    assert set(re.findall(r"F2FP?\.[\w.]*E4M3[\w.]*", text)) == {"F2FP.SATFINITE.E4M3.F32.PACK_AB_MERGE_C"}
 
 
 @pytest.mark.parametrize("op", ["quantize_rows", "layer_norm_quantize", "linear_fp8", "linear_fp8_quantized"])

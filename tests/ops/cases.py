@@ -73,7 +73,9 @@ def _epilogue(
     }
 
 
-def _sepconv(n: int, c: int, o: int, h: int, w: int, **options: Any) -> Callable[[Draw], Arguments]:
+def _sepconv(
+    n: int, c: int, o: int, h: int, w: int, groups: int = 0, eps: float = 1e-5, **options: Any
+) -> Callable[[Draw], Arguments]:
     stride, enlarged = options.get("stride", 1), 2 if options.get("upsample") else 1
     out = (n, o, (h * enlarged - 1) // stride + 1, (w * enlarged - 1) // stride + 1)
     return lambda d: {
@@ -81,7 +83,30 @@ def _sepconv(n: int, c: int, o: int, h: int, w: int, **options: Any) -> Callable
         "depthwise": d.normal(c, 3, 3) / 3,
         "pointwise": d.weight(o, c),
         **_epilogue(d, *out, **options),
+        **(_norm(d, n, c, groups, eps) if groups else {}),
     }
+
+
+def _norm(d: Draw, n: int, c: int, groups: int, eps: float) -> Arguments:
+    return {
+        "norm_moments": _moments(d, n, c),
+        "norm_weight": d.normal(c),
+        "norm_bias": d.normal(c),
+        "norm_groups": groups,
+        "norm_eps": eps,
+    }
+
+
+def _sepconv_block(n: int, c: int, h: int, w: int, bias: bool = True) -> Callable[[Draw], Arguments]:
+    def make(d: Draw) -> Arguments:
+        arguments: Arguments = {"x": d.image(n, c, h, w)}
+        for i in (1, 2, 3):
+            arguments[f"depthwise{i}"] = d.normal(c, 3, 3) / 3
+            arguments[f"pointwise{i}"] = d.weight(c, c)
+            arguments[f"bias{i}"] = d.normal(c) if bias else None
+        return arguments
+
+    return make
 
 
 def _conv3x3(n: int, c: int, o: int, h: int, w: int, **options: Any) -> Callable[[Draw], Arguments]:
@@ -202,6 +227,18 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "shortcut alone": _sepconv(
             1, 48, 63, 5, 3, shortcut=30, activation="relu", residual=True, activate_residual=False
         ),
+        "normed, groups of 15": _sepconv(2, 60, 48, 5, 7, groups=4, activation="relu", residual=True),
+        "normed and enlarged": _sepconv(2, 30, 10, 3, 4, groups=3, eps=1e-3, upsample=True),
+        "normed, stride 2": _sepconv(3, 48, 30, 7, 5, groups=16, stride=2),
+        "normed, wide": _sepconv(1, 240, 30, 3, 4, groups=8),
+    },
+    "sepconv_block": {
+        "48 channels": _sepconv_block(2, 48, 9, 7),
+        "10 channels, no bias": _sepconv_block(1, 10, 11, 5, bias=False),
+        "63 channels, one column": _sepconv_block(3, 63, 8, 1),
+        "wide, one row": _sepconv_block(1, 240, 1, 9),
+        "two rows": _sepconv_block(1, 30, 2, 3),
+        "one pixel": _sepconv_block(2, 3, 1, 1),
     },
     "conv3x3": {
         "residual before relu": _conv3x3(2, 48, 60, 5, 7, residual=True, activation="relu"),

@@ -6,7 +6,7 @@ They stay e4m3 in every dtype under test. Depths are multiples of 32, as the ope
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ def _rows(*shape: int, eps: float | None = None, zeros: bool = False) -> Callabl
     return make
 
 
-MAKERS: dict[str, dict[str, Callable[[Any], Any]]] = {
+MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
     "linear_fp8": {
         "residual": _linear((2, 7), 96, 48, residual=True),
         "groups of 64": _linear((2, 9), 192, 63, groups=3),

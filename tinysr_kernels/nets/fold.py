@@ -27,8 +27,8 @@ VECTORS = (".table", ".depthwise")
 def place(folded: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     """Folded tensors for one device and compute dtype.
 
-    Matrices and kernels come in `dtype`, kernels with the channels last in memory; vectors (biases, norm weights,
-    gates, scales, position tables, depthwise taps) in float32 or wider. What is quantised stays so.
+    Matrices and kernels come in `dtype`; vectors (biases, norm weights, gates, scales, position tables, depthwise taps)
+    in float32 or wider. Kernels and depthwise taps have the channels last in memory. What is quantised stays so.
     """
     wide = torch.promote_types(dtype, torch.float32)
     placed = {}
@@ -36,8 +36,9 @@ def place(folded: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
         vector = tensor.dim() == 1 or name.endswith(VECTORS)
         kind = tensor.dtype if tensor.dtype == E4M3 else wide if vector else dtype
         moved = tensor.to(device, kind)
-        # Kernels are [O,C,K,K], or [4,O,C,2,2] as phases.
-        placed[name] = moved.movedim(-3, -1).contiguous().movedim(-1, -3) if tensor.dim() > 3 else moved.contiguous()
+        # Kernels are [O,C,K,K], or [4,O,C,2,2] as phases; depthwise taps are [C,3,3].
+        image = tensor.dim() > 3 or name.endswith(".depthwise")
+        placed[name] = moved.movedim(-3, -1).contiguous().movedim(-1, -3) if image else moved.contiguous()
     return placed
 
 

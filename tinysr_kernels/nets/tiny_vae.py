@@ -106,10 +106,14 @@ class Block(nn.Module):
     def __init__(self, folded: Folded, prefix: str) -> None:
         super().__init__()
         self.conv = nn.ModuleDict({str(j): Conv(folded, f"{prefix}.conv.{j}") for j in BLOCK_CONVS})
+        self.separable = all(conv.kind == "separable" for conv in self.conv.values())
 
     def forward(self, x: Tensor) -> Tensor:
         """[N,C,H,W] -> the same shape."""
         first, second, third = self.conv.values()
+        if self.separable:
+            weights = [t for conv in (first, second, third) for t in (conv.depthwise, conv.pointwise, conv.bias)]
+            return ops.sepconv_block(x, *weights)
         return third(second(first(x, activation="relu"), activation="relu"), activation="relu", residual=x)
 
 

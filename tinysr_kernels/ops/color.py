@@ -223,7 +223,7 @@ def _dense(x: Tensor, rows: int | None = None) -> bool:
 def adain_heuristic(gpu: Gpu, x: Tensor, **_: Any) -> Config:
     """Whatever the batch, so that a sample's sums have the same order in any. 16 numbers a thread: wide stores."""
     numbers = x[0].numel()
-    parts = power_of_2(blocks(numbers, MOST_PARTS), least=256, most=2048)
+    parts = power_of_2(blocks(numbers, MOST_PARTS), least=256, most=1024)
     return Config(power_of_2(numbers, least=256, most=4096), 8, parts)
 
 
@@ -243,10 +243,12 @@ def adain_plan(
     measured = {
         **shared,
         "x": x,
+        "x_blocks": blocks(h * w * c, config.parts),
         "x_pixels": h * w,
         "x_width": w,
         **_strides(x, "x_"),
         "style": style,
+        "style_blocks": blocks(style[0].numel(), config.parts),
         "style_pixels": style.shape[2] * style.shape[3],
         "style_width": style.shape[3],
         **_strides(style, "style_"),
@@ -289,7 +291,7 @@ def _parts(numbers: int, lanes: int, channels: int) -> int:
 
 def adain_space(gpu: Gpu, x: Tensor, **_: Any) -> Iterator[Config]:
     """More and fewer numbers a program."""
-    for lanes, parts, warps in itertools.product((1024, 2048, 4096), (512, 1024, 2048), (4, 8)):
+    for lanes, parts, warps in itertools.product((1024, 2048, 4096), (256, 512, 1024, 2048), (4, 8)):
         if lanes <= 512 * warps:
             yield Config(lanes, warps, parts)
 

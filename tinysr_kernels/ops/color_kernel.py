@@ -13,32 +13,44 @@ from tinysr_kernels.ops.tiles import image_value, unit_range
 
 
 @jit
+def _place(block, CHANNELS: tl.constexpr, LANES: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of a block of LANES numbers the pixel of the first, and the numbers as counted from that pixel's first channel.
+
+    In 32 bits, which pixels fit and numbers may not: a division of 64 bits is a call that spills registers.
+    """
+    rest = block % CHANNELS * LANES
+    pixel = block // CHANNELS * LANES + rest // CHANNELS
+    number = rest % CHANNELS + tl.arange(0, LANES)
+    return pixel, number
+
+
+@jit
 def _numbers(  # type: ignore[no-untyped-def]
     image,  # one sample of the strides below
-    begin,  # int64
-    lane,
-    known,
+    block,
+    pixels,
     width,
     channel_stride,
     row_stride,
     column_stride,
     CHANNELS: tl.constexpr,
     DENSE: tl.constexpr,  # whether the strides are those of channels_last memory without gaps
+    LANES: tl.constexpr,
 ):
-    """Numbers begin + lane of an image, row by row and channels innermost, in float32; 0 where they are not known."""
+    """A block of an image's numbers, row by row and channels innermost, in float32, and which of them there are."""
+    pixel, number = _place(block, CHANNELS, LANES)
+    at = block.to(tl.int64) * LANES + tl.arange(0, LANES)
+    known = at < tl.full((), CHANNELS, tl.int64) * pixels
     if DENSE:
-        v = tl.load(image + begin + lane, mask=known, other=0)
+        v = tl.load(image + at, mask=known, other=0)
     else:
-        # Divided are 32 bits a lane and 64 once: a division of 64 bits takes a hundred instructions.
-        pixel = begin // CHANNELS
         row = pixel // width
-        number = (begin - pixel * CHANNELS).to(tl.int32) + lane
-        column = (pixel - row * width).to(tl.int32) + number // CHANNELS
+        column = pixel - row * width + number // CHANNELS
         down = column // width
-        at = (row + down) * row_stride + (column - down * width).to(tl.int64) * column_stride
+        at = (row + down).to(tl.int64) * row_stride + (column - down * width).to(tl.int64) * column_stride
         at += (number % CHANNELS).to(tl.int64) * channel_stride
         v = tl.load(image + at, mask=known, other=0)
-    return v.to(tl.float32)
+    return v.to(tl.float32), known
 
 
 @jit
@@ -47,6 +59,7 @@ def _leave_moments(  # type: ignore[no-untyped-def]
     scratch,  # the count of this part's first channel; further channels and kinds at the steps below
     part,
     parts,
+    blocks,  # of LANES numbers
     pixels,
     width,
     channel_stride,
@@ -63,19 +76,24 @@ def _leave_moments(  # type: ignore[no-untyped-def]
 
     Where there are several blocks, CHANNELS divides `parts`: a lane then meets one channel alone.
     """
-    numbers = pixels * CHANNELS
-    begin = part.to(tl.int64) * LANES
-    step = parts * LANES
-    turns = (numbers - begin + step - 1) // step
-    lane = tl.arange(0, LANES)
-    chan = (begin % CHANNELS).to(tl.int32) + lane
-    chan = chan % CHANNELS
+    turns = (blocks - part + parts - 1) // parts
+    _, number = _place(part, CHANNELS, LANES)
+    chan = number % CHANNELS
     seen = tl.full((LANES,), 0.0, tl.float32)
     total = tl.full((LANES,), 0.0, tl.float32)
     for turn in range(turns):
-        first = begin + turn * step
-        known = first + lane < numbers
-        v = _numbers(image, first, lane, known, width, channel_stride, row_stride, column_stride, CHANNELS, DENSE)
+        v, known = _numbers(
+            image,
+            part + turn * parts,
+            pixels,
+            width,
+            channel_stride,
+            row_stride,
+            column_stride,
+            CHANNELS,
+            DENSE,
+            LANES,
+        )
         if CLAMP:
             # Infinity would vanish in the clamp.
             v = tl.where(tl.abs(v) < float("inf"), unit_range(v), float("nan"))
@@ -89,9 +107,18 @@ def _leave_moments(  # type: ignore[no-untyped-def]
     squares = tl.full((LANES,), 0.0, tl.float32)
     lost = tl.full((LANES,), 0.0, tl.float32)
     for turn in range(turns):
-        first = begin + turn * step
-        known = first + lane < numbers
-        v = _numbers(image, first, lane, known, width, channel_stride, row_stride, column_stride, CHANNELS, DENSE)
+        v, known = _numbers(
+            image,
+            part + turn * parts,
+            pixels,
+            width,
+            channel_stride,
+            row_stride,
+            column_stride,
+            CHANNELS,
+            DENSE,
+            LANES,
+        )
         if CLAMP:
             v = unit_range(v)
         deviation = tl.where(known, v - mean, 0.0)
@@ -115,6 +142,7 @@ def measure(  # type: ignore[no-untyped-def]
     scratch_moments,  # [N,3,2*CHANNELS,most] float32: count, mean, squared deviations of x's channels, then style's
     most,  # parts that there is room for
     x_parts,
+    x_blocks,
     x_pixels,
     x_width,
     x_sample_stride,
@@ -122,6 +150,7 @@ def measure(  # type: ignore[no-untyped-def]
     x_row_stride,
     x_column_stride,
     style_parts,
+    style_blocks,
     style_pixels,
     style_width,
     style_sample_stride,
@@ -145,6 +174,7 @@ def measure(  # type: ignore[no-untyped-def]
             scratch + part,
             part,
             x_parts,
+            x_blocks,
             x_pixels,
             x_width,
             x_channel_stride,
@@ -163,6 +193,7 @@ def measure(  # type: ignore[no-untyped-def]
             scratch + CHANNELS * most + part - x_parts,
             part - x_parts,
             style_parts,
+            style_blocks,
             style_pixels,
             style_width,
             style_channel_stride,
@@ -234,11 +265,9 @@ def adain(  # type: ignore[no-untyped-def]
         good = tl.where((which >= CHANNELS) | (tl.abs(mean + spread) < float("inf")), 0, 1)
         tl.store(finite + sample, tl.sum(good, 0) == 0)
 
-    begin = tl.program_id(0).to(tl.int64) * LANES
-    lane = tl.arange(0, LANES)
-    known = begin + lane < pixels * CHANNELS
-    chan = (begin % CHANNELS).to(tl.int32) + lane
-    chan = chan % CHANNELS
+    block = tl.program_id(0)
+    _, number = _place(block, CHANNELS, LANES)
+    chan = number % CHANNELS
     middle = tl.full((LANES,), 0.0, tl.float32)
     gain = tl.full((LANES,), 0.0, tl.float32)
     target = tl.full((LANES,), 0.0, tl.float32)
@@ -248,11 +277,11 @@ def adain(  # type: ignore[no-untyped-def]
         gain = tl.where(chan == c, slope, gain)
         target = tl.where(chan == c, _pick(mean, which, CHANNELS + c), target)
     image = x + sample * sample_stride
-    v = _numbers(image, begin, lane, known, width, channel_stride, row_stride, column_stride, CHANNELS, DENSE)
+    v, known = _numbers(image, block, pixels, width, channel_stride, row_stride, column_stride, CHANNELS, DENSE, LANES)
     if CLAMP:
         v = unit_range(v)
     v = unit_range((v - middle) * gain + target)
-    at = out + sample * pixels * CHANNELS + begin + lane
+    at = out + sample * pixels * CHANNELS + block.to(tl.int64) * LANES + tl.arange(0, LANES)
     tl.store(at, image_value(v, out.dtype.element_ty), mask=known)
 
 

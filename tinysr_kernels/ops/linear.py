@@ -112,20 +112,21 @@ def reference(
         v = F.linear(plain(x, dtype), plain(weight, dtype), added)
     else:
         mean, variance = merged(row_moments.to(dtype), x.shape[-1])
-        v = F.linear(plain(x, dtype), plain(weight, dtype)) - mean * weight_sums.to(dtype)
-        v = v * (variance + eps).rsqrt()
-        v = v if added is None else v + added
+        v = F.linear(plain(x, dtype), plain(weight, dtype))
+        v.addcmul_(mean, weight_sums.to(dtype), value=-1).mul_((variance + eps).rsqrt())
+        if added is not None:
+            v += added
     if x2 is not None and weight2 is not None:
-        v = v + F.linear(plain(x2, dtype), plain(weight2, dtype))
+        v += F.linear(plain(x2, dtype), plain(weight2, dtype))
     if activation == "gelu_tanh":
-        v = F.gelu(v, approximate="tanh")
+        torch.ops.aten.gelu_(v, approximate="tanh")
     elif activation == "geglu":
         a, g = v.chunk(2, -1)
         v = a * F.gelu(g)
     if gate is not None:
-        v = v * gate.to(dtype)
+        v *= gate.to(dtype)
     if residual is not None:
-        v = v + residual.to(dtype)
+        v += residual.to(dtype)
     return plain(v, x.dtype)
 
 

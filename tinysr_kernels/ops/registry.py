@@ -177,11 +177,11 @@ def empty_nhwc(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None =
 
 
 def activate(t: Tensor, activation: str) -> Tensor:
-    """none, relu or silu, elementwise. ValueError for anything else."""
+    """none, relu or silu, elementwise and in place. ValueError for anything else."""
     if activation == "relu":
-        return torch.relu(t)
+        return t.relu_()
     if activation == "silu":
-        return torch.nn.functional.silu(t)
+        return torch.nn.functional.silu(t, inplace=True)
     check_choice("activation", activation, ACTIVATIONS)
     return t
 
@@ -196,30 +196,36 @@ def finish(
 ) -> Tensor:
     """The epilogue all convolutions share, in y's wide dtype: bias, activation, residual, then one rounding.
 
-    activation(y + bias + residual) when activate_residual, else activation(y + bias) + residual.
+    activation(y + bias + residual) when activate_residual, else activation(y + bias) + residual. y is overwritten: on
+    a CPU, memory for a new image takes several times as long as the sum.
     """
     if bias is not None:
-        y = y + bias.to(y.dtype).view(1, -1, 1, 1)
+        y.add_(bias.to(y.dtype).view(1, -1, 1, 1))
     if residual is not None and activate_residual:
-        y = y + residual.to(y.dtype)
-    y = activate(y, activation)
+        y.add_(residual.to(y.dtype))
+    activate(y, activation)
     if residual is not None and not activate_residual:
-        y = y + residual.to(y.dtype)
+        y.add_(residual.to(y.dtype))
     return nhwc(y.to(out_dtype))
 
 
 def shortcut_1x1(y: Tensor, shortcut: Tensor | None, skip: Tensor | None, weight: Tensor | None) -> Tensor:
     """y + weight @ concat(shortcut, skip) over channels, without the concatenated tensor; y if there is none.
 
-    y [N,O,H,W]; shortcut [N,C1,H,W]; skip [N,C2,H,W] or None; weight [O,C1+C2].
+    y [N,O,H,W] channels_last, overwritten; shortcut [N,C1,H,W]; skip [N,C2,H,W] or None; weight [O,C1+C2].
     """
     if shortcut is None or weight is None:
         return y
-    first, second = weight.to(y.dtype)[:, :, None, None].tensor_split([shortcut.shape[1]], 1)
-    y = y + torch.nn.functional.conv2d(nhwc(shortcut.to(y.dtype)), nhwc(first))
+    first, second = weight.to(y.dtype).tensor_split([shortcut.shape[1]], 1)
+    rows(y).addmm_(rows(nhwc(shortcut.to(y.dtype))), first.t())
     if skip is not None:
-        y = y + torch.nn.functional.conv2d(nhwc(skip.to(y.dtype)), nhwc(second))
+        rows(y).addmm_(rows(nhwc(skip.to(y.dtype))), second.t())
     return y
+
+
+def rows(t: Tensor) -> Tensor:
+    """The pixels of an image [N,C,H,W] in channels_last memory as rows [N*H*W,C], a view."""
+    return t.permute(0, 2, 3, 1).view(-1, t.shape[1])
 
 
 def check(condition: bool, message: str) -> None:
