@@ -22,7 +22,7 @@ from tinysr_kernels.launch.device import GPUS, assume
 NETWORK = 1.25
 """Times the model's own choice that a network's heuristics may take by the model's reckoning."""
 LAUNCH = 3.0
-"""The same for a single launch that holds a hundredth of the network's time."""
+"""The same for a single launch that holds a twentieth of the network's time: of less the network feels little."""
 RIVALS = 100
 """Configurations of an item at most that it is compared with, drawn at random."""
 COMPILED = 8
@@ -79,7 +79,7 @@ def test_heuristics_are_near_the_models_best(family: str, arch: int, capsys: pyt
         )
     assert seconds <= NETWORK * best
     for one in found:
-        if one.seconds >= 0.01 * seconds:
+        if one.seconds >= seconds / 20:
             assert one.seconds <= LAUNCH * one.best, one.item.key
 
 
