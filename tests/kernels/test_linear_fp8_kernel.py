@@ -16,7 +16,7 @@ from tests.ops.contract import relaid
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import GPUS, assume
 from tinysr_kernels.ops import REGISTRY, linear_fp8_kernel
-from tinysr_kernels.ops.linear_fp8 import Config
+from tinysr_kernels.ops.linear_fp8 import Config, heuristic
 
 # Small blocks, so that these small products have several of each kind and ragged ends.
 CONFIGS = {
@@ -83,6 +83,16 @@ def test_slices_end_with_groups() -> None:
         for case, expected in zip(CASES["linear_fp8"], (128, 64, 128, 128, 32), strict=False):
             (launch,) = REGISTRY["linear_fp8"].plan(**case.arguments(torch.float16))[0].launches
             assert launch.arguments["SLICE"] == expected, case
+
+
+@pytest.mark.parametrize("arch", [89, 90, 100, 120])
+def test_ragged_shapes_take_the_tile_that_leaves_registers(arch: int) -> None:
+    """Larger ones spill some with masks and unaligned rows; whole slices and features of 16 take the larger ones."""
+    columns = []
+    for features, depth in ((1536, 1536), (1000, 1536), (1536, 96)):
+        x, weight = (torch.empty(n, depth, dtype=torch.float8_e4m3fn, device="meta") for n in (1024, features))
+        columns.append(heuristic(GPUS[arch], x, weight).columns)
+    assert columns == [128, 64, 64]
 
 
 @pytest.mark.parametrize(("arch", "instruction"), [(89, "QMMA"), (90, "QGMMA")])

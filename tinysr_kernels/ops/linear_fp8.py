@@ -263,9 +263,11 @@ def heuristic(gpu: Gpu, x: Tensor, weight: Tensor, **_: Any) -> Config:
         programs = blocks(_rows(x), rows) * blocks(features, columns)
         return blocks(programs, gpu.multiprocessors) * rows * columns / reach
 
-    rows, columns = min(TILES, key=time)[:2]
     # Where products read registers instead of shared memory, slices of 128 leave too few of them.
     slice_ = 128 if gpu.arch in (90, 100) else 64
+    # Masks and single elements take registers of their own: 64 columns leave room for them.
+    ragged = features % 16 != 0 or x.shape[-1] % slice_ != 0
+    rows, columns = min(TILES[-1:] if ragged else TILES, key=time)[:2]
     return Config(rows, columns, slice_, 8, 8 if rows * columns > 8192 else 4, 3)
 
 
