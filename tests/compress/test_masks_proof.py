@@ -9,6 +9,7 @@ from torch import Tensor
 
 from model.compress.__main__ import main
 from model.compress.masks import proof
+from model.compress.masks.decide import number_reachable
 from model.compress.masks.objectives import FAMILIES, Network, Pairwise, all_masks, best_share, draw
 
 
@@ -86,7 +87,7 @@ def test_what_is_not_there() -> None:
 
 
 def test_command_writes_results_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["masks-proof", "--seeds", "2", "--out", str(tmp_path)])
+    main(["masks-proof", "--seeds", "2", "--steps", "30", "--out", str(tmp_path)])
     assert "lopsided: 2 of 2 out of reach of fixed groups" in capsys.readouterr().out
     written = json.loads((tmp_path / "masks-proof.json").read_text())
     assert list(written["families"]) == list(FAMILIES)
@@ -95,6 +96,7 @@ def test_command_writes_results_and_figures(tmp_path: Path, capsys: pytest.Captu
         for method in family["methods"].values():
             assert all(len(mask) == 12 and mask.count("1") == 6 for mask in method["masks"])
             assert method["within"] == sum(rank <= 9 for rank in method["ranks"]) / 2
+    assert written["schedule"]["steps"] == 30
     pytest.importorskip("matplotlib")
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"masks-proof.json", "masks-kept.png", "masks-ranks.png", "masks-training.png"}
@@ -107,3 +109,19 @@ def test_committed_results_are_of_the_code_as_it_is() -> None:
     for family in FAMILIES:
         assert written["families"][family]["seeds"] == [0, 49]
         assert written["families"][family]["methods"]["learned"]["within"] >= proof.BAR
+
+
+def test_the_document_shows_the_committed_results() -> None:
+    folder = Path(__file__).parents[2] / "docs/compression"
+    families = json.loads((folder / "masks-proof.json").read_text())["families"].values()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (folder / "masks.md").read_text().splitlines()]
+    table = {row[0]: row[1:] for row in rows if len(row) == len(FAMILIES) + 1}
+    for method in (*proof.LEARNERS, *proof.OTHERS):
+        shares = [family["methods"][method]["within"] if method in family["methods"] else None for family in families]
+        assert table[method] == ["" if share is None else f"{share:.0%}" for share in shares]
+    assert all(f"{number_reachable(24, 4, 2, reach):,}" in (folder / "masks.md").read_text() for reach in (0, 1, 2))
+
+
+def test_command_needs_seeds_and_steps(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        main(["masks-proof", "--seeds", "0", "--out", str(tmp_path)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,18 @@ def add_to(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser("masks-proof", help=SUMMARY, description=SUMMARY)
     parser.add_argument("--out", type=Path, default=Path("docs/compression"), help="folder for JSON and figures")
     parser.add_argument("--seeds", type=int, default=len(proof.SEEDS), help="objectives of each family")
+    parser.add_argument("--steps", type=int, default=proof.SCHEDULE.steps, help="of every learner")
     parser.add_argument("--threads", type=int, default=1)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """0 if the learner meets its bar in every family, else 1."""
-    if args.seeds < 1:
-        raise ValueError(f"at least one seed, not {args.seeds}")
+    if args.seeds < 1 or args.steps < 1:
+        raise ValueError(f"at least one seed and one step, not {args.seeds} and {args.steps}")
     torch.set_num_threads(args.threads)
-    return 0 if proof.run(args.out, range(args.seeds), say) else 1
+    schedule = replace(proof.SCHEDULE, steps=args.steps)
+    return 0 if proof.run(args.out, range(args.seeds), say, schedule) else 1
 
 
 def say(line: str) -> None:

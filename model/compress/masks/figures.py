@@ -22,19 +22,19 @@ KEPT, GONE = "#1f5fa8", "#e9edf2"
 
 def training(history: History, path: Path) -> None:
     """Probabilities over the steps of one run: p of every group, q of every pair, pi of every block."""
-    p, q = torch.stack(history.groups), torch.stack(history.transfers)  # [T,K,C], [T,K-1,2r+1]
-    pi = torch.stack(history.marginals)
+    rows = (history.groups, history.transfers, history.marginals)
+    p, q, pi = (torch.stack(part).cpu().numpy() for part in rows)  # [T,K,C], [T,K-1,2r+1], [T,N]
     number, reach = p.shape[1], q.shape[2] // 2
     columns = min(4, number)
-    rows, pairs = -(-number // columns), -(-max(1, number - 1) // columns) if reach else 0
-    figure = plt.figure(figsize=(3.2 * columns, 2.1 * (rows + pairs) + 2.6), layout="constrained")
-    grid = figure.add_gridspec(rows + pairs + 1, columns, height_ratios=[1] * (rows + pairs) + [1.2])
+    lines, pairs = -(-number // columns), -(-max(1, number - 1) // columns) if reach else 0
+    figure = plt.figure(figsize=(3.2 * columns, 2.1 * (lines + pairs) + 2.6), layout="constrained")
+    grid = figure.add_gridspec(lines + pairs + 1, columns, height_ratios=[1] * (lines + pairs) + [1.2])
     for j in range(number):
         axes = figure.add_subplot(grid[j // columns, j % columns])
         axes.plot(history.steps, p[:, j], linewidth=1)
         _label(axes, f"p(m), group {j + 1}")
     for j in range(number - 1 if reach else 0):
-        axes = figure.add_subplot(grid[rows + j // columns, j % columns])
+        axes = figure.add_subplot(grid[lines + j // columns, j % columns])
         for change in range(-reach, reach + 1):
             axes.plot(history.steps, q[:, j, change + reach], linewidth=1, label=f"{change:+d}" if change else "0")
         axes.legend(fontsize=7, title=f"blocks to group {j + 1}", title_fontsize=7)

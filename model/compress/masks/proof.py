@@ -137,17 +137,17 @@ def train(
     return learner, history
 
 
-def run(out: Path, seeds: Sequence[int], say: Callable[[str], None]) -> bool:
+def run(out: Path, seeds: Sequence[int], say: Callable[[str], None], schedule: Schedule = SCHEDULE) -> bool:
     """Prove every family, write masks-proof.json and the figures to `out`; whether the learner meets its bar."""
     proofs = []
     for family in FAMILIES:
-        proofs.append(prove(family, seeds))
+        proofs.append(prove(family, seeds, schedule=schedule))
         say(f"{family}: {proofs[-1].unreachable} of {len(seeds)} out of reach of fixed groups")
         for method, outcome in proofs[-1].outcomes.items():
             say(f"  {outcome.within(proofs[-1].best):5.0%} among the best 1 %, {describe(outcome)}  {method}")
     out.mkdir(parents=True, exist_ok=True)
-    write(out / "masks-proof.json", results(proofs))
-    history = train("learned", draw("lopsided", seeds), seeds, SCHEDULE)[1]
+    write(out / "masks-proof.json", results(proofs, schedule))
+    history = train("learned", draw("lopsided", seeds), seeds, schedule)[1]
     try:
         from model.compress.masks import figures
     except ImportError as error:
@@ -166,14 +166,14 @@ def describe(outcome: Outcome) -> str:
     return f"median place {statistics.median(outcome.ranks):g}, worst {max(outcome.ranks)}"
 
 
-def results(proofs: Sequence[Proof]) -> dict[str, Any]:
+def results(proofs: Sequence[Proof], schedule: Schedule = SCHEDULE) -> dict[str, Any]:
     """What is written: settings and, per family and method, the share within the best 1 %, places and masks."""
     return {
         "blocks": LAYERS,
         "kept": KEEP,
         "group": GROUP,
         "bar": BAR,
-        "schedule": asdict(SCHEDULE),
+        "schedule": asdict(schedule),
         "torch": torch.__version__,
         "families": {
             proof.family: {
