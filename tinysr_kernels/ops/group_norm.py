@@ -160,7 +160,7 @@ class Config:
 
 
 SINGLE_ELEMENTS = 1 << 16
-"""Largest group of short rows that one program normalises (`splits`), 128 KB in half precision."""
+"""Largest group that one program normalises (`splits`), 128 KB in half precision."""
 
 
 def bucket(x: Tensor, skip: Tensor | None, groups: int, moments: Tensor | None, **_: Any) -> str:
@@ -172,11 +172,8 @@ def bucket(x: Tensor, skip: Tensor | None, groups: int, moments: Tensor | None, 
 
 
 def splits(pixels: int, width: int) -> bool:
-    """Whether groups of `width` channels are too large for one program, so that moments from their producer help.
-
-    A program reads rows of 32 bytes or more, of 16 channels in half precision, as fast as twice as many shorter ones.
-    """
-    return pixels * width > SINGLE_ELEMENTS * (2 if width >= 16 else 1)
+    """Whether groups of `width` channels are too large for one program, so that moments from their producer help."""
+    return pixels * width > SINGLE_ELEMENTS
 
 
 def heuristic(gpu: Gpu, x: Tensor, skip: Tensor | None, groups: int, moments: Tensor | None, **_: Any) -> Config:
