@@ -89,8 +89,9 @@ class KLVAE(nn.Module):
 
     @classmethod
     def from_state(cls, tensors: Mapping[str, Tensor], config: UNetConfig) -> KLVAE:
-        """The VAE that `encoder.*` and `decoder.*` describe; KeyError, RuntimeError or ValueError if they do not."""
+        """The VAE that `encoder.*` and `decoder.*` describe, in their dtype; KeyError, RuntimeError or ValueError."""
         network = cls({name: tuple(t.shape) for name, t in tensors.items()}, config)
+        network.to(next(iter(tensors.values())).dtype)
         network.load_state_dict(dict(tensors))
         return network
 

@@ -1,1 +1,1 @@
-"""The compression recipe (arXiv 2508.17434): from a one-step teacher built on SD3 to a TinySR checkpoint."""
+"""The compression recipe: from a one-step diffusion teacher to a TinySR checkpoint (arXiv 2508.17434)."""
