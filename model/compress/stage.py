@@ -118,6 +118,11 @@ class Device:
             optimiser.step()
 
 
+def _learning(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters that are trained; a LoRA's state file does not repeat the network."""
+    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+
+
 def rate(step: int, settings: StageSettings) -> float:
     """Linear warm-up, then half a cosine to nothing (or, if `constant`, no fall at all)."""
     if step < settings.warmup:
@@ -176,7 +181,7 @@ class Stage:
         )
         self.average = [p.detach().clone() for p in self.parameters] if settings.ema else []
         self.step, self.seconds = 0, 0.0
-        shapes = {f"{m}.{k}": list(p.shape) for m, mod in self.trained.items() for k, p in mod.named_parameters()}
+        shapes = {f"{m}.{k}": list(p.shape) for m, mod in self.trained.items() for k, p in mod.named_parameters() if p.requires_grad}
         configuration = {"stage": name, **asdict(settings), **dict(about or {}), "shapes": shapes}
         self.configuration = json.loads(json.dumps(configuration))
 
@@ -192,7 +197,7 @@ class Stage:
             "configuration": self.configuration,
             "step": self.step,
             "seconds": self.seconds,
-            "trained": {name: module.state_dict() for name, module in self.trained.items()},
+            "trained": {name: _learning(module) for name, module in self.trained.items()},
             "average": self.average,
             "optimiser": self.optimiser.state_dict(),
             "critic": self.critic.state_dict() if self.critic is not None else {},
@@ -214,7 +219,8 @@ class Stage:
             told = told or "the networks' shapes differ"
             raise ValueError(f"{self.path} was written with another configuration ({told}); remove it or restore that")
         for name, module in self.trained.items():
-            module.load_state_dict(state["trained"][name])
+            # What is frozen is not in the file; the configuration holds that nothing else is missing.
+            module.load_state_dict(state["trained"][name], strict=False)
         self.average = state["average"]
         self.optimiser.load_state_dict(state["optimiser"])
         if self.critic is not None and self.critic_optimiser is not None:

@@ -1,10 +1,12 @@
-"""Sizes and lengths of the small run. `SMALL` is what docs/compression/ reports; `TINY` is for tests."""
+"""Sizes and lengths of the small run. `SMALL` is what docs/compression/ reports; `TRIAL` runs in seconds, for tests."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
+from model.compress.restoration import PictureWeights
 from model.compress.stage import StageSettings
+from model.compress.vae_train import DecoderWeights
 from model.sd3_transformer import SD3Config
 
 
@@ -41,6 +43,29 @@ class Preset:
     kl_weight: float = 1e-3
     teacher_vae: StageSettings = StageSettings(1600, 1e-3, 8, ema=0.995, precision="bfloat16")
     teacher: StageSettings = StageSettings(2500, 5e-4, 16, ema=0.998, precision="bfloat16")
+    # The student's VAE.
+    encoder_width: int = 32
+    decoder_width: int = 24
+    separable_decoder: bool = False
+    encoder_blocks: tuple[int, ...] = (1, 2, 3)
+    decoder_blocks: tuple[int, ...] = (3, 2, 1)
+    critic_width: int = 16
+    student_encoder: StageSettings = StageSettings(1500, 1e-3, 16, ema=0.995, precision="bfloat16")
+    student_decoder: StageSettings = StageSettings(1500, 1e-3, 8, ema=0.995, precision="bfloat16")
+    decoder_weights: DecoderWeights = DecoderWeights(critic_from=1000)
+    # Masks: half of the blocks stay.
+    keep: int = 6
+    group: int = 4
+    rank: int = 64
+    mask_steps: int = 600
+    mask_batch: int = 16
+    mask_rate: float = 0.05
+    mask_network_rate: float = 5e-4
+    methods: tuple[str, ...] = ("learned", "similarity", "random")
+    # Restoration.
+    restore_latents: StageSettings = StageSettings(1500, 1e-3, 16, ema=0.998, precision="bfloat16")
+    restore_pictures: StageSettings = StageSettings(600, 5e-4, 8, ema=0.995, precision="bfloat16")
+    picture_weights: PictureWeights = PictureWeights(critic_from=300)
 
     @property
     def latent(self) -> int:
@@ -48,3 +73,23 @@ class Preset:
 
 
 SMALL = Preset()
+
+
+def trial() -> Preset:
+    """Every stage of `SMALL`, for a few steps: what tests run."""
+    few = {"steps": 3, "batch": 4, "warmup": 1, "save_every": 2, "log_every": 1}
+    changed = {
+        f.name: replace(getattr(SMALL, f.name), **few)
+        for f in fields(SMALL)
+        if isinstance(getattr(SMALL, f.name), StageSettings)
+    }
+    return replace(
+        SMALL,
+        pictures=2,
+        crops=3,
+        mask_steps=3,
+        mask_batch=4,
+        decoder_weights=DecoderWeights(critic_from=1),
+        picture_weights=PictureWeights(critic_from=1),
+        **changed,
+    )
