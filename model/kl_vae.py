@@ -37,9 +37,7 @@ class EncoderBlock(nn.Module):
 
     def __init__(self, shapes: Shapes, config: UNetConfig) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(
-            Resnet(s, config.groups, config.decoder_eps) for s in numbered(shapes, "resnets")
-        )
+        self.resnets = nn.ModuleList(Resnet(s, config.groups, config.decoder_eps) for s in numbered(shapes, "resnets"))
         down = under(shapes, "downsamplers.0")
         self.downsamplers = nn.ModuleList([KLDownsampler(down)] if down else [])
 
@@ -109,9 +107,9 @@ class KLVAE(nn.Module):
         return self.decoder(z)
 
 
-def kl_config(groups: int) -> UNetConfig:
-    """A configuration whose every GroupNorm has `groups` groups, eps 1e-6 as in AutoencoderKL."""
-    return UNetConfig(groups=(groups,))
+def kl_config(groups: int, eps: float = 1e-6) -> UNetConfig:
+    """A configuration whose every GroupNorm has `groups` groups; eps is 1e-6 in AutoencoderKL."""
+    return UNetConfig(groups=(groups,), decoder_eps=eps)
 
 
 def kl_vae_shapes(channels: Sequence[int], latent: int, layers: int) -> dict[str, Shape]:

@@ -46,10 +46,28 @@ def check_teacher(shapes: Mapping[str, tuple[int, ...]], config: SD3Config, wher
         if name not in shapes:
             raise ValueError(f"{where}: {name}: missing; this is no SD3 transformer of {config.num_layers} blocks")
         if tuple(shapes[name]) != shape:
-            raise ValueError(f"{where}: {name}: expected {list(shape)}, as config.json says, found {list(shapes[name])}")
+            raise ValueError(
+                f"{where}: {name}: expected {list(shape)}, as config.json says, found {list(shapes[name])}"
+            )
     surplus = sorted(set(shapes) - set(wanted))
     if surplus:
         raise ValueError(f"{where}: {surplus[0]}: has no place in an SD3 transformer")
+
+
+def check_window(config: SD3Config, window: int) -> None:
+    """The latents' side must hold whole patches, as many as there are positions; ValueError otherwise."""
+    if window < 1 or window % config.patch_size:
+        raise ValueError(f"a window of {window} latents holds no whole patches of {config.patch_size}")
+    if window // config.patch_size > config.pos_embed_max_size:
+        raise ValueError(
+            f"a window of {window} latents needs more than the {config.pos_embed_max_size} positions a side"
+        )
+
+
+def check_pooled(pooled: Tensor, width: int) -> None:
+    """The pooled prompt embedding must be [1,width]; ValueError otherwise."""
+    if tuple(pooled.shape) != (1, width):
+        raise ValueError(f"the pooled embedding must be [1, {width}], found {list(pooled.shape)}")
 
 
 def embedding(teacher: Mapping[str, Tensor], pooled: Tensor, lora: LoRA) -> Tensor:
@@ -61,9 +79,7 @@ def embedding(teacher: Mapping[str, Tensor], pooled: Tensor, lora: LoRA) -> Tens
             x = F.linear(F.silu(x) if i == 2 else x, weight.double(), teacher[f"{name}.linear_{i}.bias"].double())
         return x
 
-    width = teacher[f"{EMBEDDERS}.text_embedder.linear_1.weight"].shape[1]
-    if tuple(pooled.shape) != (1, width):
-        raise ValueError(f"the pooled embedding must be [1, {width}], found {list(pooled.shape)}")
+    check_pooled(pooled, teacher[f"{EMBEDDERS}.text_embedder.linear_1.weight"].shape[1])
     time = embed(f"{EMBEDDERS}.timestep_embedder", timestep_embedding())
     return time + embed(f"{EMBEDDERS}.text_embedder", pooled.double())
 
@@ -87,8 +103,7 @@ def student_tensors(
     mask = check_mask(mask, config.num_layers)
     if not any(mask):
         raise ValueError("the mask keeps no block")
-    if window % config.patch_size:
-        raise ValueError(f"a window of {window} latents holds no whole patches of {config.patch_size}")
+    check_window(config, window)
     temb = None if pooled is None else embedding(teacher, pooled, lora)
     numbers = {old: new for new, old in enumerate(i for i, kept in enumerate(mask) if kept)}
     for name in teacher:

@@ -113,4 +113,3 @@ def write_folded(folder: Path, path: Path, dtype: torch.dtype = torch.float32) -
     import tinysr_kernels
 
     tinysr_kernels.compile(folder, device="cpu", dtype=dtype, backend="reference").save(path)
-

@@ -101,7 +101,9 @@ class Device:
             return self.accelerator.autocast()
         return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "float32")
 
-    def descend(self, loss: Tensor, optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float) -> None:
+    def descend(
+        self, loss: Tensor, optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float
+    ) -> None:
         """Backward, averaged over the processes, clipped; then a step. A step with a non-finite gradient is left out."""
         optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
@@ -181,7 +183,12 @@ class Stage:
         )
         self.average = [p.detach().clone() for p in self.parameters] if settings.ema else []
         self.step, self.seconds = 0, 0.0
-        shapes = {f"{m}.{k}": list(p.shape) for m, mod in self.trained.items() for k, p in mod.named_parameters() if p.requires_grad}
+        shapes = {
+            f"{m}.{k}": list(p.shape)
+            for m, mod in self.trained.items()
+            for k, p in mod.named_parameters()
+            if p.requires_grad
+        }
         configuration = {"stage": name, **asdict(settings), **dict(about or {}), "shapes": shapes}
         self.configuration = json.loads(json.dumps(configuration))
 

@@ -106,9 +106,7 @@ def choose(spaces: Spaces, scores: Mapping[str, Tensor], width: int, config: UNe
     return keep
 
 
-def mend(
-    state: Mapping[str, Tensor], spaces: Spaces, keep: Keep, grams: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def mend(state: Mapping[str, Tensor], spaces: Spaces, keep: Keep, grams: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Before the cut: let each dense convolution's kept inputs stand in, by least squares, for those that go."""
     out = dict(state)
     for conv, stream in spaces.consumers.items():
@@ -173,5 +171,3 @@ def prune_kl(vae: KLVAE, width: int, images: Tensor) -> KLVAE:
     pruned = KLVAE.from_state(cut(mend(state, spaces, keep, grams), spaces, keep, vae.config), vae.config)
     match_norms(pruned, plain, spaces, keep, images)
     return pruned
-
-

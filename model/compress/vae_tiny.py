@@ -148,9 +148,7 @@ def _streams(plan: Sequence[Resnet | None], seen: dict[nn.Module, Tensor], end: 
     return [seen[resnet.norm1] for resnet in plan if resnet is not None] + [seen[end]]
 
 
-def _fill_encoder(
-    encoder: TinyEncoder, vae: KLVAE, blocks: Sequence[int], seen: dict[nn.Module, Tensor]
-) -> None:
+def _fill_encoder(encoder: TinyEncoder, vae: KLVAE, blocks: Sequence[int], seen: dict[nn.Module, Tensor]) -> None:
     source, shift = vae.encoder, None
     steps = iter(encoder_steps(blocks))
     for level, number in enumerate(blocks):
@@ -179,9 +177,7 @@ def _rescale_input(conv: nn.Module) -> None:
     conv.weight.mul_(2)
 
 
-def _fill_decoder(
-    decoder: TinyDecoder, vae: KLVAE, blocks: Sequence[int], seen: dict[nn.Module, Tensor]
-) -> None:
+def _fill_decoder(decoder: TinyDecoder, vae: KLVAE, blocks: Sequence[int], seen: dict[nn.Module, Tensor]) -> None:
     source, shift = vae.decoder, None
     layers = [layer for kind, layer in decoder_steps(blocks) if kind in ("conv", "block")]
     steps = iter(layers)

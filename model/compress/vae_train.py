@@ -101,5 +101,3 @@ def with_critic(
     fooled = deceive(critic, fake)
     critic.requires_grad_(True)
     return Losses(loss + weight * fooled, figures | {"adversarial": fooled}, lambda: detect(critic, real, fake))
-
-

@@ -146,7 +146,9 @@ def test_copies_are_pruned_from_the_unet_through_its_concatenations() -> None:
     wide_spaces, keep = unet_spaces(shapes_of(wide_state)), every_other(spaces, free(spaces))
     halved = cut(wide_state, wide_spaces, keep, config)
     # The weights that read copies are shared between them at random, so give them back whole.
-    restored = {name: state[name] if any(a == 1 for a, _ in spaces.axes.get(name, [])) else t for name, t in halved.items()}
+    restored = {
+        name: state[name] if any(a == 1 for a, _ in spaces.axes.get(name, [])) else t for name, t in halved.items()
+    }
     pruned = PrunedUNet.from_state(restored, config).double()
     x = torch.randn(1, 4, 8, 8, dtype=torch.float64)
     assert torch.allclose(pruned(x), wide(x), atol=1e-9)
@@ -220,8 +222,8 @@ def test_cuts_that_tear_groups_apart_are_refused() -> None:
         check(spaces, {name: torch.tensor([3, 1])}, config)
     with pytest.raises(ValueError, match="no space that can be cut"):
         check(spaces, {"encoder.image": torch.tensor([0])}, config)
+    unet = unet_spaces(unet_shapes(4, 4, (8, 8), 1))
     with pytest.raises(ValueError, match="normalises several spaces together"):
-        unet = unet_spaces(unet_shapes(4, 4, (8, 8), 1))
         choose(unet, {}, 4, UNetConfig(groups=(4,)))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.compress import count
 from model.compress.released import write_folded, write_json, write_transformer, write_vae
 from model.compress.small import data
 from model.compress.small.preset import Preset
@@ -21,7 +22,6 @@ from model.compress.small.student import (
     config_of,
     distilled_pairs,
     find_mask,
-    image_stream,
     restore,
 )
 from model.compress.small.teacher import Teacher, make_teacher
@@ -112,16 +112,12 @@ def measure(
         results[name], details[name] = evaluate.evaluate(enlarge, names)
         mean = evaluate.means(results[name])
         report(f"{name}: PSNR {mean['psnr']:.3f} dB, bicubic {mean['bicubic_psnr']:.3f} dB, SSIM {mean['ssim']:.4f}")
-    sizes = {"teacher": sizes_of(teacher, *teacher_parts(teacher, preset), preset)}
+    latent = torch.empty(1, preset.latent, preset.window, preset.window)
+    sizes = {"teacher": count.teacher_table(teacher.transformer.config, teacher.vae, latent, preset.prompt_tokens)}
     for method, student in students.items():
-        sizes[method] = sizes_of(student, student.transformer, student.vae.encoder, student.vae.decoder, preset)
+        sizes[method] = count.student_table(student.transformer, student.vae, latent)
     masks = {method: "".join("01"[kept] for kept in student.mask) for method, student in students.items()}
     return Outcome(results, details, sizes, masks, _seconds(out))
-
-
-def teacher_parts(teacher: Teacher, preset: Preset) -> tuple[object, object, object]:
-    """The callables whose multiplications count: transformer (with its prompt), encoder, decoder."""
-    return teacher.transformer, teacher.vae.encoder, teacher.vae.decoder
 
 
 def _seconds(out: Path) -> dict[str, float]:
@@ -131,6 +127,3 @@ def _seconds(out: Path) -> dict[str, float]:
         lines = path.read_text(encoding="utf-8").splitlines()
         found[str(path.relative_to(out).with_suffix(""))] = float(json.loads(lines[-1])["seconds"])
     return found
-
-
-__all__ = ["image_stream"]

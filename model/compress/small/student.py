@@ -28,9 +28,6 @@ from model.tinysr_dit import TinySRTransformer
 from tinysr_kernels.families import TinySRConfig
 
 Report = Callable[[str], None]
-CALIBRATION = 24
-"""Pictures that importance and frozen statistics are measured on."""
-
 
 @dataclass
 class Student:
@@ -54,16 +51,14 @@ def config_of(preset: Preset, scaling: float) -> TinySRConfig:
 
 
 # ---------------------------------------------------------------------------------------------------------------- VAE
-def compress_vae(preset: Preset, teacher: Teacher, pairs: Pairs, config: TinySRConfig, folder: Path, report: Report) -> TinyVAE:
-    """Pruned, without attention, tiny, the encoder separable; then both halves trained."""
-    enlarged, original = pairs.pixels(draw(preset.seed, 10**6), CALIBRATION)
-    images = torch.cat([enlarged[: CALIBRATION // 2], original[CALIBRATION // 2 :]])
-    halves = []
-    for width, separable in ((preset.encoder_width, True), (preset.decoder_width, preset.separable_decoder)):
-        tiny = tiny_from_kl(prune_kl(teacher.vae, width, images), config, images)
-        state = separable_state(tiny.state_dict()) if separable else tiny.state_dict()
-        halves.append(TinyVAE.from_state(state, config).requires_grad_(True))
-    vae = TinyVAE(halves[0].encoder, halves[1].decoder)
+def compress_vae(
+    preset: Preset, teacher: Teacher, pairs: Pairs, config: TinySRConfig, folder: Path, report: Report
+) -> TinyVAE:
+    """Pruned, without attention, tiny, separable; then both halves trained."""
+    enlarged, original = pairs.pixels(draw(preset.seed, 10**6), preset.calibration)
+    images = torch.cat([enlarged[: preset.calibration // 2], original[preset.calibration // 2 :]])
+    tiny = tiny_from_kl(prune_kl(teacher.vae, preset.width, images), config, images)
+    vae = TinyVAE.from_state(separable_state(tiny.state_dict()), config).requires_grad_(True)
     vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def inputs(step: int, count: int) -> Tensor:
@@ -103,9 +98,7 @@ def masked(network: TinySRTransformer, z: Tensor, activity: Tensor, temb: Tensor
     return network.finish(bypass(blocks, network.pos_embed(z), activity), temb)
 
 
-def find_mask(
-    method: str, preset: Preset, teacher: Teacher, latents: Latents, folder: Path, report: Report
-) -> Mask:
+def find_mask(method: str, preset: Preset, teacher: Teacher, latents: Latents, folder: Path, report: Report) -> Mask:
     """The mask by `method` ("learned", "random", "similarity"); kept, with its history, in `folder`."""
     path = folder / f"mask-{method}.json"
     if path.exists():
@@ -123,7 +116,9 @@ def find_mask(
     return mask
 
 
-def _learn_mask(preset: Preset, teacher: Teacher, latents: Latents, report: Report) -> tuple[Mask, dict[str, list[object]]]:
+def _learn_mask(
+    preset: Preset, teacher: Teacher, latents: Latents, report: Report
+) -> tuple[Mask, dict[str, list[object]]]:
     """Probabilities and LoRA trained together; the task loss is the latent's L1 distance from the original's."""
     network, temb = image_stream(teacher)
     adapt(network, preset.rank, preset.seed)
@@ -190,7 +185,9 @@ class Distilled:
 
 
 @torch.no_grad()
-def distilled_pairs(preset: Preset, teacher: Teacher, vae: TinyVAE, latents: Latents, pairs: Pairs, folder: Path) -> Distilled:
+def distilled_pairs(
+    preset: Preset, teacher: Teacher, vae: TinyVAE, latents: Latents, pairs: Pairs, folder: Path
+) -> Distilled:
     """Every pair's latent in four windows, as the student's encoder gives it, and what the teacher makes of its own."""
     own = encode_pairs(vae, pairs, folder / "student-latents.pt", latents.scaling)
     path = folder / "distilled.pt"
@@ -251,4 +248,3 @@ def _copy(vae: TinyVAE, config: TinySRConfig) -> TinyVAE:
     copy = TinyVAE.from_state({name: t.clone() for name, t in vae.state_dict().items()}, config)
     copy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return copy
-

@@ -38,9 +38,9 @@ class Latents:
         low, high = [], []
         for index in rng.integers(len(self.lr), size=count):
             y, x = (int(v) for v in rng.integers(0, self.lr.shape[2] - window + 1, 2))
-            low.append(self.lr[index, :, y : y + window, x : x + window])
-            high.append(self.hr[index, :, y : y + window, x : x + window])
-        return torch.stack(low).float(), torch.stack(high).float()
+            low.append(self.lr[index, :, y : y + window, x : x + window].float())
+            high.append(self.hr[index, :, y : y + window, x : x + window].float())
+        return torch.stack(low), torch.stack(high)
 
 
 class Teacher:
@@ -65,7 +65,15 @@ def build_vae(preset: Preset) -> KLVAE:
     """The untrained VAE."""
     torch.manual_seed(preset.seed)
     shapes = kl_vae_shapes(preset.vae_channels, preset.latent, preset.vae_layers)
-    vae = KLVAE(shapes, kl_config(preset.vae_groups))
+    vae = KLVAE(shapes, kl_config(preset.vae_groups, preset.vae_eps))
+    for name, module in vae.named_modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            if name.endswith("conv2"):
+                # Residual blocks begin as almost nothing, so that what a picture is made of gets through.
+                with torch.no_grad():
+                    module.weight.mul_(0.1)
+                nn.init.zeros_(module.bias)
     vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return vae
 
@@ -73,7 +81,9 @@ def build_vae(preset: Preset) -> KLVAE:
 def train_vae(preset: Preset, pairs: Pairs, folder: Path, report: Any) -> KLVAE:
     """Stage 1: reconstruct pictures, originals and degraded ones alike, under a weak pull towards N(0, 1)."""
     vae = build_vae(preset)
-    stage = Stage("teacher-vae", folder, preset.teacher_vae, {"vae": vae}, about={"kl": preset.kl_weight})
+    stage = Stage(
+        "teacher-vae", folder, preset.teacher_vae, {"vae": vae}, about={"kl": preset.kl_weight, "eps": preset.vae_eps}
+    )
     settings = preset.teacher_vae
 
     def objective(step: int) -> Losses:
@@ -140,5 +150,3 @@ def make_teacher(preset: Preset, pairs: Pairs, folder: Path, report: Any) -> tup
     latents = encode_pairs(vae, pairs, folder / "latents.pt")
     transformer, prompt, pooled = train_transformer(preset, latents, folder, report)
     return Teacher(vae, transformer, prompt, pooled, preset), latents
-
-
