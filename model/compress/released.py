@@ -102,7 +102,8 @@ def _outputs(state: Mapping[str, Tensor], conv: str) -> int:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON, whole or not at all."""
+    """Write JSON, whole or not at all, and create the folders above."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
     beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     os.replace(beside, path)

@@ -154,7 +154,8 @@ class Stage:
     """Trains `trained` (and `critic`) by an objective; files `NAME.pt` and `NAME.jsonl` in `folder`.
 
     `about` describes what the objective depends on besides the settings (weights of losses, sizes): with the settings
-    and the shapes of all parameters it is the configuration that a state file must have been written with.
+    and the shapes of all parameters it is the configuration that a state file must have been written with. `scales`
+    multiplies the learning rate of the modules that it names.
     """
 
     def __init__(
@@ -167,6 +168,7 @@ class Stage:
         critic: nn.Module | None = None,
         device: Device | None = None,
         about: Mapping[str, Any] | None = None,
+        scales: Mapping[str, float] | None = None,
     ) -> None:
         self.name, self.folder, self.settings = name, folder, settings
         self.device = device or Device(settings.precision, "cpu")
@@ -174,9 +176,11 @@ class Stage:
         self.parameters = [p for module in self.trained.values() for p in module.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError(f"stage {name}: nothing to train")
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=0.0, betas=(0.9, 0.99), weight_decay=settings.weight_decay
-        )
+        groups = [
+            {"params": [p for p in module.parameters() if p.requires_grad], "scale": (scales or {}).get(key, 1.0)}
+            for key, module in self.trained.items()
+        ]
+        self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
         self.judges = list(critic.parameters()) if critic is not None else []
         self.critic_optimiser = (
             torch.optim.AdamW(self.judges, lr=settings.critic_rate, betas=(0.0, 0.99)) if self.judges else None
@@ -189,7 +193,7 @@ class Stage:
             for k, p in mod.named_parameters()
             if p.requires_grad
         }
-        configuration = {"stage": name, **asdict(settings), **dict(about or {}), "shapes": shapes}
+        configuration = {"stage": name, **asdict(settings), **dict(about or {}), "scales": dict(scales or {}), "shapes": shapes}
         self.configuration = json.loads(json.dumps(configuration))
 
     # ------------------------------------------------------------------------------------------------ state
@@ -240,7 +244,7 @@ class Stage:
     def advance(self, objective: Objective) -> dict[str, float]:
         """One step of optimisation; returns what to log."""
         for group in self.optimiser.param_groups:
-            group["lr"] = rate(self.step, self.settings)
+            group["lr"] = rate(self.step, self.settings) * group["scale"]
         with self.device.autocast():
             losses = objective(self.step)
         self.device.descend(losses.loss, self.optimiser, self.parameters, self.settings.clip)

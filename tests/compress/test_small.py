@@ -66,7 +66,7 @@ def test_four_fifths_of_parameters_and_multiplications_are_gone(
     done: tuple[Path, Outcome, dict[str, Student]],
 ) -> None:
     out, _, students = done
-    assert sum(students["learned"].mask) == SMALL.keep
+    assert sum(students["learned"].mask) == SMALL.masks.keep
     figures = json.loads((out / "results.json").read_text())["means"]
     for method in PRESET.methods:
         assert figures[method]["parameters_gone_percent"] >= 80

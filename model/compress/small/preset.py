@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 
+from model.compress.mask_stage import MaskSettings
 from model.compress.restoration import PictureWeights
 from model.compress.stage import StageSettings
 from model.compress.vae_train import DecoderWeights
@@ -57,13 +58,10 @@ class Preset:
     student_decoder: StageSettings = StageSettings(700, 2e-3, 8, ema=0.995, precision="bfloat16")
     decoder_weights: DecoderWeights = DecoderWeights(critic_from=500)
     # Masks: half of the blocks stay.
-    keep: int = 6
-    group: int = 4
     rank: int = 64
-    mask_steps: int = 300
-    mask_batch: int = 16
-    mask_rate: float = 0.1
-    mask_network_rate: float = 5e-4
+    masks: MaskSettings = MaskSettings(
+        StageSettings(300, 5e-4, 16, warmup=1, constant=True, precision="bfloat16", log_every=10), keep=6
+    )
     methods: tuple[str, ...] = ("learned", "similarity", "random")
     # Restoration.
     restore_latents: StageSettings = StageSettings(600, 2e-3, 16, ema=0.998, precision="bfloat16")
@@ -91,8 +89,7 @@ def trial() -> Preset:
         pictures=2,
         crops=3,
         calibration=4,
-        mask_steps=3,
-        mask_batch=4,
+        masks=replace(SMALL.masks, stage=replace(SMALL.masks.stage, **few)),
         decoder_weights=DecoderWeights(critic_from=1),
         picture_weights=PictureWeights(critic_from=1),
         **changed,

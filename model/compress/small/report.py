@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from model.compress import count
 from model.compress.count import Table
+from model.compress.mask_stage import read_history
 from model.compress.released import write_json
 from model.demo import degrade, evaluate
 from model.demo.evaluate import Picture, Result
@@ -107,7 +107,7 @@ def write_report(outcome: Outcome, out: Path) -> None:
 
 def draw_masks(out: Path, masks: dict[str, str]) -> None:
     """masks.png: each block's probability over mask learning, and the blocks that every method keeps."""
-    path = out / "learned" / "mask-learned.json"
+    rows = read_history(out / "learned" / "masks.history.jsonl")
     try:
         import matplotlib
 
@@ -115,17 +115,17 @@ def draw_masks(out: Path, masks: dict[str, str]) -> None:
         from matplotlib import pyplot
     except ImportError:
         return
-    if not path.exists():
+    if not rows:
         return
-    history = json.loads(path.read_text(encoding="utf-8"))
+    learned = masks["learned"]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.6), width_ratios=(3, 2), layout="constrained")
     colours = pyplot.get_cmap("turbo")
-    number = len(history["mask"])
+    number, steps = len(learned), [row["step"] for row in rows]
     for block in range(number):
-        values = [row[block] for row in history["marginals"]]
-        kept = history["mask"][block]
-        left.plot(history["steps"], values, color=colours(block / number), lw=2 if kept else 1, ls="-" if kept else ":")
-        left.annotate(str(block), (history["steps"][-1], values[-1]), fontsize=8, color=colours(block / number))
+        values = [row["marginals"][block] for row in rows]
+        kept = learned[block] == "1"
+        left.plot(steps, values, color=colours(block / number), lw=2 if kept else 1, ls="-" if kept else ":")
+        left.annotate(str(block), (steps[-1], values[-1]), fontsize=8, color=colours(block / number))
     left.set(xlabel="step", ylabel="probability that the block is kept", title="mask learning (kept blocks solid)")
     for y, (name, mask) in enumerate(masks.items()):
         for block, bit in enumerate(mask):

@@ -124,6 +124,8 @@ def _seconds(out: Path) -> dict[str, float]:
     """Processor time of every stage, from the logs."""
     found = {}
     for path in sorted(out.rglob("*.jsonl")):
+        if path.stem.endswith(".history"):
+            continue
         lines = path.read_text(encoding="utf-8").splitlines()
         found[str(path.relative_to(out).with_suffix(""))] = float(json.loads(lines[-1])["seconds"])
     return found

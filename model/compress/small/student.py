@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.compress.conditions import embedding, student_tensors
-from model.compress.lora_layers import lora_parameters
-from model.compress.masks import Mask, MaskLearner, Schedule, Subject, bypass, learn, mask_loss, select
+from model.compress.mask_stage import Shown, learn_mask
+from model.compress.masks import Mask, Subject, select
+from model.compress.released import write_json
 from model.compress.restoration import adapt, distil_latents, finish, train_pictures
 from model.compress.small.data import Pairs, draw
 from model.compress.small.preset import Preset
@@ -92,70 +93,34 @@ def image_stream(teacher: Teacher, mask: Sequence[bool] | None = None) -> tuple[
     return network, embedding(state, teacher.pooled, LoRA({}, "", "no LoRA")).float()
 
 
-def masked(network: TinySRTransformer, z: Tensor, activity: Tensor, temb: Tensor) -> Tensor:
-    """The network's prediction where block i counts with activity[...,i]."""
-    blocks = [lambda x, block=block: block(x, temb) for block in network.transformer_blocks]
-    return network.finish(bypass(blocks, network.pos_embed(z), activity), temb)
-
-
 def find_mask(method: str, preset: Preset, teacher: Teacher, latents: Latents, folder: Path, report: Report) -> Mask:
-    """The mask by `method` ("learned", "random", "similarity"); kept, with its history, in `folder`."""
-    path = folder / f"mask-{method}.json"
+    """The mask by `method` ("learned", "random", "similarity"); kept in `folder`."""
+    path = folder / "mask.json"
     if path.exists():
         return tuple(json.loads(path.read_text(encoding="utf-8"))["mask"])
-    history = {}
     layers, seed = preset.transformer.num_layers, preset.seed
     if method == "learned":
-        mask, history = _learn_mask(preset, teacher, latents, report)
+        mask = _learn_mask(preset, teacher, latents, folder, report)
     else:
         subject = Subject(layers, states=lambda: _states(teacher, latents.windows(0, seed, 32, preset.window)[0]))
-        mask = select(method, subject, preset.keep, group=preset.group, seed=seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"method": method, "mask": list(mask), **history}) + "\n", encoding="utf-8")
+        mask = select(method, subject, preset.masks.keep, group=preset.masks.group, seed=seed)
+    write_json(path, {"method": method, "mask": list(mask)})
     report(f"mask, {method}: {''.join('01'[kept] for kept in mask)}")
     return mask
 
 
-def _learn_mask(
-    preset: Preset, teacher: Teacher, latents: Latents, report: Report
-) -> tuple[Mask, dict[str, list[object]]]:
+def _learn_mask(preset: Preset, teacher: Teacher, latents: Latents, folder: Path, report: Report) -> Mask:
     """Probabilities and LoRA trained together; the task loss is the latent's L1 distance from the original's."""
     network, temb = image_stream(teacher)
     adapt(network, preset.rank, preset.seed)
-    torch.manual_seed(preset.seed)
-    each = preset.keep * preset.group // preset.transformer.num_layers
-    learner = MaskLearner(preset.transformer.num_layers, group=preset.group, keep=each)
-    schedule = Schedule(steps=preset.mask_steps, learning_rate=preset.mask_rate, samples=preset.mask_batch)
-    steps = iter(range(preset.mask_steps))
 
-    def loss(activities: Tensor) -> Tensor:
-        step = next(steps)
-        z, wanted = latents.windows(step, preset.seed + 3, len(activities), preset.window)
+    def batch(step: int, count: int) -> Shown:
+        z, wanted = latents.windows(step, preset.seed + 3, count, preset.window)
         with torch.no_grad():
             shown = teacher(z)
-        with torch.autocast("cpu", torch.bfloat16):
-            found = masked(network, z, activities, temb).float()
-        value = mask_loss(F.l1_loss(z - found, wanted), found, shown)
-        if step % 50 == 0:
-            report(f"masks {step}/{preset.mask_steps}  loss {float(value.detach()):.5f}")
-        return value
+        return Shown(z, shown, lambda found: F.l1_loss(found, wanted))
 
-    generator = torch.Generator().manual_seed(preset.seed)
-    history = learn(
-        learner,
-        loss,
-        schedule,
-        network=lora_parameters(network),
-        network_rate=preset.mask_network_rate,
-        generator=generator,
-    )
-    rows: dict[str, list[object]] = {
-        "steps": list(history.steps),
-        "losses": list(history.losses),
-        "marginals": [row.tolist() for row in history.marginals],
-        "transfers": [row.tolist() for row in history.transfers],
-    }
-    return learner.decide(), rows
+    return learn_mask(network, temb, batch, preset.masks, folder, report=report)
 
 
 @torch.no_grad()
