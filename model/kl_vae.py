@@ -26,6 +26,7 @@ class KLDownsampler(nn.Module):
         super().__init__()
         self.conv = convolution(under(shapes, "conv"), stride=2)
         spatial = self.conv.depthwise if isinstance(self.conv, SeparableConv) else self.conv
+        assert isinstance(spatial, nn.Conv2d)
         spatial.padding = (0, 0)
 
     def forward(self, x: Tensor) -> Tensor:

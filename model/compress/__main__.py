@@ -1,4 +1,4 @@
-"""The recipe's commands: `python -m model.compress init|count|small --help`; docs/compression.md is the guide."""
+"""The recipe's commands, `python -m model.compress COMMAND --help`; docs/compression.md is the guide."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from model.compress import count
+from model.compress import count, real, recipe
 from model.compress.conditions import parse_mask
 from model.compress.init import WIDTH, WINDOW, init
 from model.compress.small.preset import SMALL, trial
@@ -52,6 +52,18 @@ def run_small(args: argparse.Namespace) -> None:
     say(str(args.out / "RESULTS.md"))
 
 
+def run_stage(args: argparse.Namespace) -> None:
+    """One stage of the recipe on a real teacher."""
+    {"masks": real.run_masks, "vae": real.run_vae, "restore": real.run_restore}[args.stage](
+        recipe.load(args.config), say
+    )
+
+
+def run_config(args: argparse.Namespace) -> None:
+    """Print a configuration file with the paper's settings."""
+    say(recipe.as_json(recipe.Recipe(teacher="TEACHER", pictures="PICTURES", out="OUT", lora="LORA")))
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     root = argparse.ArgumentParser(prog="python -m model.compress", description=(__doc__ or "").splitlines()[0])
@@ -68,6 +80,17 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--separable-decoder", action="store_true", help="separate the decoder's convolutions too")
     command.add_argument("--out", type=Path, required=True, help="folder to write, in TinySR's released layout")
     command.set_defaults(run=run_init)
+
+    command = commands.add_parser("config", help="print a configuration file with the paper's settings")
+    command.set_defaults(run=run_config)
+    for stage, text in (
+        ("masks", "learn which blocks stay"),
+        ("vae", "compress the VAE and train its halves"),
+        ("restore", "restore the pruned network, write it"),
+    ):
+        command = commands.add_parser(stage, help=f"{text}; gone on with where it stopped")
+        command.add_argument("--config", type=Path, required=True, help="JSON, or TOML on Python 3.11")
+        command.set_defaults(run=run_stage, stage=stage)
 
     command = commands.add_parser("count", help="parameters and multiplications at the real shapes; no weights needed")
     command.add_argument("--blocks", type=int, default=12, help="blocks of the student (default %(default)s)")

@@ -1,4 +1,4 @@
-"""From a joint transformer to TinySR's: some blocks, the image's stream alone, what time and prompt decide as constants.
+"""From a joint transformer to TinySR's: some blocks, the image's stream alone, time and prompt as constants.
 
 The teacher runs at t = 1000 with one prompt, so the modulation of every block is a constant: it is evaluated once, in
 float64, and takes the place of the modules that made it, as the buffers of TinySR's released layout. The prompt's
@@ -40,7 +40,7 @@ def expected_shapes(config: SD3Config) -> dict[str, tuple[int, ...]]:
 
 
 def check_teacher(shapes: Mapping[str, tuple[int, ...]], config: SD3Config, where: str) -> None:
-    """Weights and configuration must agree; ValueError naming the first tensor that is missing, surplus or different."""
+    """Weights and configuration must agree; ValueError names the first tensor that does not fit."""
     wanted = expected_shapes(config)
     for name, shape in wanted.items():
         if name not in shapes:

@@ -146,6 +146,7 @@ def markdown(teacher: Table, student: Table) -> str:
 
 
 def total(table: Table) -> Size:
+    """All components together."""
     return sum(table.values(), Size(0, 0))
 
 

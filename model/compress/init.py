@@ -23,6 +23,7 @@ from model.compress.vae_separable import separable_state
 from model.compress.vae_tiny import tiny_from_kl
 from model.demo import synthetic
 from model.kl_vae import KLVAE, kl_config, kl_vae_shapes
+from model.sd3_transformer import SD3Config
 from tinysr_kernels.families import TinySRConfig
 
 WIDTH, WINDOW = 64, 64
@@ -57,8 +58,38 @@ def init(
     embedding = None if pooled is None else pooled_embedding(pooled)
     if embedding is not None:
         check_pooled(embedding, config.pooled_projection_dim)
+    state, tiny_config = start_vae(
+        teacher,
+        lora,
+        config,
+        width=width,
+        separable_decoder=separable_decoder,
+        encoder_blocks=encoder_blocks,
+        decoder_blocks=decoder_blocks,
+    )
+    tensors = student_tensors(weights, config, mask, window=window, pooled=embedding, lora=adaptation)
+    place = write_transformer(out, tensors, student_config(config, mask), shard)
+    weights.close()
+    report(f"{place}: {sum(mask)} of {config.num_layers} blocks, {len(adaptation.pairs)} LoRA pairs merged")
+    if embedding is None:
+        report("no pooled embedding given: the modules of the modulation stay; give it to compile() or to training")
+    place = write_vae(out, state, tiny_config)
+    report(f"{place}: {width} channels, started from the teacher's; train it before use")
+
+
+def start_vae(
+    teacher: Path,
+    lora: Path | None,
+    config: SD3Config,
+    *,
+    width: int = WIDTH,
+    separable_decoder: bool = False,
+    encoder_blocks: tuple[int, ...] = TinySRConfig.encoder_blocks,
+    decoder_blocks: tuple[int, ...] = TinySRConfig.decoder_blocks,
+) -> tuple[dict[str, Tensor], TinySRConfig]:
+    """(the compressed VAE's weights before training, the configuration that goes with them)."""
     vae, scaling = read_vae(teacher, lora)
-    tiny_config = TinySRConfig(
+    own = TinySRConfig(
         head_dim=config.attention_head_dim,
         patch_size=config.patch_size,
         encoder_blocks=encoder_blocks,
@@ -66,28 +97,20 @@ def init(
         scaling_factor=scaling,
     )
     images = calibration_images()
-    tiny = tiny_from_kl(prune_kl(vae, width, images), tiny_config, images)
-    state = tiny.state_dict()
+    state = tiny_from_kl(prune_kl(vae, width, images), own, images).state_dict()
     keep = [] if separable_decoder else [n.rpartition(".")[0] for n in state if n.startswith("decoder.")]
-    tensors = student_tensors(weights, config, mask, window=window, pooled=embedding, lora=adaptation)
-    place = write_transformer(out, tensors, student_config(config, mask), shard)
-    weights.close()
-    report(f"{place}: {sum(mask)} of {config.num_layers} blocks, {len(adaptation.pairs)} LoRA pairs merged")
-    if embedding is None:
-        report("no pooled embedding given: the modules of the modulation stay; give it to compile() or to training")
-    place = write_vae(out, separable_state(state, keep), tiny_config)
-    report(f"{place}: {width} channels, started from the teacher's; train it before use")
+    return separable_state(state, keep), own
 
 
 def pooled_embedding(path: Path) -> Tensor:
-    """The pooled prompt embedding [1,P] that a .pt or safetensors file holds alone."""
+    """The embedding, pooled [1,P] or of the whole prompt [1,T,J], that a .pt or safetensors file holds alone."""
     if path.suffix == ".safetensors":
         found: Any = list(LazyTensors([path]).values())
     else:
         found = torch.load(path, weights_only=True, map_location="cpu")
         found = list(found.values()) if isinstance(found, dict) else [found]
     if len(found) != 1 or not isinstance(found[0], Tensor):
-        raise ValueError(f"{path}: expected one tensor, the pooled prompt embedding")
+        raise ValueError(f"{path}: expected one tensor, an embedding of the prompt")
     return found[0]
 
 

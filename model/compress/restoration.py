@@ -1,8 +1,8 @@
 """Restoration training of the pruned transformer in two stages (arXiv 2508.17434, section 3.3), by LoRA.
 
 First in latent space: the L1 distance of the student's x0 from the teacher's, on pairs that were encoded beforehand.
-Then on pictures: L1, perceptual and adversarial loss of the decoded result, weights 5, 1 and 0.3. Afterwards the LoRA is
-merged, and only then is the modulation evaluated and stored, for the LoRA adapts the modules that make it too.
+Then on pictures: L1, perceptual and adversarial loss of the decoded result, weights 5, 1 and 0.3. Afterwards the LoRA
+is merged, and only then is the modulation evaluated and stored, for the LoRA adapts the modules that make it too.
 """
 
 from __future__ import annotations

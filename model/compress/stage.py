@@ -104,7 +104,7 @@ class Device:
     def descend(
         self, loss: Tensor, optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float
     ) -> None:
-        """Backward, averaged over the processes, clipped; then a step. A step with a non-finite gradient is left out."""
+        """Backward, averaged over the processes, clipped; then a step, unless a gradient is not finite."""
         optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(optimiser)
@@ -193,7 +193,13 @@ class Stage:
             for k, p in mod.named_parameters()
             if p.requires_grad
         }
-        configuration = {"stage": name, **asdict(settings), **dict(about or {}), "scales": dict(scales or {}), "shapes": shapes}
+        configuration = {
+            "stage": name,
+            **asdict(settings),
+            **dict(about or {}),
+            "scales": dict(scales or {}),
+            "shapes": shapes,
+        }
         self.configuration = json.loads(json.dumps(configuration))
 
     # ------------------------------------------------------------------------------------------------ state

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from model.compress.vae_spaces import Keep, Spaces, cut, groups_of, kept_of, kl_spaces
-from model.kl_vae import KLDownsampler, KLVAE
+from model.kl_vae import KLVAE, KLDownsampler
 from model.pruned_unet import Sampler
 from tinysr_kernels.families import UNetConfig
 
@@ -148,7 +148,7 @@ def match_norms(pruned: nn.Module, original: nn.Module, spaces: Spaces, keep: Ke
             module.weight.copy_(module.weight.double() * gain)
             return module.forward(inputs[0])
 
-        return pruned.get_submodule(name).register_forward_hook(hook)  # type: ignore[arg-type]
+        return pruned.get_submodule(name).register_forward_hook(hook)
 
     for network, attach in ((original, note), (pruned, adjust)):
         names = [name for name in spaces.norms if name in dict(pruned.named_modules())]

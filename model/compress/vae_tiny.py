@@ -1,8 +1,8 @@
-"""From a pruned AutoencoderKL to the tiny VAE that TinySR deploys: AutoencoderTiny's layers, started from the teacher's.
+"""From a pruned AutoencoderKL to the tiny VAE that TinySR deploys: AutoencoderTiny's layers, the teacher's start.
 
 AutoencoderTiny (github.com/madebyollin/taesd) has no norms, ReLU instead of SiLU, one width and blocks
-relu(conv.4(relu(conv.2(relu(conv.0(x))))) + x). A residual block conv2(SiLU(norm2(conv1(SiLU(norm1(x)))))) + x fits into
-one, but for the activation, once its norms are frozen at their mean statistics on calibration images:
+relu(conv.4(relu(conv.2(relu(conv.0(x))))) + x). A residual block conv2(SiLU(norm2(conv1(SiLU(norm1(x)))))) + x fits
+into one, but for the activation, once its norms are frozen at their mean statistics on calibration images:
 
 - conv.0 is norm1's gain and shift on the centre tap, conv.2 is norm2 after conv1, conv.4 is conv2;
 - x is stored with a constant added per channel, so that the ReLU about the sum cuts (almost) nothing off;
@@ -63,6 +63,18 @@ def _add_biases(tiny: TinyVAE) -> None:
             module.bias = nn.Parameter(module.weight.new_zeros(module.out_channels))
 
 
+def _tensors(conv: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a dense convolution that has one."""
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.bias is not None
+    return conv.weight, conv.bias
+
+
+def _children(module: nn.Module, name: str) -> list[nn.Module]:
+    """The modules of a list, by its name."""
+    return list(module.get_submodule(name).children())
+
+
 # ----------------------------------------------------------------------------------------------- frozen statistics
 def _frozen(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """A GroupNorm as gain and shift per channel, at its mean statistics over x [N,C,H,W]."""
@@ -84,22 +96,25 @@ def _shift(streams: Sequence[Tensor]) -> Tensor:
 
 # --------------------------------------------------------------------------------------------------------- the blocks
 @torch.no_grad()
-def _fill_block(block: Block, resnet: Resnet | None, seen: dict[nn.Module, Tensor], shift: Tensor) -> None:
+def _fill_block(block: nn.Module, resnet: Resnet | None, seen: dict[nn.Module, Tensor], shift: Tensor) -> None:
     """A residual block's weights into a tiny block's; None makes the block the identity on shifted streams."""
-    first, second, third = (block.conv[i] for i in (0, 2, 4))
+    assert isinstance(block, Block)
+    (first, first_bias), (second, second_bias), (third, third_bias) = (_tensors(block.conv[i]) for i in (0, 2, 4))
     if resnet is None:
-        nn.init.zeros_(third.weight)
-        nn.init.zeros_(third.bias)
+        third.zero_()
+        third_bias.zero_()
         return
     gain, offset = _frozen(resnet.norm1, seen[resnet.norm1])
-    first.weight.zero_()
-    first.weight[:, :, 1, 1] = torch.diag(gain)
-    first.bias.copy_(offset - gain * shift)
+    first.zero_()
+    first[:, :, 1, 1] = torch.diag(gain)
+    first_bias.copy_(offset - gain * shift)
     gain, offset = _frozen(resnet.norm2, seen[resnet.norm2])
-    second.weight.copy_(resnet.conv1.weight * gain[:, None, None, None])
-    second.bias.copy_(resnet.conv1.bias * gain + offset)
-    third.weight.copy_(resnet.conv2.weight)
-    third.bias.copy_(resnet.conv2.bias)
+    weight, bias = _tensors(resnet.conv1)
+    second.copy_(weight * gain[:, None, None, None])
+    second_bias.copy_(bias * gain + offset)
+    weight, bias = _tensors(resnet.conv2)
+    third.copy_(weight)
+    third_bias.copy_(bias)
 
 
 @torch.no_grad()
@@ -107,10 +122,7 @@ def _fill_conv(
     conv: nn.Module, source: nn.Module, shortcut: nn.Module | None, before: Tensor | None, after: Tensor, down: bool
 ) -> None:
     """A convolution between streams shifted by `before` and `after`, with the shortcut that follows it folded in."""
-    assert isinstance(conv, nn.Conv2d)
-    assert isinstance(source, nn.Conv2d)
-    weight, bias = source.weight, source.bias
-    assert bias is not None
+    weight, bias = (tensor.detach() for tensor in _tensors(source))
     if down:
         moved = torch.zeros_like(weight)
         moved[:, :, 1:, 1:] = weight[:, :, :2, :2]
@@ -124,9 +136,9 @@ def _fill_conv(
         bias = matrix @ bias + (0 if shortcut.bias is None else shortcut.bias)
     if before is not None:
         bias = bias - weight.sum(dim=(2, 3)) @ before
-    assert conv.bias is not None
-    conv.weight.copy_(weight)
-    conv.bias.copy_(bias + after)
+    own, own_bias = _tensors(conv)
+    own.copy_(weight)
+    own_bias.copy_(bias + after)
 
 
 def _plan(resnets: Sequence[nn.Module], number: int) -> tuple[nn.Module | None, list[Resnet | None]]:
@@ -150,13 +162,14 @@ def _streams(plan: Sequence[Resnet | None], seen: dict[nn.Module, Tensor], end: 
 
 def _fill_encoder(encoder: TinyEncoder, vae: KLVAE, blocks: Sequence[int], seen: dict[nn.Module, Tensor]) -> None:
     source, shift = vae.encoder, None
+    conv: nn.Module = source.conv_in
     steps = iter(encoder_steps(blocks))
-    for level, number in enumerate(blocks):
-        block = source.down_blocks[level]
+    for level, (block, number) in enumerate(zip(source.down_blocks, blocks, strict=True)):
         last = level == len(blocks) - 1
-        shortcut, plan = _plan([*block.resnets, *(source.mid_block.resnets if last else [])], number)
-        after = _shift(_streams(plan, seen, source.conv_norm_out if last else block.downsamplers[0]))
-        conv = source.conv_in if level == 0 else source.down_blocks[level - 1].downsamplers[0].conv
+        resnets = _children(block, "resnets") + (_children(source.mid_block, "resnets") if last else [])
+        shortcut, plan = _plan(resnets, number)
+        end = source.conv_norm_out if last else block.get_submodule("downsamplers.0")
+        after = _shift(_streams(plan, seen, end))
         _, layer = next(steps)
         _fill_conv(encoder.layers[layer], conv, shortcut, shift, after, down=level > 0)
         if level == 0:
@@ -164,33 +177,34 @@ def _fill_encoder(encoder: TinyEncoder, vae: KLVAE, blocks: Sequence[int], seen:
             _rescale_input(encoder.layers[layer])
         for resnet in plan:
             _, layer = next(steps)
-            _fill_block(encoder.layers[layer], resnet, seen, after)  # type: ignore[arg-type]
-        shift = after
+            _fill_block(encoder.layers[layer], resnet, seen, after)
+        if not last:
+            conv, shift = end.get_submodule("conv"), after
 
 
 @torch.no_grad()
 def _rescale_input(conv: nn.Module) -> None:
     """conv(x) -> the same of (x+1)/2, but for the border, where padding is now black instead of grey."""
-    assert isinstance(conv, nn.Conv2d)
-    assert conv.bias is not None
-    conv.bias.sub_(conv.weight.sum(dim=(1, 2, 3)))
-    conv.weight.mul_(2)
+    weight, bias = _tensors(conv)
+    bias.sub_(weight.sum(dim=(1, 2, 3)))
+    weight.mul_(2)
 
 
 def _fill_decoder(decoder: TinyDecoder, vae: KLVAE, blocks: Sequence[int], seen: dict[nn.Module, Tensor]) -> None:
     source, shift = vae.decoder, None
-    layers = [layer for kind, layer in decoder_steps(blocks) if kind in ("conv", "block")]
-    steps = iter(layers)
-    for level, number in enumerate(blocks):
-        block = source.up_blocks[level]
+    conv: nn.Module = source.conv_in
+    steps = iter([layer for kind, layer in decoder_steps(blocks) if kind in ("conv", "block")])
+    for level, (block, number) in enumerate(zip(source.up_blocks, blocks, strict=True)):
         last = level == len(blocks) - 1
-        shortcut, plan = _plan([*(source.mid_block.resnets if level == 0 else []), *block.resnets], number)
-        after = _shift(_streams(plan, seen, source.conv_norm_out if last else block.upsamplers[0]))
-        conv = source.conv_in if level == 0 else source.up_blocks[level - 1].upsamplers[0].conv
+        resnets = (_children(source.mid_block, "resnets") if level == 0 else []) + _children(block, "resnets")
+        shortcut, plan = _plan(resnets, number)
+        end = source.conv_norm_out if last else block.get_submodule("upsamplers.0")
+        after = _shift(_streams(plan, seen, end))
         _fill_conv(decoder.layers[next(steps)], conv, shortcut, shift, after, down=False)
         for resnet in plan:
-            _fill_block(decoder.layers[next(steps)], resnet, seen, after)  # type: ignore[arg-type]
-        shift = after
+            _fill_block(decoder.layers[next(steps)], resnet, seen, after)
+        if not last:
+            conv, shift = end.get_submodule("conv"), after
 
 
 @torch.no_grad()
@@ -203,8 +217,6 @@ def fit_last(layers: nn.Sequential, x: Tensor, wanted: Tensor) -> None:
     target = columns @ wanted.double().transpose(0, 1).flatten(1).T / columns.shape[1]
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())
     solved = torch.linalg.solve(gram, target)
-    last = layers[-1]
-    assert isinstance(last, nn.Conv2d)
-    assert last.bias is not None
-    last.weight.copy_(solved[:-1].T.reshape(last.weight.shape))
-    last.bias.copy_(solved[-1])
+    weight, bias = _tensors(layers[-1])
+    weight.copy_(solved[:-1].T.reshape(weight.shape))
+    bias.copy_(solved[-1])

@@ -1,7 +1,7 @@
 """Training the two halves of the compressed VAE against the teacher's (arXiv 2508.17434, section 3.2).
 
-The encoder learns the teacher's latents by mean squared error. The decoder learns pictures from the teacher's latents by
-perceptual and adversarial loss, weights 3 and 1. The two are independent and may run at the same time.
+The encoder learns the teacher's latents by mean squared error. The decoder learns pictures from the teacher's latents
+by perceptual and adversarial loss, weights 3 and 1. The two are independent and may run at the same time.
 """
 
 from __future__ import annotations

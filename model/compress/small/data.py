@@ -74,8 +74,7 @@ def pairs(preset: Preset, folder: Path) -> Pairs:
         np.savez(beside, hr=hr, lr=lr)
         os.replace(beside, path)
     with np.load(path) as stored:
-        hr, lr = (torch.from_numpy(stored[name]).permute(0, 3, 1, 2) for name in ("hr", "lr"))
-    return Pairs(hr, lr)
+        return Pairs(*(torch.from_numpy(stored[name]).permute(0, 3, 1, 2) for name in ("hr", "lr")))
 
 
 def _pairs_of(preset: Preset, number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from model.compress.mask_stage import MaskSettings
 from model.compress.restoration import PictureWeights
@@ -78,7 +79,7 @@ SMALL = Preset()
 
 def trial() -> Preset:
     """Every stage of `SMALL`, for a few steps: what tests run."""
-    few = {"steps": 3, "batch": 4, "warmup": 1, "save_every": 2, "log_every": 1}
+    few: dict[str, Any] = {"steps": 3, "batch": 4, "warmup": 1, "save_every": 2, "log_every": 1}
     changed = {
         f.name: replace(getattr(SMALL, f.name), **few)
         for f in fields(SMALL)

@@ -72,8 +72,8 @@ def markdown(outcome: Outcome) -> str:
     small = min(own["parameters_gone_percent"], own["macs_gone_percent"]) >= TARGET_SHARE
     return (
         "# The small run\n\n"
-        "A teacher of SD3's architecture trained on procedural pictures, compressed by the recipe, and measured on the\n"
-        "photographs of scikit-image, which no stage saw. Written by `python -m model.compress small`.\n"
+        "A teacher of SD3's architecture trained on procedural pictures, compressed by the recipe, and measured on\n"
+        "the photographs of scikit-image, which no stage saw. Written by `python -m model.compress small`.\n"
         f"Each photograph was degraded with a fixed seed: {evaluate.describe(degrade.EVALUATION)}.\n"
         "PSNR (dB) and SSIM over RGB against the original, without colour fix; the students run through\n"
         "`tinysr_kernels.compile` from the released layout, the teacher in plain PyTorch. MACs are of one window.\n\n"
@@ -112,7 +112,7 @@ def draw_masks(out: Path, masks: dict[str, str]) -> None:
         import matplotlib
 
         matplotlib.use("Agg")
-        from matplotlib import pyplot
+        from matplotlib import patches, pyplot
     except ImportError:
         return
     if not rows:
@@ -129,7 +129,7 @@ def draw_masks(out: Path, masks: dict[str, str]) -> None:
     left.set(xlabel="step", ylabel="probability that the block is kept", title="mask learning (kept blocks solid)")
     for y, (name, mask) in enumerate(masks.items()):
         for block, bit in enumerate(mask):
-            right.add_patch(pyplot.Rectangle((block + 0.05, y + 0.1), 0.9, 0.8, color="C0" if bit == "1" else "0.9"))
+            right.add_patch(patches.Rectangle((block + 0.05, y + 0.1), 0.9, 0.8, color="C0" if bit == "1" else "0.9"))
         right.text(-0.3, y + 0.5, name, ha="right", va="center")
     right.set(xlim=(0, number), ylim=(len(masks), 0), yticks=[], xlabel="block", title="blocks that stay")
     right.set_xticks([b + 0.5 for b in range(number)], [str(b) for b in range(number)])

@@ -30,6 +30,7 @@ from tinysr_kernels.families import TinySRConfig
 
 Report = Callable[[str], None]
 
+
 @dataclass
 class Student:
     """A compressed network, as trained: modulation cached, LoRA merged."""

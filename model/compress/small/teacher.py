@@ -1,7 +1,7 @@
 """The small teacher: SD3's architecture throughout (KL VAE, joint blocks, prompt, time), trained for one step.
 
-x0 = z - v(z, prompt, t = 1000), as TSD-SR does it: z is the latent of the enlarged picture. Prompt and pooled prompt are
-constants drawn once, as in inference with an empty prompt.
+x0 = z - v(z, prompt, t = 1000), as TSD-SR does it: z is the latent of the enlarged picture. Prompt and pooled prompt
+are constants drawn once, as in inference with an empty prompt.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ def build_vae(preset: Preset) -> KLVAE:
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-            if name.endswith("conv2"):
+            if name.endswith("conv2") and module.bias is not None:
                 # Residual blocks begin as almost nothing, so that what a picture is made of gets through.
                 with torch.no_grad():
                     module.weight.mul_(0.1)
-                nn.init.zeros_(module.bias)
+                    module.bias.zero_()
     vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return vae
 
