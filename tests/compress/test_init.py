@@ -135,7 +135,7 @@ def test_the_command(teacher: tuple[Path, Any], tmp_path: Path, capsys: pytest.C
     arguments = ["init", "--teacher", str(teacher[0]), "--mask", MASK, "--out", str(tmp_path), "--width", "8"]
     assert main([*arguments, "--window", str(WINDOW)]) == 0
     assert "the modules of the modulation stay" in capsys.readouterr().out
-    assert main([*arguments, "--width", "6"]) == 2
+    assert main([*arguments, "--window", str(WINDOW), "--width", "6"]) == 2
     assert "6 channels do not divide into the 4 groups" in capsys.readouterr().err
 
 
