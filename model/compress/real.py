@@ -253,8 +253,7 @@ def run_restore(recipe: Recipe, report: Report) -> None:
     check_mask(mask, teacher.config.num_layers, recipe.masks.keep)
     vae.to(device.device)
     paths = encode_pairs(recipe, teacher, vae, device, report)
-    if device.accelerator is not None:
-        device.accelerator.wait_for_everyone()
+    device.wait()
     network, out = image_stream(recipe, mask).to(device.device), Path(recipe.out)
 
     def latents(step: int, count: int) -> tuple[Tensor, Tensor]:

@@ -70,23 +70,24 @@ Objective = Callable[[int], Losses]
 
 
 class Device:
-    """Where a stage runs: one device, or what `accelerate launch` provides."""
+    """Where a stage runs: one device, or one of those that `accelerate launch` or `torchrun` start processes for."""
 
     def __init__(self, precision: str = "float32", device: str | None = None) -> None:
         self.precision = precision
         self.accelerator: Any = None
-        if importlib.util.find_spec("accelerate") and "ACCELERATE_MIXED_PRECISION" in os.environ | {}:
-            names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-            self.accelerator = importlib.import_module("accelerate").Accelerator(mixed_precision=names[precision])
+        if "WORLD_SIZE" in os.environ:
+            if not importlib.util.find_spec("accelerate"):
+                raise ValueError("several processes need the package accelerate: pip install accelerate")
+            self.accelerator = importlib.import_module("accelerate").Accelerator(cpu=device == "cpu")
             self.device = torch.device(self.accelerator.device)
         else:
             self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16" and not self.accelerator)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
 
     @property
     def main(self) -> bool:
         """Whether this process writes files and logs."""
-        return self.accelerator is None or bool(self.accelerator.is_main_process)
+        return self.number[0] == 0
 
     @property
     def number(self) -> tuple[int, int]:
@@ -95,10 +96,13 @@ class Device:
             return 0, 1
         return int(self.accelerator.process_index), int(self.accelerator.num_processes)
 
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context the forward pass runs in."""
-        if self.accelerator is not None:
-            return self.accelerator.autocast()
         return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "float32")
 
     def descend(
@@ -107,11 +111,12 @@ class Device:
         """Backward, averaged over the processes, clipped; then a step, unless a gradient is not finite."""
         optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
-        self._scaler.unscale_(optimiser)
         if self.accelerator is not None:
+            # Before the scale is taken away: what one process finds not to be finite, all must find.
             for parameter in parameters:
                 if parameter.grad is not None:
                     parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
+        self._scaler.unscale_(optimiser)
         norm = nn.utils.clip_grad_norm_(parameters, clip)
         if self._scaler.is_enabled():
             self._scaler.step(optimiser)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +15,9 @@ import torch
 from torch import nn
 
 from model.compress.losses import Critic, detect, perceptual, structure_distance
-from model.compress.stage import Losses, Stage, StageSettings, checkpointed, rate
+from model.compress.stage import Device, Losses, Stage, StageSettings, checkpointed, rate
 from model.compress.vae_train import with_critic
+from tests.compress import two_processes
 
 SETTINGS = StageSettings(7, 1e-2, 4, warmup=2, save_every=3, log_every=2, ema=0.9)
 
@@ -159,3 +164,40 @@ def test_the_critic_learns_to_tell_pictures_from_noise() -> None:
         optimiser.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.7 * losses[0]
+
+
+# ------------------------------------------------------------------------------------------------------ several processes
+def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
+    """Gradients are averaged: two halves of a batch give the whole batch's steps; one process writes the files."""
+    pytest.importorskip("accelerate")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    two_processes.main(tmp_path / "one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = Path(two_processes.__file__)
+    root = str(script.parents[2])
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path / "two")],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (wanted, alone), (first, both), (second, _) = (
+        torch.load(tmp_path / name) for name in ("one/0.pt", "two/0.pt", "two/1.pt")
+    )
+    assert (alone, both) == (1, 2)
+    for name, tensor in wanted.items():
+        assert torch.equal(first[name], second[name])
+        assert torch.allclose(first[name], tensor, atol=1e-6)
+    assert len((tmp_path / "two/two.jsonl").read_text().splitlines()) == 1
+
+
+def test_several_processes_without_accelerate_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="need the package accelerate"):
+        Device()
