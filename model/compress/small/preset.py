@@ -47,7 +47,7 @@ class Preset:
     window: int = 16
     kl_weight: float = 1e-3
     teacher_vae: StageSettings = StageSettings(1300, 1.5e-3, 8, ema=0.995, precision="bfloat16")
-    teacher: StageSettings = StageSettings(1300, 1e-3, 16, ema=0.998, precision="bfloat16")
+    teacher: StageSettings = StageSettings(1200, 1e-3, 8, ema=0.998, precision="bfloat16")
     # The student's VAE.
     width: int = 32
     calibration: int = 24
@@ -55,19 +55,19 @@ class Preset:
     encoder_blocks: tuple[int, ...] = (1, 2, 3)
     decoder_blocks: tuple[int, ...] = (3, 2, 2)
     critic_width: int = 16
-    student_encoder: StageSettings = StageSettings(700, 2e-3, 8, ema=0.995, precision="bfloat16")
-    student_decoder: StageSettings = StageSettings(700, 2e-3, 8, ema=0.995, precision="bfloat16")
-    decoder_weights: DecoderWeights = DecoderWeights(critic_from=500)
+    student_encoder: StageSettings = StageSettings(500, 2e-3, 8, ema=0.99, precision="bfloat16")
+    student_decoder: StageSettings = StageSettings(500, 2e-3, 8, ema=0.99, precision="bfloat16")
+    decoder_weights: DecoderWeights = DecoderWeights(critic_from=350)
     # Masks: half of the blocks stay.
     rank: int = 64
     masks: MaskSettings = MaskSettings(
-        StageSettings(300, 5e-4, 16, warmup=1, constant=True, precision="bfloat16", log_every=10), keep=6
+        StageSettings(200, 5e-4, 8, warmup=1, constant=True, precision="bfloat16", log_every=10), keep=6
     )
     methods: tuple[str, ...] = ("learned", "similarity", "random")
     # Restoration.
-    restore_latents: StageSettings = StageSettings(600, 2e-3, 16, ema=0.998, precision="bfloat16")
-    restore_pictures: StageSettings = StageSettings(250, 5e-4, 8, ema=0.995, precision="bfloat16")
-    picture_weights: PictureWeights = PictureWeights(critic_from=150)
+    restore_latents: StageSettings = StageSettings(500, 2e-3, 8, ema=0.99, precision="bfloat16")
+    restore_pictures: StageSettings = StageSettings(160, 5e-4, 8, ema=0.98, precision="bfloat16")
+    picture_weights: PictureWeights = PictureWeights(critic_from=80)
 
     @property
     def latent(self) -> int:
