@@ -7,8 +7,10 @@ convolutions, linear layers and attention's two products, as torch's own counter
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,13 +40,19 @@ class Size:
 
 
 Table = dict[str, Size]
+T = TypeVar("T", bound=nn.Module)
 
 
 def macs(run: Callable[[], object]) -> int:
-    """Multiply-accumulates of what `run` computes."""
+    """Multiply-accumulates of what `run` computes, on tensors of the meta device."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() // 2
+
+
+def without_data(module: T) -> T:
+    """A copy on the meta device: torch's counter does not see the attention kernels of CPUs."""
+    return copy.deepcopy(module).to("meta")
 
 
 def parameters(module: nn.Module) -> int:
@@ -54,7 +62,9 @@ def parameters(module: nn.Module) -> int:
 
 def teacher_table(config: SD3Config, vae: KLVAE, latent: Tensor, tokens: int) -> Table:
     """The teacher's components for one latent [1,C,h,w]: VAE halves, image stream, prompt stream, conditioning."""
-    transformer = SD3Transformer(config).to(latent.device)
+    latent, vae = latent.to("meta"), without_data(vae)
+    with torch.device("meta"):
+        transformer = SD3Transformer(config)
     prompt = latent.new_empty(1, tokens, config.joint_attention_dim)
     pooled = latent.new_empty(1, config.pooled_projection_dim)
     factor = 2 ** (len(vae.encoder.down_blocks) - 1)
@@ -63,7 +73,7 @@ def teacher_table(config: SD3Config, vae: KLVAE, latent: Tensor, tokens: int) ->
     conditioning = sum(n for name, n in named.items() if conditions(name))
     context = sum(n for name, n in named.items() if CONTEXT_LEFTOVER.search(name) and not conditions(name))
     with_prompt = macs(lambda: transformer(latent, prompt, pooled))
-    # One block less at a time would be exact too; the image's stream alone is a student of as many blocks.
+    # The image's stream alone is a student of as many blocks.
     alone = _image_stream(config, latent)
     return {
         "VAE encoder": Size(parameters(vae.encoder), macs(lambda: vae.encoder(image))),
@@ -91,7 +101,7 @@ def _image_stream(config: SD3Config, latent: Tensor) -> int:
 
 def student_transformer(config: SD3Config, layers: int, latent: Tensor) -> TinySRTransformer:
     """TinySR's transformer cut from the teacher's, modulation cached."""
-    with torch.device(latent.device):
+    with torch.device("meta"):
         return TinySRTransformer(
             dim=config.dim,
             layers=layers,
@@ -107,6 +117,7 @@ def student_transformer(config: SD3Config, layers: int, latent: Tensor) -> TinyS
 
 def student_table(transformer: TinySRTransformer, vae: TinyVAE, latent: Tensor) -> Table:
     """The student's components for the same latent."""
+    latent, vae, transformer = latent.to("meta"), without_data(vae), without_data(transformer)
     factor = vae.encoder.factor
     image = latent.new_empty(1, 3, latent.shape[2] * factor, latent.shape[3] * factor)
     return {
