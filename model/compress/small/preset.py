@@ -56,8 +56,8 @@ class Preset:
     decoder_blocks: tuple[int, ...] = (3, 2, 2)
     critic_width: int = 16
     student_encoder: StageSettings = StageSettings(500, 2e-3, 8, ema=0.99, precision="bfloat16")
-    student_decoder: StageSettings = StageSettings(500, 2e-3, 8, ema=0.99, precision="bfloat16")
-    decoder_weights: DecoderWeights = DecoderWeights(critic_from=350)
+    student_decoder: StageSettings = StageSettings(1300, 2e-3, 8, ema=0.99, precision="bfloat16")
+    decoder_weights: DecoderWeights = DecoderWeights(critic_from=1000)
     # Masks: half of the blocks stay.
     rank: int = 64
     masks: MaskSettings = MaskSettings(
@@ -66,8 +66,8 @@ class Preset:
     methods: tuple[str, ...] = ("learned", "similarity", "random")
     # Restoration.
     restore_latents: StageSettings = StageSettings(500, 2e-3, 8, ema=0.99, precision="bfloat16")
-    restore_pictures: StageSettings = StageSettings(160, 5e-4, 8, ema=0.98, precision="bfloat16")
-    picture_weights: PictureWeights = PictureWeights(critic_from=80)
+    restore_pictures: StageSettings = StageSettings(250, 5e-4, 8, ema=0.98, precision="bfloat16")
+    picture_weights: PictureWeights = PictureWeights(critic_from=150)
 
     @property
     def latent(self) -> int:
