@@ -28,7 +28,7 @@ SHARD = 2**31
 def write_transformer(
     folder: Path, tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any], shard: int = SHARD
 ) -> Path:
-    """Write the transformer as its tensors come, at most `shard` bytes (or one tensor) at a time; returns its folder."""
+    """Write the transformer as its tensors come, `shard` bytes (or one tensor) at a time; returns its folder."""
     place = folder / f"tinybackbone/prune-{config['num_layers']}-merge-tinysr" / "transformer"
     place.mkdir(parents=True, exist_ok=True)
     parts: list[tuple[Path, list[str]]] = []

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from model.compress.vae_spaces import Keep, Spaces, cut, groups_of, kept_of, kl_spaces
+from model.compress.vae_spaces import Keep, Spaces, cut, groups_of, kept_of, kl_spaces, untouched
 from model.kl_vae import KLVAE, KLDownsampler
 from model.pruned_unet import Sampler
 from tinysr_kernels.families import UNetConfig
@@ -166,6 +166,8 @@ def prune_kl(vae: KLVAE, width: int, images: Tensor) -> KLVAE:
     plain = KLVAE.from_state(remove_attention(vae.state_dict()), vae.config)
     state = plain.state_dict()
     spaces = kl_spaces({name: tuple(t.shape) for name, t in state.items()})
+    if foreign := untouched(spaces):
+        raise ValueError(f"{foreign[0]} has no place in an AutoencoderKL")
     grams = gram_matrices(plain, spaces, images)
     keep = choose(spaces, importance(state, spaces, grams), width, vae.config)
     pruned = KLVAE.from_state(cut(mend(state, spaces, keep, grams), spaces, keep, vae.config), vae.config)

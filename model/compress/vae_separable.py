@@ -49,13 +49,3 @@ def separable_state(state: Mapping[str, Tensor], keep: Collection[str] = ()) -> 
         else:
             out[f"{module}.pointwise.{part}"] = tensor
     return out
-
-
-def unexplained(state: Mapping[str, Tensor]) -> dict[str, float]:
-    """Name of each dense 3x3 convolution -> the share of its kernel's energy that its separable form loses."""
-    shares = {}
-    for name, tensor in state.items():
-        if tensor.ndim == 4 and tensor.shape[2:] == (3, 3) and tensor.shape[1] > 1 and ".depthwise." not in name:
-            lost = (tensor.double() - dense_of(*(t.double() for t in separate(tensor.double())))).square().sum()
-            shares[name.removesuffix(".weight")] = float(lost / tensor.double().square().sum())
-    return shares

@@ -12,7 +12,7 @@ into one, but for the activation, once its norms are frozen at their mean statis
   column of taps, which fall outside, are added to their neighbours;
 - the last convolution of either half is fitted by least squares to what the teacher gives.
 
-It is where training starts, no more; `python -m model.compress small` says what the start is worth.
+It is where training starts, no more.
 """
 
 from __future__ import annotations

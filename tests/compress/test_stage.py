@@ -166,7 +166,7 @@ def test_the_critic_learns_to_tell_pictures_from_noise() -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
-# ------------------------------------------------------------------------------------------------------ several processes
+# ---------------------------------------------------------------------------------------------------- several processes
 def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     """Gradients are averaged: two halves of a batch give the whole batch's steps; one process writes the files."""
     pytest.importorskip("accelerate")
