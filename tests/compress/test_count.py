@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from model.compress import count
 from model.compress.__main__ import main
+from model.compress.conditions import parse_mask
 from model.compress.count import Table
 from model.kl_vae import KLVAE, kl_config, kl_vae_shapes
 from model.sd3_transformer import SD3Config, SD3Transformer
@@ -94,3 +96,8 @@ def test_a_separable_convolution_counts_as_two() -> None:
 def test_the_command_prints_what_the_guide_shows(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["count"]) == 0
     assert capsys.readouterr().out.strip() in GUIDE.read_text(encoding="utf-8")
+
+
+def test_the_guides_mask_is_one_that_init_takes() -> None:
+    found = re.findall(r"--mask ([01]+)", GUIDE.read_text(encoding="utf-8"))
+    assert [sum(parse_mask(mask, 24, 12)) for mask in found] == [12]
