@@ -293,11 +293,15 @@ class TinySRTransformer(nn.Module):
         x = self.pos_embed(z)
         for block in self.transformer_blocks:
             x = block(x, temb)
+        return self.finish(x, temb)
+
+    def finish(self, x: Tensor, temb: Tensor | None) -> Tensor:
+        """From the last block's tokens [N,T,D] to the prediction [N,C,window,window]."""
         scale, shift = _modulation(self, OUT_MODULATION, self.norm_out, temb)
         x = self.proj_out(modulated_norm(x, scale, shift))
         p, side = self.patch_size, self.window // self.patch_size
         patches = x.unflatten(2, (p, p, -1)).unflatten(1, (side, side))
-        return patches.permute(0, 5, 1, 3, 2, 4).reshape(z.shape)
+        return patches.permute(0, 5, 1, 3, 2, 4).reshape(len(x), -1, self.window, self.window)
 
     def normalised_state(self) -> dict[str, Tensor]:
         """The tensors of the normalised checkpoint, `transformer.*`; needs cached modulation.

@@ -324,7 +324,7 @@ def _implementation(operator: Operator, operator_fake: Callable[..., Tensor]) ->
         """Whatever the batch, as the operator's own and group_norm's are."""
         conv, norm = _split(arguments)
         chosen = own.heuristic(gpu, **conv)
-        shape = {name: conv[name] for name in ("x", "weight", "phases", "stride") if name in conv}
+        shape: Arguments = {name: conv[name] for name in ("x", "weight", "phases", "stride") if name in conv}
         return _config(chosen, *_norm_config(gpu, operator_fake(**_meta(shape)), norm, chosen.splits))
 
     def plan(config: Config, **arguments: Any) -> Plan:

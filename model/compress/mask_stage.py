@@ -1,0 +1,120 @@
+"""Mask learning on a network as a stage of training: probabilities and LoRA together, resumable.
+
+The transformer is the teacher's image stream with all its blocks; those that a drawn mask skips are bypassed, one mask
+per sample of the batch. Task loss plus the L1 distance of the prediction from the teacher's (equation 11 of arXiv
+2508.17434). The LoRA serves the choice alone: restoration starts from the teacher's weights again, so that students of
+other masks can be compared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.compress.masks import Mask, MaskLearner, Schedule, bypass, mask_loss
+from model.compress.masks.decide import keep_per_group
+from model.compress.stage import Device, Losses, Stage, StageSettings, checkpointed
+from model.tinysr_dit import TinySRTransformer
+
+
+@dataclass
+class Shown:
+    """A batch for mask learning: latents, and what the teacher predicts for them, [N,C,S,S] both."""
+
+    z: Tensor
+    teacher: Tensor
+    task: Callable[[Tensor], Tensor]
+    """The task loss of the student's x0."""
+
+
+@dataclass(frozen=True)
+class MaskSettings:
+    """How masks are learned; `stage` trains the LoRA, the logits learn at their own rate."""
+
+    stage: StageSettings
+    keep: int
+    group: int = 4
+    logit_rate: float = 0.1
+    start: float = 4.0
+    end: float = 0.1
+    """Temperatures of the Gumbel noise, first and last."""
+
+
+def masked(network: TinySRTransformer, z: Tensor, activity: Tensor, temb: Tensor) -> Tensor:
+    """The network's prediction where block i counts with activity[...,i]."""
+    blocks = [lambda x, block=block: block(x, temb) for block in network.transformer_blocks]
+    return network.finish(bypass(blocks, network.pos_embed(z), activity), temb)
+
+
+def learn_mask(
+    network: TinySRTransformer,
+    temb: Tensor,
+    batch: Callable[[int, int], Shown],
+    settings: MaskSettings,
+    folder: Path,
+    *,
+    name: str = "masks",
+    device: Device | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Mask:
+    """Learn which blocks of an adapted network to keep; masks.history.jsonl in `folder` has p and q over the steps.
+
+    Raises ValueError where the groups cannot give the count that is asked for.
+    """
+    layers, stage_settings = len(network.transformer_blocks), settings.stage
+    learner = MaskLearner(layers, group=settings.group, keep=keep_per_group(layers, settings.keep, settings.group))
+    schedule = Schedule(stage_settings.steps, settings.start, settings.end)
+    scales = {"learner": settings.logit_rate / stage_settings.learning_rate}
+    about = {"keep": settings.keep, "group": settings.group, "temperatures": [settings.start, settings.end]}
+    trained = {"learner": learner, "transformer": network}
+    stage = Stage(name, folder, stage_settings, trained, device=device, about=about, scales=scales)
+    learner.to(stage.device.device)
+    temb = temb.to(stage.device.device)
+    history = folder / f"{name}.history.jsonl"
+    generator = torch.Generator(stage.device.device)
+
+    def objective(step: int) -> Losses:
+        if stage.device.main and step % stage_settings.log_every == 0:
+            _record(history, step, learner)
+        # Processes draw masks of their own.
+        generator.manual_seed((stage_settings.seed * 1_000_003 + step) * 1009 + stage.device.number[0])
+        activities = learner.sample(schedule.temperature(step), stage_settings.batch, generator=generator)
+        shown = batch(step, stage_settings.batch)
+        found = masked(network, shown.z, activities, temb).float()
+        loss = mask_loss(shown.task(shown.z - found), found, shown.teacher.float())
+        return Losses(loss, {"sure": learner.probabilities().amax(-1).mean()})
+
+    with checkpointed(network.transformer_blocks, stage_settings.checkpointing):
+        stage.run(objective, report=report)
+    if stage.device.main:
+        _record(history, stage_settings.steps, learner)
+    return learner.decide()
+
+
+def _record(path: Path, step: int, learner: MaskLearner) -> None:
+    """Append a row, unless the run went on from before one that is there."""
+    rows = read_history(path)
+    if rows and rows[-1]["step"] >= step:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        row = {
+            "step": step,
+            "marginals": learner.marginals().tolist(),
+            "transfers": learner.transfer_probabilities().tolist(),
+        }
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The rows that `learn_mask` wrote; none if there is no file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
