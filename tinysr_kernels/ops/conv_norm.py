@@ -300,6 +300,16 @@ def _meta(arguments: Arguments) -> Arguments:
     return {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in arguments.items()}
 
 
+def _looked_at(*functions: Callable[..., Any]) -> inspect.Signature:
+    """A signature of what functions look at of a convolution's arguments, and of the norm's groups and second image."""
+    given = [
+        name for function in functions for name in inspect.signature(function).parameters if name not in ("gpu", "_")
+    ]
+    names = dict.fromkeys([*given, "normed_groups", "normed_skip"])
+    rest = inspect.Parameter("_", inspect.Parameter.VAR_KEYWORD)
+    return inspect.Signature([*(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names), rest])
+
+
 def _implementation(operator: Operator, operator_fake: Callable[..., Tensor]) -> Implementation:
     assert operator.kernels is not None
     own = operator.kernels
@@ -314,7 +324,8 @@ def _implementation(operator: Operator, operator_fake: Callable[..., Tensor]) ->
         """Whatever the batch, as the operator's own and group_norm's are."""
         conv, norm = _split(arguments)
         chosen = own.heuristic(gpu, **conv)
-        return _config(chosen, *_norm_config(gpu, operator_fake(**_meta(conv)), norm, chosen.splits))
+        shape = {name: conv[name] for name in ("x", "weight", "phases", "stride") if name in conv}
+        return _config(chosen, *_norm_config(gpu, operator_fake(**_meta(shape)), norm, chosen.splits))
 
     def plan(config: Config, **arguments: Any) -> Plan:
         """The convolution's launches and what normalises its result; raises what the reference raises."""
@@ -333,6 +344,9 @@ def _implementation(operator: Operator, operator_fake: Callable[..., Tensor]) ->
             pixels = max(after.pixels * factor // 2, 1)
             yield _config(usual, form, dataclasses.replace(after, pixels=pixels, warps=warps))
 
+    # A look-up goes by what these two look at, not by all that they are given.
+    looked_at = _looked_at(own.bucket, own.heuristic)
+    bucket.__signature__ = heuristic.__signature__ = looked_at  # type: ignore[attr-defined]
     modules = (own.plan.__module__, group_norm.__name__, moments.__name__)
     kernels = (conv_norm_kernel.__name__, group_norm_kernel.__name__, moments_kernel.__name__)
     return Implementation(Config, bucket, heuristic, plan, space, (*own.modules, *modules, *kernels))
