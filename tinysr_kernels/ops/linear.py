@@ -24,7 +24,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu, gpu_of
@@ -37,6 +36,7 @@ from tinysr_kernels.ops.registry import (
     check_rank,
     check_shape,
     plain,
+    product,
     register,
     size,
     wide,
@@ -109,20 +109,20 @@ def reference(
     dtype = wide(x.dtype)
     added = None if bias is None else plain(bias, dtype)
     if row_moments is None or weight_sums is None:
-        v = F.linear(plain(x, dtype), plain(weight, dtype), added)
+        v = product(plain(x, dtype), plain(weight, dtype), added)
     else:
         mean, variance = merged(row_moments.to(dtype), x.shape[-1])
-        v = F.linear(plain(x, dtype), plain(weight, dtype))
+        v = product(plain(x, dtype), plain(weight, dtype))
         v.addcmul_(mean, weight_sums.to(dtype), value=-1).mul_((variance + eps).rsqrt())
         if added is not None:
             v += added
     if x2 is not None and weight2 is not None:
-        v += F.linear(plain(x2, dtype), plain(weight2, dtype))
+        v += product(plain(x2, dtype), plain(weight2, dtype))
     if activation == "gelu_tanh":
         torch.ops.aten.gelu_(v, approximate="tanh")
     elif activation == "geglu":
         a, g = v.chunk(2, -1)
-        v = a * F.gelu(g)
+        v = a * torch.ops.aten.gelu_(g)
     if gate is not None:
         v *= gate.to(dtype)
     if residual is not None:

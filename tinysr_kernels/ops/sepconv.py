@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -38,6 +37,7 @@ from tinysr_kernels.ops.registry import (
     finish,
     nhwc,
     plain,
+    product,
     register,
     rows,
     shortcut_1x1,
@@ -134,8 +134,8 @@ def reference(
     if upsample:
         u = F.interpolate(u, scale_factor=2, mode="nearest")
     d = F.conv2d(u, plain(depthwise, u.dtype)[:, None], stride=stride, padding=1, groups=x.shape[1])
-    y = empty_nhwc(d, (*_out_shape(x, pointwise, stride, upsample),))
-    torch.mm(rows(nhwc(d)), plain(pointwise, u.dtype).t(), out=rows(y))
+    y = product(rows(nhwc(d)), plain(pointwise, u.dtype))
+    y = y.view(d.shape[0], *d.shape[2:], -1).permute(0, 3, 1, 2)
     y = shortcut_1x1(y, shortcut, skip, shortcut_weight)
     return finish(y, bias, residual, activation, activate_residual, x.dtype)
 
