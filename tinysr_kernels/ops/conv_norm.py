@@ -210,7 +210,7 @@ def _tiles(config: Config, last: Launch, norm: Norm, out: Tensor, normed: Tensor
     merged = parts > MOST_TILES
     if merged:
         whole = scratch.new_empty((n, 2, norm.groups))
-        yield moments.merge(scratch, whole[:, 0], whole[:, 1], 0)
+        yield moments.merge(scratch, whole[:, 0], whole[:, 1])
         scratch = whole
     chunk = blocks(h * w, config.norm_chunks)
     given = {

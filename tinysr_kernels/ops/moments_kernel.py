@@ -66,7 +66,7 @@ def leave(scratch_moments, sample, part, parts, outs, outputs, count, mean, squa
 @jit
 def take(  # type: ignore[no-untyped-def]
     out,  # [N,pixels,outputs]
-    scratch_moments,  # [N,3,outputs,tl.num_programs(0)] float32, or float64 to sum in that
+    scratch_moments,  # [N,3,outputs,tl.num_programs(0)] float32
     pixels,
     outputs,
     PIXELS: tl.constexpr,
@@ -80,20 +80,19 @@ def take(  # type: ignore[no-untyped-def]
     sample = tl.program_id(2).to(tl.int64)
     known = inside[:, None] & (outs[None, :] < outputs)
     at = (sample * pixels + start) * outputs + (lane[:, None] * outputs + outs[None, :])
-    v = tl.load(out + at, mask=known, other=0.0).to(scratch_moments.dtype.element_ty)
+    v = tl.load(out + at, mask=known, other=0.0).to(tl.float32)
     count, mean, squares = of_tile(v, inside)
     leave(scratch_moments, sample, tl.program_id(0), tl.num_programs(0), outs, outputs, count, mean, squares)
 
 
 @jit
 def merge(  # type: ignore[no-untyped-def]
-    scratch_moments,  # [N,3,channels,parts] float32 or float64: pixels, mean, squared deviations
+    scratch_moments,  # [N,3,channels,parts] float32: pixels, mean, squared deviations
     scratch_mean,  # float32, where sample n's channel c is at n * stride + c
     scratch_variance,  # likewise
     stride,
     channels,
     parts,
-    CORRECTION: tl.constexpr,  # 1 for the unbiased variance, 0 for the biased one
     PARTS: tl.constexpr,
 ):
     """Grid: channels, samples."""
@@ -104,9 +103,8 @@ def merge(  # type: ignore[no-untyped-def]
     lane = tl.arange(0, PARTS)
     # Means are counted from the first one: what is then rounded is small.
     first = tl.load(at + step)
-    kind = scratch_moments.dtype.element_ty
-    total = tl.full((PARTS,), 0.0, kind)
-    weighted = tl.full((PARTS,), 0.0, kind)
+    total = tl.full((PARTS,), 0.0, tl.float32)
+    weighted = tl.full((PARTS,), 0.0, tl.float32)
     for start in range(0, parts, PARTS):
         known = start + lane < parts
         count = tl.load(at + start + lane, mask=known, other=0.0)
@@ -114,12 +112,11 @@ def merge(  # type: ignore[no-untyped-def]
         weighted += count * (tl.load(at + step + start + lane, mask=known, other=0.0) - first)
     pixels = tl.sum(total, 0)
     mean = first + tl.sum(weighted, 0) / pixels
-    squares = tl.full((PARTS,), 0.0, kind)
+    squares = tl.full((PARTS,), 0.0, tl.float32)
     for start in range(0, parts, PARTS):
         known = start + lane < parts
         count = tl.load(at + start + lane, mask=known, other=0.0)
         deviation = tl.load(at + step + start + lane, mask=known, other=0.0) - mean
         squares += tl.load(at + 2 * step + start + lane, mask=known, other=0.0) + count * deviation * deviation
     tl.store(scratch_mean + sample * stride + chan, mean)
-    # The unbiased variance of a single pixel is 0, as the biased one is.
-    tl.store(scratch_variance + sample * stride + chan, tl.sum(squares, 0) / tl.maximum(pixels - CORRECTION, 1.0))
+    tl.store(scratch_variance + sample * stride + chan, tl.sum(squares, 0) / pixels)

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from tinysr_kernels.launch.plan import Launch, Plan, blocks, power_of_2
 from tinysr_kernels.ops import row_moments_kernel
-from tinysr_kernels.ops.registry import Cost, Operator, check, check_shape, register, wide
+from tinysr_kernels.ops.beside import register_beside
+from tinysr_kernels.ops.registry import Operator, check, check_shape, wide
 
 PART = 32
 """Features that share a mean and squared deviations: a divisor of every tile's width, 96 and 192 included."""
@@ -108,37 +109,24 @@ def register_with_row_moments(
     The operator's kernels take `moments=True` in their plan. fitted: makes of its heuristic's configuration one whose
     tiles are whole parts wide.
     """
-    kernels = operator.kernels
-    assert kernels is not None
+    own = operator.kernels
+    assert own is not None
 
-    @functools.wraps(operator.reference)
-    def reference(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        out = operator.reference(*args, **kwargs)
-        return out, of(out)
-
-    def fake(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        out = operator_fake(*args, **kwargs)
-        return out, out.new_empty(shape(tuple(out.shape[:-1]), out.shape[-1]), dtype=wide(out.dtype))
-
-    @functools.wraps(operator.cost)
-    def cost(*args: Any, **kwargs: Any) -> Cost:
-        """The operator's own, 3 FLOPs per element of the result, and the bytes of the moments."""
-        least, (out, moments) = operator.cost(*args, **kwargs), fake(*args, **kwargs)
-        return Cost(least.flops + 3 * out.numel(), least.bytes + moments.numel() * moments.element_size())
-
-    @functools.wraps(kernels.heuristic)
+    @functools.wraps(own.heuristic)
     def heuristic(*args: Any, **kwargs: Any) -> Any:
-        return fitted(kernels.heuristic(*args, **kwargs))
+        return fitted(own.heuristic(*args, **kwargs))
 
-    @functools.wraps(kernels.space)
+    @functools.wraps(own.space)
     def space(*args: Any, **kwargs: Any) -> Any:
-        return (fitted(config) for config in kernels.space(*args, **kwargs))
+        return (fitted(config) for config in own.space(*args, **kwargs))
 
-    @functools.wraps(kernels.plan)
+    @functools.wraps(own.plan)
     def plan(config: Any, **arguments: Any) -> Plan:
-        return with_row_moments(kernels.plan(config, **arguments, moments=True))
+        return with_row_moments(own.plan(config, **arguments, moments=True))
 
-    modules = (*kernels.modules, row_moments_kernel.__name__)
-    beside = dataclasses.replace(kernels, heuristic=heuristic, space=space, plan=plan, modules=modules)
-    named = schema.replace(f"{operator.name}(", f"{operator.name}_row_moments(", 1)
-    return register(named.replace("-> Tensor", "-> (Tensor, Tensor)"), reference, fake, cost, beside)
+    def empty(out: Tensor) -> Tensor:
+        return out.new_empty(shape(tuple(out.shape[:-1]), out.shape[-1]), dtype=wide(out.dtype))
+
+    modules = (*own.modules, row_moments_kernel.__name__, __name__)
+    kernels = dataclasses.replace(own, heuristic=heuristic, space=space, plan=plan, modules=modules)
+    return register_beside(operator, schema, "row_moments", operator_fake, of, empty, kernels)
