@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from autotune.answers import Failure, Sample
-from autotune.rightness import Truth, draw_inputs, truths, verdict
+from autotune.rightness import Truth, truths, verdict
 from autotune.work import Item, Target, model_of
 from autotune.worker import Broken
+from benchmarks.inputs import draw_inputs
 from benchmarks.nvml import Monitor
 from benchmarks.timing import READING_MS, captured, rotation
 from tinysr_kernels.checkpoint import Checkpoint

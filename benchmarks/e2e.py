@@ -73,6 +73,8 @@ class Subject:
         peak = limits.single if self.dtype == "float32" else limits.half * (2 if quantized else 1)
         flops = batch * sum(call.cost.flops for call in self.ours.launches)
         weights = sum(t.nbytes for t in self.ours.network.buffers()) * (0.5 if quantized else 1)
+        # Some may still be in the L2 from the image before.
+        weights = max(weights - torch.cuda.get_device_properties(self.made.device).L2_cache_size, 0)
         return 1e6 * max(flops / peak, weights / limits.memory)
 
 

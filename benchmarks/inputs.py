@@ -18,10 +18,10 @@ SPREAD = 64.0
 def draw_inputs(arguments: Mapping[str, Any], device: torch.device, seed: int) -> dict[str, Any]:
     """The arguments with random values in place of meta tensors: the same shapes, dtypes, strides and identities.
 
-    An operation's arguments say by dtype and name what they hold: activations are N(0, 1), weights N(0, 1/fan-in), so
-    that results stay of order one in half precision; moments are means, and variances or squared deviations; scales and
-    variances are positive; bytes are those of an image; floats of 8 bits spread over their range, and NAME_scale brings
-    NAME back to the size that it would have in half precision.
+    An operation's arguments say by dtype and name what they hold, and so operations yet to come are drawn for as well:
+    activations are N(0, 1), weights N(0, 1/fan-in), so that results stay of order one in half precision; moments are
+    means and variances; scales and variances are positive; bytes are those of an image; floats of 8 bits spread over
+    their range, and NAME_scale brings NAME back to the size that it would have in half precision.
     """
     generator = torch.Generator(device).manual_seed(seed)
     made: dict[int, Tensor] = {}
@@ -51,9 +51,8 @@ def _random(name: str, like: Tensor, scaled: Any, device: torch.device, generato
     else:
         values = torch.randint(0, 2 if like.dtype == torch.bool else 256, (extent,), device=device, generator=generator)
     made = values.to(like.dtype).as_strided(like.shape, like.stride(), like.storage_offset())
-    if name.endswith("moments"):  # [...,2,parts] of rows, [N,2,C] of channels
-        second = made[..., 1, :] if name == "row_moments" else made[:, 1]
-        second.abs_().add_(0.1)
+    if name.endswith("moments"):  # means, and variances or squared deviations: [...,2,C], or else [...,2]
+        made.select(-2 if like.shape[-2] == 2 else -1, 1).abs_().add_(0.1)
     return made
 
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from autotune.rightness import EachRounded, draw_inputs, truths, verdict
+from autotune.rightness import EachRounded, truths, verdict
 from autotune.work import Item
+from benchmarks.inputs import draw_inputs
 from tests.kernels import test_layer_norm_kernel as layer_norm_tests
 from tests.kernels.kernels import mutated
 from tests.ops.cases import CASES
