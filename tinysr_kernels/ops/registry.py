@@ -230,7 +230,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     In float32 on a CPU by oneDNN, where torch has it: torch itself asks MKL, which leaves half an AMD processor idle.
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0 or not torch.backends.mkldnn.is_available():
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0 or not _has_onednn():
         return torch.nn.functional.linear(x, weight, bias)
     y, parts = None, -(-x.shape[-1] // SUMMED)
     for part, own in zip(x.reshape(-1, x.shape[-1]).chunk(parts, 1), weight.chunk(parts, 1), strict=True):
@@ -238,6 +238,12 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         y, bias = added if y is None else y.add_(added), None
     assert y is not None
     return y.view(*x.shape[:-1], weight.shape[0])
+
+
+@functools.cache
+def _has_onednn() -> bool:
+    """Whether torch was built with oneDNN and still has the operator by which its own compiler calls it."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def rows(t: Tensor) -> Tensor:
