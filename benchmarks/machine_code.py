@@ -39,10 +39,6 @@ POINTERS = {
 ALIGNED = [["tt.divisibility", 16]]
 WIDE = 16
 """Bytes a thread moves by one of the widest instructions that every architecture has."""
-TENSOR_CORE = re.compile(r"\b(?:HMMA|HGMMA|QGMMA|UTC[A-Z]*MMA|QMMA|OMMA)\b")
-WGMMA = re.compile(r"\b(?:HGMMA|QGMMA)\b")
-WIDE_LOAD = re.compile(r"\b(?:(?:LDG|LDGSTS)\.E(?:\.\w+)*\.(?:128|256)|UTMALDG|UBLKCP)\b")
-WIDE_STORE = re.compile(r"\b(?:STG\.E(?:\.\w+)*\.(?:128|256)|UTMASTG)\b")
 PRODUCT = re.compile(r"tt\.dot .*: tensor<(\d+)x\d+x(?:f16|bf16|f8\w+)> \* ")
 
 
@@ -202,10 +198,7 @@ def compile_variant(v: Variant) -> Compiled:
 
 
 def needs(v: Variant) -> tuple[int, int, int] | None:
-    """Registers a thread, bytes of shared memory and bytes spilled, or None where it does not compile.
-
-    As `compile_variant` finds them, without the instructions, whose listing takes longer than the compilation.
-    """
+    """Registers a thread, bytes of shared memory and bytes spilled, or None where it does not compile."""
     import triton
 
     try:
@@ -217,22 +210,22 @@ def needs(v: Variant) -> tuple[int, int, int] | None:
 
 
 def read_code(asm: Mapping[str, Any], shared: int, parameters: Sequence[str]) -> Code:
-    """What a compiled kernel uses; spills are the stack, and the accesses to local memory.
+    """What a compiled kernel uses: registers and spills by the machine code, its instructions by the PTX.
 
     asm: by stage, as Triton gives it. parameters: names of the arguments that are left at run time, in order.
     """
-    text = _dump(asm["cubin"], "--dump-resource-usage", "--dump-sass")
-    local = len(re.findall(r"\b(?:STL|LDL)\b", text))
+    text = _dump(asm["cubin"], "--dump-resource-usage")
     loads, stores = ptx.widths(asm["ptx"], parameters)
+    wide_loads, wide_stores = (sum(width >= WIDE for _, width in side) for side in ptx.accesses(asm["ptx"]))
     return Code(
         registers=_registers(text),
-        spill_bytes=max(_stack(text), 4 * local),
+        spill_bytes=_stack(text),
         shared_bytes=shared,
-        tensor_core=bool(TENSOR_CORE.search(text)),
-        wgmma=bool(WGMMA.search(text)),
+        tensor_core=bool(ptx.PRODUCT.search(asm["ptx"])),
+        wgmma=bool(ptx.WGMMA.search(asm["ptx"])),
         product_rows=max((int(rows) for rows in PRODUCT.findall(asm["ttir"])), default=0),
-        wide_loads=len(WIDE_LOAD.findall(text)),
-        wide_stores=len(WIDE_STORE.findall(text)),
+        wide_loads=wide_loads,
+        wide_stores=wide_stores,
         narrow_loads=_narrow(loads),
         narrow_stores=_narrow(stores),
     )

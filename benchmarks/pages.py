@@ -54,7 +54,8 @@ the moments that convolutions leave have no other choice as they are.
 
 What was compiled from the same source before is not compiled again (`--fresh` does). In the tables: variants compiled;
 registers a thread; warps that fit a multiprocessor at once, by registers and shared memory, of how many it can hold;
-shared memory; what products run on; instructions that load or store 16 bytes a thread. Ranges are over the variants.
+shared memory; what products run on; instructions of the PTX that load or store 16 bytes a thread. Ranges are over the
+variants.
 """
 
 PLAN_HEAD = """# What a compiled model launches
