@@ -237,7 +237,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", action="append", choices=sorted(DTYPES), help="all calls in this one (repeatable)")
     parser.add_argument("--workers", type=int, default=2, help="compilations at a time (default 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all reports there")
-    parser.add_argument("--keep", action="store_true", help="write them to benchmarks/results/ as well")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="write them to benchmarks/results/ as well, beside what is kept there of others",
+    )
     parser.add_argument("--fresh", action="store_true", help="compile also what the kept results hold")
     parser.add_argument("--triton", type=Path, metavar="DIR", help="another Triton: pip install --target DIR triton==V")
 
@@ -256,10 +260,13 @@ def main(options: argparse.Namespace) -> int:
     reports = [made.get(one.variant) or again(one, kept[one.variant.digest]) for one in todo]
     for line in table(reports):
         print(line)
-    for file in (options.json, results if options.keep else None):
-        if file is not None:
-            lines = ",\n ".join(json.dumps(dataclasses.asdict(one)) for one in reports)
-            file.write_text(f"[\n {lines}\n]\n", encoding="utf-8")
+    if options.json is not None:
+        write(options.json, reports)
+    if options.keep:
+        # Of a part of the work, what is kept of the rest stays.
+        whole = not (options.op or options.arch or options.dtype)
+        mine = {one.digest for one in reports}
+        write(results, [*reports, *(one for digest, one in known(results).items() if not whole and digest not in mine)])
     bad = [one for one in reports if one.faults]
     for one in bad:
         print(f"{one.op} sm_{one.arch} {one.config}: {', '.join(one.faults)} {one.error}", file=sys.stderr)
@@ -267,6 +274,12 @@ def main(options: argparse.Namespace) -> int:
     print(f"{small} move a large tensor in pieces of less than 16 bytes")
     print(f"{len(reports)} kernels, {len(new)} of them compiled, {len(bad)} with faults")
     return 1 if bad else 0
+
+
+def write(path: Path, reports: Iterable[Report]) -> None:
+    """One report a line."""
+    lines = ",\n ".join(json.dumps(dataclasses.asdict(one)) for one in reports)
+    path.write_text(f"[\n {lines}\n]\n", encoding="utf-8")
 
 
 def table(reports: list[Report]) -> list[str]:

@@ -74,6 +74,19 @@ def test_what_was_compiled_before_is_not_again(
     assert "spills 8 bytes" in capsys.readouterr().err
 
 
+def test_a_part_of_the_work_keeps_the_rest(
+    few_calls: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(static, "RESULTS", tmp_path)
+    monkeypatch.setattr(
+        static, "compile_all", lambda todo, *_: [machine_code.Compiled(CODE, "", "3", 1.0) for _ in todo]
+    )
+    kept = tmp_path / f"static-triton-{static.installed(None)}.json"
+    for arch in ("80", "90", "80"):
+        main(["static", "--op", "layer_norm", "--dtype", "float16", "--arch", arch, "--keep"])
+    assert [one["arch"] for one in json.loads(kept.read_text(encoding="utf-8"))] == [80, 90]
+
+
 def test_the_digest_follows_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own source, and that of a function it calls in another module."""
     with assume(GPUS[90]):
