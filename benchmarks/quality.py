@@ -1,8 +1,8 @@
-"""`python -m benchmarks quality`: the demo checkpoint over photographs, in every dtype, backend and quantisation.
+"""`python -m benchmarks quality`: a checkpoint over photographs, in every dtype, backend and quantisation.
 
 PSNR and SSIM against the originals, beside bicubic's, and PSNR against our own float32 result on the reference backend:
 what a dtype, our kernels or quantisation take away. Photographs and degradation are those of model/demo.
-Without a GPU: three photographs, the reference backend alone.
+Without a GPU: three photographs, unless --photographs asks for more, and the reference backend alone.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 import tinysr_kernels
+from benchmarks import session as sessions
 from benchmarks.results import Record, Results
-from benchmarks.session import Session, add_arguments, session
+from benchmarks.session import Session, session
 
-SUMMARY = "PSNR and SSIM of the demo checkpoint over photographs per dtype, backend and quantisation."
+SUMMARY = "PSNR and SSIM of a checkpoint, by default the demo, over photographs per dtype, backend and quantisation."
 ON_CPU = 3
 """Photographs that a CPU enlarges."""
 Picture = NDArray[np.uint8]
 IDENTICAL = 100.0
 """What stands for the infinite PSNR of equal images."""
-__all__ = ["SUMMARY", "add_arguments", "main", "measure"]
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,20 @@ def psnr(a: Picture, b: Picture) -> float:
     return IDENTICAL if not difference.any() else float(10 * np.log10(255**2 / np.square(difference).mean()))
 
 
-def pictures_of(made: Session) -> list[tuple[str, Picture, Picture]]:
+def pictures_of(made: Session, photographs: int | None = None) -> list[tuple[str, Picture, Picture]]:
     """(name, original [4H,4W,3], degraded quarter [H,W,3]). ImportError without scikit-image, which has them."""
     from model.demo import degrade, photos
     from model.demo.evaluate import degraded
 
-    names = photos.NAMES if made.cuda else photos.NAMES[:ON_CPU]
+    names = photos.NAMES[: photographs or (len(photos.NAMES) if made.cuda else ON_CPU)]
     return [(name, *degraded(name, degrade.EVALUATION)) for name in names]
 
 
-def measure(made: Session, ckpt: str = "demo") -> None:
+def measure(made: Session, ckpt: str = "demo", photographs: int | None = None) -> None:
     """One record a way and photograph, and one with the means."""
     pictures: list[tuple[str, Picture, Picture]] = []
     with made.guarded("photographs", {"photograph": "all"}):
-        pictures = pictures_of(made)
+        pictures = pictures_of(made, photographs)
     base: dict[str, Picture] = {}
     for way in ways(made.cuda) if pictures else ():
         if base and made.sink.has(way.key):
@@ -123,10 +123,17 @@ def table(results: Results) -> list[str]:
     return lines
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    sessions.add_arguments(parser)
+    parser.add_argument("--ckpt", default="demo", help="what compile() takes (default: the demo)")
+    parser.add_argument("--photographs", type=int, metavar="N", help="the first N (default: all on a GPU, else 3)")
+
+
 def main(options: argparse.Namespace) -> int:
     """Measure and print."""
     with session("quality", options) as made:
-        measure(made)
+        measure(made, options.ckpt, options.photographs)
     for line in table(made.sink.results):
         print(line)
     return 0

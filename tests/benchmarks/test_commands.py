@@ -175,7 +175,7 @@ def test_e2e_and_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_quality_says_what_each_dtype_takes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality, "pictures_of", _small_pictures)
-    assert quality.main(options(tmp_path / "q.json")) == 0
+    assert quality.main(options(tmp_path / "q.json", ckpt="demo", photographs=None)) == 0
     found = read(tmp_path / "q.json")
     base, half = found.find("float32 reference"), found.find("float16 reference")
     assert base is not None
@@ -184,7 +184,7 @@ def test_quality_says_what_each_dtype_takes_away(tmp_path: Path, monkeypatch: py
     assert "tinysr-dit" in next(one.error for one in found.records if one.labels["quantize"] == "fp8")
 
 
-def _small_pictures(made: Session) -> Any:
+def _small_pictures(made: Session, photographs: int | None) -> Any:
     small = image(16, 16)[0].permute(1, 2, 0).contiguous()
     return [("a", small.repeat_interleave(4, 0).repeat_interleave(4, 1).numpy(), small.numpy())]
 
