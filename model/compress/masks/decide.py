@@ -50,16 +50,16 @@ def keep_per_group(layers: int, keep: int, group: int) -> int:
     return keep // groups
 
 
-def transferred(probabilities: Sequence[Sequence[float]], keep: int, size: int) -> list[int]:
-    """Blocks left in each group by the likeliest feasible transfer of every pair, pair after pair.
+def transferred(q: Sequence[Sequence[float]], keep: int, size: int) -> list[int]:
+    """Blocks left in each group by the likeliest possible transfer of every pair, pair after pair.
 
-    probabilities [K-1,2r+1]: of the left group gaining -r..r blocks. Among equals the smaller transfer.
+    q [K-1,2r+1]: probabilities, or logits, of the left group gaining -r..r blocks. Among equals the smaller transfer.
     """
-    counts = [keep] * (len(probabilities) + 1)
-    for j, q in enumerate(probabilities):
-        reach = len(q) // 2
+    counts = [keep] * (len(q) + 1)
+    for j, score in enumerate(q):
+        reach = len(score) // 2
         possible = [c for c in range(-reach, reach + 1) if 0 <= counts[j] + c <= size and 0 <= keep - c <= size]
-        change = max(possible, key=lambda c: (q[c + reach], -abs(c)))
+        change = max(possible, key=lambda c: (score[c + reach], -abs(c)))
         counts[j] += change
         counts[j + 1] -= change
     return counts

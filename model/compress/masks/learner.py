@@ -96,20 +96,21 @@ class MaskLearner(nn.Module):
         """The mask: per pair the transfer with the largest q, then blocks by pi. ValueError where there are runs."""
         if self.groups.ndim != 2:
             raise ValueError("several runs: use decide_all")
-        return self._decide(self.probabilities(), self.transfer_probabilities())
+        return self._decide(self.groups, self.transfers)
 
     def decide_all(self) -> list[Mask]:
         """The mask of every run."""
         if self.groups.ndim != 3:
             raise ValueError("one run: use decide")
-        return [self._decide(p, q) for p, q in zip(self.probabilities(), self.transfer_probabilities(), strict=True)]
+        return [self._decide(*logits) for logits in zip(self.groups, self.transfers, strict=True)]
 
-    def _decide(self, p: Tensor, q: Tensor) -> Mask:
-        """From p [K,C] and q [K-1,2r+1]. Groups that stay fixed take their likeliest mask, as TinyFusion does."""
+    def _decide(self, groups: Tensor, transfers: Tensor) -> Mask:
+        """From logits [K,C] and [K-1,2r+1]. Groups that stay fixed take their likeliest mask, as TinyFusion does."""
         if not self.reach:
-            return tuple(self.masks[p.argmax(-1)].flatten().bool().tolist())
-        counts = decide.transferred(q.tolist(), self.keep, self.group)
-        return decide.by_marginals(marginals(p, self.masks).tolist(), counts)
+            return tuple(self.masks[groups.argmax(-1)].flatten().bool().tolist())
+        # The largest logit is the largest q, and stays so where probabilities round to zero.
+        counts = decide.transferred(transfers.tolist(), self.keep, self.group)
+        return decide.by_marginals(marginals(groups.softmax(-1), self.masks).tolist(), counts)
 
     def extra_repr(self) -> str:
         return f"{self.layers} blocks, {self.keep} of every {self.group}, reach {self.reach}"
@@ -127,12 +128,20 @@ class Schedule:
     """How the probabilities are trained. Temperatures fall geometrically from `start` to `end`."""
 
     steps: int = 400
-    start: float = 4.0
+    start: float = 1.0
     end: float = 0.1
     learning_rate: float = 0.1
-    """Of the logits, with Adam; TinyFusion's 1e-3 on logits scaled by 100 is the same step."""
-    samples: int = 8
-    """Masks drawn in a step; a network draws one per sample of the batch instead."""
+    """Of the logits of p, with Adam; TinyFusion's 1e-3 on logits scaled by 100 is the same step."""
+    transfer_share: float = 0.2
+    """Of that rate, for the logits of q: what a transfer is worth is known once a group knows its blocks."""
+    samples: int = 16
+    """Masks drawn in a step; a network may draw one per sample of its batch."""
+    hard: bool = False
+    """Draw masks of zeros and ones with straight-through gradients instead of relaxed ones.
+
+    Their gradient is the loss's slope where a block is off or on, not what switching it would change, which misleads
+    in a network: docs/compression/masks.md has the figures.
+    """
 
     def temperature(self, step: int) -> float:
         """The temperature of step 0..steps-1."""
@@ -159,6 +168,11 @@ class History:
             self.groups.append(learner.probabilities())
             self.transfers.append(learner.transfer_probabilities())
 
+    def run(self, index: int) -> History:
+        """The rows of one of several independent runs; the losses stay those of all."""
+        parts = ([row[index] for row in rows] for rows in (self.marginals, self.groups, self.transfers))
+        return History(self.steps, self.losses, *parts)
+
 
 def learn(
     learner: MaskLearner,
@@ -178,14 +192,17 @@ def learn(
     """
     optimiser = torch.optim.AdamW(
         [
-            {"params": list(learner.parameters()), "lr": schedule.learning_rate},
+            {"params": [learner.groups], "lr": schedule.learning_rate},
+            {"params": [learner.transfers], "lr": schedule.learning_rate * schedule.transfer_share},
             {"params": list(network), "lr": network_rate},
         ],
         weight_decay=0.0,
     )
     history = History()
     for step in range(schedule.steps):
-        activities = learner.sample(schedule.temperature(step), schedule.samples, generator=generator)
+        activities = learner.sample(
+            schedule.temperature(step), schedule.samples, hard=schedule.hard, generator=generator
+        )
         value = loss(activities)
         if not torch.isfinite(value.detach()).all():
             raise FloatingPointError(f"the loss is {float(value.detach())} in step {step}")

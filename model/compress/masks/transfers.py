@@ -40,23 +40,26 @@ def intersection(m: Tensor, n: Tensor) -> Tensor:
     return m * n
 
 
-def resized(m: Tensor, active: Tensor, pi: Tensor, change: int) -> Tensor:
-    """The mask m [...,B] with `change` blocks restored, or removed where it is negative.
-
-    `active` [...,B] bool says which blocks of m count as active; pi [...,B] decides which blocks change.
-    """
-    if change > 0:
-        return union(m, expansion(active, pi, change).to(m.dtype))
-    if change < 0:
-        return intersection(m, corrosion(active, pi, -change).to(m.dtype))
-    return m
-
-
 def options(m: Tensor, active: Tensor, pi: Tensor, changes: list[int]) -> tuple[Tensor, Tensor]:
-    """The masks that each change gives: relaxed [...,T,B] and active [...,T,B] bool."""
-    exact = active.to(m.dtype)
-    relaxed = torch.stack([resized(m, active, pi, change) for change in changes], dim=-2)
-    return relaxed, torch.stack([resized(exact, active, pi, change) for change in changes], dim=-2) > 0.5
+    """The masks that each change gives, blocks restored where it is positive and removed where it is negative.
+
+    m [...,B] relaxed; active [...,B] bool says which of its blocks count as active; pi [...,B] decides which blocks
+    change. Returns the relaxed masks [...,T,B] and the active blocks [...,T,B] bool.
+    """
+    relaxed, exact = [], []
+    for change in changes:
+        if change > 0:
+            n = expansion(active, pi, change)
+            relaxed.append(union(m, n.to(m.dtype)))
+            exact.append(active | n)
+        elif change < 0:
+            n = corrosion(active, pi, -change)
+            relaxed.append(intersection(m, n.to(m.dtype)))
+            exact.append(active & n)
+        else:
+            relaxed.append(m)
+            exact.append(active)
+    return torch.stack(relaxed, dim=-2), torch.stack(exact, dim=-2)
 
 
 def feasible(left: Tensor, right: Tensor, changes: list[int], size: int) -> Tensor:
