@@ -18,7 +18,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --benchmark-disable
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint static tables format wheel check-wheel clean
+.PHONY: help demo test lint static tables benchmarks cpu-benchmarks format wheel check-wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,14 @@ tables: ## compile and count anew; write benchmarks/results/, docs/kernels.md an
 	$(MAKE) static STATIC_ARGS=--keep
 	$(MAKE) static STATIC_ARGS=--keep TRITON=3.6.0
 	$(BIN)/python -m benchmarks pages
+
+benchmarks: $(VENV)/.ready-dev ## measure everything (within 9 minutes on a GPU) into build/benchmarks
+	$(BIN)/python -m benchmarks all --out build/benchmarks
+
+cpu-benchmarks: export OMP_NUM_THREADS ?= 1
+cpu-benchmarks: $(VENV)/.ready-test ## the speedups over eager PyTorch on this CPU, held to their bars
+	@mkdir -p build
+	$(BIN)/python -m benchmarks cpu --json build/cpu.json
 
 format: $(VENV)/.ready-dev ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff format .

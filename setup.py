@@ -36,6 +36,7 @@ TEST = [
     "diffusers>=0.35",
     "transformers>=4.50",
     "scikit-image>=0.25",
+    "matplotlib>=3.9",  # the benchmarks' pictures
     # Readers of 16-bit files that share no code with Pillow.
     "imagecodecs>=2025.3.30",
     "tifffile>=2025.3.30",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 
 from autotune import check, run, show
@@ -11,7 +12,7 @@ from tinysr_kernels.errors import TinySRError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 2 for what cannot be done as it was asked."""
+    """Run one command and return its exit code: 2 for what cannot be done as it was asked, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="python -m autotune", description="Find the fastest launch configurations.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, command in (("run", run), ("check", check), ("show", show)):
@@ -20,9 +21,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
-    except (TinySRError, NotStarted, ValueError) as error:
+    except (TinySRError, NotStarted, ValueError, OSError) as error:
         print(f"autotune: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("autotune: interrupted; the same command goes on from here", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

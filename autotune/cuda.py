@@ -15,21 +15,17 @@ from typing import Any
 import torch
 
 from autotune.answers import Failure, Sample
-from autotune.nvml import Monitor
-from autotune.rightness import Truth, draw_inputs, truths, verdict
+from autotune.rightness import Truth, truths, verdict
 from autotune.work import Item, Target, model_of
 from autotune.worker import Broken
+from benchmarks.inputs import draw_inputs
+from benchmarks.nvml import Monitor
+from benchmarks.timing import READING_MS, captured, rotation
 from tinysr_kernels.checkpoint import Checkpoint
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.plan import Plan
 from tinysr_kernels.runtime.compiled import CompiledSR
 
-UNROLLED = 24
-"""Calls in a graph at least."""
-COPIES = 256
-"""Sets of inputs at most."""
-READING_MS = 4.0
-"""Length of a reading at least: starting a graph takes the host about 10 us."""
 WHOLE_MS = 40.0
 GRAPHS = 12
 """Candidates of an item that stay captured: a batch and the champion."""
@@ -139,22 +135,12 @@ class Bench:
         while len(self.prepared) >= GRAPHS:
             self.prepared.popitem(last=False)
         if not self.inputs:
-            copies = math.ceil(2 * self.properties.L2_cache_size / max(item.cost.bytes, 1))
-            copies = min(max(copies, 2), COPIES)
+            copies = rotation(item.cost.bytes, self.properties.L2_cache_size)
             self.inputs = [draw_inputs(item.arguments, self.device, seed) for seed in range(copies)]
         # Results lie ready before the capture, so that each set of inputs has its own, as cold as they are.
         plans = [item.implementation.plan(config, **inputs) for inputs in self.inputs]
-        for plan in plans:  # compiles and loads, which a capture must not
-            plan.run()
-        torch.cuda.synchronize(self.device)
-        rounds = math.ceil(UNROLLED / len(plans))
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(rounds):
-                for plan in plans:
-                    plan.run()
-        prepared = Prepared(graph, rounds * len(plans), 1, plans)
-        _replay(prepared)  # the first replay uploads the graph
+        graph, calls = captured([plan.run for plan in plans])
+        prepared = Prepared(graph, calls, 1, plans)
         us, _ = self._time(lambda: _replay(prepared), prepared.calls)
         prepared.replays = max(math.ceil(1e3 * READING_MS / max(us * prepared.calls, 1e-3)), 1)
         self.prepared[config] = prepared

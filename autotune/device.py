@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 from autotune.answers import Failure, Sample
 from autotune.candidates import Candidate
-from autotune.ceilings import Ceilings
 from autotune.model import Built
 from autotune.work import Item, Target
+from benchmarks.limits import Ceilings
 from tinysr_kernels.launch.config_file import Facts
 
 Entries = Mapping[str, Mapping[str, Any]]

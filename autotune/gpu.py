@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from autotune.answers import Failure, Sample
-from autotune.builder import Builder
+from autotune.builder import KEPT, Builder
 from autotune.candidates import Candidate
-from autotune.ceilings import Ceilings, ceilings
 from autotune.device import Entries
 from autotune.model import Built
 from autotune.work import Item, Target
 from autotune.worker import Worker
+from benchmarks.limits import Ceilings, ceilings
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch.config_file import Facts, installed
 from tinysr_kernels.launch.device import Gpu
@@ -43,7 +43,7 @@ class RealDevice:
         )
         self.ceilings: Ceilings = ceilings(gpu, found["clock"], found["memory"])
         self.busy: int = found["busy"]
-        self.builder = Builder(gpu, workers)
+        self.builder = Builder(gpu, workers, KEPT)
 
     def build(self, item: Item, candidates: Sequence[Candidate]) -> list[Built]:
         """Compile ahead of time, many at once."""
@@ -55,7 +55,7 @@ class RealDevice:
 
     def sample(self, item: Item, candidate: Candidate) -> Sample | Failure:
         """Time it once."""
-        floor_us = 1e6 * self.ceilings.floor(item.cost, item.single)
+        floor_us = 1e6 * self.ceilings.floor(item.cost, item.bits)
         return self.worker.call("sample", item, candidate.config, floor_us, seconds=SAMPLE_SECONDS)
 
     def whole(self, target: Target, entries: Entries) -> Sample | Failure:

@@ -24,6 +24,7 @@ def add_targets(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", action="append", type=parse_size, metavar="HxW", help="input (repeatable; 128x128)")
     parser.add_argument("--batch", action="append", type=whole, metavar="N", help="images at a time (repeatable; 1)")
     parser.add_argument("--dtype", action="append", choices=sorted(DTYPES), help="(repeatable; the model's own)")
+    parser.add_argument("--quantize", choices=("fp8",), help="TinySR's transformer in e4m3, from sm_89 on")
 
 
 def whole(text: str) -> int:
@@ -44,6 +45,6 @@ def targets(options: argparse.Namespace) -> list[Target]:
     models += [Target(ckpt=ckpt) for ckpt in options.ckpt or ()]
     sizes, batches, dtypes = options.size or [(128, 128)], options.batch or [1], options.dtype or [None]
     return [
-        replace(model, size=size, batch=batch, dtype=dtype)
+        replace(model, size=size, batch=batch, dtype=dtype, quantize=options.quantize)
         for model, size, batch, dtype in itertools.product(models, sizes, batches, dtypes)
     ]

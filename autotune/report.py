@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import quantiles
 from typing import Any
 
 from autotune.candidates import Candidate
@@ -25,7 +27,7 @@ def write(folder: Path, outcome: Outcome, facts: Facts) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "report.md", folder / "report.json"]
     picture = folder / "report.png"
-    if plot(picture, outcome):
+    if plot(picture, outcome, facts.gpu.name):
         written.append(picture)
     written[0].write_text(markdown(outcome, facts, picture.name if picture in written else ""), encoding="utf-8")
     written[1].write_text(json.dumps(readings(outcome, facts), indent=1) + "\n", encoding="utf-8")
@@ -47,14 +49,28 @@ def markdown(outcome: Outcome, facts: Facts, picture: str = "") -> str:
         lines.append("")
     if picture:
         lines += [f"![before and after]({picture})", ""]
-    lines += ["| launch | calls | before, us | after, us | floor, us | candidates | configuration |"]
-    lines += ["|---|---:|---:|---:|---:|---:|---|"]
+    lines += ["| launch | calls | before, us | after, us | p20 to p80 | floor, us | candidates | configuration |"]
+    lines += ["|---|---:|---:|---:|---:|---:|---:|---|"]
     for race in _by_time(outcome.races):
-        numbers = f"{race.incumbent_us:.2f} | {race.champion_us:.2f} | {race.floor_us:.2f} | {len(race.readings)}"
+        times = f"{_us(race.incumbent_us)} | {_us(race.champion_us)} | {_spread(race.readings.get(race.champion.key))}"
         text = named(race.champion) if race.won else "as it was"
+        numbers = f"{times} | {race.floor_us:.2f} | {len(race.readings)}"
         lines.append(f"| {race.item.key} | {race.item.calls} | {numbers} | {text} |")
     lines += ["", _sums(outcome)]
     return "\n".join(lines) + "\n"
+
+
+def _us(time: float) -> str:
+    """A time, or that it was never read."""
+    return f"{time:.2f}" if math.isfinite(time) else "-"
+
+
+def _spread(readings: Sequence[float] | None) -> str:
+    """The 20th and the 80th percentile."""
+    if not readings or len(readings) < 2:
+        return "-"
+    fifths = quantiles(readings, n=5, method="inclusive")
+    return f"{fifths[0]:.2f} to {fifths[3]:.2f}"
 
 
 def named(candidate: Candidate) -> str:
@@ -113,28 +129,42 @@ def readings(outcome: Outcome, facts: Facts) -> dict[str, Any]:
     }
 
 
-def plot(path: Path, outcome: Outcome) -> bool:
-    """Bars before and after; whether it was drawn (matplotlib is optional)."""
-    races = [race for race in _by_time(outcome.races) if race.readings][:30]
+def plot(path: Path, outcome: Outcome, title: str = "") -> bool:
+    """Bars before and after, the models end to end and the launches; whether it was drawn (matplotlib is optional)."""
+    races = [r for r in _by_time(outcome.races) if math.isfinite(r.incumbent_us) and math.isfinite(r.champion_us)][:30]
+    wholes = [whole for whole in outcome.wholes if whole.failure is None]
+    groups = {
+        "a model end to end": [(w.target.name, w.before_us, w.after_us) for w in wholes],
+        "all calls of a launch in an image": [
+            (r.item.key, r.item.calls * r.incumbent_us, r.item.calls * r.champion_us) for r in races
+        ],
+    }
+    drawn = {name: bars for name, bars in groups.items() if bars}
     with contextlib.suppress(ImportError):
         from matplotlib.figure import Figure  # no pyplot: no display and no state
 
-        names = [race.item.key for race in races] + [whole.target.name for whole in outcome.wholes]
-        before = [race.item.calls * race.incumbent_us for race in races] + [w.before_us for w in outcome.wholes]
-        after = [race.item.calls * race.champion_us for race in races] + [w.after_us for w in outcome.wholes]
-        figure = Figure(figsize=(10, 1.5 + 0.32 * len(names)), layout="constrained")
-        axes = figure.subplots()
-        places = range(len(names))
-        axes.barh([p - 0.2 for p in places], before, 0.4, label="before", color="#b0b0b0")
-        axes.barh([p + 0.2 for p in places], after, 0.4, label="after", color="#2a6fbb")
-        axes.set_yticks(list(places), names, fontsize=7)
-        axes.invert_yaxis()
-        axes.set_xlabel("microseconds an image, all calls of a launch together")
-        axes.set_xscale("log")
-        axes.legend()
+        heights = [1.0 + 0.42 * len(bars) for bars in drawn.values()]
+        figure = Figure(figsize=(10, 0.6 + sum(heights)), layout="constrained")
+        figure.suptitle(title)
+        panels = figure.subplots(len(drawn), squeeze=False, height_ratios=heights)[:, 0] if drawn else ()
+        for axes, (name, bars) in zip(panels, drawn.items(), strict=True):
+            _bars(axes, bars)
+            axes.set_xlabel(f"microseconds, {name}")
         figure.savefig(path, dpi=120)
         return True
     return False
+
+
+def _bars(axes: Any, bars: Sequence[tuple[str, float, float]]) -> None:
+    """Two bars for each name, with their lengths written behind them."""
+    places = range(len(bars))
+    for offset, which, label, color in ((-0.2, 1, "before", "#b0b0b0"), (0.2, 2, "after", "#2a6fbb")):
+        made = axes.barh([p + offset for p in places], [bar[which] for bar in bars], 0.4, label=label, color=color)
+        axes.bar_label(made, fmt="%.1f", padding=3, fontsize=7)
+    axes.set_yticks(list(places), [bar[0] for bar in bars], fontsize=7)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.legend(fontsize=8, loc="lower right")
 
 
 def _by_time(races: Sequence[Race]) -> list[Race]:

@@ -7,7 +7,7 @@ every operation; outputs are poisoned first, and a second run must give the same
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from autotune.answers import Failure
 from autotune.work import Item
+from benchmarks.inputs import draw_inputs
 from tinysr_kernels.launch.plan import Plan
 from tinysr_kernels.ops import REGISTRY
 
@@ -57,38 +58,6 @@ class Truth:
     eager: tuple[Tensor, ...]
 
 
-def draw_inputs(arguments: Mapping[str, Any], device: torch.device, seed: int) -> dict[str, Any]:
-    """The arguments with random values in place of meta tensors: the same shapes, dtypes, strides and identities.
-
-    Activations are N(0, 1), weights N(0, 1/fan-in), so that results stay of order one in half precision.
-    """
-    generator = torch.Generator(device).manual_seed(seed)
-    made: dict[int, Tensor] = {}
-    inputs: dict[str, Any] = {}
-    for name, value in arguments.items():
-        if isinstance(value, Tensor):
-            if id(value) not in made:
-                made[id(value)] = _random(name, value, device, generator)
-            value = made[id(value)]
-        inputs[name] = value
-    return inputs
-
-
-def _random(name: str, like: Tensor, device: torch.device, generator: torch.Generator) -> Tensor:
-    extent = like.storage_offset() + 1 + sum((n - 1) * s for n, s in zip(like.shape, like.stride(), strict=True))
-    if like.dtype.is_floating_point:
-        gain = 1.0
-        if any(part in name for part in ("weight", "wise", "phases")) and like.dim() > 1:
-            gain = math.sqrt(like.shape[0] / like.numel())
-        values = torch.randn(extent, device=device, generator=generator).mul_(gain).to(like.dtype)
-    else:
-        values = torch.randint(0, 256, (extent,), device=device, generator=generator).to(like.dtype)
-    made = values.as_strided(like.shape, like.stride(), like.storage_offset())
-    if name.endswith("moments"):  # [N,2,C], means and variances, which are positive
-        made[:, 1].abs_().add_(0.1)
-    return made
-
-
 def truths(item: Item, device: torch.device, draw: int) -> list[Truth]:
     """What results are compared with; a few draws where the result has few elements."""
     first = _truth(item, device, DRAWS * draw)
@@ -112,8 +81,10 @@ def _truth(item: Item, device: torch.device, seed: int) -> Truth:
 
 def _double(value: Any) -> Any:
     if isinstance(value, torch.dtype):
-        return torch.float64
-    return value.double() if isinstance(value, Tensor) and value.dtype.is_floating_point else value
+        return torch.float64 if value.is_floating_point else value
+    # Floats of 8 bits are exact already, and what takes them takes nothing else.
+    wider = isinstance(value, Tensor) and value.dtype.is_floating_point and value.dtype.itemsize > 1
+    return value.double() if wider else value
 
 
 def verdict(item: Item, config: Any, known: list[Truth]) -> Failure | None:
@@ -122,10 +93,10 @@ def verdict(item: Item, config: Any, known: list[Truth]) -> Failure | None:
     for truth in known:
         plan = item.implementation.plan(config, **truth.inputs)
         result = tuple(t.clone() for t in _tensors(poisoned(plan).run()))
-        again = _tensors(poisoned(plan).run())
+        again = _tensors(poisoned(plan, zero=True).run())
         differs = any(not torch.equal(a, b) for a, b in zip(result, again, strict=True))
         # NaN equals nothing, and is told of below.
-        if differs and all(bool(t.isfinite().all()) for t in result if t.dtype.is_floating_point):
+        if differs and all(bool(t.double().isfinite().all()) for t in result):
             return Failure("wrong", "another result in the second run")
         results.append(result)
     found, allowed = _pooled(results, known), _allowed(results, known)
@@ -135,14 +106,20 @@ def verdict(item: Item, config: Any, known: list[Truth]) -> Failure | None:
     return None
 
 
-def poisoned(plan: Plan) -> Plan:
-    """The plan with every tensor that its launches will write filled with NaN: what is not written shows."""
+def poisoned(plan: Plan, zero: bool = False) -> Plan:
+    """The plan with every tensor that its launches will write filled with NaN: what is not written shows.
+
+    Whole numbers become the largest there are, or on request 0: what is not written differs between the two.
+    """
     written = list(_tensors(plan.result))
     for launch in plan.launches:
         scratch = (v for name, v in launch.arguments.items() if name.startswith("scratch"))
         written += [t for t in scratch if isinstance(t, Tensor)]
     for t in written:
-        t.fill_(math.nan if t.dtype.is_floating_point else 255)
+        if t.dtype.is_floating_point:
+            t.fill_(math.nan)
+        else:
+            t.fill_(0 if zero else 1 if t.dtype == torch.bool else torch.iinfo(t.dtype).max)
     return plan
 
 
@@ -153,11 +130,33 @@ def _allowed(results: list[tuple[Tensor, ...]], known: list[Truth]) -> list[floa
         for truth, result in zip(known, results, strict=True)
     ]
     eager = _pooled([truth.eager for truth in known], known)
-    return [2 * max(pair) for pair in zip(eager, _pooled(rounded, known), strict=True)]
+    pairs = list(zip(rounded, known, strict=True))
+    least = [[u for r, e in zip(row, x.exact, strict=True) for u in _unit(r, e)] for row, x in pairs]
+    floor = [max(column) for column in zip(*least, strict=True)]
+    return [2 * max(three) for three in zip(eager, _pooled(rounded, known), floor, strict=True)]
 
 
 def _like(exact: Tensor, result: Tensor) -> Tensor:
-    return (exact if result.dtype.is_floating_point else exact.round()).to(result.dtype)
+    whole = exact.dtype.is_floating_point and not result.dtype.is_floating_point
+    return (exact.round() if whole else exact).to(result.dtype)
+
+
+def _unit(rounded: Tensor, exact: Tensor) -> tuple[float, float]:
+    """The errors, as `_errors` counts them, of rounding to 8 bits; 0 for other results.
+
+    The reference rounds such a result too, in whatever precision: its own rounding is in none of its errors.
+    """
+    if rounded.dtype.itemsize > 1 or rounded.dtype == torch.bool:
+        return 0.0, 0.0
+    size = rounded.double().abs()
+    if rounded.dtype.is_floating_point:
+        kind: Any = torch.finfo(rounded.dtype)
+        step = torch.exp2(size.clamp(min=kind.smallest_normal).log2().floor()) * kind.eps
+    else:
+        kind, step = torch.iinfo(rounded.dtype), torch.ones_like(size)
+    # What is clamped to an end of the range is not rounded.
+    step = torch.where((size == 0) | (size == kind.max), 0.0, step)
+    return _relative(step.square().mean().div(12).sqrt() * math.sqrt(step.numel()), step.max() / 2, exact)
 
 
 def _pooled(results: list[tuple[Tensor, ...]], known: list[Truth]) -> list[float]:
@@ -170,13 +169,14 @@ def _pooled(results: list[tuple[Tensor, ...]], known: list[Truth]) -> list[float
 
 
 def _errors(result: Tensor, exact: Tensor) -> tuple[float, float]:
-    wide = exact.double()
-    difference = result.double() - wide
-    tiny = torch.finfo(torch.float64).tiny
-    return (
-        float(difference.norm() / wide.norm().clamp(min=tiny)),
-        float(difference.abs().max() / wide.abs().max().clamp(min=tiny)),
-    )
+    difference = result.double() - exact.double()
+    return _relative(difference.norm(), difference.abs().max(), exact)
+
+
+def _relative(whole: Tensor, worst: Tensor, exact: Tensor) -> tuple[float, float]:
+    """Errors in the mean square and of the worst element, over the size of the exact result."""
+    wide, tiny = exact.double(), torch.finfo(torch.float64).tiny
+    return float(whole / wide.norm().clamp(min=tiny)), float(worst / wide.abs().max().clamp(min=tiny))
 
 
 def _tensors(value: Any) -> tuple[Tensor, ...]:

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -28,6 +29,9 @@ SUMMARY = "Find the fastest configurations for this GPU and keep them if whole m
 
 BUSY = 5
 """Percent; an idle GPU shows 0, one with a desktop on it a few."""
+
+TOLERATED = 0.05
+"""Part of the readings that may be disturbed: medians do not mind."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,13 +55,17 @@ def samples_of(file: Path) -> Path:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Tune, write the report, say what came of it. InputError where there is no GPU."""
+    """Tune, write the report, say what came of it. InputError where there is no GPU, OSError where nothing can be
+    written: before the time is spent."""
     if not torch.cuda.is_available() or options.device >= torch.cuda.device_count():
         raise InputError(
             f"tuning needs CUDA device {options.device}, and torch finds {torch.cuda.device_count()} here; "
             "`python -m autotune check --arch sm_90` needs none"
         )
     wanted = targets(options)
+    for folder in (configs.user_folder(), options.report):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     device = RealDevice(options.device, options.workers)
     try:
         gpu = device.facts.gpu
@@ -95,6 +103,9 @@ def summary(outcome: Outcome, file: Path) -> list[str]:
     timed = [one for one in outcome.wholes if one.failure is None]
     lines = [f"{one.target.name}: {one.before_us:.1f} -> {one.after_us:.1f} us" for one in timed]
     won = sum(race.won for race in outcome.races)
+    readings, disturbed = (outcome.counts.get(name, 0) for name in ("samples", "still disturbed"))
+    if disturbed > TOLERATED * readings:
+        lines.append(f"{disturbed} of {readings} readings were disturbed: run again with --fresh on a quiet GPU")
     lines.append(f"{won} of {len(outcome.races)} launches have a faster configuration; {outcome.why}")
     lines.append(f"written to {file}" if outcome.kept else "nothing was written")
     return lines

@@ -104,7 +104,7 @@ def start(item: Item, candidates: Candidates, device: Device) -> Race:
     first = [c for c in others if c.library]
     rest = [c for c in others if not c.library]
     rest.sort(key=lambda c: predict(item, c, device.facts.gpu, device.ceilings))
-    floor = 1e6 * (device.ceilings.floor(item.cost, item.single) + LAUNCH)
+    floor = 1e6 * (device.ceilings.floor(item.cost, item.bits) + LAUNCH)
     removed = Counter(candidates.removed)
     return Race(item, candidates, floor, candidates.incumbent, raw=[*first, *rest], removed=removed)
 

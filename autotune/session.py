@@ -6,12 +6,16 @@ where it was, and what it spent before counts.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import tinysr_kernels
 from autotune.answers import Failure, Sample
 from autotune.candidates import Candidate
 from autotune.device import Device, Entries
@@ -22,7 +26,16 @@ from tinysr_kernels.launch.config_file import hashes_of
 from tinysr_kernels.ops import REGISTRY
 
 RETAKES = 5
-"""Times that a disturbed sample is taken again, after 1, 2, 4, ... seconds."""
+"""Times that a disturbed sample is taken again, after 1, 2, 4, ... seconds. While the disturbance lasts, each further
+sample is taken again once: a neighbour who stays must not cost the budget."""
+
+
+@functools.cache
+def _networks() -> str:
+    """Identifies what surrounds the kernels in a whole model: the source of its networks and of what runs them."""
+    package = Path(tinysr_kernels.__file__).parent
+    files = [path for folder in ("nets", "runtime") for path in sorted((package / folder).glob("*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 class Failed(Exception):
@@ -34,14 +47,25 @@ class Failed(Exception):
 
 
 class Session:
-    """One tuning run on one device. Every method spends from the budget, which the search watches."""
+    """One tuning run on one device. Every method spends from the budget, which the search watches.
 
-    def __init__(self, device: Device, log: Log, progress: Callable[[float], None] = lambda spent: None) -> None:
+    budget: in seconds; beyond it nothing is waited for.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        log: Log,
+        progress: Callable[[float], None] = lambda spent: None,
+        budget: float = math.inf,
+    ) -> None:
         self.device = device
         self.log = log
+        self.budget = budget
         self.spent = 0.0
         self.counts: Counter[str] = Counter()
         self._progress = progress
+        self._retakes = RETAKES
         self._failed: dict[tuple[str, str], Failure] = {}
         self._stamps: dict[tuple[str, ...], str] = {}
 
@@ -81,9 +105,8 @@ class Session:
         """Microseconds of a whole model with these configurations, the next reading. Failed if it breaks."""
         given = {op: {b: vars(c) for b, c in sorted(some.items())} for op, some in sorted(entries.items())}
         digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
-        record = self._measured(
-            ("whole", target.name, digest), self._stamp(*sorted(REGISTRY)), lambda: self.device.whole(target, entries)
-        )
+        stamp = f"{self._stamp(*sorted(REGISTRY))} {_networks()}"
+        record = self._measured(("whole", target.name, digest), stamp, lambda: self.device.whole(target, entries))
         if "failure" in record:
             raise Failed(Failure(*record["failure"]))
         return float(record["us"])
@@ -95,8 +118,11 @@ class Session:
             return record
         started = self.device.clock()
         readings = [measure()]
-        while isinstance(last := readings[-1], Sample) and last.disturbed and len(readings) <= RETAKES:
-            self.device.wait(float(1 << (len(readings) - 1)))
+        while isinstance(last := readings[-1], Sample) and last.disturbed and len(readings) <= self._retakes:
+            pause = float(1 << (len(readings) - 1))
+            if self.spent + self.device.clock() - started + pause > self.budget:
+                break
+            self.device.wait(pause)
             readings.append(measure())
         seconds = self.device.clock() - started
         values: dict[str, Any] = {}
@@ -124,7 +150,10 @@ class Session:
         self.counts[how] += 1
         self.counts[f"{record['what'].split()[0]}s"] += 1
         self.counts["retaken"] += len(record.get("retaken", ()))
-        self.counts["still disturbed"] += bool(record.get("disturbed"))
+        if "us" in record:
+            disturbed = bool(record.get("disturbed"))
+            self._retakes = 1 if disturbed else RETAKES
+            self.counts["still disturbed"] += disturbed
         self._progress(self.spent)
 
     def _settle(self, item: Item, candidate: Candidate, record: dict[str, Any]) -> None:

@@ -13,16 +13,17 @@ from pathlib import Path
 
 import torch
 
-from autotune.ceilings import ceilings
-from autotune.model import LAUNCH
-from autotune.nvml import Monitor
+from autotune.candidates import Candidate
+from autotune.model import LAUNCH, predict
 from autotune.options import GPU, add_targets, targets
 from autotune.store import export
 from autotune.work import Target, calls_of, items, tunable
+from benchmarks.limits import ceilings
+from benchmarks.nvml import Monitor
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch import config_file, configs
 from tinysr_kernels.launch.config_file import Facts
-from tinysr_kernels.launch.device import GPUS, Gpu, gpu_at
+from tinysr_kernels.launch.device import GPUS, Gpu, assume, gpu_at
 from tinysr_kernels.ops import REGISTRY
 
 SUMMARY = "Where each launch's configuration comes from and what it costs; writes a file to contribute."
@@ -30,7 +31,11 @@ SUMMARY = "Where each launch's configuration comes from and what it costs; write
 
 @dataclass(frozen=True)
 class Row:
-    """The calls of a bucket, or of an operator that has no kernels. us: a call, measured; floor_us: at least."""
+    """The calls of a bucket, or of an operator that has no kernels.
+
+    Microseconds of a call: us measured, and incumbent_us of what that replaced; model_us as the model that orders
+    candidates has it; floor_us at least.
+    """
 
     op: str
     bucket: str
@@ -39,6 +44,7 @@ class Row:
     config: str
     us: float | None
     incumbent_us: float | None
+    model_us: float | None
     floor_us: float
 
 
@@ -52,15 +58,18 @@ def rows(target: Target, gpu: Gpu) -> Iterator[Row]:
         us = before = None
         if choice.entry is not None:
             us, before = choice.entry.time_us, choice.entry.incumbent_us
-        floor = 1e6 * (most.floor(item.cost, item.single) + LAUNCH)
-        yield Row(item.op, item.bucket, item.calls, choice.source, config, us, before, round(floor, 3))
+        floor = 1e6 * (most.floor(item.cost, item.bits) + LAUNCH)
+        with assume(gpu):
+            candidate = Candidate(choice.config, item.implementation.plan(choice.config, **item.arguments))
+        guess = round(1e6 * predict(item, candidate, gpu, most), 3)
+        yield Row(item.op, item.bucket, item.calls, choice.source, config, us, before, guess, round(floor, 3))
     others: dict[str, list[float]] = {}
     for call in found:
         if tunable(call) is None:
-            others.setdefault(call.op, []).append(most.floor(call.cost, False) + LAUNCH)
+            others.setdefault(call.op, []).append(most.floor(call.cost, 16) + LAUNCH)
     for op, floors in others.items():
         floor = 1e6 * sum(floors) / len(floors)
-        yield Row(op, "", len(floors), "no kernels of our own", "", None, None, round(floor, 3))
+        yield Row(op, "", len(floors), "no kernels of our own", "", None, None, None, round(floor, 3))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -131,21 +140,22 @@ def table(target: Target, found: list[Row]) -> list[str]:
     width = max(len(f"{row.op} {row.bucket}") for row in found)
     lines = [
         target.name,
-        f"{'launch':<{width}} {'calls':>5} {'us':>8} {'before':>8} {'floor':>7}  source, configuration",
+        f"{'launch':<{width}} {'calls':>5} {'us':>8} {'before':>8} {'model':>8} {'floor':>7}  source, configuration",
     ]
     for row in found:
-        us, before = (f"{v:>8.2f}" if v is not None else f"{'-':>8}" for v in (row.us, row.incumbent_us))
+        known = (row.us, row.incumbent_us, row.model_us)
+        times = " ".join(f"{v:>8.2f}" if v is not None else f"{'-':>8}" for v in known)
         source = Path(row.source).name if row.source.endswith(".json") else row.source
         name = f"{row.op} {row.bucket}"
-        lines.append(
-            f"{name:<{width}} {row.calls:>5} {us} {before} {row.floor_us:>7.2f}  {source} {row.config}".rstrip()
-        )
+        lines.append(f"{name:<{width}} {row.calls:>5} {times} {row.floor_us:>7.2f}  {source} {row.config}".rstrip())
     measured = [row for row in found if row.us is not None]
     total = sum(row.calls * (row.us or 0.0) for row in measured)
     floor = sum(row.calls * row.floor_us for row in found)
+    model = sum(row.calls * (row.floor_us if row.model_us is None else row.model_us) for row in found)
     lines.append(
         f"{sum(row.calls for row in found)} calls; {sum(row.calls for row in measured)} of them measured, "
-        f"{total:.1f} us together; all take at least {floor:.1f} us"
+        f"{total:.1f} us together; all take at least {floor:.1f} us, and by the model, which only orders candidates, "
+        f"{model:.1f} us"
     )
     return lines
 

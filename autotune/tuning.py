@@ -71,7 +71,7 @@ def tune(
         races.append(start(item, candidates(item, gpu, choice.config), device))
         if choice.source == str(file):
             beaten[item.key] = seal_of(file, item.op, item.bucket)
-    session = Session(device, Log(samples), progress)
+    session = Session(device, Log(samples), progress, budget)
     search(races, session, FOR_SEARCH * budget, say)
     outcome = Outcome(races)
     _confirm(outcome, targets, session)

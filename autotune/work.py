@@ -15,11 +15,13 @@ from torch import Tensor
 from benchmarks.networks import DTYPES, META, OWN_DTYPE, VARIANTS, network
 from benchmarks.plan import calls
 from tinysr_kernels.checkpoint import Checkpoint, load
+from tinysr_kernels.errors import InputError
 from tinysr_kernels.families import Family
 from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.plan import Implementation
-from tinysr_kernels.nets import fold
+from tinysr_kernels.nets import check_quantize, fold, to_fp8
 from tinysr_kernels.ops import REGISTRY
+from tinysr_kernels.ops.quantize import CAPABILITY
 from tinysr_kernels.ops.registry import Cost, Operator
 from tinysr_kernels.ops.trace import Call, ReadingOnes
 from tinysr_kernels.runtime.compiled import CompiledSR
@@ -29,7 +31,8 @@ from tinysr_kernels.runtime.compiled import CompiledSR
 class Target:
     """A model at one input size: a family at its public size, or a checkpoint.
 
-    dtype None: the model's own on a GPU; variant None: the family's first (`benchmarks/networks.py`).
+    dtype None: the model's own on a GPU; variant None: the family's first (`benchmarks/networks.py`); quantize: None or
+    "fp8", as `compile` takes it.
     """
 
     family: Family | None = None
@@ -38,13 +41,15 @@ class Target:
     size: tuple[int, int] = (128, 128)
     batch: int = 1
     dtype: str | None = None
+    quantize: str | None = None
 
     @property
     def name(self) -> str:
         """Identifies the target in files and tables."""
         model = f"{self.family} {self.variant or VARIANTS[self.family][0]}" if self.family else str(self.ckpt)
         dtype = self.dtype or (OWN_DTYPE[self.family] if self.family else "own dtype")
-        return f"{model}, {self.batch} x {self.size[0]}x{self.size[1]}, {dtype}"
+        quantize = f", {self.quantize}" if self.quantize else ""
+        return f"{model}, {self.batch} x {self.size[0]}x{self.size[1]}, {dtype}{quantize}"
 
 
 @dataclass(frozen=True)
@@ -73,23 +78,34 @@ class Item:
         return kernels
 
     @property
-    def single(self) -> bool:
-        """Whether its products are of float32."""
-        first = next(v for v in self.arguments.values() if isinstance(v, Tensor) and v.is_floating_point())
-        return first.dtype == torch.float32
+    def bits(self) -> int:
+        """Of what it multiplies, which the first floating tensor says; 16 where there is none, as networks compute."""
+        floating = (v for v in self.arguments.values() if isinstance(v, Tensor) and v.is_floating_point())
+        first = next(floating, None)
+        return 16 if first is None else 8 * first.dtype.itemsize
 
 
 def model_of(target: Target) -> CompiledSR:
-    """The target's model on meta tensors. CheckpointError or ValueError where there is none."""
+    """The target's model on meta tensors. CheckpointError, InputError or ValueError where there is none."""
     if target.family is not None:
-        return network(target.family, target.variant, DTYPES[target.dtype] if target.dtype else None)
-    checkpoint = load(str(target.ckpt))
-    dtype = DTYPES[target.dtype or OWN_DTYPE[checkpoint.family]]
-    tensors = {name: t.to(META) for name, t in checkpoint.tensors.items()}
-    with ReadingOnes():
-        folded = tensors if checkpoint.folded else fold(checkpoint.family, checkpoint.config, tensors, dtype)
+        model = network(target.family, target.variant, DTYPES[target.dtype] if target.dtype else None)
+    else:
+        checkpoint = load(str(target.ckpt))
+        dtype = DTYPES[target.dtype or OWN_DTYPE[checkpoint.family]]
+        tensors = {name: t.to(META) for name, t in checkpoint.tensors.items()}
+        with ReadingOnes():
+            folded = tensors if checkpoint.folded else fold(checkpoint.family, checkpoint.config, tensors, dtype)
+        model = _model(checkpoint, folded, dtype)
+    if target.quantize is None:
+        return model
+    check_quantize(model.family)
+    source = Checkpoint(model.family, model.config, {}, source="shapes alone")
+    return _model(source, to_fp8(model._folded), model.dtype)
+
+
+def _model(checkpoint: Checkpoint, folded: dict[str, Tensor], dtype: torch.dtype) -> CompiledSR:
     return CompiledSR(
-        Checkpoint(checkpoint.family, checkpoint.config, tensors, source=checkpoint.source),
+        Checkpoint(checkpoint.family, checkpoint.config, {}, source=checkpoint.source),
         folded,
         device=META,
         dtype=dtype,
@@ -101,7 +117,14 @@ def model_of(target: Target) -> CompiledSR:
 
 
 def calls_of(target: Target, gpu: Gpu, *, plan_launches: bool = False) -> list[Call]:
-    """Every call of the target's model in order; on request with the launches that it would make on the GPU."""
+    """Every call of the target's model in order; on request with the launches that it would make on the GPU.
+
+    InputError where the GPU has no arithmetic of the kind.
+    """
+    if target.quantize and gpu.capability < CAPABILITY:
+        raise InputError(
+            f"--quantize {target.quantize} needs sm_{10 * CAPABILITY[0] + CAPABILITY[1]}, found {gpu.name}"
+        )
     return calls(model_of(target), *target.size, target.batch, gpu, plan_launches=plan_launches)
 
 

@@ -148,8 +148,17 @@ class Worker:
         return f": {lines[-1][:200]}" if lines else ""
 
 
-def run_all(workers: Sequence[Worker], method: str, tasks: Iterable[Sequence[Any]], seconds: float) -> list[Any]:
-    """The results of one method for many arguments, in their order, as many at a time as there are workers."""
+def run_all(
+    workers: Sequence[Worker],
+    method: str,
+    tasks: Iterable[Sequence[Any]],
+    seconds: float,
+    done: Callable[[int, Any], None] = lambda place, result: None,
+) -> list[Any]:
+    """The results of one method for many arguments, in their order, as many at a time as there are workers.
+
+    done: called with each result and its place in this order, as soon as it is there.
+    """
     waiting = list(enumerate(tasks))[::-1]
     results: list[Any] = [None] * len(waiting)
     running: dict[int, Worker] = {}
@@ -166,6 +175,7 @@ def run_all(workers: Sequence[Worker], method: str, tasks: Iterable[Sequence[Any
             if ended:
                 results[place] = result
                 del running[place]
+                done(place, result)
     return results
 
 

@@ -24,6 +24,8 @@ Arguments = dict[str, Any]
 SIZES = ((128, 128), (256, 256))
 BATCHES = (1, 4)
 AWKWARD_SIZE = (72, 104)
+LARGE = 256
+"""Rows of an image from which on a norm inside a convolution may pay: it spares the image's own launch and traffic."""
 HALF = torch.float16
 
 
@@ -56,7 +58,21 @@ def found() -> Mapping[str, list[Found]]:
                         arguments = dict(call.arguments)
                         one = distinct[call.op].setdefault(_key(arguments), Found(arguments))
                         one.main |= {OWN_DTYPE[family]} if main else set()
+    for op in ("sepconv", "conv3x3"):
+        for one in list(distinct[op].values()):
+            if one.main and one.arguments["norm_moments"] is None and one.arguments["x"].shape[2] >= LARGE:
+                normed = _normed(one.arguments)
+                distinct[op].setdefault(_key(normed), Found(normed)).main |= one.main
     return {name: list(by_key.values()) for name, by_key in distinct.items()}
+
+
+def _normed(arguments: Arguments) -> Arguments:
+    """A convolution's call with GroupNorm and SiLU on its way in, which operators offer and no network takes."""
+    x: Tensor = arguments["x"]
+    n, c = x.shape[:2]
+    norm = {"norm_moments": x.new_empty((n, 2, c), dtype=torch.float32), "norm_groups": 1, "norm_eps": 1e-5}
+    norm |= {name: x.new_empty(c, dtype=torch.float32) for name in ("norm_weight", "norm_bias")}
+    return {**arguments, **norm}
 
 
 def _key(arguments: Arguments) -> Any:

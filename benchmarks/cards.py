@@ -1,8 +1,8 @@
 """What a card cannot exceed, and the shortest time that a launch can take on it.
 
 Matrix rates and memory bandwidths: measured on an H200 (790 TFLOP/s of 989 in the datasheet, 4.3 TB/s of 4.8), with
-the same matrix rate for the H100, which is the same chip at the same clock; everything else from NVIDIA's datasheets
-(dense, float32 accumulation; A100, RTX 4090: the architecture whitepapers).
+the same matrix rate for the H100, which is the same chip at the same clock; everything else, all rates of fp8 among it,
+from NVIDIA's datasheets (dense, float32 accumulation; A100, RTX 4090: the architecture whitepapers).
 
 L2: sizes from the same sources. NVIDIA gives a bandwidth for the A100 alone, 5120 bytes a clock (A100 whitepaper), here
 taken for Hopper too. For Ada it is what the multiprocessors can ask for, 64 bytes a clock each, which is a bound and
@@ -21,7 +21,10 @@ from tinysr_kernels.ops.trace import Moved, Step
 
 @dataclass(frozen=True)
 class Card:
-    """Ceilings of one card: operations a second in half and single precision, bytes a second, bytes of L2."""
+    """Ceilings of one card: operations a second in half and single precision, bytes a second, bytes of L2.
+
+    fp8: operations a second in e4m3; a card without has its rate of half precision there.
+    """
 
     name: str
     half: float
@@ -29,6 +32,7 @@ class Card:
     memory: float
     l2: float
     l2_bytes: int
+    fp8: float
 
     def floor(self, step: Step, single: bool, cached_weights: bool) -> float:
         """Seconds that a launch takes at least: the longer of its arithmetic and its traffic.
@@ -36,7 +40,8 @@ class Card:
         single: float32 products, which run without tensor cores here. cached_weights: whether all weights of the
         network together stay in the L2 from one image to the next (`keeps`); if not, each comes from memory once.
         """
-        arithmetic = step.flops / (self.single if single else self.half)
+        rate = self.fp8 if step.fp8 else self.single if single else self.half
+        arithmetic = step.flops / rate
         return max(arithmetic, sum(self._transfer(moved, cached_weights) for moved in step.moved))
 
     def keeps(self, size: int) -> bool:
@@ -50,11 +55,11 @@ class Card:
 
 MIB = 1 << 20
 CARDS = (
-    Card("H200", 790e12, 67e12, 4.3e12, 5120 * 1.98e9, 50 * MIB),
-    Card("H100", 790e12, 67e12, 3.35e12, 5120 * 1.98e9, 50 * MIB),
-    Card("A100-40", 312e12, 19.5e12, 1.555e12, 5120 * 1.41e9, 40 * MIB),
-    Card("RTX 4090", 165.2e12, 82.6e12, 1.008e12, 128 * 64 * 2.52e9, 72 * MIB),
-    Card("L4", 121e12, 30.3e12, 0.3e12, 58 * 64 * 2.04e9, 48 * MIB),
+    Card("H200", 790e12, 67e12, 4.3e12, 5120 * 1.98e9, 50 * MIB, 1979e12),
+    Card("H100", 790e12, 67e12, 3.35e12, 5120 * 1.98e9, 50 * MIB, 1979e12),
+    Card("A100-40", 312e12, 19.5e12, 1.555e12, 5120 * 1.41e9, 40 * MIB, 312e12),
+    Card("RTX 4090", 165.2e12, 82.6e12, 1.008e12, 128 * 64 * 2.52e9, 72 * MIB, 330.3e12),
+    Card("L4", 121e12, 30.3e12, 0.3e12, 58 * 64 * 2.04e9, 48 * MIB, 242e12),
 )
 
 

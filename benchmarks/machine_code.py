@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +34,11 @@ POINTERS = {
     torch.float8_e4m3fn: "*fp8e4nv",
     torch.uint8: "*u8",
     torch.int32: "*i32",
+    torch.bool: "*i1",
 }
 ALIGNED = [["tt.divisibility", 16]]
 WIDE = 16
 """Bytes a thread moves by one of the widest instructions that every architecture has."""
-TENSOR_CORE = re.compile(r"\b(?:HMMA|HGMMA|QGMMA|UTC[A-Z]*MMA|QMMA|OMMA)\b")
-WGMMA = re.compile(r"\b(?:HGMMA|QGMMA)\b")
-WIDE_LOAD = re.compile(r"\b(?:(?:LDG|LDGSTS)\.E(?:\.\w+)*\.(?:128|256)|UTMALDG|UBLKCP)\b")
-WIDE_STORE = re.compile(r"\b(?:STG\.E(?:\.\w+)*\.(?:128|256)|UTMASTG)\b")
 PRODUCT = re.compile(r"tt\.dot .*: tensor<(\d+)x\d+x(?:f16|bf16|f8\w+)> \* ")
 
 
@@ -160,26 +157,38 @@ def _reachable(kernel: Kernel, seen: set[str]) -> Iterator[Kernel]:
             yield from _reachable(called, seen)
 
 
-def compile_variant(v: Variant) -> Compiled:
-    """Compile and read the machine code."""
+def build(v: Variant) -> Any:
+    """Compile; what Triton makes of it."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     kernel = v.made_of.made
     index = {name: i for i, name in enumerate(kernel.arg_names)}
+    return triton.compile(
+        ASTSource(
+            fn=kernel,
+            signature=dict(v.signature),
+            constexprs={(index[name],): value for name, value in v.constants},
+            attrs={(index[name],): ALIGNED for name in v.aligned},
+        ),
+        target=GPUTarget("cuda", v.arch, 32),
+        options={"num_warps": v.warps, "num_stages": v.stages},
+    )
+
+
+def listing(v: Variant) -> str:
+    """Compile, and give the instructions as text."""
+    return _dump(build(v).asm["cubin"], "--dump-sass")
+
+
+def compile_variant(v: Variant) -> Compiled:
+    """Compile and read the machine code."""
+    import triton
+
     started = time.perf_counter()
     try:
-        built = triton.compile(
-            ASTSource(
-                fn=kernel,
-                signature=dict(v.signature),
-                constexprs={(index[name],): value for name, value in v.constants},
-                attrs={(index[name],): ALIGNED for name in v.aligned},
-            ),
-            target=GPUTarget("cuda", v.arch, 32),
-            options={"num_warps": v.warps, "num_stages": v.stages},
-        )
+        built = build(v)
     except (triton.TritonError, RuntimeError, ValueError, TypeError) as error:
         return Compiled(None, str(error), triton.__version__, round(time.perf_counter() - started, 3))
     seconds = time.perf_counter() - started
@@ -188,44 +197,73 @@ def compile_variant(v: Variant) -> Compiled:
     return Compiled(code, "", triton.__version__, round(seconds, 3))
 
 
+def needs(v: Variant) -> tuple[int, int, int] | None:
+    """Registers a thread, bytes of shared memory and bytes spilled, or None where it does not compile."""
+    import triton
+
+    try:
+        built = build(v)
+    except (triton.TritonError, RuntimeError, ValueError, TypeError):
+        return None
+    text = _dump(built.asm["cubin"], "--dump-resource-usage")
+    return _registers(text), built.metadata.shared, _stack(text)
+
+
 def read_code(asm: Mapping[str, Any], shared: int, parameters: Sequence[str]) -> Code:
-    """What a compiled kernel uses; spills are the stack, and the accesses to local memory.
+    """What a compiled kernel uses: registers and spills by the machine code, its instructions by the PTX.
 
     asm: by stage, as Triton gives it. parameters: names of the arguments that are left at run time, in order.
     """
+    text = _dump(asm["cubin"], "--dump-resource-usage")
+    loads, stores = ptx.widths(asm["ptx"], parameters)
+    wide_loads, wide_stores = (sum(width >= WIDE for _, width in side) for side in ptx.accesses(asm["ptx"]))
+    return Code(
+        registers=_registers(text),
+        spill_bytes=_stack(text),
+        shared_bytes=shared,
+        tensor_core=bool(ptx.PRODUCT.search(asm["ptx"])),
+        wgmma=bool(ptx.WGMMA.search(asm["ptx"])),
+        product_rows=max((int(rows) for rows in PRODUCT.findall(asm["ttir"])), default=0),
+        wide_loads=wide_loads,
+        wide_stores=wide_stores,
+        narrow_loads=_narrow(loads),
+        narrow_stores=_narrow(stores),
+    )
+
+
+def _dump(cubin: bytes, *what: str) -> str:
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(asm["cubin"])
+        file.write(cubin)
         file.flush()
-        text = subprocess.run(
-            [tool, "--dump-resource-usage", "--dump-sass", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    local = len(re.findall(r"\b(?:STL|LDL)\b", text))
-    loads, stores = ptx.widths(asm["ptx"], parameters)
-    return Code(
-        registers=max(int(n) for n in re.findall(r"REG:(\d+)", text)),
-        spill_bytes=max(*(int(n) for n in re.findall(r"STACK:(\d+)", text)), 4 * local),
-        shared_bytes=shared,
-        tensor_core=bool(TENSOR_CORE.search(text)),
-        wgmma=bool(WGMMA.search(text)),
-        product_rows=max((int(rows) for rows in PRODUCT.findall(asm["ttir"])), default=0),
-        wide_loads=len(WIDE_LOAD.findall(text)),
-        wide_stores=len(WIDE_STORE.findall(text)),
-        narrow_loads=_narrow(loads),
-        narrow_stores=_narrow(stores),
-    )
+        return subprocess.run([tool, *what, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def _registers(text: str) -> int:
+    return max(int(n) for n in re.findall(r"REG:(\d+)", text))
+
+
+def _stack(text: str) -> int:
+    """Bytes a thread keeps in memory: registers that were spilled."""
+    return max(int(n) for n in re.findall(r"STACK:(\d+)", text))
 
 
 def _narrow(widths: Mapping[str, list[int]]) -> tuple[str, ...]:
     return tuple(sorted(name for name, w in widths.items() if 2 * sum(n for n in w if n >= WIDE) < sum(w)))
 
 
-def compile_all(todo: Iterable[Variant], workers: int, triton_folder: Path | None = None) -> list[Compiled]:
+def compile_all(
+    todo: Iterable[Variant],
+    workers: int,
+    triton_folder: Path | None = None,
+    function: Callable[[Variant], Any] = compile_variant,
+) -> list[Any]:
     """Compile in worker processes, which leave this one's choice between compiler and interpreter alone.
 
-    triton_folder: where another Triton than the installed one lies (pip install --target).
+    triton_folder: where another Triton than the installed one lies (pip install --target). function: gives a
+    `Compiled` for each variant, unless it is another.
     """
     todo = list(todo)
     if not todo:
@@ -238,7 +276,7 @@ def compile_all(todo: Iterable[Variant], workers: int, triton_folder: Path | Non
         initargs=(str(triton_folder.resolve()) if triton_folder else "",),
     ) as pool:
         done = []
-        for compiled in pool.map(compile_variant, todo):
+        for compiled in pool.map(function, todo):
             done.append(compiled)
             if sys.stderr.isatty():
                 print(

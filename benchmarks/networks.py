@@ -1,8 +1,9 @@
 """The three families at their public sizes, compiled on meta tensors: shapes without weights, memory or time.
 
 TinySR: 12 blocks of width 1536, a VAE of 64 channels whose decoder is separable as in the paper or dense as the
-release also has it. AdcSR: SD 2.1's UNet at 0.75 of its widths. tinysr-unet: the checkpoint in the package, one of
-AdcSR's widths with separable convolutions, and two small ones of widths that are awkward for kernels.
+release also has it, and that of the paper with its transformer in fp8. AdcSR: SD 2.1's UNet at 0.75 of its widths.
+tinysr-unet: the checkpoint in the package, one of AdcSR's widths with separable convolutions, and two small ones of
+widths that are awkward for kernels.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 OWN_DTYPE = {"tinysr-dit": "float16", "adcsr": "bfloat16", "tinysr-unet": "float16"}
 """The dtype that `compile` chooses on a GPU."""
 VARIANTS = {
-    "tinysr-dit": ("separable", "dense"),
+    "tinysr-dit": ("separable", "dense", "fp8"),
     "adcsr": ("released",),
     "tinysr-unet": ("demo", "large", "awkward", "awkward vae"),
 }
-"""Per family the networks it comes in, the one that counts first. TinySR's are named after their decoder."""
+"""Per family the networks it comes in, the one that counts first. TinySR's are named after their decoder; "fp8" is the
+separable one with the transformer in e4m3."""
 
 ADCSR_WIDTHS = (240, 480, 960, 960)
 ADCSR_DECODER = (64, 128, 256, 256)
@@ -45,13 +47,10 @@ def network(
     variant: one of VARIANTS[family], by default the first; dtype and color_fix: by default the family's own.
     ValueError for an unknown variant.
     """
-    variant = variant or VARIANTS[family][0]
-    if variant not in VARIANTS[family]:
-        raise ValueError(f"{family} comes as {VARIANTS[family]}, found {variant!r}")
-    config, tensors = _tinysr(variant) if family == "tinysr-dit" else _unet(variant)
+    config, tensors = named_tensors(family, variant or VARIANTS[family][0])
     dtype = dtype or DTYPES[OWN_DTYPE[family]]
     with ReadingOnes():
-        folded = fold(family, config, tensors, dtype)
+        folded = fold(family, config, tensors, dtype, "fp8" if variant == "fp8" else None)
     return CompiledSR(
         Checkpoint(family, config, tensors, source="shapes alone"),
         folded,
@@ -64,10 +63,25 @@ def network(
     )
 
 
-def _tinysr(decoder: str) -> Named:
+def named_tensors(family: Family, variant: str, reduced: bool = False) -> Named:
+    """The configuration and the normalised checkpoint on meta tensors. ValueError for an unknown variant.
+
+    reduced: the same structure at a size that a CPU runs in a moment; TinySR's images are 32x32 then at least.
+    """
+    if variant not in VARIANTS[family]:
+        raise ValueError(f"{family} comes as {VARIANTS[family]}, found {variant!r}")
+    if reduced and variant == "released":
+        return _pixels(UNetConfig(), (48, 48, 96, 96), (16, 16, 32, 32), 2, separable=False)
+    return _tinysr(variant, reduced) if family == "tinysr-dit" else _unet(variant)
+
+
+def _tinysr(decoder: str, reduced: bool) -> Named:
     with META:
-        transformer = TinySRTransformer(cached=True)
-        vae = TinyVAE.regular(separable_encoder=True, separable_decoder=decoder == "separable")
+        transformer = (
+            TinySRTransformer(cached=True, dim=256, layers=2, table=8) if reduced else TinySRTransformer(cached=True)
+        )
+        width = 16 if reduced else 64
+        vae = TinyVAE.regular(width=width, separable_encoder=True, separable_decoder=decoder != "dense")
         return TinySRConfig(), transformer.normalised_state() | vae.state_dict()
 
 

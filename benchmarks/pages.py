@@ -24,6 +24,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 PLANS: tuple[tuple[Family, str], ...] = (
     ("tinysr-dit", "separable"),
     ("tinysr-dit", "dense"),
+    ("tinysr-dit", "fp8"),
     ("adcsr", "released"),
     ("tinysr-unet", "demo"),
 )
@@ -37,8 +38,9 @@ compiles the launches ahead of time, with the signature, constants and alignment
 GPU is needed. On all architectures: the calls of the released networks for one 128x128 image, each in the dtype that
 `compile` chooses on a GPU (TinySR and the checkpoint in the package in float16, AdcSR in bfloat16). On sm_80 and sm_90
 also these in the other two dtypes. On sm_90 also, in float16, the calls for 256x256 images and for batches of four, and
-those of a large separable UNet and of two small networks of awkward widths. **Left out** are the latter on the other
-architectures, and the other dtypes on sm_86, 89, 100 and 120.
+those of a large separable UNet and of two small networks of awkward widths. Convolutions of large images are compiled
+with a GroupNorm on their way in too, which no network takes; the fp8 operators on sm_89 and later alone. **Left out**
+are awkward widths on the other architectures, and the other dtypes on sm_86, 89, 100 and 120.
 
 A report is at fault, and `make static` fails, where a kernel
 
@@ -52,7 +54,8 @@ the moments that convolutions leave have no other choice as they are.
 
 What was compiled from the same source before is not compiled again (`--fresh` does). In the tables: variants compiled;
 registers a thread; warps that fit a multiprocessor at once, by registers and shared memory, of how many it can hold;
-shared memory; what products run on; instructions that load or store 16 bytes a thread. Ranges are over the variants.
+shared memory; what products run on; instructions of the PTX that load or store 16 bytes a thread. Ranges are over the
+variants.
 """
 
 PLAN_HEAD = """# What a compiled model launches

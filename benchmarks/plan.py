@@ -172,7 +172,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=parse_size, default=(128, 128), metavar="HxW", help="input pixels (128x128)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time (default 1)")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: the family's own on a GPU")
-    parser.add_argument("--decoder", choices=VARIANTS["tinysr-dit"], help="TinySR's (default separable)")
+    parser.add_argument("--decoder", choices=VARIANTS["tinysr-dit"], help="TinySR's (default separable, fp8: the same)")
     parser.add_argument(
         "--gpu", type=parse_gpu, default=DEFAULT_GPU, help="plan launches for this one: its name or 80, 86, ... (90)"
     )

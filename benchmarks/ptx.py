@@ -1,7 +1,8 @@
-"""From which of a kernel's tensors its PTX loads, to which it stores, and how many bytes a thread at a time.
+"""What a kernel's PTX loads and stores, how many bytes a thread at a time, of which tensor; and what products run on.
 
-ptxas neither joins nor splits these accesses, and in PTX every address can be followed back to the parameter that it
-was computed from.
+ptxas neither joins nor splits these accesses and gives every product its instruction, so that the machine code needs
+not be listed, which takes longer than compiling it; and in PTX every address can be followed back to the parameter
+that it was computed from.
 """
 
 from __future__ import annotations
@@ -17,18 +18,30 @@ STORE = re.compile(r"st\.global(?:\.[a-zA-Z_]\w*(?:::\w+)*)*?(?:\.v(\d))?\.[busf
 COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[.\w:]*\s+\[[^\]]*\],\s*\[\s*(%rd\d+)[^\]]*\],\s*(0x[0-9a-f]+|\d+)")
 
 
+PRODUCT = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
+WGMMA = re.compile(r"\bwgmma\.mma_async\b")
+
+Access = tuple[str, int]
+"""The register that holds an address, and the bytes a thread moves."""
+
+
+def accesses(ptx: str) -> tuple[list[Access], list[Access]]:
+    """The instructions that load from global memory, and those that store there."""
+    loads = [(at, int(vector or 1) * int(bits) // 8) for vector, bits, at in LOAD.findall(ptx)]
+    loads += [(at, int(size, 0)) for at, size in COPY.findall(ptx)]
+    return loads, [(at, int(vector or 1) * int(bits) // 8) for vector, bits, at in STORE.findall(ptx)]
+
+
 def widths(ptx: str, names: Sequence[str]) -> tuple[Mapping[str, list[int]], Mapping[str, list[int]]]:
     """(bytes of each load, bytes of each store) by the name of the tensor; names: of the parameters, in order."""
     origins = _origins(ptx)
     loads: dict[str, list[int]] = {}
     stores: dict[str, list[int]] = {}
-    found = [(loads, at, int(vector or 1) * int(bits) // 8) for vector, bits, at in LOAD.findall(ptx)]
-    found += [(loads, at, int(size, 0)) for at, size in COPY.findall(ptx)]
-    found += [(stores, at, int(vector or 1) * int(bits) // 8) for vector, bits, at in STORE.findall(ptx)]
-    for side, register, width in found:
-        for parameter in origins(register):
-            if parameter < len(names):
-                side.setdefault(names[parameter], []).append(width)
+    for side, found in zip((loads, stores), accesses(ptx), strict=True):
+        for register, width in found:
+            for parameter in origins(register):
+                if parameter < len(names):
+                    side.setdefault(names[parameter], []).append(width)
     return loads, stores
 
 

@@ -121,7 +121,8 @@ def narrow(code: Mapping[str, Any], one: Work) -> tuple[str, ...]:
 def wanted(ops: Iterable[str], arch: int, dtypes: Iterable[str] | None) -> Iterator[tuple[str, str, Arguments]]:
     """(operator, dtype, call) to compile for an architecture: all calls in `dtypes`, or the choice described above."""
     for op in ops:
-        if REGISTRY[op].kernels is None:
+        kernels = REGISTRY[op].kernels
+        if kernels is None or GPUS[arch].capability < kernels.capability:
             continue
         if dtypes is not None:
             yield from ((op, dtype, call) for dtype in dtypes for call in CALLS[op](DTYPES[dtype]))

@@ -96,11 +96,12 @@ def test_strict_stops_and_says_what_was_not_tried(compiled, folder, capsys):
 
 
 def test_arguments_reach_the_model_and_the_encoder(compiled, folder):
-    options = "--device cpu --dtype float32 --color-fix wavelet --scale 4 --tile 64 --format webp --lossless"
+    options = (
+        "--device cpu --dtype float32 --quantize fp8 --color-fix wavelet --scale 4 --tile 64 --format webp --lossless"
+    )
     assert upscale(folder / "in" / "a.png", "-o", folder / "out", *options.split()) == 0
-    assert compiled == [
-        ("demo", {"device": "cpu", "dtype": "float32", "color_fix": "wavelet", "upscale": 4, "tile": 64})
-    ]
+    given = {"device": "cpu", "dtype": "float32", "quantize": "fp8", "color_fix": "wavelet", "upscale": 4, "tile": 64}
+    assert compiled == [("demo", given)]
     with Image.open(folder / "out" / "a.webp") as image:
         assert image.size == (12, 8)
 
@@ -174,7 +175,7 @@ def test_info(compiled, capsys):
 def test_convert(compiled, tmp_path, capsys):
     assert cli.main(["convert", "demo", str(tmp_path / "out.safetensors"), "--dtype", "float16"]) == 0
     assert (tmp_path / "out.safetensors").read_bytes() == b"weights"
-    assert compiled == [("demo", {"device": "cpu", "dtype": "float16"})]
+    assert compiled == [("demo", {"device": "cpu", "dtype": "float16", "quantize": None})]
     same = str(tmp_path / "out.safetensors")
     assert cli.main(["convert", same, same]) == 2
     assert cli.main(["convert", "demo", str(tmp_path / "no" / "out.safetensors")]) == 2

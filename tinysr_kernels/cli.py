@@ -53,6 +53,9 @@ def _add_upscale(commands: Any) -> None:
     model.add_argument("--model", required=True, metavar="CKPT", help='a file or folder, or "demo"')
     model.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if present)")
     model.add_argument("--dtype", choices=_DTYPES, help="default: half precision on cuda, float32 on cpu")
+    model.add_argument(
+        "--quantize", choices=("fp8",), help="TinySR's transformer in 8 bits: faster, a little less exact"
+    )
     model.add_argument("--color-fix", choices=("adain", "wavelet", "none"), help="default: the family's own")
     model.add_argument("--scale", type=_whole(1), default=4, metavar="N", help="factor (default 4)")
     model.add_argument("--tile", type=_whole(1), metavar="N", help="side of a tile in input pixels")
@@ -88,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("checkpoint", metavar="CKPT")
     convert.add_argument("out", metavar="OUT", help="the file to write")
     convert.add_argument("--dtype", choices=_DTYPES, help="of the stored weights (default float32)")
+    convert.add_argument("--quantize", choices=("fp8",), help="store TinySR's transformer in 8 bits")
     convert.set_defaults(command=_convert)
     env = commands.add_parser("env", help="what a bug report needs to know of this machine")
     env.add_argument("--json", action="store_true", help="as JSON")
@@ -113,6 +117,7 @@ def _compile(arguments: argparse.Namespace) -> Model:
             arguments.model,
             device=arguments.device,
             dtype=arguments.dtype,
+            quantize=arguments.quantize,
             color_fix=arguments.color_fix,
             upscale=arguments.scale,
             tile=arguments.tile,
@@ -217,7 +222,9 @@ def _convert(arguments: argparse.Namespace) -> int:
         raise InputError(f"{arguments.out} is the checkpoint itself; choose another name")
     import tinysr_kernels
 
-    model = tinysr_kernels.compile(arguments.checkpoint, device="cpu", dtype=arguments.dtype)
+    model = tinysr_kernels.compile(
+        arguments.checkpoint, device="cpu", dtype=arguments.dtype, quantize=arguments.quantize
+    )
     try:
         model.save(arguments.out)
     except OSError as error:

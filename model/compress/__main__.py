@@ -11,7 +11,7 @@ import torch
 from model.compress import count, real, recipe
 from model.compress.conditions import parse_mask
 from model.compress.init import WIDTH, WINDOW, init
-from model.compress.masks import command as command_of_the_proof
+from model.compress.masks import command as proof
 from model.compress.small.preset import SMALL, trial
 from model.compress.small.run import small
 from model.compress.teacher_files import part, transformer_config
@@ -104,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--threads", type=int, default=1)
     command.add_argument("--trial", action="store_true", help="a few steps of everything, in seconds")
     command.set_defaults(run=run_small)
-    command_of_the_proof.add_to(commands)
+    proof.add_to(commands)
     return root
 
 
@@ -112,10 +112,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; exit code 2 for input that does not fit, with the reason on standard error."""
     args = parser().parse_args(arguments)
     try:
-        return args.run(args) or 0
+        code = args.run(args)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return code or 0
 
 
 if __name__ == "__main__":

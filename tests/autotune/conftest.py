@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from autotune import check, gpu
 from tests.autotune.simulated import OP, OPERATOR
 from tinysr_kernels.launch import configs
 from tinysr_kernels.ops import REGISTRY
@@ -17,6 +18,8 @@ def _simulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     monkeypatch.setitem(REGISTRY, OP, OPERATOR)
     monkeypatch.setenv(configs.USER_FOLDER, str(tmp_path / "user"))
     monkeypatch.setattr(configs, "BUNDLED", tmp_path / "bundled")
+    for module in (check, gpu):
+        monkeypatch.setattr(module, "KEPT", tmp_path / "compiled.jsonl")
     configs.forget()
     yield
     configs.forget()

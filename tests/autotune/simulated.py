@@ -18,10 +18,10 @@ from torch import Tensor
 
 from autotune.answers import Failure, Sample
 from autotune.candidates import Candidate, Candidates, candidates
-from autotune.ceilings import Ceilings, ceilings
 from autotune.device import Entries
 from autotune.model import Built, predict
 from autotune.work import Item, Target
+from benchmarks.limits import Ceilings, ceilings
 from tinysr_kernels.launch.config_file import Facts, installed
 from tinysr_kernels.launch.device import GPUS, Gpu
 from tinysr_kernels.launch.kernel import jit

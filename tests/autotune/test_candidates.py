@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 
-from autotune.candidates import REFUSED, REPEATED, candidates
-from autotune.ceilings import ceilings
+from autotune.candidates import REFUSED, REPEATED, Candidate, candidates
 from autotune.model import Built, occupancy, predict
-from autotune.work import Target, all_items, calls_of, items, tunable
+from autotune.work import Item, Target, all_items, calls_of, items, tunable
+from benchmarks.limits import ceilings
 from tests.autotune.simulated import CEILINGS, ITEMS, OP, Config, heuristic, make_items, plan, space
+from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch.device import GPUS, Gpu
-from tinysr_kernels.launch.plan import Launch
+from tinysr_kernels.launch.plan import Launch, Plan
 from tinysr_kernels.ops import REGISTRY
 from tinysr_kernels.ops.trace import Call
 
@@ -38,11 +42,52 @@ def test_an_item_stands_for_its_largest_call() -> None:
     assert merged[0].calls == 3
 
 
+@pytest.mark.parametrize(
+    ("dtypes", "bits"),
+    [
+        ((torch.float16, torch.float32), 16),
+        ((torch.float32,), 32),
+        ((torch.float8_e4m3fn, torch.float32), 8),
+        ((torch.uint8, torch.bfloat16), 16),
+        ((torch.uint8,), 16),
+    ],
+)
+def test_what_is_multiplied(dtypes: tuple[torch.dtype, ...], bits: int) -> None:
+    arguments = {f"t{i}": torch.empty(2, dtype=dtype, device="meta") for i, dtype in enumerate(dtypes)}
+    assert Item(OP, "", {**arguments, "n": 3}, ITEMS[0].cost, 1).bits == bits
+
+
+def test_the_model_counts_what_launches_leave_for_each_other() -> None:
+    """A shared reduction writes and reads its parts; the launch that moves most is the one that counts."""
+    item = ITEMS[0]
+    one = candidates(item, H200, heuristic(H200, **item.arguments)).incumbent
+    (main,) = one.plan.launches
+    assert isinstance(main, Launch)
+    parts = torch.empty(64, 4096, 1024, device="meta")
+    split = Launch(main.kernel, main.grid, {**main.arguments, "scratch_parts": parts}, main.warps, main.stages)
+    merge = Launch(main.kernel, (1 << 20,), {"scratch_parts": parts, "out": one.plan.result}, 1, 1)
+    both = Candidate(one.config, Plan(one.plan.result, (split, merge)))
+    least = 2 * parts.nbytes / CEILINGS.memory
+    assert predict(item, one, H200, CEILINGS) < least < predict(item, both, H200, CEILINGS) < 2 * least
+
+
 def test_targets_add_up() -> None:
     one, two = all_items([DEMO], H200), all_items([DEMO, DEMO], H200)
     assert [2 * item.calls for item in one] == [item.calls for item in two]
     batch = all_items([Target(ckpt="demo", batch=4)], H200)
     assert {item.key for item in batch} != {item.key for item in one}
+
+
+def test_launches_of_a_quantised_network() -> None:
+    """Their products are of 8 bits; where the card or the family has none it is said."""
+    wanted = Target("tinysr-dit", quantize="fp8")
+    assert wanted.name == "tinysr-dit separable, 1 x 128x128, float16, fp8"
+    assert 8 in {item.bits for item in all_items([wanted], H200)}
+    assert 8 not in {item.bits for item in all_items([replace(wanted, quantize=None)], H200)}
+    with pytest.raises(InputError, match="needs sm_89, found NVIDIA A100"):
+        all_items([wanted], GPUS[80])
+    with pytest.raises(InputError, match="this checkpoint is tinysr-unet"):
+        all_items([replace(DEMO, quantize="fp8")], H200)
 
 
 def test_families_have_names() -> None:
@@ -78,7 +123,7 @@ def test_real_operations_have_candidates() -> None:
         found = candidates(item, H200, incumbent)
         assert len(found.all) > 1
         times = [predict(item, c, H200, CEILINGS) for c in found.all]
-        assert all(CEILINGS.floor(item.cost, item.single) < t < 1 for t in times)
+        assert all(CEILINGS.floor(item.cost, item.bits) < t < 1 for t in times)
 
 
 def launch(config: Config, rows: int = 4096) -> Launch:
@@ -116,6 +161,9 @@ def test_ceilings_are_the_datasheets() -> None:
     a100 = ceilings(GPUS[80])
     assert 0.98 < a100.half / 312e12 < 1.02
     assert 0.98 < a100.single / 19.5e12 < 1.02
+    assert h200.rate(8) == 2 * h200.rate(16) == 2 * h200.half
+    assert a100.rate(8) == a100.rate(16)  # Ampere multiplies no floats of 8 bits
+    assert a100.rate(32) == a100.single
     # As long as it is not measured, a card without figures of its own has its nearest relative's.
     other = ceilings(Gpu("NVIDIA GB300", (10, 3), 148), clock=2e9, memory=8e12)
     assert other.half == 148 * 2e9 * 8192

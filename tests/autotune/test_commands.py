@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from autotune import check, report, run, tuning
+from autotune import builder as builder_module
+from autotune import check, run, tuning
 from autotune.__main__ import main
+from autotune.answers import Failure
 from autotune.builder import Builder
 from autotune.candidates import candidates
 from autotune.log import read_records
 from autotune.model import Built
 from autotune.options import targets
 from autotune.work import Item
+from benchmarks import static
 from benchmarks.machine_code import Variant
 from tests.autotune.simulated import CALM, FACTS, ITEMS, OP, SimulatedDevice, candidates_of
 from tests.autotune.test_rightness import norm_item
@@ -27,12 +32,17 @@ from tinysr_kernels.launch.device import GPUS
 
 
 class Pretended(Builder):
-    """Compiles nothing: every third candidate spills, every seventh does not compile."""
+    """Compiles nothing: every third candidate spills, every seventh does not compile; the first of an item is clean."""
 
-    def __init__(self, gpu: Any, workers: int) -> None:
+    asked = 0
+    seconds = 0.0
+
+    def __init__(self, gpu: Any, workers: int, kept: Path | None) -> None:
         super().__init__(gpu, 0)
 
-    def build(self, some: Any) -> list[Built]:
+    def build(self, some: Any, say: Any = None) -> list[Built]:
+        Pretended.asked += len(some)
+        time.sleep(Pretended.seconds)
         faults = [("spills registers",) if i % 3 == 2 else ("does not compile",) if i % 7 == 6 else () for i in COUNT]
         return [Built((), fault) for _, fault in zip(some, faults, strict=False)]
 
@@ -40,38 +50,88 @@ class Pretended(Builder):
 COUNT = range(2000)
 
 
-def test_check_says_what_is_removed_and_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> type[Pretended]:
     monkeypatch.setattr(check, "Builder", Pretended)
+    monkeypatch.setattr(Pretended, "asked", 0)
+    return Pretended
+
+
+def test_check_says_what_is_removed_and_why(pretended: type[Pretended], tmp_path: Path, capsys) -> None:
     file = tmp_path / "check.json"
     assert main(["check", "--arch", "sm_90", "--ckpt", "demo", "--limit", "10", "--json", str(file)]) == 0
     text = capsys.readouterr().out
     made = json.loads(file.read_text())
     assert made["gpu"] == "NVIDIA H200"
     assert made["removed"]["spills registers"] == sum(row["removed"]["spills registers"] for row in made["rows"])
-    assert made["removed"]["beyond --limit"] > 0
-    named, left = sum(row["named"] for row in made["rows"]), sum(row["left"] for row in made["rows"])
-    assert named == left + sum(made["removed"].values())
-    assert f"{named} candidates, {named - left} removed" in text
+    named, left, unseen = (sum(row[name] for row in made["rows"]) for name in ("named", "left", "unseen"))
+    assert named == left + unseen + sum(made["removed"].values())
+    assert all(row["left"] + row["unseen"] + sum(row["removed"].values()) == row["named"] for row in made["rows"])
+    assert unseen > 0
+    assert pretended.asked == sum(min(10, left_of(row) + row["unseen"]) for row in made["rows"])
+    assert f"{named} candidates, {named - left - unseen} removed" in text
+    assert f"{unseen} not compiled" in text
     assert f"{made['removed']['spills registers']:>6} spills registers" in text
     assert [row["share"] for row in made["rows"]] == sorted((row["share"] for row in made["rows"]), reverse=True)
     assert sum(row["share"] for row in made["rows"]) == pytest.approx(1, abs=0.01)
 
 
-def test_check_fails_where_nothing_is_left(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(check, "Builder", Pretended)
-    monkeypatch.setattr(Pretended, "build", lambda self, some: [Built((), ("spills registers",)) for _ in some])
+def left_of(row: dict[str, Any]) -> int:
+    """Candidates of an item that were compiled, or would have been."""
+    return row["left"] + sum(row["removed"].get(fault, 0) for fault in ("spills registers", "does not compile"))
+
+
+def test_check_ends_in_time(
+    pretended: type[Pretended], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
+) -> None:
+    """What --seconds leaves out is counted, and every item has had its turn with its best before any has a second."""
+    monkeypatch.setattr(Pretended, "missing", lambda self, some: list(some))
+    monkeypatch.setattr(Pretended, "seconds", 0.05)
+    file = tmp_path / "check.json"
+    started = time.monotonic()
+    assert main(["check", "--ckpt", "demo", "--seconds", "1", "--json", str(file)]) == 0
+    assert time.monotonic() - started < 20
+    rows = json.loads(file.read_text())["rows"]
+    seen = [left_of(row) for row in rows]
+    assert 0 < sum(seen) == pretended.asked
+    assert max(seen) - min(row["named"] if not row["unseen"] else s for row, s in zip(rows, seen, strict=True)) <= 8
+    assert "not compiled (--limit, --seconds)" in capsys.readouterr().out
+
+
+def test_check_fails_where_nothing_is_left(pretended: type[Pretended], monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(Pretended, "build", lambda self, some, say: [Built((), ("spills registers",)) for _ in some])
     assert main(["check", "--ckpt", "demo"]) == 1
+    assert "spills registers" in capsys.readouterr().err
 
 
-def test_compilations_are_shared_and_contained() -> None:
-    """Real compilations: each distinct one once, and one that is no kernel at all is a fault and no error."""
+def test_check_fails_where_what_runs_today_is_at_fault(
+    pretended: type[Pretended], monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Though other candidates are left."""
+    done: list[int] = []
+
+    def build(self: Pretended, some: Any, say: Any) -> list[Built]:
+        done.append(len(some))
+        return [Built((), ("spills registers",)) if len(done) == 1 and i == 0 else Built() for i in range(len(some))]
+
+    monkeypatch.setattr(Pretended, "build", build)
+    assert main(["check", "--ckpt", "demo", "--limit", "4"]) == 1
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_compilations_are_shared_contained_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real compilations: each distinct one once, now and later; one that is no kernel at all is a fault, no error."""
     pytest.importorskip("triton.backends.nvidia", reason="the compiler's own tools are needed")
     item = norm_item()
     some = candidates(item, GPUS[90], item.implementation.heuristic(GPUS[90], **item.arguments)).all[:2]
-    builder = Builder(GPUS[90], 1)
+    kept = tmp_path / "kept"
+    monkeypatch.setattr(static, "RESULTS", tmp_path)
+    builder = Builder(GPUS[90], 1, kept)
+    said: list[int] = []
     try:
-        built = builder.build([*some, some[0]])
-        assert len(builder.known) == len(some)
+        missing = len(builder.missing(some))
+        built = builder.build([*some, some[0]], lambda: said.append(1))
+        assert builder.compiled == len(said) == missing == len(some)
         assert built[0] == built[2]
         for one in built:
             assert one.faults == ()
@@ -82,6 +142,51 @@ def test_compilations_are_shared_and_contained() -> None:
         assert builder.workers[0].call("build", nonsense, seconds=60).kind == "error"
     finally:
         builder.stop()
+    later = Builder(GPUS[90], 0, kept)  # without a worker nothing can be compiled
+    assert later.build(some) == built[:2]
+    assert later.compiled == 0
+
+
+def test_what_is_recalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of this version of Triton, from whole lines, and those that `benchmarks static` keeps; no crashes."""
+    kept, folder = tmp_path / "kept", tmp_path / "results"
+    folder.mkdir()
+    monkeypatch.setattr(static, "RESULTS", folder)
+    assert builder_module.recall(kept) == {}
+    builder_module.keep(kept, "clean", (32, 1024, 0))
+    builder_module.keep(kept, "bad", builder_module.NO_CODE)
+    kept.write_bytes(kept.read_bytes() + b"torn")
+    names = [field.name for field in dataclasses.fields(static.Report)]
+    reports = [
+        {**dict.fromkeys(names), "digest": "static", "registers": 40, "spill_bytes": 8, "shared_bytes": 512},
+        {**dict.fromkeys(names), "digest": "none"},
+    ]
+    (folder / f"static-triton-{static.installed(None)}.json").write_text(json.dumps(reports))
+    found = builder_module.recall(kept)
+    assert found == {
+        "clean": (32, 1024, 0),
+        "bad": "does not compile",
+        "static": (40, 512, 8),
+        "none": "does not compile",
+    }
+    monkeypatch.setattr(builder_module, "_triton", lambda: "0.0.0")
+    assert builder_module.recall(kept) == {}
+
+
+def test_crashes_of_the_compiler_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be the machine's fault, short of memory or of time."""
+    item = norm_item()
+    some = candidates(item, GPUS[90], item.implementation.heuristic(GPUS[90], **item.arguments)).all[:1]
+
+    def crash(workers: Any, method: str, tasks: Any, seconds: float, done: Any) -> None:
+        for place, _ in enumerate(tasks):
+            done(place, Failure("crash", "signal 9"))
+
+    monkeypatch.setattr(builder_module, "run_all", crash)
+    monkeypatch.setattr(static, "RESULTS", tmp_path)
+    builder = Builder(GPUS[90], 0, tmp_path / "kept")
+    assert builder.build(some)[0].faults == ("crashes the compiler",)
+    assert not (tmp_path / "kept").exists()
 
 
 def test_faults_in_words() -> None:
@@ -103,6 +208,9 @@ def test_show_explains_each_launch(tmp_path: Path, capsys) -> None:
     (rows,) = json.loads(rows_file.read_text()).values()
     assert {row["source"] for row in rows} <= {"heuristic", "no kernels of our own"}
     assert all(row["floor_us"] > 0 and row["us"] is None for row in rows)
+    # What nobody measured costs what the model thinks.
+    assert all((row["model_us"] or 0) > row["floor_us"] for row in rows if row["source"] == "heuristic")
+    assert "0 of them measured" in text
 
 
 def test_show_and_export_of_what_was_measured(
@@ -157,6 +265,36 @@ def test_run_needs_a_gpu(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mistakes(arguments: list[str], message: str, capsys) -> None:
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_run_says_at_once_where_it_cannot_write(
+    simulated_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    (tmp_path / "file").write_text("")
+    nowhere = str(tmp_path / "file" / "folder")
+    assert main(["run", "--family", "tinysr-unet", "--report", nowhere]) == 2
+    monkeypatch.setenv(configs.USER_FOLDER, nowhere)
+    assert main(["run", "--family", "tinysr-unet", "--report", str(tmp_path / "report")]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("autotune: ") == 2
+    assert "Not a directory" in printed.err
+    assert "launches of" not in printed.out
+
+
+def test_show_needs_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(configs.USER_FOLDER, str(tmp_path / "file" / "folder"))
+    assert main(["show", "--ckpt", "demo", "--gpu", "90"]) == 0
+    assert "not there" in capsys.readouterr().out
+
+
+def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check, "check", interrupt)
+    assert main(["check"]) == 130
+    assert "goes on from here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -228,18 +366,6 @@ def test_a_run_from_the_command_line(file: Path, tmp_path: Path, capsys, simulat
     assert main([*arguments, "--fresh", "--json", str(tmp_path / "run.json")]) == 0
     assert "0 steps recalled" in (folder / "report.md").read_text()
     assert json.loads((tmp_path / "run.json").read_text()) == json.loads((folder / "report.json").read_text())
-
-
-def test_the_picture_is_optional(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "candidates", lambda item, gpu, incumbent: candidates_of(item.key))
-    outcome = tuning.tune([], ITEMS, SimulatedDevice(1, CALM), file, budget=20)
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    assert [path.name for path in report.write(tmp_path, outcome, FACTS)] == ["report.md", "report.json"]
-    assert "png" not in (tmp_path / "report.md").read_text()
-    monkeypatch.undo()
-    pytest.importorskip("matplotlib")
-    assert report.plot(tmp_path / "report.png", outcome)
-    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_benchmarks_know_nothing_of_tuning() -> None:

@@ -75,8 +75,8 @@ def test_200_simulated_runs(file: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert not any(device.is_wrong(race.item, race.champion) for race in outcome.races), seed
         assert not any(device.fate(race.item, race.champion) for race in outcome.races), seed
         assert whole_us(device, outcome, "after") <= whole_us(device, outcome, "before"), seed
-        # One step may overrun: a hang, or a throttled reading that is taken again.
-        assert outcome.spent <= BUDGET + 45, seed
+        # One step may overrun, by a hang of 20 seconds at the most; and the models end to end take three seconds.
+        assert outcome.spent <= BUDGET + 25, seed
         ratios.append(slower_than_best(device, outcome))
         gains.append(whole_us(device, outcome, "before") / whole_us(device, outcome, "after"))
         spent.append(outcome.spent)
@@ -227,6 +227,36 @@ def test_disturbed_readings_are_taken_again() -> None:
     device.until = 1000
     assert session.sample(item, candidate) == 14.0 + RETAKES + 1
     assert session.counts["still disturbed"] == 1
+
+
+def test_a_lasting_disturbance_does_not_cost_the_budget() -> None:
+    """Once waiting was in vain, each further reading is taken again once, until one is undisturbed; and nothing is
+    waited for beyond the budget."""
+
+    class Disturbed(SimulatedDevice):
+        lasting = True
+
+        def sample(self, item: Item, candidate: Candidate) -> Sample | Failure:
+            self.asked["n"] += 1
+            self.now += 0.1
+            return Sample(10.0, "another process on the GPU" if self.lasting else "")
+
+    def asked(session: Session) -> int:
+        before = device.asked["n"]
+        session.sample(item, candidate)
+        return device.asked["n"] - before
+
+    device = Disturbed(0)
+    item, candidate = ITEMS[0], candidates_of(ITEMS[0].key).incumbent
+    session = Session(device, Log())
+    assert [asked(session) for _ in range(4)] == [1 + RETAKES, 2, 2, 2]
+    device.lasting = False
+    assert asked(session) == 1
+    device.lasting = True
+    assert asked(session) == 1 + RETAKES
+    short = Session(device, Log(), budget=5.0)
+    assert asked(short) == 3  # after 1 and 2 seconds; 4 more would be too many
+    assert short.spent < 5.0
 
 
 def test_a_failure_is_remembered() -> None:

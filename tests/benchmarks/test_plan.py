@@ -20,7 +20,7 @@ from tinysr_kernels.ops.trace import Moved, Step
 
 PARTS = {
     "tinysr-dit": ["resize", "encoder", "transformer", "decoder", "color"],
-    "adcsr": ["resize", "unet", "decoder", "color"],
+    "adcsr": ["unet", "decoder", "color"],  # its first convolution reads the bytes
     "tinysr-unet": ["resize", "unet", "decoder", "color"],
 }
 
@@ -31,7 +31,7 @@ def plan(family: str, variant: str | None = None) -> plans.ModelPlan:
 
 
 @pytest.mark.parametrize(
-    ("family", "launches", "activation_bytes"), [("tinysr-dit", 183, 2.2e9), ("adcsr", 390, 3.35e9)]
+    ("family", "launches", "activation_bytes"), [("tinysr-dit", 150, 2.2e9), ("adcsr", 300, 3.0e9)]
 )
 def test_few_launches_and_little_traffic(family: str, launches: int, activation_bytes: float) -> None:
     """One 128x128 image, from the uint8 image to the uint8 image; eager takes 692 and 1105 launches, 8.1 and 9.8 GB.
@@ -43,20 +43,51 @@ def test_few_launches_and_little_traffic(family: str, launches: int, activation_
     assert totals["activation_bytes"] <= activation_bytes
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_around_the_network_are_few_launches(family: str) -> None:
+    """One before it at most, and behind it the color fix and the copy to the caller's memory."""
+    parts = {name: totals["launches"] for name, totals in plan(family).grouped(lambda row: row.part).items()}
+    assert parts.get("resize", 0) == (0 if family == "adcsr" else 1)
+    behind = [row.op for row in plan(family).rows if row.part == "color"]
+    assert behind == (["clamp_image"] if family == "tinysr-unet" else ["adain_fix"] * 2) + ["aten::copy_"]
+
+
+@pytest.mark.parametrize(("family", "before"), [("tinysr-dit", 3), ("adcsr", 3), ("tinysr-unet", 4)])
+def test_an_image_that_has_to_be_padded_takes_few_launches_more(family: str, before: int) -> None:
+    """Its bytes become numbers in one, and each axis is padded in one; what is cropped is read in place."""
+    padded = plans.plan(family, (127, 121))
+    parts = {name: totals["launches"] for name, totals in padded.grouped(lambda row: row.part).items()}
+    assert parts["resize"] == before + (family == "tinysr-dit")
+    assert parts["color"] == plan(family).grouped(lambda row: row.part)["color"]["launches"]
+
+
 # Parameters and GFLOP of the released networks, computed from their shapes alone; TinySR's by its decoder.
 @pytest.mark.parametrize(
     ("family", "variant", "millions", "gflop"),
     [("tinysr-dit", "separable", 340.4, 807), ("tinysr-dit", "dense", 341.5, 916), ("adcsr", "released", 456.07, 981)],
 )
 def test_the_networks_have_their_public_size(family: str, variant: str, millions: float, gflop: float) -> None:
-    """The weights but for the position table, with 3x3 kernels where folding made phases, and their arithmetic.
+    """The weights but for the position table and sums of rows, with 3x3 kernels where folding made phases; the FLOPs.
 
     The published GFLOP are those of the products alone.
     """
-    tensors = {k: t for k, t in network(family, variant).network.named_buffers() if not k.endswith("table")}
+    tensors = {k: t for k, t in network(family, variant).network.named_buffers() if not k.endswith(("table", "sums"))}
     weights = sum(t.numel() * (9 / 16 if k.endswith("phases") else 1) for k, t in tensors.items())
     assert weights / 1e6 == pytest.approx(millions, rel=1e-3)
     assert plan(family, variant).totals()["flops"] / 1e9 == pytest.approx(gflop, rel=0.01)
+
+
+def test_fp8_halves_the_weights_of_the_transformer() -> None:
+    """Eight launches a block, none of them over the hidden features alone; products at twice the rate."""
+    half, fp8 = plan("tinysr-dit"), plan("tinysr-dit", "fp8")
+    found = fp8.grouped(plans.operator_of)
+    assert found["linear_fp8"]["launches"] == 3 * 12
+    assert found["linear_fp8_quantized"]["launches"] == found["quantize_rows"]["launches"] == 12
+    assert found["layer_norm_quantize"]["launches"] == 2 * 12
+    weights = [made.grouped(lambda row: row.part)["transformer"]["weight_bytes"] for made in (half, fp8)]
+    assert weights[1] / weights[0] == pytest.approx(0.5, rel=0.02)
+    floors = [made.grouped(lambda row: row.part)["transformer"]["floor_us"]["RTX 4090"] for made in (half, fp8)]
+    assert 0.45 < floors[1] / floors[0] < 0.6
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -101,7 +132,7 @@ def test_every_launch_of_a_split_operator_is_a_row() -> None:
 
 def test_floors() -> None:
     """The longer of arithmetic and traffic; small tensors at the L2's speed, large ones and weights at memory's."""
-    card = Card("x", half=1e12, single=1e11, memory=1e12, l2=4e12, l2_bytes=1000)
+    card = Card("x", half=1e12, single=1e11, memory=1e12, l2=4e12, l2_bytes=1000, fp8=2e12)
     small, large, weight = Moved((2, 100), 400), Moved((600,), 600), Moved((100,), 400, weight=True)
 
     def floor(flops: int, *moved: Moved, single: bool = False, cached: bool = False) -> float:
@@ -113,6 +144,7 @@ def test_floors() -> None:
     assert floor(0, weight, cached=True) == pytest.approx(100e-12)
     assert floor(1000, small) == pytest.approx(1e-9)
     assert floor(1000, small, single=True) == pytest.approx(1e-8)
+    assert floor(1000, Moved((100,), 100, weight=True, fp8=True)) == pytest.approx(5e-10)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

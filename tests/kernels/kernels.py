@@ -45,12 +45,15 @@ def to_device(value: Any, device: torch.device = DEVICE) -> Any:
 
 
 def poison(plan: Plan) -> Plan:
-    """The plan with every tensor that its launches will write filled with NaN: what is not written shows."""
+    """The plan with every tensor that its launches will write filled with NaN: what is not written shows.
+
+    Bytes are filled with 173, flags with False.
+    """
     given = {id(t) for t in tensors(plan.result)}
     for launch in plan.launches:
         for name, value in launch.arguments.items():
             if isinstance(value, Tensor) and (id(value) in given or name.startswith("scratch")):
-                value.fill_(math.nan)
+                value.fill_(math.nan if value.is_floating_point() else 173 * (value.dtype != torch.bool))
     return plan
 
 
@@ -219,3 +222,16 @@ class KernelContract:
                 assert isinstance(chosen, operator.kernels.config)
                 assert all(type(v) in (int, str, bool) for v in dataclasses.asdict(chosen).values())
                 assert operator.kernels.plan(chosen, **arguments).launches
+
+
+class KernelMutations(KernelContract):
+    """Of a further module whose kernels serve an operator that another class tests: the mutations alone."""
+
+    test_numbers = None
+    test_configurations = None
+    test_form = None
+    test_layouts = None
+    test_repeats_and_any_batch = None
+    test_through_the_operator = None
+    test_float64_goes_to_the_reference = None
+    test_configurations_fit_every_gpu = None

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tests.kernels.kernels import KernelContract
+import pytest
+import torch
+
+from tests.kernels.kernels import KernelContract, KernelMutations
 from tests.ops import test_conv3x3
-from tinysr_kernels.ops import conv3x3_kernel, moments_kernel
-from tinysr_kernels.ops.conv_tiles import LIBRARY, Config
+from tests.ops.cases import CASES
+from tinysr_kernels.launch import configs
+from tinysr_kernels.ops import REGISTRY, conv3x3_kernel, conv_few_kernel, moments_kernel, prologue_kernel
+from tinysr_kernels.ops.conv_tiles import LIBRARY, Config, few
+
+FEW = few(7, 3)
 
 
 class TestConv3x3Kernels(KernelContract):
@@ -27,8 +34,8 @@ class TestConv3x3Kernels(KernelContract):
         ),
         "no right border": ("(column + j >= 0) & (column + j < width)", "column + j >= 0"),
         "no upper border": ("(row + i >= 0) & (row + i < height)", "row + i < height"),
-        "no border within a tap": ("mask=((borders >> tap) & 1) != 0, other", "mask=borders != 0, other"),
-        "ones outside": ("mask=seen, other=0.0", "mask=seen, other=1.0"),
+        "no border within a tap": ("seen = ((borders >> tap) & 1) != 0", "seen = borders != 0"),
+        "ones outside": ("shift[None, :]), mask=seen, other=0.0", "shift[None, :]), mask=seen, other=1.0"),
         "last outputs for all": ("weight += outs[None, :] * DEPTH", "weight += (outputs - 1 - outs)[None, :] * DEPTH"),
         "one row for the tile": ("(lane // COLUMNS * width + lane % COLUMNS) * (", "(lane % COLUMNS) * ("),
         "stride of 1": ("column * STRIDE - 1 + right", "column - 1 + right"),
@@ -44,6 +51,77 @@ class TestConv3x3Kernels(KernelContract):
         "no bias": ("v = acc + beta", "v = acc"),
         "bias always zero": ("mask=outs < outputs, other=0.0).to", "mask=outs < 0, other=0.0).to"),
         "residual always inside": ("v = activate(v, ACTIVATION) + other", "v = activate(v + other, ACTIVATION)"),
+    }
+
+    def test_few_results_alone_are_gathered(self) -> None:
+        """By the heuristic, and refused where they are not few or a step of 2 apart."""
+        operator = REGISTRY["conv3x3"]
+        for case in CASES["conv3x3"]:
+            arguments = case.arguments(torch.float16)
+            plan, choice = operator.plan(**arguments)
+            few = plan.result.shape[1] <= 7 and "stride" not in arguments and "shortcut" not in arguments
+            assert (choice.config.form == "few") == few
+            if not few:
+                with configs.given(conv3x3=FEW), pytest.raises(ValueError, match="few"):
+                    operator.plan(**arguments)
+
+
+class TestFewResults(KernelMutations):
+    """The form for few results, and what it and the other share: a GroupNorm before."""
+
+    contract = test_conv3x3.TestConv3x3
+    kernels = conv_few_kernel
+    configs: ClassVar = {}
+    mutations: ClassVar = {
+        "transposed taps": ("(tap // 3 - 1) * COLUMNS + tap % 3 - 1", "(tap % 3 - 1) * COLUMNS + tap // 3 - 1"),
+        "dropped tap": ("(place % RESULTS == result) & (tap < 9)", "(place % RESULTS == result) & (tap < 8)"),
+        "no rows' border": ("// across * (ROWS - 2) - 1", "// across * (ROWS - 2)"),
+        "no columns' border": ("% across * (COLUMNS - 2) - 1", "% across * (COLUMNS - 2)"),
+        "tiles apart": ("% across * (COLUMNS - 2) - 1", "% across * COLUMNS - 1"),
+        "the border stored": ("(lane % COLUMNS > 0)", "(lane % COLUMNS >= 0)"),
+        "the first slice for all": ("chan = start + tl.arange(0, SLICE)", "chan = tl.arange(0, SLICE)"),
+        "the first sample for all": ("base = (sample * height + top)", "base = (0 * sample + top)"),
+        "norm of the border": ("tl.where(known, y, 0.0)", "y"),
+        "no norm": ("if moments is not None:", "if moments is not None and CHANNELS < 0:"),
+        "no norm's bias": (
+            "shift = tl.load(norm_bias + chan, mask=there",
+            "shift = tl.load(norm_bias + chan, mask=chan < 0",
+        ),
+        "results swapped": ("outs[None, :] == result, total", "outs[None, :] == RESULTS - 1 - result, total"),
+        "other channels' groups": ("(chan // WIDTH * WIDTH)", "(chan // WIDTH * 0)"),
+        "between channels nothing": ("variance + deviation * deviation, 1)", "variance, 1)"),
+        "moments of the first sample": ("moments + sample * 2 * channels + member", "moments + 0 * sample + member"),
+        "no eps": ("/ WIDTH, eps)", "/ WIDTH, 0.0)"),
+        "no silu": ("y = quick_silu(y)", "y += 0.0"),
+    }
+
+
+class TestNormBefore(KernelMutations):
+    """A GroupNorm before the implicit product."""
+
+    contract = test_conv3x3.TestConv3x3
+    kernels = conv3x3_kernel
+    configs: ClassVar = TestConv3x3Kernels.configs
+    mutations: ClassVar = {
+        "norm of the border": ("tl.where(seen, y, 0.0)", "y"),
+        "no gain": ("tl.load(scale + CHANNELS + chan)", "tl.load(scale + chan)"),
+        "the first sample's scale": ("scratch_scale + sample * 2 * CHANNELS", "scratch_scale + sample * 0"),
+        "the tap's first channels": ("chan = k % CHANNELS", "chan = lane % CHANNELS"),
+        "the slice's first channels": ("chan = tl.multiple_of(start % CHANNELS, SLICE) + lane", "chan = lane"),
+        "no norm's bias": ("tl.load(norm_bias + chan).to", "0.0 * tl.load(norm_bias + chan).to"),
+    }
+
+
+class TestScales(KernelMutations):
+    """What the implicit product takes of the moments."""
+
+    contract = test_conv3x3.TestConv3x3
+    kernels = prologue_kernel
+    configs: ClassVar = {"shared": TestConv3x3Kernels.configs["shared"]}
+    mutations: ClassVar = {
+        "mean for gain": ("tl.store(at + channels, gain", "tl.store(at + channels, mean"),
+        "the first sample for all": ("scratch_scale + sample * 2", "scratch_scale + sample * 0"),
+        "other groups": ("(chan // WIDTH * WIDTH)", "(chan // WIDTH * 0)"),
     }
 
 

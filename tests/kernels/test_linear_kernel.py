@@ -11,7 +11,8 @@ from tests.kernels.kernels import KernelContract
 from tests.ops import test_linear
 from tests.ops.cases import CASES, Case
 from tests.ops.contract import relaid
-from tinysr_kernels.ops import linear_kernel
+from tinysr_kernels.launch import configs
+from tinysr_kernels.ops import REGISTRY, linear_kernel, row_moments_kernel
 from tinysr_kernels.ops.linear import LIBRARY, Config
 
 
@@ -29,18 +30,29 @@ class TestLinearKernels(KernelContract):
         "the first row for all": ("at_x = x + row[:, None] * depth", "at_x = x + (row * 0)[:, None] * depth"),
         "no second input": ("if x2 is not None:", "if x2 is not None and depth < 0:"),
         "exact GELU for tanh": ("v = _gelu_tanh(v)", "v = _gelu(v * 1.02)"),
-        "gates are values": ("acc * _gelu(side)", "side * _gelu(acc)"),
+        "gates are values": ("acc *= _gelu(side)", "acc = side * _gelu(acc)"),
         "one bias for both": ("_vector(bias + features,", "_vector(bias,"),
         "gates from the first half": ("side_taken += features", "side_taken += 0"),
         "no bias": ("v += _vector(bias", "v += 0.0 * _vector(bias"),
         "no gate": ("v *= _vector(gate", "v += 0.0 * _vector(gate"),
         "no residual": ("if residual is not None:", "if residual is not None and features < 0:"),
         "second block lost": (
-            "        if SECOND:\n            _finish(",
-            "        if SECOND and rows < 0:\n            _finish(",
+            "        if SECOND:\n            begin += COLUMNS",
+            "        if SECOND and rows < 0:\n            begin += COLUMNS",
         ),
         "rows of the band mixed up": ("(first + inside % height)", "(first + inside * 0)"),
         "blocks of features mixed up": ("begin = inside // height * WIDTH", "begin = inside // height * COLUMNS"),
+        "no mean": ("rstd[:, None] * (v - mean[:, None] *", "rstd[:, None] * (v - 0.0 * mean[:, None] *"),
+        "no rstd": ("return rstd[:, None] * (v", "return (v"),
+        "the values' sums for the gates": ("weight_sums + features, side_column", "weight_sums, side_column"),
+        "second block not normalised": (
+            "elif SECOND:\n            side = _norm",
+            "elif SECOND:\n            _ = _norm",
+        ),
+        "parts count alike": ("means * count, 0.0), 1) / depth", "means, 0.0), 1) / parts"),
+        "means of parts alike": ("squares + count * deviation * deviation", "squares"),
+        "no eps": ("tl.sqrt_rn(variance + eps)", "tl.sqrt_rn(variance)"),
+        "the first part alone": ("known = (number < parts)[None, :]", "known = (number < 1)[None, :]"),
     }
 
     @pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced"])
@@ -49,6 +61,46 @@ class TestLinearKernels(KernelContract):
         arguments = case.arguments(torch.float32)
         moved = {k: relaid(v, layout) for k, v in arguments.items()}
         assert torch.equal(self.call(moved), self.call(arguments))
+
+
+class TestLinearRowMomentsKernels(KernelContract):
+    contract = test_linear.TestLinearRowMoments
+    kernels = linear_kernel
+    configs: ClassVar = {
+        "two blocks": Config("tile", rows=16, columns=32, side=32, slice=32, band=2, warps=4, stages=1),
+        "several parts": Config("tile", rows=32, columns=64, side=64, slice=16, band=4, warps=4, stages=2),
+        "library": LIBRARY,
+    }
+    mutations: ClassVar = {
+        "features behind the end": ("known = column < features\n", "known = column < features + 1\n"),
+        "parts of one size": ("tl.minimum(features - number * PART, PART)", "(number * 0 + PART)"),
+        "mean not taken off": ("values - mean[:, :, None]", "values"),
+        "parts of the first tile": ("number = begin // PART + ", "number = "),
+        "rows of the first tile": ("out_moments + first_row * (2 * parts) +", "out_moments +"),
+    }
+
+
+class TestRowMomentsOfStoredResults(KernelContract):
+    """Where a library computes, one more launch takes the moments."""
+
+    contract = test_linear.TestLinearRowMoments
+    kernels = row_moments_kernel
+    configs: ClassVar = {"library": LIBRARY}
+    mutations: ClassVar = {
+        "the first block for all": ("begin = tl.program_id(1) * COLUMNS", "begin = tl.program_id(1) * 0"),
+        "the first rows for all": ("at = out + first_row * features +", "at = out +"),
+    }
+
+
+def test_row_moments_take_tiles_of_whole_parts() -> None:
+    """A narrower tile is refused, not computed wrongly."""
+    arguments = CASES["linear_row_moments"][0].arguments(torch.float16)
+    narrow = Config("tile", rows=16, columns=16, side=0, slice=32, band=2, warps=4, stages=1)
+    with (
+        configs.given(linear_row_moments=narrow),
+        pytest.raises(ValueError, match="blocks of whole 32 features"),
+    ):
+        REGISTRY["linear_row_moments"].plan(**arguments)
 
 
 def test_gelu_as_exact_as_the_library() -> None:

@@ -16,6 +16,7 @@ from tests.layouts.tinysr import write_tinysr
 from tests.layouts.unet import write_unet
 from tests.layouts.weights import random_image
 from tests.ops.cases import CASES
+from tests.ops.contract import opcheck
 from tinysr_kernels.families import TinySRConfig, UNetConfig
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import Gpu, assume
@@ -102,4 +103,4 @@ def test_opcheck_on_kernels(op: str) -> None:
     """Schema, fake tensors, tracing with static and dynamic shapes, as torch.library checks them, on the kernels."""
     arguments = {name: to_device(value) for name, value in CASES[op][0].arguments(torch.float32).items()}
     with using("triton"):
-        torch.library.opcheck(REGISTRY[op].overload, (), arguments)
+        opcheck(op, arguments)

@@ -26,3 +26,19 @@ class TestPatchEmbedKernels(KernelContract):
         "patches overlap": ("across + row % across * PATCH", "across + row % across"),
         "pixels for patches": ("row // across * (PATCH * PATCH) * across", "row // across * PATCH * across"),
     }
+
+
+class TestPatchEmbedRowMomentsKernels(KernelContract):
+    contract = test_patch_embed.TestPatchEmbedRowMoments
+    kernels = linear_kernel
+    configs: ClassVar = {"several blocks": Config(rows=16, columns=32, slice=16, warps=4)}
+    mutations: ClassVar = {
+        "moments of the first tile": (
+            "tl.arange(0, ROWS), begin, tokens, features",
+            "tl.arange(0, ROWS), 0, tokens, features",
+        ),
+        "moments before the table": (
+            "leave(v, out_moments, first_row, tl",
+            "leave(v * 0.5, out_moments, first_row, tl",
+        ),
+    }

@@ -19,29 +19,39 @@ class TestSepconvKernels(KernelContract):
         "tile": Config("tile", rows=1, pixels=16, channels=32, outputs=64, warps=4, stages=2),
     }
     mutations: ClassVar = {
-        "dropped tap, march": (
-            "done = above + left * c0 + middle * c1 + right * c2",
-            "done = above + left * c0 + middle * c1",
-        ),
+        "dropped row, march": ("lower += v * _tap", "lower += 0.0 * v * _tap"),
         "rows mixed up, march": (
-            "    if STRIDE == 1:\n            above = below + left * b0",
-            "    if STRIDE == 1:\n            above = left * b0",
+            "zero, below, above,\n                True, True, True",
+            "zero, above, below,\n                True, True, True",
+        ),
+        "no row above, march": (
+            "zero, above, zero,\n            True, True, False",
+            "zero, zero, zero,\n            True, True, False",
+        ),
+        "stride 1 for 2, march": (
+            "chan, height, width, center, gain, shift, zero, zero, above",
+            "chan, height, width, center, gain, shift, zero, zero, zero",
         ),
         "dropped row, tile": ("for i in tl.static_range(3)", "for i in tl.static_range(2)"),
-        "no left border": ("& (column >= 0) & (column < width)", "& (column < width)"),
-        "no lower border": ("(row >= 0) & (row < height)", "(row >= 0)"),
+        "no left border": ("(column >= 0) & (column < limit)", "(column < limit)"),
+        "no right border": ("(column >= 0) & (column < limit)", "(column >= 0) & (limit > 0)"),
+        "no lower border, march": ("limit = tl.where((row >= 0) & (row < height)", "limit = tl.where((row >= 0)"),
+        "no upper border, tile": ("limit = tl.where((row + i >= 0) & (", "limit = tl.where(("),
         "ones outside": (
-            "mask=inside[:, None] & (chan[None, :] < channels), other=0.0).to",
-            "mask=inside[:, None] & (chan[None, :] < channels), other=1.0).to",
+            "mask=inside[:, None] & (chan[None, :] < CHANNELS), other=0.0)",
+            "mask=inside[:, None] & (chan[None, :] < CHANNELS), other=1.0)",
         ),
-        "transposed taps": ("at = depthwise + chan * 9 + ROW * 3", "at = depthwise + chan * 9 + ROW"),
+        "transposed taps": (
+            "tl.load(depthwise + NUMBER * CHANNELS + chan",
+            "tl.load(depthwise + (NUMBER % 3 * 3 + NUMBER // 3) * CHANNELS + chan",
+        ),
         "no bias": ("v = acc + beta", "v = acc"),
         "residual always inside": (
             "v = activate(v, ACTIVATION) + other",
             "v = activate(other + v, ACTIVATION)",
         ),
-        "no skip": ("if skip is not None:", "if skip is not None and first_depth < 0:"),
-        "shortcut's columns for skip": ("weight = shortcut_weight + first_depth", "weight = shortcut_weight"),
+        "no skip": ("if skip is not None:", "if skip is not None and FIRST < 0:"),
+        "shortcut's columns for skip": ("weight = shortcut_weight + FIRST", "weight = shortcut_weight"),
         "enlarged by one": (
             "((row >> 1) - (first >> 1)) * (width // 2) + (column >> 1)",
             "((row >> 1) - (first >> 1)) * (width // 2) + (column >> 1) + 1",
@@ -50,6 +60,14 @@ class TestSepconvKernels(KernelContract):
             "sample = tl.program_id(2).to(tl.int64)\n    chan",
             "sample = tl.program_id(2).to(tl.int64) * 0\n    chan",
         ),
+        "norm behind the padding": ("return tl.where(inside, y, 0.0)", "return y"),
+        "norm without SiLU": ("y += y * _tanh(y)", "y += y"),
+        "sigmoid of twice as much": ("y += y * _tanh(y)", "y += y * _tanh(2.0 * y)"),
+        "channels for groups": ("chan // WIDTH * WIDTH", "chan"),
+        "means of a group not spread": ("variance + deviation * deviation", "variance"),
+        "norm of the first sample": ("moments + sample * 2 * CHANNELS", "moments + sample * 0"),
+        "no shift of the norm": ("y = (v - center) * gain + shift", "y = (v - center) * gain"),
+        "no eps": ("tl.sqrt_rn(spread + eps)", "tl.sqrt_rn(spread)"),
     }
 
 
@@ -60,10 +78,13 @@ class TestSepconvMomentsKernels(KernelContract):
     mutations: ClassVar = {
         "the last row alone": ("count, mean, squares = joined(count,", "count, mean, squares = joined(0.0 * count,"),
         "pixels outside counted": (
-            "of_tile(stored.to(tl.float32), column < out_width)",
-            "of_tile(stored, column >= 0)",
+            "more, more_mean, more_squares = of_tile(stored.to(tl.float32), inside)",
+            "more, more_mean, more_squares = of_tile(stored, column >= 0)",
         ),
-        "pixels behind the end counted": ("of_tile(stored.to(tl.float32), inside)", "of_tile(stored, pixel >= 0)"),
+        "pixels behind the end counted": (
+            "count, mean, squares = of_tile(stored.to(tl.float32), inside)",
+            "count, mean, squares = of_tile(stored, pixel >= 0)",
+        ),
         "rows not merged": ("squares + more_squares + delta * delta", "squares + more_squares + 0.0 * delta"),
         "deviations from zero": ("v - mean[None, :], 0.0)", "v, 0.0)"),
         "a third of the numbers": ("sample * 3 * outputs * parts", "sample * outputs * parts"),

@@ -97,11 +97,16 @@ def test_the_digest_follows_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_architecture_gets_the_networks_own_calls(arch: int) -> None:
     """Of every operator with kernels, in each family's own dtype; more dtypes and shapes on two of them."""
     todo = static.work(CALLS, [arch])
-    assert {one.op for one in todo} == {op for op in CALLS if REGISTRY[op].kernels and _has_own_launches(op)}
+    assert {one.op for one in todo} == {op for op in CALLS if _runs_on(op, arch) and _has_own_launches(op)}
     dtypes = {one.config.split()[0] for one in todo}
     assert dtypes == {"float16", "bfloat16"} | ({"float32"} if arch in static.EVERY_DTYPE else set())
     assert len({one.variant for one in todo}) == len(todo)
     assert all(one.variant.arch == arch for one in todo)
+
+
+def _runs_on(op: str, arch: int) -> bool:
+    kernels = REGISTRY[op].kernels
+    return kernels is not None and kernels.capability <= GPUS[arch].capability
 
 
 def _has_own_launches(op: str) -> bool:
@@ -204,9 +209,13 @@ def test_a_triton_in_a_folder(tmp_path: Path) -> None:
 
 
 def test_wide_instructions_and_products_are_recognised() -> None:
-    sass = "LDG.E R1 LDG.E.128 R1 LDGSTS.E.BYPASS.LTC128B.128 LDG.E.U16.CONSTANT LDG.E.ENL2.256 STG.E.64 STG.E.EF.128"
-    assert len(machine_code.WIDE_LOAD.findall(sass)) == 3
-    assert len(machine_code.WIDE_STORE.findall(sass)) == 1
+    for text, core, warpgroup in (
+        ("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16", True, True),
+        ("mma.sync.aligned.m16n8k16.row.col.f32.e4m3.e4m3.f32", True, False),
+        ("tcgen05.mma.cta_group::1.kind::f16", True, False),
+        ("wgmma.commit_group.sync.aligned; tcgen05.alloc.cta_group; fma.rn.f32", False, False),
+    ):
+        assert (bool(ptx.PRODUCT.search(text)), bool(ptx.WGMMA.search(text))) == (core, warpgroup)
     text = (
         "%4 = tt.dot %1, %2, %3, inputPrecision = tf32 : tensor<64x32xbf16> * tensor<32x16xbf16> -> tensor<64x16xf32>"
     )
@@ -232,6 +241,7 @@ def test_accesses_are_followed_back_to_their_tensor() -> None:
     loads, stores = ptx.widths(code, ["x", "count", "out"])
     assert {name: sorted(found) for name, found in loads.items()} == {"x": [2, 16, 16]}
     assert stores == {"out": [8]}
+    assert [sorted(width for _, width in side) for side in ptx.accesses(code)] == [[2, 16, 16], [8]]
     assert machine_code._narrow({"x": [2, 16, 16], "out": [8], "half": [16, 16, 2, 2, 4, 8]}) == ("out",)
 
 

@@ -21,5 +21,6 @@ class TestUnpatchifyKernels(KernelContract):
         "channels first": ("pixel = column // CHANNELS", "pixel = column % (PATCH * PATCH)"),
         "tokens by column": ("down = row // across * PATCH", "down = row % across * PATCH"),
         "the first tokens": ("t + first_row * depth, weight", "t, weight"),
+        "not normalised": ("_normalised(acc, mean, rstd, weight_sums, column, FEATURES)", "acc"),
         "first slice alone": ("for start in range(0, depth, SLICE):", "for start in range(0, SLICE, SLICE):"),
     }

@@ -35,17 +35,6 @@ class TestUpsampleConvKernels(KernelContract):
         "relu for silu": ("v = v / (1.0 + tl.exp(-v))", "v = tl.where(v < 0, 0.0, v)"),
     }
 
-
-class TestUpsampleConvMomentsKernels(KernelContract):
-    contract = test_upsample_conv.TestUpsampleConvMoments
-    kernels = conv3x3_kernel
-    configs: ClassVar = TestUpsampleConvKernels.configs
-    mutations: ClassVar = {
-        "pixels outside counted": ("of_tile(stored.to(tl.float32), inside)", "of_tile(stored, lane >= 0)"),
-        "the first tile's place for all": ("sample, tile * PHASES + phase, tiles", "sample, phase, tiles"),
-        "one place for all phases": ("sample, tile * PHASES + phase, tiles", "sample, tile * PHASES, tiles"),
-    }
-
     def test_folded_phases_are_not_copied(self) -> None:
         phases = torch.rand(4, 10, 48, 2, 2)
         placed = place({"conv.phases": phases}, torch.device("cpu"), torch.float32)["conv.phases"]

@@ -138,6 +138,35 @@ def test_a_folder_in_place_of_the_file(folders: tuple[Path, Path]) -> None:
     assert "is no file" in said[0]
 
 
+@pytest.mark.parametrize("where", ["below a file", "no folder"])
+def test_folders_that_are_none(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing to read in them, and nothing to say."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(configs.USER_FOLDER, str(tmp_path / ("file/x" if where == "below a file" else "none")))
+    monkeypatch.setenv(configs.NEAREST, "1")
+    configs.forget()
+    with notices() as said:
+        assert choose().source == "heuristic"
+    assert said == []
+    configs.forget()
+
+
+def test_a_file_that_nobody_may_read(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said once; the heuristic serves."""
+    path = write(folders[0], content())
+    real = Path.stat
+
+    def refuse(self: Path, **options: Any) -> Any:
+        if str(self) == path:
+            raise PermissionError(13, "Permission denied", path)
+        return real(self, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with notices() as said:
+        assert choose().source == "heuristic"
+    assert said == [f"{path} cannot be read: Permission denied; ignored"]
+
+
 def paths_in(value: Any, path: tuple = ()) -> Iterator[tuple]:
     """Where every value of a JSON object stands."""
     yield path

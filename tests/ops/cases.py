@@ -6,8 +6,6 @@ Values are random with a few outlier channels and offsets, so that a misplaced c
 
 from __future__ import annotations
 
-import math
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,39 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.ops import fp8_cases, linear_cases
+from tests.ops.draw import Draw
+from tests.ops.norm_cases import norm_first, norm_makers
+from tests.ops.sepconv_cases import BLOCK_MAKERS, normed_makers
 from tinysr_kernels.ops import REGISTRY
 
 Arguments = dict[str, Any]
-
-
-class Draw:
-    """Random float64 tensors from one seed."""
-
-    def __init__(self, seed: str) -> None:
-        self.generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
-
-    def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
-        """Normally distributed values, the way biases and tables are."""
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64) * scale
-
-    def weight(self, *shape: int) -> Tensor:
-        """A weight [O, ...] scaled so that a sum over its inputs keeps their magnitude."""
-        return self.normal(*shape) / math.prod(shape[1:]) ** 0.5
-
-    def image(self, n: int, c: int, h: int, w: int, offset: float = 0.5) -> Tensor:
-        """[N,C,H,W] with an offset per channel and, in one channel of sixteen, values 20 times as large."""
-        scale = self.normal(c).abs() + 0.5
-        scale[torch.randperm(c, generator=self.generator)[: max(1, c // 16)]] *= 20
-        x = self.normal(n, c, h, w) * scale[:, None, None]
-        return x + (self.normal(c) * offset * scale)[:, None, None]
-
-    def tokens(self, *shape: int, offset: float = 0.5) -> Tensor:
-        """[...,D] with outlier features, as `image`."""
-        return self.image(math.prod(shape[:-1]), shape[-1], 1, 1, offset).reshape(shape)
-
-    def unit(self, *shape: int) -> Tensor:
-        """Uniform values in [0,1], the way images are."""
-        return torch.rand(shape, generator=self.generator, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -64,15 +36,19 @@ class Case:
         schema = REGISTRY[self.op].overload._schema
         optional = {a.name for a in schema.arguments if a.has_default_value()}
         given = {k: v for k, v in drawn.items() if v is not None or k not in optional}
-        return {k: dtype if k == "dtype" else convert(v, dtype) for k, v in given.items()}
+        wide = torch.promote_types(dtype, torch.float32)
+        dtypes = {"row_moments": wide, "weight_sums": wide}  # as networks hold them
+        return {k: dtype if k == "dtype" else convert(v, dtypes.get(k, dtype)) for k, v in given.items()}
 
     def __str__(self) -> str:
         return self.name.replace(" ", "-")
 
 
 def convert(value: Any, dtype: torch.dtype) -> Any:
-    """A floating tensor in `dtype`; anything else as it is."""
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+    """A floating tensor in `dtype`, unless it is quantised; anything else as it is."""
+    if not isinstance(value, Tensor) or value.dtype == fp8_cases.E4M3 or not value.is_floating_point():
+        return value
+    return value.to(dtype)
 
 
 def _epilogue(
@@ -131,14 +107,19 @@ def _upsample(
 
 
 def _input(
-    n: int, c: int, o: int, h: int, w: int, k: int, bias: bool = True, **options: Any
+    n: int, c: int, o: int, h: int, w: int, k: int, bias: bool = True, kind: Any = Draw.unit, **options: Any
 ) -> Callable[[Draw], Arguments]:
     return lambda d: {
-        "x": d.unit(n, c, h, w),
+        "x": kind(d, n, c, h, w),
         "weight": d.weight(o, c, k, k),
         "bias": d.normal(o) if bias else None,
         **options,
     }
+
+
+def _bytes(d: Draw, n: int, c: int, h: int, w: int) -> Tensor:
+    """An image as files hold it."""
+    return (d.unit(n, c, h, w) * 256).to(torch.uint8)
 
 
 def _moments(d: Draw, n: int, c: int) -> Tensor:
@@ -172,48 +153,6 @@ def _group_norm(
     }
 
 
-def _linear(
-    rows: tuple[int, ...],
-    k: int,
-    o: int,
-    *,
-    bias: bool = True,
-    residual: bool = False,
-    gate: bool = False,
-    k2: int = 0,
-    activation: str = "none",
-) -> Callable[[Draw], Arguments]:
-    features = o // 2 if activation == "geglu" else o
-    return lambda d: {
-        "x": d.tokens(*rows, k),
-        "weight": d.weight(o, k),
-        "bias": d.normal(o) if bias else None,
-        "residual": d.tokens(*rows, features) if residual else None,
-        "gate": d.normal(features) if gate else None,
-        "activation": activation,
-        "x2": d.tokens(*rows, k2) if k2 else None,
-        "weight2": d.weight(o, k2) if k2 else None,
-    }
-
-
-def _unpatchify(n: int, c: int, h: int, w: int, p: int, width: int, bias: bool = True) -> Callable[[Draw], Arguments]:
-    return lambda d: {
-        "t": d.tokens(n, h * w, width),
-        "weight": d.weight(p * p * c, width),
-        "bias": d.normal(p * p * c) if bias else None,
-        "z": d.image(n, c, h * p, w * p),
-        "patch_size": p,
-    }
-
-
-def _patch_embed(n: int, c: int, h: int, w: int, p: int, width: int) -> Callable[[Draw], Arguments]:
-    return lambda d: {
-        "z": d.image(n, c, h * p, w * p),
-        "weight": d.weight(width, c, p, p),
-        "table": d.normal(h * w, width),
-    }
-
-
 def _attention(n: int, t: int, heads: int, width: int, scale: float) -> Callable[[Draw], Arguments]:
     return lambda d: {"qkv": d.normal(n, t, 3 * heads * width), "heads": heads, "scale": scale}
 
@@ -229,9 +168,20 @@ def _resize(n: int, c: int, h: int, w: int, factor: int, **options: Any) -> Call
 def _resize_bytes(n: int, c: int, h: int, w: int, factor: int, **options: Any) -> Callable[[Draw], Arguments]:
     # "dtype" stands for whatever dtype is under test.
     return lambda d: {
-        "x": (d.unit(n, c, h, w) * 256).to(torch.uint8),
+        "x": _bytes(d, n, c, h, w),
         "factor": factor,
         "dtype": None if options.pop("no_dtype", False) else torch.float64,
+        **options,
+    }
+
+
+def _adain(
+    n: int, c: int, size: tuple[int, int], style: tuple[int, int], kind: Any = Draw.unit, **options: Any
+) -> Callable[[Draw], Arguments]:
+    """An image with overshoot and colors of its own."""
+    return lambda d: {
+        "x": d.unit(n, c, *size) * (0.5 + d.unit(c, 1, 1)) - 0.2,
+        "style": kind(d, n, c, *style),
         **options,
     }
 
@@ -253,7 +203,9 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "shortcut alone": _sepconv(
             1, 48, 63, 5, 3, shortcut=30, activation="relu", residual=True, activate_residual=False
         ),
+        **normed_makers(_sepconv, _moments),
     },
+    "sepconv_block": BLOCK_MAKERS,
     "conv3x3": {
         "residual before relu": _conv3x3(2, 48, 60, 5, 7, residual=True, activation="relu"),
         "residual after silu": _conv3x3(1, 63, 48, 4, 3, residual=True, activation="silu", activate_residual=False),
@@ -269,6 +221,10 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "shortcut alone": _conv3x3(
             1, 48, 63, 5, 3, shortcut=30, activation="relu", residual=True, activate_residual=False
         ),
+        "normed, few results": norm_first(_conv3x3(2, 48, 3, 5, 7, residual=True), 4, eps=5.0),
+        "few results of large images": _conv3x3(1, 10, 7, 9, 35, activation="silu"),
+        "normed": norm_first(_conv3x3(2, 30, 20, 4, 5, stride=2, shortcut=3), 2),
+        "normed, 64 channels": norm_first(_conv3x3(1, 64, 10, 3, 4, residual=True, activation="relu"), 64, eps=1.0),
     },
     "upsample_conv": {
         "relu": _upsample(2, 48, 30, 3, 5, activation="relu"),
@@ -278,6 +234,7 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "wide": _upsample(1, 240, 63, 2, 3),
         "64 channels": _upsample(2, 64, 24, 2, 2, activation="silu"),
     },
+    **norm_makers(_conv3x3, _upsample),
     "input_conv": {
         "image": _input(2, 3, 48, 7, 5, 3),
         "unshuffle by 2": _input(1, 3, 45, 8, 10, 6, stride=2, padding=2, border=0.5),
@@ -286,6 +243,8 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "no padding": _input(1, 10, 30, 3, 4, 3, padding=0),
         "one pixel": _input(3, 1, 10, 1, 1, 3, border=0.5),
         "stride 2, odd": _input(1, 3, 10, 7, 9, 3, stride=2, border=2.0),
+        "bytes": _input(2, 3, 48, 5, 6, 3, border=0.25, kind=_bytes),
+        "bytes, unshuffle by 2": _input(1, 3, 45, 8, 10, 6, stride=2, padding=2, border=0.5, kind=_bytes),
     },
     "group_norm": {
         "groups of 15": _group_norm(2, 60, 0, 5, 7, 4),
@@ -310,29 +269,6 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "large mean": lambda d: {"x": d.normal(2, 3, 240) + 50, "eps": 1e-6},
         "one vector": lambda d: {"x": d.tokens(30), "eps": 1e-6},
     },
-    "linear": {
-        "gate, residual": _linear((2, 7), 63, 48, residual=True, gate=True),
-        "geglu": _linear((3, 5), 48, 60, activation="geglu", residual=True),
-        "second input": _linear((2, 5), 48, 30, k2=63, residual=True),
-        "gelu": _linear((2, 9), 48, 240, activation="gelu_tanh", gate=True),
-        "no bias": _linear((2, 3), 240, 10, bias=False),
-        "rows": _linear((17,), 10, 63),
-        "one row": _linear((1, 1), 240, 3, activation="gelu_tanh"),
-        "one vector": _linear((), 30, 45, residual=True),
-        "everything": _linear((2, 3), 10, 90, k2=15, gate=True, residual=True, activation="geglu"),
-    },
-    "unpatchify_subtract": {
-        "latent": _unpatchify(2, 16, 3, 5, 2, 48),
-        "no bias": _unpatchify(1, 4, 4, 1, 2, 63, bias=False),
-        "patches of 1": _unpatchify(3, 3, 2, 3, 1, 10),
-        "patches of 3": _unpatchify(1, 3, 1, 2, 3, 30),
-    },
-    "patch_embed": {
-        "latent": _patch_embed(2, 16, 3, 5, 2, 48),
-        "one token": _patch_embed(1, 4, 1, 1, 2, 63),
-        "patches of 1": _patch_embed(3, 3, 2, 3, 1, 10),
-        "patches of 3": _patch_embed(1, 3, 1, 2, 3, 240),
-    },
     "attention": {
         "heads of 48": _attention(2, 17, 5, 48, 48**-0.5),
         "heads of 64": _attention(1, 33, 2, 64, 64**-0.5),
@@ -345,6 +281,13 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "negative scale": _attention(1, 37, 3, 10, -0.4),
         "outlier features": _attention_outliers(2, 33, 2, 48, 48**-0.5),
     },
+    "tanh_scaled": {
+        "latent": lambda d: {"z": d.normal(2, 16, 5, 7), "gain": 1 / 3},
+        "outliers": lambda d: {"z": d.image(3, 48, 3, 4), "gain": 2.0},
+        "one pixel": lambda d: {"z": d.normal(1, 3, 1, 1), "gain": 0.7},
+        "small values": lambda d: {"z": d.normal(1, 10, 9, 5), "gain": 0.01},
+        "negative gain": lambda d: {"z": d.normal(1, 63, 2, 6), "gain": -0.5},
+    },
     "resize_bicubic": {
         "by 4": _resize(2, 3, 5, 7, 4),
         "bytes": _resize_bytes(2, 3, 4, 3, 4, mul=2 / 255, add=-1.0),
@@ -353,28 +296,39 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "by 1": _resize(1, 3, 3, 2, 1, mul=-1.0),
         "one pixel": _resize(1, 48, 1, 1, 4, add=0.25),
     },
-    "channel_stats": {
-        "image": lambda d: {"x": d.image(2, 3, 5, 7)},
-        "latent": lambda d: {"x": d.image(3, 48, 1, 9)},
-        "one pixel": lambda d: {"x": d.image(2, 10, 1, 1)},
-        "large mean": lambda d: {"x": d.image(1, 3, 9, 6, offset=50.0)},
-    },
-    "affine_clamp": {
-        "image": lambda d: {"x": d.unit(2, 3, 5, 7), "gain": d.unit(2, 3) * 2, "offset": d.normal(2, 3, scale=0.3)},
-        "one pixel": lambda d: {"x": d.unit(3, 1, 1, 1), "gain": d.unit(3, 1), "offset": d.unit(3, 1) * 0.2},
-        "many": lambda d: {"x": d.image(1, 10, 3, 4), "gain": d.normal(1, 10), "offset": d.normal(1, 10)},
+    "adain_fix": {
+        "image": lambda d: {"x": d.unit(2, 3, 9, 7), "style": d.unit(2, 3, 5, 4) * 0.5, "eps": 1e-5, "least": 0.0},
+        "clamped": _adain(2, 3, (5, 7), (9, 6), eps=1e-5, least=0.0, clamp=True),
+        "bytes of style": _adain(2, 3, (8, 12), (2, 3), kind=_bytes, eps=0.0, least=1 / 255),
+        "many parts": _adain(1, 3, (17, 85), (5, 7), kind=_bytes, eps=0.0, least=1 / 255),
+        "one pixel": _adain(3, 1, (1, 1), (1, 1), eps=0.0, least=1 / 255),
+        "10 channels, one row": _adain(1, 10, (1, 37), (4, 1), eps=0.1, least=0.5),
+        "flat": lambda d: {
+            "x": 0.4 + d.unit(2, 3, 6, 5) * 1e-3,
+            "style": d.unit(2, 3, 4, 4),
+            "eps": 0.0,
+            "least": 1 / 255,
+        },
     },
     "wavelet_fix": {
-        "image": lambda d: {"x": d.unit(2, 3, 9, 13), "style": d.unit(2, 3, 9, 13)},
-        "one row": lambda d: {"x": d.unit(1, 1, 1, 40), "style": d.unit(1, 1, 1, 40)},
-        "one pixel": lambda d: {"x": d.unit(3, 10, 1, 1), "style": d.unit(3, 10, 1, 1)},
-        "larger than the reach": lambda d: {"x": d.unit(1, 1, 37, 35), "style": d.unit(1, 1, 37, 35)},
+        "image": lambda d: {"x": d.unit(2, 3, 8, 12), "style": d.unit(2, 3, 2, 3), "factor": 4},
+        "overshoot": lambda d: {"x": d.unit(1, 3, 9, 15) * 2 - 0.5, "style": d.unit(1, 3, 3, 5), "factor": 3},
+        "one row": lambda d: {"x": d.unit(1, 1, 1, 40), "style": d.unit(1, 1, 1, 40), "factor": 1},
+        "one pixel": lambda d: {"x": d.unit(3, 10, 1, 1), "style": d.unit(3, 10, 1, 1), "factor": 1},
+        "larger than the reach": lambda d: {"x": d.unit(1, 1, 40, 36), "style": _bytes(d, 1, 1, 10, 9), "factor": 4},
+    },
+    "clamp_image": {
+        "image": lambda d: {"x": d.unit(2, 3, 5, 7) * 2 - 0.5},
+        "one row": lambda d: {"x": d.unit(3, 1, 1, 70)},
+        "one pixel": lambda d: {"x": d.image(1, 48, 1, 1)},
     },
 }
 
 # A convolution that leaves its moments is the same convolution; a few of its cases show the moments.
-for _op in ("sepconv", "conv3x3", "upsample_conv"):
+for _op in ("sepconv", "conv3x3"):
     _MAKERS[f"{_op}_moments"] = {name: _MAKERS[_op][name] for name in list(_MAKERS[_op])[:4]}
+
+_MAKERS |= linear_cases.MAKERS | fp8_cases.MAKERS
 
 CASES: dict[str, list[Case]] = {
     op: [Case(op, name, make) for name, make in makers.items()] for op, makers in _MAKERS.items()

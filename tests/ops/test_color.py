@@ -1,102 +1,154 @@
-"""channel_stats, affine_clamp and wavelet_fix against their definitions."""
+"""adain_fix, wavelet_fix and clamp_image against their definitions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.ops.cases import Arguments, Draw
-from tests.ops.contract import OperatorContract, errors, is_exact
+from tests.ops.cases import CASES, Arguments, Draw
+from tests.ops.contract import OperatorContract, convert, errors, is_exact
 from tests.ops.mathematics import altered, gather
+from tests.ops.test_resize import oracle as enlarged
 from tinysr_kernels.ops.color import (
-    affine_cost,
-    affine_reference,
-    stats_cost,
-    stats_reference,
+    adain_cost,
+    adain_reference,
+    clamp_cost,
+    clamp_reference,
     wavelet_cost,
     wavelet_reference,
 )
-from tinysr_kernels.ops.registry import wide
+
+Both = tuple[Tensor, Tensor]
 
 
-def stats_oracle(x: Tensor) -> tuple[Tensor, Tensor]:
-    count = x.shape[2] * x.shape[3]
-    mean = x.sum((2, 3)) / count
-    return mean, ((x - mean[:, :, None, None]) ** 2).sum((2, 3)) / max(1, count - 1)
+def unit(style: Tensor, dtype: torch.dtype) -> Tensor:
+    """An image in [0,1], of bytes too."""
+    return style.to(dtype) / 255 if style.dtype == torch.uint8 else style
 
 
-def stats_eager(x: Tensor) -> tuple[Tensor, Tensor]:
-    """In float32 for half precision too, as the results are."""
-    single = x.to(wide(x.dtype))
-    variance, mean = torch.var_mean(single, (2, 3), correction=min(1, x.shape[2] * x.shape[3] - 1))
-    return mean, variance
+def flagged(out: Tensor, *shape: int) -> Both:
+    """The result of an image that is finite."""
+    return out, torch.ones(shape, dtype=torch.float64)
 
 
-STATS_MUTANTS = {
-    "biased variance": lambda x: (x.double().mean((2, 3)), x.double().var((2, 3), correction=0)),
-    "deviation": lambda x: (stats_reference(x)[0], stats_reference(x)[1].sqrt()),
-    "results swapped": lambda x: stats_reference(x)[::-1],
-    "last column left out": lambda x: stats_reference(x[..., :-1] if x.shape[3] > 1 else x),
-    "channels shifted": lambda x: stats_reference(x.roll(1, 1)),
-    "over the batch": lambda x: tuple(
-        s.expand(x.shape[:2]) for s in stats_reference(x.transpose(0, 1).flatten(1, 2)[None])
+def change(function: Callable[..., Both], edit: Callable[[Tensor], Tensor]) -> Callable[..., Both]:
+    """`function` with its image edited: a deliberate mistake."""
+
+    def run(**arguments: Any) -> Both:
+        out, finite = function(**arguments)
+        return edit(out), finite
+
+    return run
+
+
+class ColorContract(OperatorContract):
+    """What the color fixes have in common: flags beside the image, and bytes."""
+
+    def result_dtypes(self, dtype: torch.dtype, number: int) -> list[torch.dtype]:
+        return [dtype, torch.bool]
+
+    def check_bytes(self, call: Callable[[Arguments], Any]) -> None:
+        """Bytes are the nearest to the exact value, but where that is as near to the middle as float32 can err.
+
+        Which is taken as twice the error of eager's result in float32.
+        """
+        for case in CASES[self.op]:
+            arguments = case.arguments(torch.float32)
+            exact = self.exact(case, torch.float32)[0]
+            slack = 2 * (self.eagerly(arguments)[0] - exact).abs().max()
+            found, finite = call({**arguments, "dtype": torch.uint8})
+            assert found.dtype == torch.uint8
+            assert (found.double() - 255 * exact).abs().max() <= 0.5 + 255 * slack.clamp(min=1e-7)
+            assert finite.all()
+
+    def check_flags(self, call: Callable[[Arguments], Any]) -> None:
+        """A value that is not finite shows in its own sample, and row, wherever it stands."""
+        cases = [case for case in CASES[self.op] if case.arguments(torch.float32)["x"].shape[0] > 1]
+        for case in cases[:2]:
+            arguments = case.arguments(torch.float16)
+            x = arguments["x"]
+            height, width = x.shape[2:]
+            clean, flags = call(arguments)
+            places = ((0, 0), (height // 2, width // 2), (height - 1, width - 1))
+            for value, (row, column) in zip((float("inf"), float("nan"), -float("inf")), places, strict=True):
+                wrong = x.clone()
+                wrong[1, -1, row, column] = value
+                out, finite = call({**arguments, "x": wrong})
+                expected = torch.ones_like(flags)
+                expected[(1, row)[: flags.dim()]] = False
+                assert torch.equal(finite, expected), (value, row, column)
+                assert torch.equal(out[0], clean[0])
+
+    def test_bytes(self) -> None:
+        self.check_bytes(self.call)
+
+    def test_flags(self) -> None:
+        self.check_flags(self.call)
+
+
+def adain_oracle(x: Tensor, style: Tensor, eps: float, least: float, clamp: bool = False) -> Both:
+    def moments(t: Tensor) -> Both:
+        count = t.shape[2] * t.shape[3]
+        mean = t.sum((2, 3), keepdim=True) / count
+        return mean, ((t - mean) ** 2).sum((2, 3), keepdim=True) / max(1, count - 1)
+
+    x = torch.minimum(torch.maximum(x, torch.zeros_like(x)), torch.ones_like(x)) if clamp else x
+    (mean, variance), (wanted, wanted_variance) = moments(x), moments(unit(style, torch.float64))
+    deviation = torch.maximum((variance + eps) ** 0.5, torch.tensor(least, dtype=torch.float64))
+    out = (x - mean) / deviation * (wanted_variance + eps) ** 0.5 + wanted
+    return flagged(torch.minimum(torch.maximum(out, torch.zeros_like(out)), torch.ones_like(out)), x.shape[0])
+
+
+def adain_eager(x: Tensor, style: Tensor, eps: float, least: float, clamp: bool = False) -> Both:
+    """As the public code has it, with statistics of one pixel that are not NaN."""
+    x = x.clamp(0, 1) if clamp else x
+    style = unit(style, x.dtype)
+    stats = []
+    for t in (x, style):
+        variance, mean = torch.var_mean(t, (2, 3), keepdim=True, correction=min(1, t.shape[2] * t.shape[3] - 1))
+        stats.append((mean, (variance + eps).sqrt()))
+    (mean, deviation), (wanted, wanted_deviation) = stats
+    out = (x - mean) / deviation.clamp(min=least) * wanted_deviation + wanted
+    return flagged(out.clamp(0, 1), x.shape[0])
+
+
+ADAIN_MUTANTS = {
+    "no clamp": altered(adain_reference, "clamp", lambda _: False),
+    "no eps": lambda eps, least, **a: adain_reference(**a, eps=eps / 2, least=max(least, 1e-9)),
+    "no least": lambda least, eps, **a: adain_reference(**a, eps=eps + 1e-12, least=0.0),
+    "style's mean lost": change(adain_reference, lambda t: t * 0.9),
+    "channels shifted": altered(adain_reference, "style", lambda t: t.roll(1, 1)),
+    "samples shifted": altered(adain_reference, "style", lambda t: t.roll(1, 0)),
+    "last column left out": altered(adain_reference, "style", lambda t: t[..., :-1] if t.shape[3] > 1 else t),
+    "over all channels": altered(
+        adain_reference, "style", lambda t: t.transpose(1, 2).flatten(2)[:, None].expand(-1, t.shape[1], -1, -1)
     ),
+    "flags swapped": lambda **a: (adain_reference(**a)[0], ~adain_reference(**a)[1]),
 }
-
-
-class TestChannelStats(OperatorContract):
-    op = "channel_stats"
-    oracle = staticmethod(stats_oracle)
-    eager = staticmethod(stats_eager)
-    channels_last = False
-    mutants = STATS_MUTANTS
-    mistakes = [({"x": torch.ones(3, 5)}, r"x must be \[N,C,H,W\], found \[3, 5\]")]
-
-    def result_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        return wide(dtype)
-
-    def counted_flops(self, arguments: Arguments) -> int:
-        """4 per element."""
-        return 4 * arguments["x"].numel()
-
-
-def affine_oracle(x: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
-    y = torch.einsum("nchw,nc->nchw", x, gain) + offset[..., None, None]
-    return torch.minimum(torch.maximum(y, torch.zeros_like(y)), torch.ones_like(y))
-
-
-def affine_eager(x: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
-    return (x * gain[:, :, None, None] + offset[:, :, None, None]).clamp(0, 1)
-
-
-AFFINE_MUTANTS = {
-    "not clamped": lambda x, gain, offset: x * gain[:, :, None, None] + offset[:, :, None, None],
-    "clamped before the offset": lambda x, gain, offset: (
-        (x * gain[:, :, None, None]).clamp(0, 1) + offset[:, :, None, None]
-    ),
-    "no offset": altered(affine_reference, "offset", torch.zeros_like),
-    "no gain": altered(affine_reference, "gain", torch.ones_like),
-    "channels shifted": altered(affine_reference, "gain", lambda t: t.roll(1, 1)),
-    "first sample's gain": altered(affine_reference, "gain", lambda t: t[:1].expand_as(t)),
-}
-AFFINE_MISTAKES = [
-    ({"x": torch.ones(2, 3, 5)}, r"x must be \[N,C,H,W\], found \[2, 3, 5\]"),
-    ({"gain": torch.ones(1, 3)}, r"gain must be \[2, 3\], found \[1, 3\]"),
-    ({"offset": torch.ones(2, 3, 1, 1)}, r"offset must be \[2, 3\], found \[2, 3, 1, 1\]"),
+ADAIN_MISTAKES = [
+    ({"x": torch.ones(3, 5, 7)}, r"x must be \[N,C,H,W\], found \[3, 5, 7\]"),
+    ({"style": torch.ones(3, 5)}, r"style must be \[N,C,h,w\], found \[3, 5\]"),
+    ({"style": torch.ones(2, 1, 5, 4)}, r"style must be \[2, 3, 5, 4\], found \[2, 1, 5, 4\]"),
+    ({"eps": 0.0}, "eps or least must be positive, found 0.0 and 0.0"),
+    ({"dtype": torch.int32}, "dtype must be floating or torch.uint8, found torch.int32"),
 ]
 
 
-class TestAffineClamp(OperatorContract):
-    op = "affine_clamp"
-    oracle = staticmethod(affine_oracle)
-    eager = staticmethod(affine_eager)
-    mutants = AFFINE_MUTANTS
-    mistakes = AFFINE_MISTAKES
+class TestAdainFix(ColorContract):
+    op = "adain_fix"
+    oracle = staticmethod(adain_oracle)
+    eager = staticmethod(adain_eager)
+    mutants = ADAIN_MUTANTS
+    mistakes = ADAIN_MISTAKES
 
     def counted_flops(self, arguments: Arguments) -> int:
-        """2 per element."""
-        return 2 * arguments["x"].numel()
+        """4 per element of both images for the moments, 3 of x for the map."""
+        return 7 * arguments["x"].numel() + 4 * arguments["style"].numel()
 
 
 def blurred(t: Tensor, dilation: int) -> Tensor:
@@ -110,38 +162,41 @@ def blurred(t: Tensor, dilation: int) -> Tensor:
     return out
 
 
-def wavelet_oracle(x: Tensor, style: Tensor) -> Tensor:
+def wavelet_oracle(x: Tensor, style: Tensor, factor: int) -> Both:
     """The decomposition as published: x's five high bands over style's last low band."""
-    high, low_x, low_style = torch.zeros_like(x), x, style
+    high, low_x, low_style = torch.zeros_like(x), x.clamp(0, 1), enlarged(unit(style, x.dtype), factor).clamp(0, 1)
     for level in range(5):
         blurred_x = blurred(low_x, 2**level)
         high = high + (low_x - blurred_x)
         low_x, low_style = blurred_x, blurred(low_style, 2**level)
-    return (high + low_style).clamp(0, 1)
+    return flagged((high + low_style).clamp(0, 1), x.shape[0], x.shape[2])
 
 
-def wavelet_eager(x: Tensor, style: Tensor) -> Tensor:
+def wavelet_eager(x: Tensor, style: Tensor, factor: int) -> Both:
     taps = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]], dtype=x.dtype) / 16
     kernel = taps.expand(x.shape[1], 1, 3, 3)
-    low = style - x
+    u = x.clamp(0, 1)
+    large = F.interpolate(unit(style, x.dtype), scale_factor=factor, mode="bicubic", align_corners=False)
+    low = large.clamp(0, 1) - u
     for level in range(5):
         padded = F.pad(low, (2**level,) * 4, mode="replicate")
         low = F.conv2d(padded, kernel, groups=x.shape[1], dilation=2**level)
-    return (x + low).clamp(0, 1)
+    return flagged((u + low).clamp(0, 1), x.shape[0], x.shape[2])
 
 
-def levels(first: int, last: int, mode: str = "replicate") -> object:
+def levels(first: int, last: int, mode: str = "replicate") -> Callable[..., Both]:
     """The fix with other levels or another border, in float64."""
 
-    def run(x: Tensor, style: Tensor) -> Tensor:
-        low = (style - x).double()
+    def run(x: Tensor, style: Tensor, factor: int) -> Both:
+        u = x.double().clamp(0, 1)
+        low = enlarged(unit(style, torch.float64), factor).clamp(0, 1) - u
         for level in range(first, last):
             if mode == "replicate":
                 low = blurred(low, 2**level)
             else:
                 inner = F.pad(low, (2**level,) * 4)
                 low = blurred(inner, 2**level)[:, :, 2**level : -(2**level), 2**level : -(2**level)]
-        return (x + low).clamp(0, 1).to(x.dtype)
+        return flagged((u + low).clamp(0, 1).to(x.dtype), x.shape[0], x.shape[2])
 
     return run
 
@@ -151,18 +206,23 @@ WAVELET_MUTANTS = {
     "six levels": levels(0, 6),
     "dilations doubled": levels(1, 6),
     "zero border": levels(0, 5, "zeros"),
-    "arguments swapped": lambda x, style: wavelet_reference(style, x),
-    "style as it is": lambda x, style: style,
-    "not clamped": lambda x, style: x + (wavelet_reference(x / 4 + 0.4, style / 4 + 0.4) - 0.4 - x / 4) * 4,
+    "details lost": altered(wavelet_reference, "x", lambda t: blurred(t, 1)),
+    "style as it is": lambda x, style, factor: flagged(
+        enlarged(unit(style, x.dtype), factor).clamp(0, 1).to(x.dtype), x.shape[0], x.shape[2]
+    ),
     "channels shifted": altered(wavelet_reference, "style", lambda t: t.roll(1, 0)),
+    "bytes doubled": altered(wavelet_reference, "style", lambda t: t // 2 if t.dtype == torch.uint8 else t),
 }
 WAVELET_MISTAKES = [
-    ({"x": torch.ones(3, 9, 13)}, r"x must be \[N,C,H,W\], found \[3, 9, 13\]"),
-    ({"style": torch.ones(2, 3, 9, 12)}, r"style must be \[2, 3, 9, 13\], found \[2, 3, 9, 12\]"),
+    ({"x": torch.ones(3, 8, 12)}, r"x must be \[N,C,H,W\], found \[3, 8, 12\]"),
+    ({"style": torch.ones(2, 3, 2, 4)}, r"style must be \[2, 3, 2, 3\], found \[2, 3, 2, 4\]"),
+    ({"x": torch.ones(2, 3, 8, 13)}, r"x must be \[2, 3, 8, 12\], found \[2, 3, 8, 13\]"),
+    ({"factor": 0}, "factor must be at least 1, found 0"),
+    ({"dtype": torch.bool}, "dtype must be floating or torch.uint8, found torch.bool"),
 ]
 
 
-class TestWaveletFix(OperatorContract):
+class TestWaveletFix(ColorContract):
     op = "wavelet_fix"
     oracle = staticmethod(wavelet_oracle)
     eager = staticmethod(wavelet_eager)
@@ -171,35 +231,71 @@ class TestWaveletFix(OperatorContract):
     mistakes = WAVELET_MISTAKES
 
     def counted_flops(self, arguments: Arguments) -> int:
-        """Per element five levels of two passes of three taps, a difference and a sum."""
-        return arguments["x"].numel() * (5 * 2 * 3 * 2 + 2)
+        """Per element the enlargement's two passes of four taps, five levels of two of three, difference and sum."""
+        return arguments["x"].numel() * (2 * 4 * 2 + 5 * 2 * 3 * 2 + 2)
 
 
-def test_variance_far_from_zero() -> None:
-    """At a mean of 50 deviations a variance as a difference of squares is 100 times worse in float32."""
-    x = (Draw("far mean").normal(2, 3, 33, 17) + 50).float()
-    exact = stats_oracle(x.double())[1]
-    difference = (x.square().mean((2, 3)) - x.mean((2, 3)).square()) * 561 / 560
-    assert errors(difference, exact)[0] > 100 * errors(stats_reference(x)[1], exact)[0]
+def clamp_oracle(x: Tensor) -> Both:
+    out = torch.minimum(torch.maximum(x, torch.zeros_like(x)), torch.ones_like(x))
+    return flagged(out, x.shape[0], x.shape[2])
 
 
-def test_affine_of_stats_gives_the_wanted_colours() -> None:
-    """The use the two are made for: after the fix, means and variances are the style's."""
+class TestClampImage(ColorContract):
+    op = "clamp_image"
+    oracle = staticmethod(clamp_oracle)
+    eager = staticmethod(lambda x: flagged(x.clamp(0, 1), x.shape[0], x.shape[2]))
+    mutants: Any = {
+        "not clamped below": lambda x: flagged(x.clamp(max=1), x.shape[0], x.shape[2]),
+        "not clamped above": lambda x: flagged(x.clamp(min=0), x.shape[0], x.shape[2]),
+        "shifted": altered(clamp_reference, "x", lambda t: t.roll(1, 3)),
+    }
+    mistakes: Any = [
+        ({"x": torch.ones(3, 5)}, r"x must be \[N,C,H,W\], found \[3, 5\]"),
+        ({"dtype": torch.int64}, "dtype must be floating or torch.uint8, found torch.int64"),
+    ]
+
+    def counted_flops(self, arguments: Arguments) -> int:
+        """None."""
+        return 0
+
+
+def far_from_zero() -> tuple[Arguments, Arguments]:
+    """Images whose means are 50 deviations from zero, and the same in float64."""
+    d = Draw("far mean")
+    x, style = (torch.rand(2, 3, *size, generator=d.generator) * 0.01 + 0.5 for size in ((33, 17), (12, 11)))
+    arguments = {"x": x, "style": style, "eps": 0.0, "least": 1e-4}
+    return arguments, {k: convert(v, torch.float64) for k, v in arguments.items()}
+
+
+def test_statistics_far_from_zero() -> None:
+    """A variance as a difference of squares would spoil the image: at least 5 times worse in float32."""
+    arguments, wide = far_from_zero()
+    exact = adain_oracle(**wide)[0]
+    x, style = arguments["x"], arguments["style"]
+    gain = ((style.square().mean((2, 3)) - style.mean((2, 3)).square()) * 132 / 131).sqrt()
+    gain /= ((x.square().mean((2, 3)) - x.mean((2, 3)).square()) * 561 / 560).sqrt()
+    naive = (x - x.mean((2, 3), keepdim=True)) * gain[..., None, None] + style.mean((2, 3), keepdim=True)
+    assert errors(naive, exact)[0] > 5 * errors(adain_reference(**arguments)[0], exact)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_fixed_image_has_the_wanted_colors(dtype: torch.dtype) -> None:
+    """Mean and variance of the result are the style's, where nothing is clamped."""
     d = Draw("adain")
     x, style = d.unit(2, 3, 9, 7) * 0.2 + 0.4, d.unit(2, 3, 5, 4) * 0.3 + 0.3
-    mean, variance = torch.ops.tinysr.channel_stats(x)
-    wanted_mean, wanted_variance = torch.ops.tinysr.channel_stats(style)
-    gain = (wanted_variance / variance).sqrt()
-    fixed = torch.ops.tinysr.affine_clamp(x, gain, wanted_mean - gain * mean)
-    assert is_exact(torch.ops.tinysr.channel_stats(fixed), (wanted_mean, wanted_variance))
+    fixed, _ = torch.ops.tinysr.adain_fix(x.to(dtype), style, 0.0, 1e-6, False, torch.float64)
+    for moment in (torch.mean, torch.var):
+        found, wanted = moment(fixed, (2, 3)), moment(style, (2, 3))
+        assert is_exact(found, wanted) or dtype == torch.float32
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
 
 
 def test_costs_by_hand() -> None:
-    x = torch.empty(2, 3, 5, 7, dtype=torch.float16, device="meta")
-    numbers = torch.empty(2, 3, device="meta")
-    found = stats_cost(x)
-    assert (found.flops, found.bytes) == (840, 2 * 210 + 2 * 4 * 6)
-    found = affine_cost(x, numbers, numbers.clone())
-    assert (found.flops, found.bytes) == (420, 2 * 420 + 2 * 4 * 6)
-    found = wavelet_cost(x, x.clone())
-    assert (found.flops, found.bytes) == (210 * 62, 2 * 3 * 210)
+    x = torch.empty(2, 3, 4, 8, dtype=torch.float16, device="meta")
+    style = torch.empty(2, 3, 1, 2, dtype=torch.uint8, device="meta")
+    found = adain_cost(x, style, 0.0, 1.0, dtype=torch.uint8)
+    assert (found.flops, found.bytes) == (7 * 192 + 4 * 12, 2 * 192 + 12 + 192 + 2)
+    found = wavelet_cost(x, style, 4)
+    assert (found.flops, found.bytes) == (192 * 78, 2 * 192 + 12 + 2 * 192 + 8)
+    found = clamp_cost(x, dtype=torch.uint8)
+    assert (found.flops, found.bytes) == (0, 2 * 192 + 192 + 8)

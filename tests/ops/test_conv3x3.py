@@ -9,18 +9,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.ops import test_group_norm
+from tests.ops.cases import Arguments
 from tests.ops.contract import OperatorContract
 from tests.ops.mathematics import altered, eager_epilogue, epilogue, tap, zeroed
 from tests.ops.moments import MomentsContract, by_hand, mutants
 from tinysr_kernels.ops.conv3x3 import conv3x3_moments, cost, reference
 
+NORM = ("norm_moments", "norm_weight", "norm_bias", "norm_groups", "norm_eps")
+
+
+def normed_by(norm: Any, x: Tensor, rest: Arguments) -> Tensor:
+    """x, put through group_norm (an oracle or eager) where `rest` holds one, which is then taken out of it."""
+    moments, weight, bias, groups, eps = (rest.pop(name, None) for name in NORM)
+    return x if moments is None else norm(x=x, weight=weight, bias=bias, groups=groups, eps=eps, moments=moments)
+
 
 def oracle(x: Tensor, weight: Tensor, stride: int = 1, **rest: Any) -> Tensor:
+    x = normed_by(test_group_norm.oracle, x, rest)
     v = sum(torch.einsum("oc,nchw->nohw", weight[:, :, i, j], tap(x, i, j, stride)) for i in range(3) for j in range(3))
     return epilogue(v, **rest)
 
 
 def eager(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, **rest: Any) -> Tensor:
+    x = normed_by(test_group_norm.eager, x, rest)
     return eager_epilogue(F.conv2d(x, weight, bias, stride=stride, padding=1), **rest)
 
 
@@ -40,9 +52,15 @@ MUTANTS = {
     "shortcut columns swapped": altered(reference, "shortcut_weight", lambda t: t.roll(1, 1)),
     "no activation": altered(reference, "activation", lambda _: "none"),
     "relu for silu": altered(reference, "activation", lambda name: name.replace("silu", "relu")),
+    "norm's moments swapped": altered(reference, "norm_moments", lambda t: t.flip(1).abs()),
+    "no norm": altered(reference, "norm_moments", lambda t: torch.stack([0 * t[:, 0], 0 * t[:, 1] + 1], 1)),
+    "norm's weight shifted": altered(reference, "norm_weight", lambda t: t.roll(1)),
+    "no norm's bias": altered(reference, "norm_bias", torch.zeros_like),
+    "one group": altered(reference, "norm_groups", lambda _: 1),
+    "no eps": altered(reference, "norm_eps", lambda _: 0.0),
     "wrong border": lambda **a: (
         reference(**a)
-        if {"residual", "shortcut", "stride"} & a.keys()
+        if {"residual", "shortcut", "stride", "norm_moments"} & a.keys()
         else reference(**{**a, "x": F.pad(a["x"], (1, 1, 1, 1), value=1.0)})[:, :, 1:-1, 1:-1]
     ),
 }
@@ -61,7 +79,18 @@ MISTAKES = [
         {"shortcut": torch.ones(2, 3, 5, 7), "skip": torch.ones(2, 1, 7), "shortcut_weight": torch.ones(60, 4)},
         r"skip must be \[N,C,H,W\], found \[2, 1, 7\]",
     ),
+    ({"norm_weight": torch.ones(48)}, r"given together, found only \['norm_weight'\]"),
+    (
+        {"norm_moments": torch.ones(2, 48), "norm_weight": torch.ones(48), "norm_bias": torch.ones(48)},
+        r"norm_moments must be \[2, 2, 48\], found \[2, 48\]",
+    ),
+    ({"norm_groups": 7}, "norm_groups must divide 48 channels, found 7"),
 ]
+
+
+def norm_flops(arguments: Arguments) -> int:
+    """Of a norm before: 2 for the map and 4 for SiLU, per element."""
+    return 6 * arguments["x"].numel() if "norm_moments" in arguments else 0
 
 
 class TestConv3x3(OperatorContract):
@@ -71,6 +100,9 @@ class TestConv3x3(OperatorContract):
     same_bits_in_any_batch = False
     mutants = MUTANTS
     mistakes = MISTAKES
+
+    def counted_flops(self, arguments: Arguments) -> int:
+        return super().counted_flops(arguments) + norm_flops(arguments)
 
 
 class TestConv3x3Moments(MomentsContract):

@@ -21,6 +21,7 @@ def oracle(
     padding: int = 1,
     border: float = 0.0,
 ) -> Tensor:
+    x = x.to(weight.dtype) / 255 if x.dtype == torch.uint8 else x
     k = weight.shape[2]
     rows = torch.arange(0, x.shape[2] + 2 * padding - k + 1, stride) - padding
     columns = torch.arange(0, x.shape[3] + 2 * padding - k + 1, stride) - padding
@@ -40,6 +41,7 @@ def eager(
     padding: int = 1,
     border: float = 0.0,
 ) -> Tensor:
+    x = x.to(weight.dtype) / 255 if x.dtype == torch.uint8 else x
     return F.conv2d(F.pad(x, (padding,) * 4, value=border), weight, bias, stride=stride)
 
 

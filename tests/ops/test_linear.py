@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tests.ops.contract import OperatorContract, is_exact
+from tests.ops.draw import Draw
 from tests.ops.mathematics import altered, zeroed
-from tinysr_kernels.ops.linear import cost, reference
+from tests.ops.row_moments import RowMomentsContract, by_hand, mutants
+from tinysr_kernels.ops.linear import cost, linear_row_moments, reference
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
     return (x[..., None, :] * weight).sum(-1)
+
+
+def row_statistics(row_moments: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance [...,1] of rows of `depth` features from those of their parts, part by part."""
+    mean = sum(row_moments[..., 0, p] * min(32, depth - 32 * p) for p in range(row_moments.shape[-1])) / depth
+    squares = sum(
+        row_moments[..., 1, p] + min(32, depth - 32 * p) * (row_moments[..., 0, p] - mean) ** 2
+        for p in range(row_moments.shape[-1])
+    )
+    return mean[..., None], squares[..., None] / depth
+
+
+def normed_product(x: Tensor, weight: Tensor, row_moments: Tensor, weight_sums: Tensor, eps: float) -> Tensor:
+    """The product of normalised rows, by the sums of the weight's."""
+    mean, variance = row_statistics(row_moments, x.shape[-1])
+    return (product(x, weight) - mean * weight_sums) / (variance + eps).sqrt()
 
 
 def oracle(
@@ -27,8 +45,11 @@ def oracle(
     activation: str = "none",
     x2: Tensor | None = None,
     weight2: Tensor | None = None,
+    row_moments: Tensor | None = None,
+    weight_sums: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
-    v = product(x, weight)
+    v = product(x, weight) if row_moments is None else normed_product(x, weight, row_moments, weight_sums, eps)
     if x2 is not None:
         v = v + product(x2, weight2)
     if bias is not None:
@@ -44,6 +65,14 @@ def oracle(
     return v if residual is None else v + residual
 
 
+def normalised(x: Tensor, row_moments: Tensor | None, eps: float) -> Tensor:
+    """The rows as a LayerNorm of these statistics leaves them, in x's dtype."""
+    if row_moments is None:
+        return x
+    mean, variance = row_statistics(row_moments, x.shape[-1])
+    return ((x - mean) / (variance + eps).sqrt()).to(x.dtype)
+
+
 def eager(
     x: Tensor,
     weight: Tensor,
@@ -53,8 +82,11 @@ def eager(
     activation: str = "none",
     x2: Tensor | None = None,
     weight2: Tensor | None = None,
+    row_moments: Tensor | None = None,
+    weight_sums: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
-    v = F.linear(x, weight, bias)
+    v = F.linear(normalised(x, row_moments, eps), weight, bias)
     if x2 is not None:
         v = v + F.linear(x2, weight2)
     if activation == "gelu_tanh":
@@ -93,8 +125,13 @@ MUTANTS = {
     "geglu halves swapped": halves_swapped,
     "features masked": altered(reference, "weight", lambda t: zeroed(t, slice(None), -1)),
     "rows shifted": altered(reference, "weight", lambda t: t.roll(1, 0)),
+    "no mean": altered(reference, "weight_sums", torch.zeros_like),
+    "no eps": altered(reference, "eps", lambda _: 0.0),
+    "moments of another part": altered(reference, "row_moments", lambda t: t.roll(1, -1)),
+    "not normalised": lambda **a: reference(**{**a, "row_moments": None, "weight_sums": None}),
 }
 
+MOMENTS, SUMS = {"row_moments": torch.ones(2, 7, 2, 2)}, {"weight_sums": torch.ones(48)}
 MISTAKES = [
     ({"x": torch.ones(())}, r"x must be \[...,K\], found \[\]"),
     ({"weight": torch.ones(48)}, r"weight must be \[O,K\], found \[48\]"),
@@ -110,6 +147,10 @@ MISTAKES = [
     ({"x2": torch.ones(2, 7, 5)}, "x2 and weight2 must be given together"),
     ({"x2": torch.ones(2, 6, 5), "weight2": torch.ones(48, 5)}, r"x2 must be \[2, 7, 5\], found \[2, 6, 5\]"),
     ({"x2": torch.ones(2, 7, 5), "weight2": torch.ones(48, 4)}, r"weight2 must be \[48, 5\], found \[48, 4\]"),
+    ({"row_moments": torch.ones(2, 7, 2, 2)}, "row_moments and weight_sums must be given together"),
+    ({"row_moments": torch.ones(2, 7, 2, 1), **SUMS}, r"row_moments must be \[2, 7, 2, 2\], found \[2, 7, 2, 1\]"),
+    ({**MOMENTS, "weight_sums": torch.ones(63)}, r"weight_sums must be \[48\], found \[63\]"),
+    ({**MOMENTS, **SUMS, "x2": torch.ones(2, 7, 5), "weight2": torch.ones(48, 5)}, "x2 must not be given with"),
 ]
 
 
@@ -123,6 +164,26 @@ class TestLinear(OperatorContract):
     same_bits_at_any_address = False
     mutants = MUTANTS
     mistakes = MISTAKES
+
+
+class TestLinearRowMoments(RowMomentsContract):
+    op = "linear_row_moments"
+    oracle = staticmethod(by_hand(oracle))
+    eager = staticmethod(by_hand(eager))
+    same_bits_at_any_address = False
+    mutants = mutants(linear_row_moments.reference)
+    mistakes: ClassVar = [({"weight": torch.ones(48)}, r"weight must be \[O,K\], found \[48\]")]
+
+
+def test_a_layer_norm_between_two_linears() -> None:
+    """What one leaves and the other takes is LayerNorm, on rows whose mean is large too."""
+    d = Draw("layer norm")
+    x, first, second = d.tokens(2, 9, 48), d.weight(70, 48), d.weight(30, 70)
+    bias = d.normal(70) + 50
+    out, moments = torch.ops.tinysr.linear_row_moments(x, first, bias)
+    found = torch.ops.tinysr.linear(out, second, row_moments=moments, weight_sums=second.sum(1), eps=1e-6)
+    expected = F.linear(F.layer_norm(F.linear(x, first, bias), (70,), eps=1e-6), second)
+    assert (found - expected).norm() < 1e-12 * 50 * expected.norm()
 
 
 def test_tanh_and_exact_gelu_are_told_apart() -> None:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from tests.ops.contract import OperatorContract
 from tests.ops.mathematics import altered, zeroed
-from tinysr_kernels.ops.patch_embed import cost, reference
+from tests.ops.row_moments import RowMomentsContract, by_hand, mutants
+from tinysr_kernels.ops.patch_embed import cost, patch_embed_row_moments, reference
 
 
 def oracle(z: Tensor, weight: Tensor, table: Tensor) -> Tensor:
@@ -53,6 +54,14 @@ class TestPatchEmbed(OperatorContract):
     same_bits_in_any_batch = False
     mutants = MUTANTS
     mistakes = MISTAKES
+
+
+class TestPatchEmbedRowMoments(RowMomentsContract):
+    op = "patch_embed_row_moments"
+    oracle = staticmethod(by_hand(oracle))
+    eager = staticmethod(by_hand(eager))
+    mutants = mutants(patch_embed_row_moments.reference)
+    mistakes = MISTAKES[:1]
 
 
 def test_cost_by_hand() -> None:

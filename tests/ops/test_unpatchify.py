@@ -10,11 +10,21 @@ from torch import Tensor
 
 from tests.ops.contract import OperatorContract
 from tests.ops.mathematics import altered, zeroed
+from tests.ops.test_linear import normalised, normed_product, product
 from tinysr_kernels.ops.unpatchify import cost, reference
 
 
-def oracle(t: Tensor, weight: Tensor, z: Tensor, patch_size: int, bias: Tensor | None = None) -> Tensor:
-    v = (t[..., None, :] * weight).sum(-1)
+def oracle(
+    t: Tensor,
+    weight: Tensor,
+    z: Tensor,
+    patch_size: int,
+    bias: Tensor | None = None,
+    row_moments: Tensor | None = None,
+    weight_sums: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    v = product(t, weight) if row_moments is None else normed_product(t, weight, row_moments, weight_sums, eps)
     if bias is not None:
         v = v + bias
     p, out = patch_size, z.clone()
@@ -27,10 +37,19 @@ def oracle(t: Tensor, weight: Tensor, z: Tensor, patch_size: int, bias: Tensor |
     return out
 
 
-def eager(t: Tensor, weight: Tensor, z: Tensor, patch_size: int, bias: Tensor | None = None) -> Tensor:
+def eager(
+    t: Tensor,
+    weight: Tensor,
+    z: Tensor,
+    patch_size: int,
+    bias: Tensor | None = None,
+    row_moments: Tensor | None = None,
+    weight_sums: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
     n, c, h, w = z.shape
     p = patch_size
-    v = F.linear(t, weight, bias).view(n, h // p, w // p, p, p, c)
+    v = F.linear(normalised(t, row_moments, eps), weight, bias).view(n, h // p, w // p, p, p, c)
     return z - torch.einsum("nhwpqc->nchpwq", v).reshape(n, c, h, w)
 
 
@@ -52,6 +71,8 @@ MUTANTS = {
     "rows and columns of a patch swapped": reordered("qpc"),
     "channels first": reordered("cpq"),
     "tokens by column": lambda **a: reference(**{**a, "t": a["t"].roll(1, 1)}),
+    "no mean": altered(reference, "weight_sums", torch.zeros_like),
+    "no eps": altered(reference, "eps", lambda _: 0.0),
     "features masked": altered(reference, "weight", lambda t: zeroed(t, slice(None), -1)),
 }
 
@@ -63,6 +84,7 @@ MISTAKES = [
     ({"t": torch.ones(2, 14, 48)}, r"t must be \[2, 15, 48\], found \[2, 14, 48\]"),
     ({"weight": torch.ones(64, 47)}, r"weight must be \[64, 48\], found \[64, 47\]"),
     ({"bias": torch.ones(16)}, r"bias must be \[64\], found \[16\]"),
+    ({"weight_sums": torch.ones(64)}, "row_moments and weight_sums must be given together"),
 ]
 
 

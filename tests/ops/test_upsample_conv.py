@@ -12,8 +12,7 @@ from torch import Tensor
 from tests.ops.cases import Arguments, Draw
 from tests.ops.contract import OperatorContract, is_exact
 from tests.ops.mathematics import altered, enlarge, epilogue, gather, tap, zeroed
-from tests.ops.moments import MomentsContract, by_hand, mutants
-from tinysr_kernels.ops.upsample_conv import cost, phase_weights, reference, upsample_conv_moments
+from tinysr_kernels.ops.upsample_conv import cost, phase_weights, reference
 
 
 def oracle(x: Tensor, phases: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
@@ -71,6 +70,12 @@ MISTAKES = [
 ]
 
 
+def counted_flops(arguments: Arguments) -> int:
+    """The transposed convolution's own count would include the zeros it reads beyond the border."""
+    x, phases = arguments["x"], arguments["phases"]
+    return 2 * phases.numel() * x.shape[0] * x.shape[2] * x.shape[3]
+
+
 class TestUpsampleConv(OperatorContract):
     op = "upsample_conv"
     oracle = staticmethod(oracle)
@@ -80,17 +85,7 @@ class TestUpsampleConv(OperatorContract):
     mistakes = MISTAKES
 
     def counted_flops(self, arguments: Arguments) -> int:
-        """The transposed convolution's own count would include the zeros it reads beyond the border."""
-        x, phases = arguments["x"], arguments["phases"]
-        return 2 * phases.numel() * x.shape[0] * x.shape[2] * x.shape[3]
-
-
-class TestUpsampleConvMoments(MomentsContract):
-    op = "upsample_conv_moments"
-    oracle = staticmethod(by_hand(oracle))
-    eager = staticmethod(by_hand(eager))
-    mutants = mutants(upsample_conv_moments.reference)
-    mistakes = MISTAKES[:2]
+        return counted_flops(arguments)
 
 
 def test_cost_by_hand() -> None:

@@ -76,6 +76,14 @@ def test_everything_that_the_launches_depend_on_is_in_the_key(engine: Engine) ->
     assert counted(graphs)[0] == 6
 
 
+def test_a_step_that_reads_any_layout_has_one_graph(engine: Engine) -> None:
+    graphs = Graphs(engine, 16)
+    x = sized(engine, 2, 3, 4, 5)
+    for given in (x, x.contiguous(memory_format=torch.channels_last), sized(engine, 2, 3, 4, 9)[..., 2:7]):
+        ask(graphs, given, now=True, any_layout=True)
+    assert counted(graphs)[:2] == (1, 3)
+
+
 def test_the_least_recently_used_graph_goes_first(engine: Engine) -> None:
     graphs = Graphs(engine, 2)
     a, b, c = (sized(engine, n) for n in (1, 2, 3))

@@ -61,7 +61,7 @@ def running(
     family: Any = "tinysr-dit" if isinstance(of(dtype), LatentNetwork) else "tinysr-unet"
     return Runner(
         of,
-        lambda sr, lr: fix_colors(sr, lr, "adain", family, 4),
+        lambda sr, lr, dtype: fix_colors(sr, lr, "adain", family, 4, dtype),
         Graphs(engine or Direct(CPU), 0 if engine is None else graphs),
         limits or Limits(),
         dtype=dtype,
@@ -307,7 +307,7 @@ def spiked(dtype: torch.dtype, seen: list[tuple[torch.dtype, int]]) -> Network:
     def spike(x: Tensor) -> Tensor:
         y = forward(x)
         seen.append((dtype, len(x)))
-        white = (x[:, :, 0, 0] == 1).all(1)
+        white = (x[:, :, 0, 0] == (255 if x.dtype == torch.uint8 else 1)).all(1)
         return torch.where(white[:, None, None, None], float("inf"), y) if dtype == torch.float16 else y
 
     network.forward = spike  # type: ignore[method-assign]

@@ -46,9 +46,13 @@ def own_metadata(family: Family, config: Config) -> dict[str, str]:
     }
 
 
-def folded_metadata(family: Family, config: Config, dtype: str) -> dict[str, str]:
-    """The metadata of a folded file; `dtype` is the torch name of what it was folded for, such as "float16"."""
-    return {**own_metadata(family, config), "folded": "1", "dtype": dtype}
+def folded_metadata(family: Family, config: Config, dtype: str, quantize: str | None = None) -> dict[str, str]:
+    """The metadata of a folded file; `dtype` is the torch name of what it was folded for, such as "float16".
+
+    quantize: "fp8" for a file with e4m3 weights and their scales, which the tensors' own dtypes say too.
+    """
+    extra = {} if quantize is None else {"quantize": quantize}
+    return {**own_metadata(family, config), "folded": "1", "dtype": dtype, **extra}
 
 
 def is_own(metadata: Mapping[str, str]) -> bool:

@@ -22,6 +22,7 @@ import functools
 import hashlib
 import inspect
 import json
+import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -78,11 +79,12 @@ def installed(package: str) -> str:
 def read(path: Path) -> tuple[dict[str, Any], str]:
     """A file's content, and why it has none; neither for a file that is not there."""
     try:
-        if not path.exists():
-            return {}, ""
-        if not path.is_file() or path.stat().st_size > LARGEST:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
             return {}, f"is no file of at most {LARGEST >> 20} MiB"
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}, ""
     except OSError as error:
         return {}, f"cannot be read: {error.strerror or error}"
     except (ValueError, RecursionError) as error:

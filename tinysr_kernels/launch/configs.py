@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import operator
 import os
 import re
 import threading
@@ -66,6 +67,9 @@ def given(**configs: Any) -> Iterator[None]:
         _given.reset(token)
 
 
+_form = operator.attrgetter("shape", "dtype")
+
+
 def choose(op: str, implementation: Implementation, gpu: Gpu, arguments: Mapping[str, Any]) -> Choice:
     """The configuration for this call of `op` on this GPU. Nothing is measured here.
 
@@ -78,7 +82,7 @@ def choose(op: str, implementation: Implementation, gpu: Gpu, arguments: Mapping
             config = config.get(implementation.bucket(**arguments))
         if config is not None:
             return Choice(config, "given")
-    read = [(v.shape, v.dtype) if isinstance(v, Tensor) else v for v in implementation.read(arguments)]
+    read = [_form(v) if isinstance(v, Tensor) else v for v in implementation.read(arguments)]
     key = (op, gpu.name, gpu.multiprocessors, *read)
     choice = _warm.get(key)
     return _meet(key, op, implementation, gpu, arguments) if choice is None else choice

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinysr_kernels.launch.device import Gpu
+from tinysr_kernels.launch.device import MINIMUM_CAPABILITY, Gpu
 from tinysr_kernels.launch.kernel import Kernel
 
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -89,6 +89,7 @@ class Implementation:
     space(gpu, **arguments): the configurations worth measuring for a call, repetitions allowed, among them every
         form that applies to it.
     modules: names of the modules that hold the kernels, besides plan's own.
+    dtypes: what the kernels read and write of floating tensors; capability: the lowest compute capability they run on.
     """
 
     config: type
@@ -97,6 +98,8 @@ class Implementation:
     plan: Callable[..., Plan]
     space: Callable[..., Iterable[Any]]
     modules: tuple[str, ...] = ()
+    dtypes: tuple[torch.dtype, ...] = KERNEL_DTYPES
+    capability: tuple[int, int] = MINIMUM_CAPABILITY
 
     @functools.cached_property
     def read(self) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
@@ -113,11 +116,11 @@ class Implementation:
         return operator.itemgetter(*names)
 
     def takes(self, arguments: Mapping[str, Any]) -> bool:
-        """Whether the kernels compute this call: half or single precision, nothing empty, everything on one device."""
+        """Whether the kernels compute this call: dtypes that they know, nothing empty, everything on one device."""
         tensors = [v for v in arguments.values() if isinstance(v, Tensor)]
-        return all(
-            t.numel() > 0 and t.device == tensors[0].device and (t.dtype in KERNEL_DTYPES or not t.is_floating_point())
-            for t in tensors
+        dtypes = [t.dtype for t in tensors] + [v for v in arguments.values() if isinstance(v, torch.dtype)]
+        return all(t.numel() > 0 and t.device == tensors[0].device for t in tensors) and all(
+            dtype in self.dtypes or not dtype.is_floating_point for dtype in dtypes
         )
 
 

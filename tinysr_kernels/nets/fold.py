@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from tinysr_kernels.ops.quantize import E4M3
 from tinysr_kernels.ops.upsample_conv import phase_weights
 
 SMALLEST_ROW = 6e-5
@@ -26,16 +27,18 @@ VECTORS = (".table", ".depthwise")
 def place(folded: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     """Folded tensors for one device and compute dtype.
 
-    Matrices and kernels come in `dtype`, kernels with the channels last in memory; vectors (biases, norm weights,
-    gates, position tables, depthwise taps) in float32 or wider.
+    Matrices and kernels come in `dtype`; vectors (biases, norm weights, gates, scales, position tables, depthwise taps)
+    in float32 or wider. Kernels and depthwise taps have the channels last in memory. What is quantised stays so.
     """
     wide = torch.promote_types(dtype, torch.float32)
     placed = {}
     for name, tensor in folded.items():
         vector = tensor.dim() == 1 or name.endswith(VECTORS)
-        moved = tensor.to(device, wide if vector else dtype)
-        # Kernels are [O,C,K,K], or [4,O,C,2,2] as phases.
-        placed[name] = moved.movedim(-3, -1).contiguous().movedim(-1, -3) if tensor.dim() > 3 else moved.contiguous()
+        kind = tensor.dtype if tensor.dtype == E4M3 else wide if vector else dtype
+        moved = tensor.to(device, kind)
+        # Kernels are [O,C,K,K], or [4,O,C,2,2] as phases; depthwise taps are [C,3,3].
+        image = tensor.dim() > 3 or name.endswith(".depthwise")
+        placed[name] = moved.movedim(-3, -1).contiguous().movedim(-1, -3) if image else moved.contiguous()
     return placed
 
 
@@ -60,6 +63,7 @@ def folds(folded: Mapping[str, Tensor]) -> list[str]:
         ),
         (number(".shortcut_weight"), f"{number('.shortcut_weight')} 1x1 shortcuts into the convolutions beside them"),
         (number(".phases"), f"{number('.phases')} nearest enlargements into 2x2 phases"),
+        (number(".weight_scale"), f"{number('.weight_scale')} linears in e4m3, with a scale for each output channel"),
         (any(n.startswith("encoder.layers.") for n in folded), "the tiny VAE's range maps and the latent scale"),
     )
     return [phrase for occurs, phrase in kinds if occurs]

@@ -5,7 +5,7 @@ Its output map (y+1)/2 is folded into the last convolution; q, k and v of the si
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -57,10 +57,10 @@ class Attention(nn.Module):
 
     def forward(self, features: Features) -> Features:
         """[N,C,H,W] -> the same shape."""
-        x, _ = features
+        x = features.image
         qkv = self.qkv(tokens(self.norm(features)))
         mixed = ops.attention(qkv, 1, self.out.weight.shape[1] ** -0.5)
-        return untokens(self.out(mixed, residual=tokens(x)), x.shape[2], x.shape[3]), None
+        return Features(untokens(self.out(mixed, residual=tokens(x)), x.shape[2], x.shape[3]))
 
 
 class KLDecoder(nn.Module):
@@ -96,12 +96,31 @@ class KLDecoder(nn.Module):
         return layers
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        h: Features = (x, None)
+        layers = [*self.middle(), *(layer for block in self.up_blocks for layer in block.children())]
+        h = Features(x)
+        for layer, following in zip(layers, [*layers[1:], None], strict=True):
+            last = following is None
+            then = self.conv_norm_out if last else _first_norm(following)
+            # The last convolution does its GroupNorm's work where the moments are there.
+            moments = last and self.conv_out.normalises_once
+            if isinstance(layer, Conv):
+                h = layer.features(h.image, self.groups, then=then, moments=moments)
+            elif isinstance(layer, Resnet):
+                h = layer(h, then=then, moments=moments)
+            else:
+                h = layer(h)
+        return self.conv_out.behind(self.conv_norm_out, h, residual=residual)
+
+    def middle(self) -> Iterator[nn.Module]:
+        """The resnets of the middle, each followed by its attention if there is one."""
         for j, resnet in enumerate(self.mid_resnets):
-            h = resnet(h)
+            yield resnet
             if j < len(self.mid_attentions):
-                h = self.mid_attentions[j](h)
-        for block in self.up_blocks:
-            for layer in block.children():
-                h = layer.features(h[0], self.groups) if isinstance(layer, Conv) else layer(h)
-        return self.conv_out(self.conv_norm_out(h), residual=residual)
+                yield self.mid_attentions[j]
+
+
+def _first_norm(layer: nn.Module | None) -> GroupNorm | None:
+    """The GroupNorm that a layer puts its input through first, if it does."""
+    if isinstance(layer, Resnet):
+        return layer.norm1
+    return layer.norm if isinstance(layer, Attention) else None

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import tinysr_kernels.ops  # noqa: F401  (registers torch.ops.tinysr)
+from tinysr_kernels.ops.conv_tiles import MOST_FEW
 from tinysr_kernels.ops.group_norm import splits
 
 Folded = Mapping[str, Tensor]
-Features = tuple[Tensor, Tensor | None]
-"""An image [N,C,H,W] and, where the kernel that made it has taken them, the moments of its channels [N,2,C]."""
+Rows = tuple[Tensor, Tensor]
+"""Tokens [N,T,D] on their way to a LayerNorm, and the moments of their rows [N,T,2,ceil(D/32)]."""
 ops = torch.ops.tinysr
+
+
+class Features(NamedTuple):
+    """An image [N,C,H,W], and what the operator that made it has made besides for the GroupNorm that follows.
+
+    moments: of the image's channels [N,2,C]; normed: the result of that GroupNorm itself.
+    """
+
+    image: Tensor
+    moments: Tensor | None = None
+    normed: Tensor | None = None
 
 
 class Layer(nn.Module):
@@ -56,7 +68,7 @@ class Conv(Layer):
         skip: Tensor | None = None,
     ) -> Tensor:
         """act(conv(x) + shortcut_1x1(concat(shortcut, skip)) + bias + residual) on [N,C,H,W]."""
-        found: Tensor = self._call("", x, activation, residual, shortcut, skip)
+        found: Tensor = self._call("", (), x, activation, residual, shortcut, skip)
         return found
 
     def features(
@@ -64,20 +76,43 @@ class Conv(Layer):
         x: Tensor,
         groups: tuple[int, ...],
         *,
+        then: GroupNorm | None = None,
+        beside: Tensor | None = None,
+        moments: bool = False,
         residual: Tensor | None = None,
         shortcut: Tensor | None = None,
         skip: Tensor | None = None,
     ) -> Features:
-        """The same without activation, and the moments where a GroupNorm of the result would have to read it twice.
+        """The same without activation, and what the GroupNorm that follows can use.
 
-        groups: numbers of groups that GroupNorm may have; the first that divides the channels counts.
+        groups: numbers of groups that GroupNorm may have; the first that divides the channels counts. then: that
+        GroupNorm, where it is known; beside: the image that it takes as its second. A dense convolution normalises
+        for it, unless it has so much to read besides that it is better done apart, or moments are asked for; a
+        separable one, and one that is asked, takes moments where GroupNorm would have to read its result twice.
         """
-        outputs = self.outputs
+        rest = (x, "none", residual, shortcut, skip)
         pixels = x.shape[2] * x.shape[3] * (4 if self.upsample else 1) // self.stride**2
-        if not splits(pixels, outputs // group_count(groups, outputs)):
-            return self._call("", x, "none", residual, shortcut, skip), None
-        image, moments = self._call("_moments", x, "none", residual, shortcut, skip)
-        return image, moments
+        outputs = self.outputs
+        large = splits(pixels, outputs // group_count(groups, outputs))
+        if self.kind == "separable" or (moments and large):
+            return Features(*self._call("_moments", (), *rest)) if large else Features(self._call("", (), *rest))
+        if then is None or (beside is not None and splits(pixels, then.width)):
+            return Features(self._call("", (), *rest))
+        image, normed = self._call("_norm", then.arguments, *rest, normed_silu=then.silu, normed_skip=beside)
+        return Features(image, None, normed)
+
+    @property
+    def normalises_once(self) -> bool:
+        """Whether it may put its input through a GroupNorm on the way, pixel by pixel, at no further cost."""
+        return self.kind == "dense" and self.stride == 1 and self.outputs <= MOST_FEW
+
+    def behind(self, norm: GroupNorm, x: Features, *, residual: Tensor | None = None) -> Tensor:
+        """conv(norm(x)) + bias + residual."""
+        if x.moments is None or not (self.normalises_once and norm.silu):
+            return self(norm(x), residual=residual)
+        tail = (self.bias, residual, None, None, None, 1, "none", True)
+        found: Tensor = ops.conv3x3(x.image, self.weight, *tail, x.moments, *norm.arguments)
+        return found
 
     @property
     def outputs(self) -> int:
@@ -87,22 +122,27 @@ class Conv(Layer):
 
     def _call(
         self,
-        kind: str,
+        variant: str,
+        norm: tuple[Any, ...],
         x: Tensor,
         activation: str,
         residual: Tensor | None,
         shortcut: Tensor | None,
         skip: Tensor | None,
+        **options: Any,
     ) -> Any:
+        """The operator with this suffix; norm and options: what `_norm` takes besides."""
         if self.kind == "phases":
-            return getattr(ops, f"upsample_conv{kind}")(x, self.phases, self.bias, activation)
+            operator = getattr(ops, f"upsample_conv{variant}")
+            return operator(x, self.phases, *norm, self.bias, activation, **options)
         if self.shortcut_weight is None:
             shortcut = skip = None
         extra = (self.bias, residual, shortcut, skip, self.shortcut_weight, self.stride)
         if self.kind == "separable":
-            operator = getattr(ops, f"sepconv{kind}")
+            operator = getattr(ops, f"sepconv{variant}")
             return operator(x, self.depthwise, self.pointwise, *extra, self.upsample, activation)
-        return getattr(ops, f"conv3x3{kind}")(x, self.weight, *extra, activation)
+        operator = getattr(ops, f"conv3x3{variant}")
+        return operator(x, self.weight, *norm, *extra, activation, **options)
 
 
 class InputConv(Layer):
@@ -124,6 +164,7 @@ class GroupNorm(Layer):
     """GroupNorm, with SiLU on request, of one tensor or of the concatenation of two."""
 
     weight: Tensor
+    bias: Tensor
 
     def __init__(self, folded: Folded, prefix: str, groups: tuple[int, ...], eps: float, *, silu: bool = True) -> None:
         super().__init__(folded, prefix, ("weight", "bias"))
@@ -131,10 +172,22 @@ class GroupNorm(Layer):
         self.eps = eps
         self.silu = silu
 
+    @property
+    def width(self) -> int:
+        """Channels of a group."""
+        return self.weight.shape[0] // self.groups
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """As a convolution takes them that does this GroupNorm's work: weight, bias, groups, eps."""
+        return self.weight, self.bias, self.groups, self.eps
+
     def forward(self, x: Features, skip: Features | None = None) -> Tensor:
-        """[N,C1,H,W] and [N,C2,H,W] -> [N,C1+C2,H,W]."""
-        image, moments = x
-        other, others = skip or (None, None)
+        """[N,C1,H,W] and [N,C2,H,W] -> [N,C1+C2,H,W]; what x's producer has normalised for this one as it is."""
+        image, moments, normed = x
+        if normed is not None:
+            return normed
+        other, others, _ = skip or (None, None, None)
         if other is not None and (moments is None or others is None):
             moments = others = None
         shape = (self.groups, self.eps, self.silu)
@@ -142,17 +195,50 @@ class GroupNorm(Layer):
 
 
 class Linear(Layer):
-    """A linear layer with its epilogue; `gate` is there where folding it would lose digits in half precision."""
+    """A linear layer with its epilogue; `gate` is there where folding it would lose digits in half precision.
+
+    norm_eps: of the LayerNorm (without affine part) that its input goes through first, if it does.
+    """
 
     weight: Tensor
 
-    def __init__(self, folded: Folded, prefix: str, activation: str = "none") -> None:
+    def __init__(self, folded: Folded, prefix: str, activation: str = "none", *, norm_eps: float | None = None) -> None:
         super().__init__(folded, prefix, ("weight", "bias"), ("gate", "weight2"))
         self.activation = activation
+        self.norm_eps = norm_eps or 0.0
+        self.register_buffer("weight_sums", None if norm_eps is None else row_sums(self.weight))
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, x2: Tensor | None = None) -> Tensor:
-        """residual + gate * act(x W^T + x2 W2^T + bias) on [...,K]."""
-        return ops.linear(x, self.weight, self.bias, residual, self.gate, self.activation, x2, self.weight2)
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        x2: Tensor | None = None,
+        row_moments: Tensor | None = None,
+    ) -> Tensor:
+        """residual + gate * act(norm(x) W^T + x2 W2^T + bias) on [...,K]; norm takes x's row_moments."""
+        found: Tensor = ops.linear(*self._arguments(x, residual, x2, row_moments))
+        return found
+
+    def rows(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        x2: Tensor | None = None,
+        row_moments: Tensor | None = None,
+    ) -> Rows:
+        """The same, and the moments of its rows, for the LayerNorm behind it."""
+        out, moments = ops.linear_row_moments(*self._arguments(x, residual, x2, row_moments))
+        return out, moments
+
+    def _arguments(self, x: Tensor, *given: Tensor | None) -> tuple[Any, ...]:
+        residual, x2, row_moments = given
+        own = (self.weight, self.bias, residual, self.gate, self.activation, x2, self.weight2)
+        return (x, *own, row_moments, self.weight_sums, self.norm_eps)
+
+
+def row_sums(weight: Tensor) -> Tensor:
+    """The sums of the rows of a matrix, as it is rounded, in float32 or wider."""
+    return weight.double().sum(1).to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def group_count(groups: tuple[int, ...], channels: int) -> int:

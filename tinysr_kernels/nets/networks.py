@@ -8,16 +8,26 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from tinysr_kernels.errors import InputError
 from tinysr_kernels.families import UPSCALE, Config, Family, TinySRConfig, UNetConfig
-from tinysr_kernels.nets import kl_decoder, pruned_unet, tiny_vae, tinysr_dit
+from tinysr_kernels.nets import fp8, kl_decoder, pruned_unet, tiny_vae, tinysr_dit
 from tinysr_kernels.nets.layers import Folded, ops
 
 
-def fold(family: Family, config: Config, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Fold a normalised checkpoint for one compute dtype: matrices in it, vectors in float32 or wider."""
+def fold(
+    family: Family, config: Config, tensors: Mapping[str, Tensor], dtype: torch.dtype, quantize: str | None = None
+) -> dict[str, Tensor]:
+    """Fold a normalised checkpoint for one compute dtype: matrices in it, vectors in float32 or wider.
+
+    quantize: "fp8" for TinySR's transformer in e4m3 where fp8.py says; the rest of it is then left in float64 for
+    `place`. InputError for other families.
+    """
+    if quantize is not None:
+        check_quantize(family)
     if isinstance(config, TinySRConfig):
+        transformer = tinysr_dit.fold(tensors, torch.float64 if quantize else dtype)
         return {
-            **tinysr_dit.fold(tensors, dtype),
+            **(fp8.to_fp8(transformer) if quantize else transformer),
             **tiny_vae.fold_encoder(tensors, dtype, config.encoder_blocks, config.scaling_factor),
             **tiny_vae.fold_decoder(tensors, dtype, config.decoder_blocks),
         }
@@ -33,6 +43,14 @@ def fold(family: Family, config: Config, tensors: Mapping[str, Tensor], dtype: t
     return folded
 
 
+def check_quantize(family: Family) -> None:
+    """InputError unless networks of the family have an fp8 form."""
+    if family != "tinysr-dit":
+        raise InputError(
+            f"quantize='fp8' is for tinysr-dit's transformer, this checkpoint is {family}; use quantize=None"
+        )
+
+
 def build(family: Family, config: Config, folded: Folded) -> Network:
     """The network over folded tensors. KeyError names a tensor that is missing."""
     if isinstance(config, TinySRConfig):
@@ -44,13 +62,19 @@ def _has_tiny_decoder(names: Mapping[str, object]) -> bool:
     return any(name.startswith("decoder.layers.") for name in names)
 
 
+def resize(image: Tensor, factor: int, dtype: torch.dtype) -> Tensor:
+    """[N,3,H,W] in [0,1], or uint8 that holds 255 times as much -> [N,3,factor*H,factor*W] in `dtype`."""
+    return ops.resize_bicubic(image, factor, 1 / 255 if image.dtype == torch.uint8 else 1.0, 0.0, dtype)
+
+
 class LatentNetwork(nn.Module):
     """TinySR: encoder and decoder run on any size, the transformer on windows of one size."""
 
     def __init__(self, folded: Folded, config: TinySRConfig) -> None:
         super().__init__()
         self.encoder = tiny_vae.Encoder(folded, config.encoder_blocks)
-        self.transformer = tinysr_dit.Transformer(folded, config)
+        transformer = fp8.Transformer if fp8.is_fp8(folded) else tinysr_dit.Transformer
+        self.transformer = transformer(folded, config)
         self.decoder = tiny_vae.Decoder(folded, config.decoder_blocks, config.scaling_factor)
         # latent pixels of context with which both halves give the same result in tiles as on the whole
         self.halo = max(tiny_vae.halo(config.encoder_blocks), tiny_vae.halo(config.decoder_blocks[::-1]))
@@ -98,10 +122,11 @@ class PixelNetwork(nn.Module):
         return self.reduction // math.gcd(self.reduction, self.upscale)
 
     def forward(self, image: Tensor) -> Tensor:
-        """[N,3,H,W] in [0,1] -> [N,3,4H,4W], [0,1] up to overshoot; H and W multiples of `multiple`."""
+        """[N,3,H,W] in [0,1] or uint8 -> [N,3,4H,4W], [0,1] up to overshoot; H and W multiples of `multiple`."""
         enlarged = None
         if self.residual or self.encoder is not None:
-            enlarged = ops.resize_bicubic(image, self.upscale)
+            first = self.unet.conv_in if self.encoder is None else self.encoder.layers["0"]
+            enlarged = resize(image, self.upscale, first.get_buffer("weight").dtype)
         latent = self.unet(image if self.encoder is None else self.encoder(enlarged))
         if self.latent_gain != 1.0:
             latent = latent * self.latent_gain

@@ -7,8 +7,10 @@ product over two inputs, each 1x1 shortcut into conv2, biases together, nearest 
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from tinysr_kernels.nets.layers import (
     GroupNorm,
     InputConv,
     Linear,
+    Rows,
     count,
     ops,
     tokens,
@@ -128,14 +131,33 @@ class Resnet(nn.Module):
         self.norm2 = GroupNorm(folded, f"{prefix}.norm2", groups, eps)
         self.conv2 = Conv(folded, f"{prefix}.conv2")
 
-    def forward(self, x: Features, skip: Features | None = None) -> Features:
-        """[N,C1,H,W] (and [N,C2,H,W]) -> [N,O,H,W]."""
-        h = self.norm2(self.conv1.features(self.norm1(x, skip), self.groups))
-        other = None if skip is None else skip[0]
-        if self.conv2.shortcut_weight is not None:
-            return self.conv2.features(h, self.groups, shortcut=x[0], skip=other)
-        residual = x[0] if other is None else torch.cat([x[0], other], 1)
-        return self.conv2.features(h, self.groups, residual=residual)
+    def forward(
+        self,
+        x: Features,
+        skip: Features | None = None,
+        then: GroupNorm | None = None,
+        beside: Features | None = None,
+        moments: bool = False,
+    ) -> Features:
+        """[N,C1,H,W] (and [N,C2,H,W]) -> [N,O,H,W].
+
+        then: the GroupNorm that takes the result, with the second image `beside`; moments: as `Conv.features` says.
+        """
+        h = self.norm2(self.conv1.features(self.norm1(x, skip), self.groups, then=self.norm2))
+        other = None if skip is None else skip.image
+        residual, shortcut = None, x.image
+        if self.conv2.shortcut_weight is None:
+            residual = shortcut if other is None else torch.cat([shortcut, other], 1)
+        return self.conv2.features(
+            h,
+            self.groups,
+            then=then,
+            beside=None if beside is None else beside.image,
+            moments=moments,
+            residual=residual,
+            shortcut=shortcut,
+            skip=other,
+        )
 
 
 class TransformerBlock(nn.Module):
@@ -143,22 +165,22 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, folded: Folded, prefix: str, config: UNetConfig) -> None:
         super().__init__()
-        self.qkv = Linear(folded, f"{prefix}.qkv")
+        self.qkv = Linear(folded, f"{prefix}.qkv", norm_eps=config.layer_norm_eps)
         self.out = Linear(folded, f"{prefix}.out")
-        self.ff1 = Linear(folded, f"{prefix}.ff1", "geglu")
+        self.ff1 = Linear(folded, f"{prefix}.ff1", "geglu", norm_eps=config.layer_norm_eps)
         self.ff2 = Linear(folded, f"{prefix}.ff2") if f"{prefix}.ff2.weight" in folded else None
         self.heads = self.out.weight.shape[1] // config.head_dim
         self.scale = config.head_dim**-0.5
-        self.eps = config.layer_norm_eps
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, rows: Rows) -> tuple[Rows, Tensor]:
         """(x after attention [and ff2 when present], the feed-forward's hidden features)."""
-        mixed = ops.attention(self.qkv(ops.layer_norm(x, self.eps)), self.heads, self.scale)
-        x = self.out(mixed, residual=x)
-        hidden = self.ff1(ops.layer_norm(x, self.eps))
+        x, moments = rows
+        mixed = ops.attention(self.qkv(x, row_moments=moments), self.heads, self.scale)
+        x, moments = self.out.rows(mixed, residual=x)
+        hidden = self.ff1(x, row_moments=moments)
         if self.ff2 is not None:
-            x = self.ff2(hidden, residual=x)
-        return x, hidden
+            x, moments = self.ff2.rows(hidden, residual=x)
+        return (x, moments), hidden
 
 
 class Transformer(nn.Module):
@@ -174,13 +196,13 @@ class Transformer(nn.Module):
         self.proj_out = Linear(folded, f"{prefix}.proj_out")
 
     def forward(self, features: Features) -> Features:
-        x, _ = features
-        t = self.proj_in(tokens(self.norm(features)))
-        hidden = t
+        x = features.image
+        rows = self.proj_in.rows(tokens(self.norm(features)))
+        hidden = rows[0]
         for block in self.blocks:
-            t, hidden = block(t)
-        out = self.proj_out(t, residual=tokens(x), x2=hidden)
-        return untokens(out, x.shape[2], x.shape[3]), None
+            rows, hidden = block(rows)
+        out = self.proj_out(rows[0], residual=tokens(x), x2=hidden)
+        return Features(untokens(out, x.shape[2], x.shape[3]))
 
 
 class Stage(nn.Module):
@@ -204,16 +226,50 @@ class Stage(nn.Module):
             for j in range(count(folded, f"{prefix}.upsamplers"))
         )
 
-    def step(self, j: int, x: Features, skip: Features | None = None) -> Features:
-        """Resnet j and the transformer behind it."""
-        found: Features = self.resnets[j](x, skip)
-        if j < len(self.attentions):
-            found = self.attentions[j](found)
-        return found
+    def step(
+        self, j: int, x: Features, skip: Features | None, then: GroupNorm | None, beside: Features | None
+    ) -> Features:
+        """Resnet j and the transformer behind it; then, beside: what takes the result, as `Resnet` says."""
+        if j >= len(self.attentions):
+            found: Features = self.resnets[j](x, skip, then, beside)
+            return found
+        transformer = self.attentions[j]
+        mixed: Features = transformer(self.resnets[j](x, skip, transformer.norm))
+        return mixed
 
-    def samplers(self) -> list[Conv]:
-        """The convolution that halves or doubles the image behind the resnets, if there is one."""
-        return [sampler for sampler in (*self.downsamplers, *self.upsamplers) if isinstance(sampler, Conv)]
+    def places(self, kind: str, groups: tuple[int, ...]) -> Iterator[Place]:
+        """What a stage of this kind, "down", "mid" or "up", does in order."""
+        for j, resnet in enumerate(self.resnets):
+            norm = resnet.norm1 if isinstance(resnet, Resnet) else None
+            yield Place(functools.partial(self.step, j), norm, kind == "up", kind == "down")
+        for sampler in (*self.downsamplers, *self.upsamplers):
+            yield Place(functools.partial(_sample, sampler, groups), None, False, kind == "down")
+
+
+@dataclass(frozen=True)
+class Place:
+    """One step of the UNet.
+
+    run(x, skip, then, beside); norm: the GroupNorm that it puts x through first, if any; takes_skip, leaves_skip:
+    whether it takes the last skip that is left, or leaves its result as one.
+    """
+
+    run: Callable[[Features, Features | None, GroupNorm | None, Features | None], Features]
+    norm: GroupNorm | None
+    takes_skip: bool
+    leaves_skip: bool
+
+
+def _sample(
+    sampler: Conv,
+    groups: tuple[int, ...],
+    x: Features,
+    skip: Features | None,
+    then: GroupNorm | None,
+    beside: Features | None,
+) -> Features:
+    """The convolution that halves or doubles the image behind the resnets."""
+    return sampler.features(x.image, groups, then=then, beside=None if beside is None else beside.image)
 
 
 class UNet(nn.Module):
@@ -243,25 +299,25 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N,3,H,W] or latent [N,C,h,w] -> [N,O,h,w]; skips go last in, first out."""
-        h = self._first(x)
+        places = [
+            *(place for stage in self.stages("down") for place in stage.places("down", self.groups)),
+            *self.mid_block.places("mid", self.groups),
+            *(place for stage in self.stages("up") for place in stage.places("up", self.groups)),
+        ]
+        norms = [*(place.norm for place in places), self.conv_norm_out]
+        takes = [*(place.takes_skip for place in places), False]
+        h = self._first(x, norms[0])
         skips = [h]
-        for stage in self.stages("down"):
-            for j in range(len(stage.resnets)):
-                h = stage.step(j, h)
+        for place, norm, take in zip(places, norms[1:], takes[1:], strict=True):
+            skip = skips.pop() if place.takes_skip else None
+            # Where the next takes this very result as its skip, there is nothing beside it yet.
+            then = None if take and place.leaves_skip else norm
+            h = place.run(h, skip, then, skips[-1] if take else None)
+            if place.leaves_skip:
                 skips.append(h)
-            for down in stage.samplers():
-                h = down.features(h[0], self.groups)
-                skips.append(h)
-        for j in range(len(self.mid_block.resnets)):
-            h = self.mid_block.step(j, h)
-        for stage in self.stages("up"):
-            for j in range(len(stage.resnets)):
-                h = stage.step(j, h, skips.pop())
-            for up in stage.samplers():
-                h = up.features(h[0], self.groups)
         return self.conv_out(self.conv_norm_out(h), residual=x if self.subtract else None)
 
-    def _first(self, x: Tensor) -> Features:
+    def _first(self, x: Tensor, then: GroupNorm | None) -> Features:
         if isinstance(self.conv_in, Conv):
-            return self.conv_in.features(x, self.groups)
-        return self.conv_in(x), None
+            return self.conv_in.features(x, self.groups, then=then)
+        return Features(self.conv_in(x))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tinysr_kernels.nets.fold import Folder
-from tinysr_kernels.nets.layers import Conv, Folded, InputConv
+from tinysr_kernels.nets.layers import Conv, Folded, InputConv, ops
 
 Step = tuple[str, int]
 """(kind, layer index): kind is conv, down (stride 2), up (nearest x2 before the convolution) or block."""
@@ -106,10 +106,14 @@ class Block(nn.Module):
     def __init__(self, folded: Folded, prefix: str) -> None:
         super().__init__()
         self.conv = nn.ModuleDict({str(j): Conv(folded, f"{prefix}.conv.{j}") for j in BLOCK_CONVS})
+        self.separable = all(conv.kind == "separable" for conv in self.conv.values())
 
     def forward(self, x: Tensor) -> Tensor:
         """[N,C,H,W] -> the same shape."""
         first, second, third = self.conv.values()
+        if self.separable:
+            weights = [t for conv in (first, second, third) for t in (conv.depthwise, conv.pointwise, conv.bias)]
+            return ops.sepconv_block(x, *weights)
         return third(second(first(x, activation="relu"), activation="relu"), activation="relu", residual=x)
 
 
@@ -153,7 +157,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, residual: Tensor | None = None) -> Tensor:
         first, *middle, last = self.layers.values()
-        x = first(torch.tanh(z * self.input_gain), activation="relu")
+        x = first(ops.tanh_scaled(z, self.input_gain), activation="relu")
         for layer in middle:
             x = layer(x)
         return last(x, residual=residual)

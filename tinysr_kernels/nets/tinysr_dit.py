@@ -1,9 +1,9 @@
 """TinySR's transformer with every constant folded: the pruned SD3 blocks, image stream only.
 
-One block is seven operators: LayerNorm, qkv, attention, output projection with residual, LayerNorm, feed-forward with
-GELU, feed-forward with residual. Modulation (1+scale, shift) sits in the linears that follow, gates in those that
-precede, the patch convolution's bias in the position table (arXiv 2508.17434, section 3.3, caches the same constants;
-the folds go one step further).
+One block is five operators: qkv, attention, output projection with residual, feed-forward with GELU, feed-forward with
+residual. The LayerNorms are in the linears around them (ops/row_moments.py), modulation (1+scale, shift) sits in the
+linears that follow, gates in those that precede, the patch convolution's bias in the position table (arXiv 2508.17434,
+section 3.3, caches the same constants; the folds go further).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tinysr_kernels.families import TinySRConfig
 from tinysr_kernels.nets.fold import Folder
-from tinysr_kernels.nets.layers import Folded, Layer, Linear, count, ops
+from tinysr_kernels.nets.layers import Folded, Layer, Linear, Rows, count, ops
 
 EPS = 1e-6
 
@@ -59,18 +59,19 @@ class Block(nn.Module):
 
     def __init__(self, folded: Folded, prefix: str, head_dim: int) -> None:
         super().__init__()
-        self.qkv = Linear(folded, f"{prefix}.qkv")
+        self.qkv = Linear(folded, f"{prefix}.qkv", norm_eps=EPS)
         self.out = Linear(folded, f"{prefix}.out")
-        self.ff1 = Linear(folded, f"{prefix}.ff1", "gelu_tanh")
+        self.ff1 = Linear(folded, f"{prefix}.ff1", "gelu_tanh", norm_eps=EPS)
         self.ff2 = Linear(folded, f"{prefix}.ff2")
         self.heads = self.out.weight.shape[1] // head_dim
         self.scale = head_dim**-0.5
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, rows: Rows) -> Rows:
         """x + attention, then + feed-forward."""
-        mixed = ops.attention(self.qkv(ops.layer_norm(x, EPS)), self.heads, self.scale)
-        x = self.out(mixed, residual=x)
-        return self.ff2(self.ff1(ops.layer_norm(x, EPS)), residual=x)
+        x, moments = rows
+        mixed = ops.attention(self.qkv(x, row_moments=moments), self.heads, self.scale)
+        x, moments = self.out.rows(mixed, residual=x)
+        return self.ff2.rows(self.ff1(x, row_moments=moments), residual=x)
 
 
 class Transformer(nn.Module):
@@ -81,16 +82,17 @@ class Transformer(nn.Module):
         self.patch = Layer(folded, "transformer.patch", ("weight", "table"))
         blocks = count(folded, "transformer.blocks")
         self.blocks = nn.ModuleList(Block(folded, f"transformer.blocks.{i}", config.head_dim) for i in range(blocks))
-        self.proj_out = Layer(folded, "transformer.proj_out", ("weight", "bias"))
+        self.proj_out = Linear(folded, "transformer.proj_out", norm_eps=EPS)
         self.patch_size = config.patch_size
         tokens = self.patch.get_buffer("table").shape[0]
         self.window = round(tokens**0.5) * config.patch_size
 
     def forward(self, z: Tensor) -> Tensor:
         """[N,C,window,window] -> the same shape, channels_last."""
-        x = ops.patch_embed(z, self.patch.weight, self.patch.table)
+        rows = ops.patch_embed_row_moments(z, self.patch.weight, self.patch.table)
         for block in self.blocks:
-            x = block(x)
+            rows = block(rows)
+        last = self.proj_out
         return ops.unpatchify_subtract(
-            ops.layer_norm(x, EPS), self.proj_out.weight, self.proj_out.bias, z, self.patch_size
+            rows[0], last.weight, last.bias, z, self.patch_size, rows[1], last.weight_sums, last.norm_eps
         )

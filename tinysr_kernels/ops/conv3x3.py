@@ -4,12 +4,18 @@
                + sum_k shortcut_weight[o,k] * concat(shortcut, skip)[n,k,y,x]
     out        = act(v + bias + residual)   or   act(v + bias) + residual
 
-Zero padding of one pixel. Layouts: activations [N,C,H,W] and weight [O,C,3,3], both in channels_last memory.
+With norm_moments, the mean and variance of every channel of x [N,2,C], SiLU(GroupNorm(x)) takes the place of x
+(`ops/group_norm.py`); it is evaluated again for every tap but where the results are few, so mostly it is better done
+before. Zero padding of one pixel, behind that norm.
+
+Layouts: activations [N,C,H,W] and weight [O,C,3,3], both in channels_last memory.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,13 +23,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinysr_kernels.launch.device import Gpu
+from tinysr_kernels.launch.device import Gpu, gpu_of
 from tinysr_kernels.launch.plan import Implementation, Launch, Library, Plan, power_of_2
-from tinysr_kernels.ops import conv3x3_kernel, conv_tiles, tiles
+from tinysr_kernels.ops import (
+    conv3x3_kernel,
+    conv_few_kernel,
+    conv_tiles,
+    group_norm,
+    group_norm_kernel,
+    prologue_kernel,
+    tiles,
+)
+from tinysr_kernels.ops.conv_norm import register_with_norm
 from tinysr_kernels.ops.conv_tiles import Config
 from tinysr_kernels.ops.moments import merged, register_with_moments
 from tinysr_kernels.ops.registry import (
     Cost,
+    check,
     check_choice,
     check_epilogue,
     check_rank,
@@ -42,7 +58,9 @@ from tinysr_kernels.ops.registry import (
 SCHEMA = (
     "conv3x3(Tensor x, Tensor weight, Tensor? bias=None, Tensor? residual=None, Tensor? shortcut=None, "
     "Tensor? skip=None, Tensor? shortcut_weight=None, int stride=1, "
-    'str activation="none", bool activate_residual=True) -> Tensor'
+    'str activation="none", bool activate_residual=True, '
+    "Tensor? norm_moments=None, Tensor? norm_weight=None, Tensor? norm_bias=None, int norm_groups=1, "
+    "float norm_eps=1e-5) -> Tensor"
 )
 
 
@@ -61,6 +79,10 @@ def _check(
     shortcut_weight: Tensor | None,
     stride: int,
     activation: str,
+    norm_moments: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    norm_groups: int,
 ) -> tuple[int, int, int, int]:
     check_rank("x", x, "N,C,H,W")
     check_rank("weight", weight, "O,C,3,3")
@@ -69,7 +91,20 @@ def _check(
     out = _out_shape(x, weight, stride)
     check_epilogue(out, bias, residual, activation)
     check_shortcut(out, shortcut, skip, shortcut_weight)
+    check_prologue(x, norm_moments, norm_weight, norm_bias, norm_groups)
     return out
+
+
+def check_prologue(x: Tensor, moments: Tensor | None, weight: Tensor | None, bias: Tensor | None, groups: int) -> None:
+    """ValueError unless the tensors of a GroupNorm before a convolution come together and fit x [N,C,H,W]."""
+    named = (("norm_moments", moments), ("norm_weight", weight), ("norm_bias", bias))
+    given = [name for name, t in named if t is not None]
+    check(len(given) in (0, 3), f"norm_moments, norm_weight and norm_bias must be given together, found only {given}")
+    n, c = x.shape[:2]
+    check_shape("norm_moments", moments, (n, 2, c))
+    check_shape("norm_weight", weight, (c,))
+    check_shape("norm_bias", bias, (c,))
+    check(groups > 0 and c % groups == 0, f"norm_groups must divide {c} channels, found {groups}")
 
 
 def reference(
@@ -83,13 +118,21 @@ def reference(
     stride: int = 1,
     activation: str = "none",
     activate_residual: bool = True,
+    norm_moments: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm_groups: int = 1,
+    norm_eps: float = 1e-5,
 ) -> Tensor:
     """Plain PyTorch, in float32 or wider; shapes and mathematics as in the module's docstring.
 
     Any floating dtype; the result has x's. Raises ValueError naming argument, expected and found.
     """
-    _check(x, weight, bias, residual, shortcut, skip, shortcut_weight, stride, activation)
+    norm = (norm_moments, norm_weight, norm_bias, norm_groups)
+    _check(x, weight, bias, residual, shortcut, skip, shortcut_weight, stride, activation, *norm)
     u = nhwc(x.to(wide(x.dtype)))
+    if norm_moments is not None and norm_weight is not None and norm_bias is not None:
+        u = group_norm.reference(u, None, norm_weight, norm_bias, norm_groups, norm_eps, True, norm_moments)
     y = F.conv2d(u, nhwc(weight.to(u.dtype)), stride=stride, padding=1)
     y = shortcut_1x1(y, shortcut, skip, shortcut_weight)
     return finish(y, bias, residual, activation, activate_residual, x.dtype)
@@ -106,9 +149,15 @@ def fake(
     stride: int = 1,
     activation: str = "none",
     activate_residual: bool = True,
+    norm_moments: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm_groups: int = 1,
+    norm_eps: float = 1e-5,
 ) -> Tensor:
     """An uninitialised result of the true shape, dtype and strides; raises what the reference raises."""
-    out = _check(x, weight, bias, residual, shortcut, skip, shortcut_weight, stride, activation)
+    norm = (norm_moments, norm_weight, norm_bias, norm_groups)
+    out = _check(x, weight, bias, residual, shortcut, skip, shortcut_weight, stride, activation, *norm)
     return empty_nhwc(x, out)
 
 
@@ -123,19 +172,28 @@ def cost(
     stride: int = 1,
     activation: str = "none",
     activate_residual: bool = True,
+    norm_moments: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm_groups: int = 1,
+    norm_eps: float = 1e-5,
 ) -> Cost:
-    """FLOPs of the convolution and the shortcut; bytes of every tensor once."""
+    """FLOPs of the convolution and the shortcut, 6 per element of x for a norm before; bytes of every tensor once."""
     n, o, h, w = _out_shape(x, weight, stride)
     k = 0 if shortcut_weight is None else shortcut_weight.shape[1]
     flops = 2 * n * h * w * o * (9 * x.shape[1] + k)
-    moved = size(x, weight, bias, residual, shortcut, skip, shortcut_weight)
+    if norm_moments is not None:
+        flops += 6 * x.numel()
+    moved = size(x, weight, bias, residual, shortcut, skip, shortcut_weight, norm_moments, norm_weight, norm_bias)
     return Cost(flops, moved + n * o * h * w * x.element_size())
 
 
-def bucket(x: Tensor, weight: Tensor, shortcut: Tensor | None, stride: int, **_: Any) -> str:
-    """Calls that share a configuration, whatever the batch: dtype, channels, pixels of the result, stride, shortcut."""
+def bucket(
+    x: Tensor, weight: Tensor, shortcut: Tensor | None, stride: int, norm_moments: Tensor | None, **_: Any
+) -> str:
+    """Calls that share a configuration, whatever the batch: dtype, channels, pixels of the result, stride, extras."""
     o, h, w = _out_shape(x, weight, stride)[1:]
-    other = "" if shortcut is None else "+1x1"
+    other = ("" if shortcut is None else "+1x1") + ("" if norm_moments is None else " normed")
     return f"{str(x.dtype).removeprefix('torch.')} {x.shape[1]}->{o} {power_of_2(h * w)} s{stride}{other}"
 
 
@@ -150,7 +208,15 @@ def heuristic(
     gpu: Gpu, x: Tensor, weight: Tensor, shortcut: Tensor | None, skip: Tensor | None, stride: int, **_: Any
 ) -> Config:
     """Our own kernel, whatever the batch."""
-    return conv_tiles.heuristic(gpu, *_sizes(x, weight, shortcut, skip, stride))
+    sizes = _sizes(x, weight, shortcut, skip, stride)
+    w, outputs = sizes[1:3]
+    if _may_be_few(outputs, stride, shortcut):
+        return conv_tiles.few(w, outputs)
+    return conv_tiles.heuristic(gpu, *sizes)
+
+
+def _may_be_few(outputs: int, stride: int, shortcut: Tensor | None) -> bool:
+    return outputs <= conv_tiles.MOST_FEW and stride == 1 and shortcut is None
 
 
 def plan(
@@ -165,13 +231,19 @@ def plan(
     stride: int,
     activation: str,
     activate_residual: bool,
+    norm_moments: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    norm_groups: int,
+    norm_eps: float,
     moments: bool = False,
 ) -> Plan:
     """The launches; raises what the reference raises. Inputs that are not dense in their layout are copied once.
 
     moments: the result's too (`ops/moments.py`).
     """
-    shape = _check(x, weight, bias, residual, shortcut, skip, shortcut_weight, stride, activation)
+    norm = (norm_moments, norm_weight, norm_bias, norm_groups)
+    shape = _check(x, weight, bias, residual, shortcut, skip, shortcut_weight, stride, activation, *norm)
     out = empty_nhwc(x, shape)
     # The product runs in the widest dtype of its operands; networks give them all the same.
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in (x, weight, shortcut, skip) if t is not None))
@@ -181,17 +253,42 @@ def plan(
         activation,
         activate_residual,
     )
+    prologue = None
+    if norm_moments is not None and norm_weight is not None and norm_bias is not None:
+        moments_of_x, gain, shift = (plain(t, t.dtype) for t in (norm_moments, norm_weight, norm_bias))
+        prologue = conv_tiles.Prologue(moments_of_x, gain, shift, norm_groups, norm_eps)
+    launches: tuple[Launch | Library, ...]
     if config.form == "library":
-        found = Plan(out, _library(x, weight, shortcut, skip, shortcut_weight, stride, tail, out))
-        return merged(found) if moments else found
-    arguments = {
-        "x": nhwc(x),
-        "weight": nhwc(weight.to(dtype)),
-        "shortcut": None if shortcut is None else nhwc(shortcut),
-        "skip": None if skip is None else nhwc(skip),
-        "shortcut_weight": None if shortcut_weight is None else plain(shortcut_weight, dtype),
-    }
-    found = Plan(out, conv_tiles.launches(config, arguments, tail, out, stride=stride, take_moments=moments))
+        before: tuple[Launch | Library, ...] = ()
+        if prologue is not None:
+            # The library has no such thing: a launch of its own.
+            affine = {"weight": prologue.weight, "bias": prologue.bias, "groups": norm_groups, "eps": norm_eps}
+            given: dict[str, Any] = {
+                "x": x,
+                "skip": None,
+                "moments": norm_moments,
+                "skip_moments": None,
+                "silu": True,
+                **affine,
+            }
+            first = group_norm.plan(group_norm.heuristic(gpu_of(x), **given), **given)
+            x, before = first.result, first.launches
+        launches = (*before, *_library(x, weight, shortcut, skip, shortcut_weight, stride, tail, out))
+    elif config.form == "few":
+        check(_may_be_few(shape[1], stride, shortcut), f"few needs few results, found {shape[1]}, stride {stride}")
+        launches = conv_tiles.few_launches(config, nhwc(x), nhwc(weight.to(dtype)), tail, out, prologue)
+    else:
+        arguments = {
+            "x": nhwc(x),
+            "weight": nhwc(weight.to(dtype)),
+            "shortcut": None if shortcut is None else nhwc(shortcut),
+            "skip": None if skip is None else nhwc(skip),
+            "shortcut_weight": None if shortcut_weight is None else plain(shortcut_weight, dtype),
+        }
+        launches = conv_tiles.launches(
+            config, arguments, tail, out, stride=stride, take_moments=moments, prologue=prologue
+        )
+    found = Plan(out, launches)
     return merged(found) if moments else found
 
 
@@ -223,15 +320,27 @@ def _add_1x1(x: Tensor, weight: Tensor, out: Tensor) -> None:
 
 
 def space(
-    gpu: Gpu, x: Tensor, weight: Tensor, shortcut: Tensor | None, skip: Tensor | None, stride: int, **_: Any
+    gpu: Gpu,
+    x: Tensor,
+    weight: Tensor,
+    shortcut: Tensor | None,
+    skip: Tensor | None,
+    stride: int,
+    **_: Any,
 ) -> Iterator[Config]:
-    """Tiles around the heuristic's and the library."""
-    return conv_tiles.space(gpu, *_sizes(x, weight, shortcut, skip, stride))
+    """Tiles around the heuristic's, that for few results, and the library."""
+    sizes = _sizes(x, weight, shortcut, skip, stride)
+    w, outputs = sizes[1:3]
+    if _may_be_few(outputs, stride, shortcut):
+        usual = conv_tiles.few(w, outputs)
+        for pixels, warps in itertools.product((256, 512), (4, 8)):
+            yield dataclasses.replace(usual, pixels=pixels, warps=warps)
+    yield from conv_tiles.space(gpu, *sizes)
 
 
-KERNELS = Implementation(
-    Config, bucket, heuristic, plan, space, (conv3x3_kernel.__name__, conv_tiles.__name__, tiles.__name__)
-)
+MODULES = (conv3x3_kernel, conv_few_kernel, prologue_kernel, conv_tiles, group_norm, group_norm_kernel, tiles)
+KERNELS = Implementation(Config, bucket, heuristic, plan, space, tuple(module.__name__ for module in MODULES))
 
 conv3x3 = register(SCHEMA, reference, fake, cost, KERNELS)
 conv3x3_moments = register_with_moments(conv3x3, SCHEMA, fake)
+conv3x3_norm = register_with_norm(conv3x3, SCHEMA, fake)

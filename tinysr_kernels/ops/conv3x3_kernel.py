@@ -13,8 +13,9 @@ All sums are float32.
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.moments_kernel import leave, of_tile
-from tinysr_kernels.ops.tiles import add_product, bias_row, finish, product
+from tinysr_kernels.ops.moments_kernel import leave, of_groups, of_tile
+from tinysr_kernels.ops.prologue_kernel import normed
+from tinysr_kernels.ops.tiles import add_product, bias_row, finish, product, rounded
 
 
 @jit
@@ -41,9 +42,12 @@ def _taps(  # type: ignore[no-untyped-def]
     width,  # of the image
     begin,  # of the reduction, a multiple of SLICE
     end,
+    scale,  # [2,CHANNELS] mean and gain of each channel, or None
+    norm_bias,  # [CHANNELS] or None
     CHANNELS: tl.constexpr,
     SIDE: tl.constexpr,
     SLICE: tl.constexpr,
+    QUICK: tl.constexpr,
 ):
     """acc + the products over k from begin to end."""
     DEPTH: tl.constexpr = SIDE * SIDE * CHANNELS
@@ -57,7 +61,9 @@ def _taps(  # type: ignore[no-untyped-def]
             # Each step lies in a single tap.
             tap = start // CHANNELS
             shift = (tap // SIDE * width + tap % SIDE) * CHANNELS + tl.multiple_of(start % CHANNELS, SLICE)
-            rows = tl.load(x + ((place + shift) + lane[None, :]), mask=((borders >> tap) & 1) != 0, other=0.0)
+            seen = ((borders >> tap) & 1) != 0
+            chan = tl.multiple_of(start % CHANNELS, SLICE) + lane
+            rows = tl.load(x + ((place + shift) + lane[None, :]), mask=seen, other=0.0)
             columns = tl.load(weight + start, mask=there, other=0.0)
         else:
             k = start + lane
@@ -65,8 +71,14 @@ def _taps(  # type: ignore[no-untyped-def]
             tap = tl.minimum(k // CHANNELS, SIDE * SIDE)
             shift = (tap // SIDE * width + tap % SIDE) * CHANNELS + k % CHANNELS
             seen = ((borders >> tap[None, :]) & 1) != 0
+            chan = k % CHANNELS
             rows = tl.load(x + (place + shift[None, :]), mask=seen, other=0.0)
             columns = tl.load(weight + start, mask=there & (k[:, None] < DEPTH), other=0.0)
+        if scale is not None:
+            mean, gain = tl.load(scale + chan)[None, :], tl.load(scale + CHANNELS + chan)[None, :]
+            y = normed(rows, mean, gain, tl.load(norm_bias + chan).to(tl.float32)[None, :], QUICK)
+            # Outside the image stand zeros behind the norm, not before it.
+            rows = rounded(tl.where(seen, y, 0.0), columns.dtype)
         acc = product(rows.to(columns.dtype), columns, acc)
     return acc
 
@@ -82,7 +94,9 @@ def conv(  # type: ignore[no-untyped-def]
     shortcut_weight,  # [RESULTS,FIRST+SECOND] or None
     out,  # [N,out_height,out_width,RESULTS]
     scratch_parts,  # [parts,N,out_height,out_width,RESULTS] float32, what `merge` adds, or None
-    scratch_moments,  # [N,3,RESULTS,tiles and phases] float32, the moments of each tile, or None
+    scratch_scale,  # [N,2,CHANNELS] float32, mean and gain of a GroupNorm with SiLU before, or None
+    norm_bias,  # [CHANNELS], its shift, or None
+    scratch_moments,  # [N,3,RESULTS // WIDTH,tiles and phases] float32, the moments of each tile, or None
     height,
     width,
     out_height,
@@ -100,6 +114,8 @@ def conv(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,  # of the tile, which has PIXELS // COLUMNS rows
     OUTPUTS: tl.constexpr,
     SLICE: tl.constexpr,
+    QUICK: tl.constexpr,  # whether half precision's digits are enough for SiLU
+    WIDTH: tl.constexpr,  # neighbouring channels whose moments are one: 1, or a group that divides OUTPUTS
 ):
     """Grid: tiles in reading order, each in all its blocks of outputs; parts of the reduction; samples."""
     SIDE: tl.constexpr = 4 - ENLARGE
@@ -139,9 +155,12 @@ def conv(  # type: ignore[no-untyped-def]
         width,
         begin,
         tl.minimum(end, DEPTH),
+        None if scratch_scale is None else scratch_scale + sample * 2 * CHANNELS,
+        norm_bias,
         CHANNELS,
         SIDE,
         SLICE,
+        QUICK,
     )
     if shortcut is not None:
         # The shortcut's slices follow those of the taps, and the skip's follow them.
@@ -189,7 +208,11 @@ def conv(  # type: ignore[no-untyped-def]
         if scratch_moments is not None:
             count, mean, squares = of_tile(stored.to(tl.float32), inside)
             tiles = tl.num_programs(0) // tl.cdiv(RESULTS, OUTPUTS)
-            leave(scratch_moments, sample, tile * PHASES + phase, tiles, outs, RESULTS, count, mean, squares)
+            if WIDTH > 1:
+                mean, squares = of_groups(count, mean, squares, WIDTH)
+                outs = block // PHASES * (OUTPUTS // WIDTH) + tl.arange(0, OUTPUTS // WIDTH)
+                count *= WIDTH
+            leave(scratch_moments, sample, tile * PHASES + phase, tiles, outs, RESULTS // WIDTH, count, mean, squares)
 
 
 @jit

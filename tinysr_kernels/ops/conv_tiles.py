@@ -13,12 +13,13 @@ from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.plan import Launch, blocks, power_of_2
-from tinysr_kernels.ops import conv3x3_kernel, moments
+from tinysr_kernels.ops import conv3x3_kernel, conv_few_kernel, moments, prologue_kernel
 
 
 @dataclass(frozen=True)
 class Config:
-    """How a convolution runs. form: "tile" (conv3x3_kernel's docstring), or "library", which ignores the rest.
+    """How a convolution runs. form: "tile" (conv3x3_kernel's docstring), "few" (conv_few_kernel's, of a tile with its
+    border; conv3x3 alone), or "library", which ignores the rest.
 
     pixels and columns: of a tile; outputs: a program; slice: of the reduction, a step; splits: programs at most that
     share a tile's reduction.
@@ -35,6 +36,39 @@ class Config:
 
 
 LIBRARY = Config("library", 1, 1, 1, 1, 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Prologue:
+    """A GroupNorm with SiLU before a convolution, from the moments of its input; tensors dense."""
+
+    moments: Tensor
+    weight: Tensor
+    bias: Tensor
+    groups: int
+    eps: float
+
+    @property
+    def width(self) -> int:
+        """Channels of a group."""
+        return self.weight.shape[0] // self.groups
+
+    def scale(self) -> Launch:
+        """What each channel's group makes of it, so that a program of many steps need not."""
+        n, _, channels = self.moments.shape
+        members = power_of_2(self.width, least=1)
+        block = power_of_2(channels, most=max(1024 // members, 16))
+        arguments = {
+            "moments": self.moments,
+            "weight": self.weight,
+            "scratch_scale": self.moments.new_empty((n, 2, channels), dtype=torch.float32),
+            "eps": self.eps,
+            "channels": channels,
+            "WIDTH": self.width,
+            "MEMBERS": members,
+            "CHANNELS": block,
+        }
+        return Launch(prologue_kernel.scale, (blocks(channels, block), n), arguments, 4, 1)
 
 
 @dataclass(frozen=True)
@@ -63,10 +97,18 @@ def heuristic(gpu: Gpu, h: int, w: int, outputs: int, inputs: Sequence[int], ite
     pixels = 128 if half else 64
     while pixels > 64 and _programs(pixels, block, h, w, outputs, phases) < gpu.multiprocessors:
         pixels //= 2
-    programs = _programs(pixels, block, h, w, outputs, phases)
     steps = sum(blocks(depth, step) for depth in depths)
-    # A part of fewer than 8 steps would mostly wait for its first.
-    splits = max(min(gpu.multiprocessors // programs, steps // 8, MOST_SPLITS), 1)
+
+    def sharing(block: int) -> int:
+        """How many programs share a reduction: what fills the GPU. A part of fewer than 8 steps would mostly wait."""
+        programs = _programs(pixels, block, h, w, outputs, phases)
+        return max(min(gpu.multiprocessors // programs, steps // 8, MOST_SPLITS), 1)
+
+    # Narrower blocks fill the GPU as well as more parts do, and leave fewer sums to store and add. Each loads all the
+    # pixels again, which at 64 outputs are as many bytes as the weights, and at 32 twice as many.
+    while block > 64 and sharing(block) > 1:
+        block //= 2
+    splits = sharing(block)
     # Small tiles have too many addresses for 4 warps but on Hopper, whose products take 64 rows a warpgroup.
     few = half and wide and pixels * block <= 8192 and (pixels > 64 or gpu.capability[0] == 9)
     warps = 4 if few else 8
@@ -123,10 +165,11 @@ def launches(
     stride: int = 1,
     enlarge: int = 1,
     take_moments: bool = False,
+    prologue: Prologue | None = None,
 ) -> tuple[Launch, ...]:
     """One launch, or two where programs share a reduction. arguments: conv3x3_kernel.conv's inputs, dense.
 
-    take_moments: a single launch leaves the moments of its tiles (`ops/moments.py`).
+    take_moments: a single launch leaves the moments of its tiles (`ops/moments.py`). prologue: one launch more.
     """
     n, o, h, w = out.shape
     x, shortcut, skip = (arguments[name] for name in ("x", "shortcut", "skip"))
@@ -140,8 +183,12 @@ def launches(
     rows = config.pixels // config.columns
     tiles = blocks(h // enlarge, rows) * blocks(w // enlarge, config.columns)
     scratch = None if whole else x.new_empty((parts, n, h, w, o), dtype=torch.float32)
+    before = () if prologue is None else (prologue.scale(),)
     given: dict[str, Any] = {
         **arguments,
+        "scratch_scale": before[0].arguments["scratch_scale"] if before else None,
+        "norm_bias": None if prologue is None else prologue.bias,
+        "QUICK": x.element_size() == 2,
         "bias": tail.bias if whole else None,
         "residual": tail.residual if whole else None,
         "out": out if whole else None,
@@ -164,10 +211,58 @@ def launches(
         "COLUMNS": config.columns,
         "OUTPUTS": config.outputs,
         "SLICE": config.slice,
+        "WIDTH": 1,
     }
     grid = (tiles * blocks(o, config.outputs) * enlarge**2, parts, n)
     launch = Launch(conv3x3_kernel.conv, grid, given, config.warps, config.stages)
-    return (launch,) if scratch is None else (launch, *epilogue(scratch, tail, out))
+    return (*before, launch) if scratch is None else (*before, launch, *epilogue(scratch, tail, out))
+
+
+MOST_FEW = 7
+"""Results whose nine taps are as many columns of a product as its narrowest efficient tile has twice."""
+
+
+def few(w: int, outputs: int) -> Config:
+    """For as few results as that."""
+    columns = power_of_2(w + 2, least=4, most=32)
+    # Slices of 16 would spill on sm_100.
+    return Config("few", 512, columns, power_of_2(9 * outputs), 32, 1, 8, 1)
+
+
+def few_launches(
+    config: Config, x: Tensor, weight: Tensor, tail: Tail, out: Tensor, prologue: Prologue | None
+) -> tuple[Launch, ...]:
+    """One launch; everything dense."""
+    n, c, h, w = x.shape
+    o = out.shape[1]
+    width = 1 if prologue is None else prologue.width
+    given = {
+        "x": x,
+        "weight": weight,
+        "bias": tail.bias,
+        "residual": tail.residual,
+        "moments": None if prologue is None else prologue.moments,
+        "norm_weight": None if prologue is None else prologue.weight,
+        "norm_bias": None if prologue is None else prologue.bias,
+        "out": out,
+        "norm_eps": 0.0 if prologue is None else prologue.eps,
+        "height": h,
+        "width": w,
+        "CHANNELS": c,
+        "RESULTS": o,
+        "NORM_WIDTH": width,
+        "MEMBERS": power_of_2(width, least=1),
+        "QUICK": x.element_size() == 2,
+        "ACTIVATION": tail.activation,
+        "ACTIVATE_RESIDUAL": tail.activate_residual,
+        "PIXELS": config.pixels,
+        "COLUMNS": config.columns,
+        "SLICE": config.slice,
+        "PLACES": max(config.outputs, power_of_2(9 * o)),
+        "OUTPUTS": power_of_2(o, least=1),
+    }
+    grid = (blocks(h, config.pixels // config.columns - 2) * blocks(w, config.columns - 2), n)
+    return (Launch(conv_few_kernel.few, grid, given, config.warps, config.stages),)
 
 
 def epilogue(parts: Tensor, tail: Tail, out: Tensor) -> tuple[Launch, ...]:

@@ -14,7 +14,7 @@ from tinysr_kernels.ops.tiles import activate, rounded
 
 
 @jit
-def _tile(  # type: ignore[no-untyped-def]
+def image_tile(  # type: ignore[no-untyped-def]
     x,  # [N,pixels,first_depth]
     skip,  # [N,pixels,second_depth] or None
     start,  # int64, a pixel of all samples
@@ -38,7 +38,7 @@ def _tile(  # type: ignore[no-untyped-def]
 
 
 @jit
-def _follow(v, known, step, mean, squares):  # type: ignore[no-untyped-def]
+def follow(v, known, step, mean, squares):  # type: ignore[no-untyped-def]
     """Welford's update of each lane's mean and squared deviations by its value number step + 1, if known."""
     delta = tl.where(known, v - mean, 0.0)
     mean += delta / (step + 1).to(tl.float32)
@@ -47,13 +47,14 @@ def _follow(v, known, step, mean, squares):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _rstd(variance, eps):  # type: ignore[no-untyped-def]
+def rstd_of(variance, eps):  # type: ignore[no-untyped-def]
     """1 / sqrt(variance + eps), correctly rounded: it multiplies every element."""
     return tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
 
 
 @jit
-def _normalise(v, mean, rstd, weight, bias, SILU: tl.constexpr):  # type: ignore[no-untyped-def]
+def normalise(v, mean, rstd, weight, bias, SILU: tl.constexpr):  # type: ignore[no-untyped-def]
+    """GroupNorm's map of a float32 tile, with SiLU where wanted; everything else broadcasts."""
     y = (v - mean) * rstd * weight + bias
     if SILU:
         y = activate(y, "silu")
@@ -88,22 +89,22 @@ def single(  # type: ignore[no-untyped-def]
     for step in range(steps):
         first = lane * 0 + step
         known = (step * PIXELS + lane < pixels)[:, None] & (inner < width)[None, :]
-        v = _tile(x, skip, sample + step * PIXELS, lane, chan, known, first_depth, second_depth)
-        mean, squares = _follow(v, known, first[:, None], mean, squares)
+        v = image_tile(x, skip, sample + step * PIXELS, lane, chan, known, first_depth, second_depth)
+        mean, squares = follow(v, known, first[:, None], mean, squares)
     # Lanes have seen steps values, or one less behind the end of the image.
     seen = tl.where(inner < width, 1.0, 0.0)[None, :] * ((pixels - lane + PIXELS - 1) // PIXELS).to(tl.float32)[:, None]
     total = pixels.to(tl.float32) * width
     center = tl.sum(tl.sum(mean * seen, 1), 0) / total
     deviation = mean - center
     variance = tl.sum(tl.sum(squares + seen * deviation * deviation, 1), 0) / total
-    rstd = _rstd(variance, eps)
+    rstd = rstd_of(variance, eps)
     gamma = tl.load(weight + chan, mask=inner < width, other=0.0).to(tl.float32)[None, :]
     beta = tl.load(bias + chan, mask=inner < width, other=0.0).to(tl.float32)[None, :]
     for step in range(steps):
         known = (step * PIXELS + lane < pixels)[:, None] & (inner < width)[None, :]
         start = sample + step * PIXELS
-        v = _tile(x, skip, start, lane, chan, known, first_depth, second_depth)
-        y = _normalise(v, center, rstd, gamma, beta, SILU)
+        v = image_tile(x, skip, start, lane, chan, known, first_depth, second_depth)
+        y = normalise(v, center, rstd, gamma, beta, SILU)
         at = out + start * channels + (lane[:, None] * channels + chan[None, :])
         tl.store(at, rounded(y, out.dtype.element_ty), mask=known)
 
@@ -135,8 +136,8 @@ def moments(  # type: ignore[no-untyped-def]
     for step in tl.range(0, tl.cdiv(count, PIXELS), num_stages=STAGES):
         number = lane * 0 + step
         known = (step * PIXELS + lane < count)[:, None] & (chan < channels)[None, :]
-        v = _tile(x, skip, sample * pixels + begin + step * PIXELS, lane, chan, known, first_depth, second_depth)
-        mean, squares = _follow(v, known, number[:, None], mean, squares)
+        v = image_tile(x, skip, sample * pixels + begin + step * PIXELS, lane, chan, known, first_depth, second_depth)
+        mean, squares = follow(v, known, number[:, None], mean, squares)
     seen = ((count - lane + PIXELS - 1) // PIXELS).to(tl.float32)[:, None]
     center = tl.sum(mean * seen, 0) / count.to(tl.float32)
     deviation = mean - center[None, :]
@@ -186,7 +187,7 @@ def merge(  # type: ignore[no-untyped-def]
     variance = tl.sum(tl.sum(squares, 1), 0) / total
     at = sample * (channels // width) + tl.program_id(0)
     tl.store(scratch_center + at, center)
-    tl.store(scratch_rstd + at, _rstd(variance, eps))
+    tl.store(scratch_rstd + at, rstd_of(variance, eps))
 
 
 @jit
@@ -215,13 +216,13 @@ def apply(  # type: ignore[no-untyped-def]
     there = chan < channels
     known = (begin + lane < pixels)[:, None] & there[None, :]
     start = sample * pixels + begin
-    v = _tile(x, skip, start, lane, chan, known, first_depth, second_depth)
+    v = image_tile(x, skip, start, lane, chan, known, first_depth, second_depth)
     group = sample * (channels // width) + chan // width
     center = tl.load(scratch_center + group, mask=there, other=0.0)[None, :]
     rstd = tl.load(scratch_rstd + group, mask=there, other=0.0)[None, :]
     gamma = tl.load(weight + chan, mask=there, other=0.0).to(tl.float32)[None, :]
     beta = tl.load(bias + chan, mask=there, other=0.0).to(tl.float32)[None, :]
-    y = _normalise(v, center, rstd, gamma, beta, SILU)
+    y = normalise(v, center, rstd, gamma, beta, SILU)
     at = out + start * channels + (lane[:, None] * channels + chan[None, :])
     tl.store(at, rounded(y, out.dtype.element_ty), mask=known)
 
@@ -268,7 +269,7 @@ def given(  # type: ignore[no-untyped-def]
     there = chan < channels
     known = (begin + lane < pixels)[:, None] & there[None, :]
     start = sample * pixels + begin
-    v = _tile(x, skip, start, lane, chan, known, first_depth, second_depth)
+    v = image_tile(x, skip, start, lane, chan, known, first_depth, second_depth)
     # All channels of the group that each channel belongs to; every channel has equally many pixels.
     inner = tl.arange(0, WIDTH)
     member = (chan // width * width)[:, None] + inner[None, :]
@@ -277,9 +278,9 @@ def given(  # type: ignore[no-untyped-def]
     variance = _moment(moments, skip_moments, 1, sample, member, counts, first_depth, second_depth)
     center = tl.sum(mean, 1) / width
     deviation = tl.where(counts, mean - center[:, None], 0.0)
-    rstd = _rstd(tl.sum(variance + deviation * deviation, 1) / width, eps)
+    rstd = rstd_of(tl.sum(variance + deviation * deviation, 1) / width, eps)
     gamma = tl.load(weight + chan, mask=there, other=0.0).to(tl.float32)[None, :]
     beta = tl.load(bias + chan, mask=there, other=0.0).to(tl.float32)[None, :]
-    y = _normalise(v, center[None, :], rstd[None, :], gamma, beta, SILU)
+    y = normalise(v, center[None, :], rstd[None, :], gamma, beta, SILU)
     at = out + start * channels + (lane[:, None] * channels + chan[None, :])
     tl.store(at, rounded(y, out.dtype.element_ty), mask=known)

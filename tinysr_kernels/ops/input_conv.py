@@ -5,7 +5,8 @@
 p is x surrounded by `padding` pixels of value `border`. PixelUnshuffle(r) followed by a 3x3 convolution is
 the 3r x 3r convolution of stride r and padding r; a network that wants 2u-1 of an image u in [0,1] has the
 map folded into weight and bias, and its zero padding then is the border value 0.5 of u.
-Layouts: x [N,C,H,W] (any strides), weight [O,C,K,K], out [N,O,(H+2p-K)/s+1,(W+2p-K)/s+1] channels_last.
+Layouts: x [N,C,H,W] (any strides) of any floating dtype or uint8, which holds 255 times the image, weight [O,C,K,K],
+out [N,O,(H+2p-K)/s+1,(W+2p-K)/s+1] channels_last, of the weight's dtype.
 """
 
 from __future__ import annotations
@@ -65,12 +66,13 @@ def reference(
 ) -> Tensor:
     """Plain PyTorch, in float32 or wider; shapes and mathematics as in the module's docstring.
 
-    Any floating dtype; the result has x's. Raises ValueError naming argument, expected and found.
+    The image is rounded to the weight's dtype. Raises ValueError naming argument, expected and found.
     """
     _out_shape(x, weight, bias, stride, padding)
-    u = F.pad(x.to(wide(x.dtype)), (padding,) * 4, value=border)
+    u = x.to(wide(weight.dtype)) / 255 if x.dtype == torch.uint8 else x.to(weight.dtype).to(wide(weight.dtype))
+    u = F.pad(u, (padding,) * 4, value=border)
     y = F.conv2d(nhwc(u), nhwc(weight.to(u.dtype)), stride=stride)
-    return finish(y, bias, None, "none", True, x.dtype)
+    return finish(y, bias, None, "none", True, weight.dtype)
 
 
 def fake(
@@ -82,7 +84,7 @@ def fake(
     border: float = 0.0,
 ) -> Tensor:
     """An uninitialised result of the true shape, dtype and strides; raises what the reference raises."""
-    return empty_nhwc(x, _out_shape(x, weight, bias, stride, padding))
+    return empty_nhwc(x, _out_shape(x, weight, bias, stride, padding), weight.dtype)
 
 
 def cost(
@@ -96,7 +98,7 @@ def cost(
     """FLOPs of the convolution; bytes of every tensor once."""
     n, o, h, w = _out_shape(x, weight, bias, stride, padding)
     flops = 2 * n * h * w * weight.numel()
-    return Cost(flops, size(x, weight, bias) + n * o * h * w * x.element_size())
+    return Cost(flops, size(x, weight, bias) + n * o * h * w * weight.element_size())
 
 
 @dataclass(frozen=True)
@@ -110,16 +112,17 @@ class Config:
 
 
 def bucket(x: Tensor, weight: Tensor, stride: int, padding: int, **_: Any) -> str:
-    """Calls that share a configuration: dtype, shape of the weight, pixels of the result up to a power of two."""
+    """Calls that share a configuration: dtypes, shape of the weight, pixels of the result up to a power of two."""
     _n, o, h, w = _out_shape(x, weight, None, stride, padding)
     kind = f"{x.shape[1]}x{weight.shape[2]}x{weight.shape[2]}->{o} s{stride}"
-    return f"{str(x.dtype).removeprefix('torch.')} {kind} {power_of_2(h * w)}"
+    names = "->".join(str(t.dtype).removeprefix("torch.") for t in (x, weight))
+    return f"{names} {kind} {power_of_2(h * w)}"
 
 
 def heuristic(gpu: Gpu, x: Tensor, weight: Tensor, **_: Any) -> Config:
     """A patch is shallow: the store of the result is what counts."""
     outputs = power_of_2(weight.shape[0], most=64)
-    half = x.element_size() == 2
+    half = weight.element_size() == 2
     return Config(64 if half else 32, outputs, power_of_2(weight[0].numel(), most=32 if half else 16), 4)
 
 
@@ -128,10 +131,10 @@ def plan(
 ) -> Plan:
     """The launch; raises what the reference raises. The strides of x are taken as they are."""
     n, o, h, w = _out_shape(x, weight, bias, stride, padding)
-    out = empty_nhwc(x, (n, o, h, w))
+    out = empty_nhwc(x, (n, o, h, w), weight.dtype)
     arguments = {
         "x": x,
-        "weight": nhwc(weight.to(torch.promote_types(x.dtype, weight.dtype))),
+        "weight": nhwc(weight),
         "bias": None if bias is None else plain(bias, bias.dtype),
         "out": out,
         "border": float(border),
@@ -158,7 +161,7 @@ def plan(
 
 def space(gpu: Gpu, x: Tensor, weight: Tensor, **_: Any) -> Iterator[Config]:
     """Tiles around the heuristic's."""
-    half = x.element_size() == 2
+    half = weight.element_size() == 2
     for pixels, outputs, slice_, warps in itertools.product(
         (32, 64, 128), (32, 64, 128), (16, 32, 64) if half else (16,), (2, 4, 8)
     ):

@@ -6,6 +6,13 @@
 act: none, gelu_tanh (tanh approximation), or geglu: v = [a, g] in halves, a * gelu(g) with exact GELU. gate multiplies
 where a gate could not be folded into the weight. Layouts: x [...,K], weight [O,K], x2 [...,K2], weight2 [O,K2], bias
 [O]; with F = O, or O/2 for geglu: gate [F], residual and out [...,F], out contiguous.
+
+With row_moments [...,2,ceil(K/32)] of x and weight_sums [O], the sums of weight's rows, x is the input of a LayerNorm
+without affine part (ops/row_moments.py), and there is no x2:
+
+    v = (x @ weight.T - mean * weight_sums) / sqrt(variance + eps) + bias
+
+`linear_row_moments` leaves such moments of its own result.
 """
 
 from __future__ import annotations
@@ -13,16 +20,15 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tinysr_kernels.launch.device import Gpu
+from tinysr_kernels.launch.device import Gpu, gpu_of
 from tinysr_kernels.launch.plan import Implementation, Launch, Library, Plan, blocks, power_of_2
-from tinysr_kernels.ops import linear_kernel, linear_library, tiles
+from tinysr_kernels.ops import layer_norm, linear_kernel, linear_library, row_moments_kernel, tiles
 from tinysr_kernels.ops.registry import (
     Cost,
     check,
@@ -30,15 +36,18 @@ from tinysr_kernels.ops.registry import (
     check_rank,
     check_shape,
     plain,
+    product,
     register,
     size,
     wide,
 )
+from tinysr_kernels.ops.row_moments import PART, check_row_moments, merged, register_with_row_moments, scratch
 
 LINEAR_ACTIVATIONS = ("none", "gelu_tanh", "geglu")
 SCHEMA = (
     "linear(Tensor x, Tensor weight, Tensor? bias=None, Tensor? residual=None, Tensor? gate=None, "
-    'str activation="none", Tensor? x2=None, Tensor? weight2=None) -> Tensor'
+    'str activation="none", Tensor? x2=None, Tensor? weight2=None, Tensor? row_moments=None, '
+    "Tensor? weight_sums=None, float eps=0.0) -> Tensor"
 )
 
 
@@ -56,6 +65,8 @@ def _check(
     activation: str,
     x2: Tensor | None,
     weight2: Tensor | None,
+    row_moments: Tensor | None,
+    weight_sums: Tensor | None,
 ) -> tuple[int, ...]:
     check(x.dim() >= 1, f"x must be [...,K], found {list(x.shape)}")
     check_rank("weight", weight, "O,K")
@@ -69,6 +80,8 @@ def _check(
         check(x2.dim() >= 1, f"x2 must be [...,K2], found {list(x2.shape)}")
         check_shape("x2", x2, (*x.shape[:-1], x2.shape[-1]))
         check_shape("weight2", weight2, (o, x2.shape[-1]))
+        check(row_moments is None, "x2 must not be given with row_moments, found both")
+    check_row_moments(x, o, row_moments, weight_sums)
     out = _out_shape(x, weight, activation)
     check_shape("gate", gate, out[-1:])
     check_shape("residual", residual, out)
@@ -84,25 +97,36 @@ def reference(
     activation: str = "none",
     x2: Tensor | None = None,
     weight2: Tensor | None = None,
+    row_moments: Tensor | None = None,
+    weight_sums: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
     """Plain PyTorch, in float32 or wider; shapes and mathematics as in the module's docstring.
 
     Any floating dtype; the result has x's. Raises ValueError naming argument, expected and found.
     """
-    _check(x, weight, bias, residual, gate, activation, x2, weight2)
+    _check(x, weight, bias, residual, gate, activation, x2, weight2, row_moments, weight_sums)
     dtype = wide(x.dtype)
-    v = F.linear(plain(x, dtype), plain(weight, dtype), None if bias is None else plain(bias, dtype))
+    added = None if bias is None else plain(bias, dtype)
+    if row_moments is None or weight_sums is None:
+        v = product(plain(x, dtype), plain(weight, dtype), added)
+    else:
+        mean, variance = merged(row_moments.to(dtype), x.shape[-1])
+        v = product(plain(x, dtype), plain(weight, dtype))
+        v.addcmul_(mean, weight_sums.to(dtype), value=-1).mul_((variance + eps).rsqrt())
+        if added is not None:
+            v += added
     if x2 is not None and weight2 is not None:
-        v = v + F.linear(plain(x2, dtype), plain(weight2, dtype))
+        v += product(plain(x2, dtype), plain(weight2, dtype))
     if activation == "gelu_tanh":
-        v = F.gelu(v, approximate="tanh")
+        torch.ops.aten.gelu_(v, approximate="tanh")
     elif activation == "geglu":
         a, g = v.chunk(2, -1)
-        v = a * F.gelu(g)
+        v = a * torch.ops.aten.gelu_(g)
     if gate is not None:
-        v = v * gate.to(dtype)
+        v *= gate.to(dtype)
     if residual is not None:
-        v = v + residual.to(dtype)
+        v += residual.to(dtype)
     return plain(v, x.dtype)
 
 
@@ -115,9 +139,12 @@ def fake(
     activation: str = "none",
     x2: Tensor | None = None,
     weight2: Tensor | None = None,
+    row_moments: Tensor | None = None,
+    weight_sums: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
     """An uninitialised result of the true shape, dtype and strides; raises what the reference raises."""
-    return x.new_empty(_check(x, weight, bias, residual, gate, activation, x2, weight2))
+    return x.new_empty(_check(x, weight, bias, residual, gate, activation, x2, weight2, row_moments, weight_sums))
 
 
 def cost(
@@ -129,12 +156,15 @@ def cost(
     activation: str = "none",
     x2: Tensor | None = None,
     weight2: Tensor | None = None,
+    row_moments: Tensor | None = None,
+    weight_sums: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Cost:
     """FLOPs of the matrix products; bytes of every tensor once."""
     shape = _out_shape(x, weight, activation)
     rows = x.numel() // x.shape[-1]
     flops = 2 * rows * (weight.numel() + (0 if weight2 is None else weight2.numel()))
-    moved = size(x, weight, bias, residual, gate, x2, weight2)
+    moved = size(x, weight, bias, residual, gate, x2, weight2, row_moments, weight_sums)
     return Cost(flops, moved + rows * shape[-1] * x.element_size())
 
 
@@ -170,10 +200,11 @@ TILES = (
 )
 
 
-def bucket(x: Tensor, weight: Tensor, activation: str, x2: Tensor | None, **_: Any) -> str:
-    """Calls that share a configuration: dtype, depths, features, rows of a sample up to a power of two, activation."""
+def bucket(x: Tensor, weight: Tensor, activation: str, x2: Tensor | None, row_moments: Tensor | None, **_: Any) -> str:
+    """Calls that share a configuration: dtype, depths, features, rows of a sample to a power of two, what is fused."""
     depth = f"{x.shape[-1]}{'' if x2 is None else f'+{x2.shape[-1]}'}"
-    return f"{str(x.dtype).removeprefix('torch.')} {depth}->{weight.shape[0]} {power_of_2(_rows(x))} {activation}"
+    fused = activation if row_moments is None else f"{activation} normed"
+    return f"{str(x.dtype).removeprefix('torch.')} {depth}->{weight.shape[0]} {power_of_2(_rows(x))} {fused}"
 
 
 def _rows(x: Tensor) -> int:
@@ -217,9 +248,16 @@ def plan(
     activation: str,
     x2: Tensor | None,
     weight2: Tensor | None,
+    row_moments: Tensor | None,
+    weight_sums: Tensor | None,
+    eps: float,
+    moments: bool = False,
 ) -> Plan:
-    """The launch; raises what the reference raises. Inputs that are not dense are copied once."""
-    shape = _check(x, weight, bias, residual, gate, activation, x2, weight2)
+    """The launch; raises what the reference raises. Inputs that are not dense are copied once.
+
+    moments: whether the launch leaves those of the result's rows.
+    """
+    shape = _check(x, weight, bias, residual, gate, activation, x2, weight2, row_moments, weight_sums)
     out = x.new_empty(shape)
     # The product runs in the widest dtype of its operands; networks give them all the same.
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in (x, weight, x2, weight2) if t is not None))
@@ -234,14 +272,19 @@ def plan(
         "out": out,
     }
     if config.form == "library":
-        kernels = linear_library.kernels(given, activation)
-        return Plan(out, (Library(linear_library.linear, {**given, "activation": activation}, kernels),))
+        return Plan(out, _by_library(given, activation, row_moments is not None, eps))
     depth, second = x.shape[-1], 0 if x2 is None else x2.shape[-1]
     rows, features = x.numel() // depth, shape[-1]
     width = config.columns if activation == "geglu" else config.columns + config.side
     check(activation != "geglu" or config.side == config.columns, "geglu needs a second block as wide as the first")
+    narrow = min(config.columns, config.side or config.columns)
+    check(not moments or narrow % PART == 0, f"row moments need blocks of whole {PART} features")
     arguments = {
         **given,
+        "row_moments": None if row_moments is None else plain(row_moments, row_moments.dtype),
+        "weight_sums": None if weight_sums is None else plain(weight_sums, weight_sums.dtype),
+        "out_moments": scratch(out) if moments else None,
+        "eps": eps,
         "rows": rows,
         "features": features,
         "depth": depth,
@@ -253,9 +296,22 @@ def plan(
         "SLICE": config.slice,
         "WHOLE": depth % config.slice == 0 and second % config.slice == 0,
         "BAND": config.band,
+        "PART": PART,
+        "PARTS": power_of_2(blocks(depth, PART), least=1),
     }
     grid = (blocks(rows, config.rows) * blocks(features, width),)
     return Plan(out, (Launch(linear_kernel.linear, grid, arguments, config.warps, config.stages),))
+
+
+def _by_library(given: dict[str, Any], activation: str, normed: bool, eps: float) -> tuple[Launch | Library, ...]:
+    """The library's product, behind a LayerNorm of ours where x is the input of one."""
+    launches: tuple[Launch | Library, ...] = ()
+    if normed:
+        x = given["x"]
+        norm = layer_norm.plan(layer_norm.heuristic(gpu_of(x), x), x, eps)
+        launches, given = norm.launches, {**given, "x": norm.result}
+    kernels = linear_library.kernels(given, activation)
+    return (*launches, Library(linear_library.linear, {**given, "activation": activation}, kernels))
 
 
 def space(gpu: Gpu, x: Tensor, weight: Tensor, activation: str, **_: Any) -> Iterator[Config]:
@@ -275,8 +331,12 @@ def space(gpu: Gpu, x: Tensor, weight: Tensor, activation: str, **_: Any) -> Ite
             yield Config("tile", rows, columns, side, slice_, band, warps, stages)
 
 
-KERNELS = Implementation(
-    Config, bucket, heuristic, plan, space, (linear_kernel.__name__, linear_library.__name__, tiles.__name__)
-)
+def _whole_parts(config: Config) -> Config:
+    return replace(config, columns=max(config.columns, PART), side=max(config.side, PART) if config.side else 0)
+
+
+MODULES = (linear_kernel, linear_library, row_moments_kernel, tiles)
+KERNELS = Implementation(Config, bucket, heuristic, plan, space, tuple(m.__name__ for m in MODULES))
 
 linear = register(SCHEMA, reference, fake, cost, KERNELS)
+linear_row_moments = register_with_row_moments(linear, SCHEMA, fake, _whole_parts)

@@ -7,12 +7,14 @@ in the cache.
 `unpatchify`: the same product, subtracted from the latent where its patches belong.
 `embed`: the patches of the latent are gathered as rows.
 
-All sums are float32; one rounding at the end.
+All sums are float32; one rounding at the end. A product whose input goes through a LayerNorm first takes the moments of
+its rows and normalises its sums instead; one whose result does leaves them (ops/row_moments.py).
 """
 
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
+from tinysr_kernels.ops.row_moments_kernel import leave, merged
 from tinysr_kernels.ops.tiles import product, rounded
 
 
@@ -72,20 +74,29 @@ def _vector(values, column, features):  # type: ignore[no-untyped-def]
 
 
 @jit
+def _normalised(v, mean, rstd, weight_sums, column, features):  # type: ignore[no-untyped-def]
+    """What the sums v [ROWS,COLUMNS] of a product would be had its rows been normalised first."""
+    return rstd[:, None] * (v - mean[:, None] * _vector(weight_sums, column, features))
+
+
+@jit
 def _finish(  # type: ignore[no-untyped-def]
     v,  # [ROWS,COLUMNS] float32, with its activation but for gelu_tanh
     first_row,  # int64
     row,  # [ROWS] counted from there
-    column,  # [COLUMNS]
+    begin,  # the tile's first feature
     bias,  # [features] or None where it has been added
     residual,  # [rows,features] or None
     gate,  # [features] or None
     out,  # [rows,features]
+    out_moments,  # [rows,2,parts] or None
     rows,
     features,
     ACTIVATION: tl.constexpr,
+    PART: tl.constexpr,
 ):
     """Everything behind the sums, and the store of the tile."""
+    column = begin + tl.arange(0, v.shape[1])
     # Only the way to the first row may need 64 bits; from there on offsets of 32 take half the registers.
     known = (row < rows - first_row)[:, None] & (column < features)[None, :]
     at = row[:, None] * features + column[None, :]
@@ -97,7 +108,10 @@ def _finish(  # type: ignore[no-untyped-def]
         v *= _vector(gate, column, features)
     if residual is not None:
         v += tl.load(residual + first_row * features + at, mask=known, other=0.0).to(tl.float32)
-    tl.store(out + first_row * features + at, rounded(v, out.dtype.element_ty), mask=known)
+    v = rounded(v, out.dtype.element_ty)
+    tl.store(out + first_row * features + at, v, mask=known)
+    if out_moments is not None:
+        leave(v, out_moments, first_row, row, begin, rows, features, PART)
 
 
 @jit
@@ -110,6 +124,10 @@ def linear(  # type: ignore[no-untyped-def]
     residual,  # [rows,features] or None
     gate,  # [features] or None
     out,  # [rows,features]
+    row_moments,  # [rows,2,parts] of x where it is to be normalised, or None
+    weight_sums,  # like bias, or None
+    out_moments,  # [rows,2,parts] of out, float32, or None
+    eps,
     rows,
     features,
     depth,
@@ -121,6 +139,8 @@ def linear(  # type: ignore[no-untyped-def]
     SLICE: tl.constexpr,
     WHOLE: tl.constexpr,  # whether SLICE divides both depths
     BAND: tl.constexpr,  # blocks of rows that run together
+    PART: tl.constexpr,  # features that share moments
+    PARTS: tl.constexpr,  # at least as many as row_moments has
 ):
     """Grid: all tiles of the result, in bands of BAND blocks of rows."""
     GEGLU: tl.constexpr = ACTIVATION == "geglu"
@@ -144,6 +164,8 @@ def linear(  # type: ignore[no-untyped-def]
     side_taken = tl.minimum(side_column, features - 1)
     if GEGLU:
         side_taken += features
+    if row_moments is not None:
+        mean, rstd = merged(row_moments, first_row, last, depth, eps, PART, PARTS)
     acc = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
     side = tl.full((ROWS, LANES), 0.0, tl.float32)
     acc, side = _products(
@@ -152,15 +174,25 @@ def linear(  # type: ignore[no-untyped-def]
     if x2 is not None:
         x2 += first_row * second_depth
         acc, side = _products(acc, side, x2, weight2, last, taken, side_taken, second_depth, SECOND, SLICE, WHOLE)
+    if row_moments is not None:
+        acc = _normalised(acc, mean, rstd, weight_sums, column, features)
+        if GEGLU:
+            side = _normalised(side, mean, rstd, weight_sums + features, side_column, features)
+        elif SECOND:
+            side = _normalised(side, mean, rstd, weight_sums, side_column, features)
     if GEGLU:
         if bias is not None:
             acc += _vector(bias, column, features)
             side += _vector(bias + features, side_column, features)
-        _finish(acc * _gelu(side), first_row, row, column, None, residual, gate, out, rows, features, ACTIVATION)
+        acc *= _gelu(side)
+        _finish(acc, first_row, row, begin, None, residual, gate, out, out_moments, rows, features, ACTIVATION, PART)
     else:
-        _finish(acc, first_row, row, column, bias, residual, gate, out, rows, features, ACTIVATION)
+        _finish(acc, first_row, row, begin, bias, residual, gate, out, out_moments, rows, features, ACTIVATION, PART)
         if SECOND:
-            _finish(side, first_row, row, side_column, bias, residual, gate, out, rows, features, ACTIVATION)
+            begin += COLUMNS
+            _finish(
+                side, first_row, row, begin, bias, residual, gate, out, out_moments, rows, features, ACTIVATION, PART
+            )
 
 
 @jit
@@ -170,6 +202,9 @@ def unpatchify(  # type: ignore[no-untyped-def]
     bias,  # like weight's rows, or None
     z,  # [N,H,W,CHANNELS]
     out,  # like z
+    row_moments,  # [tokens of all samples,2,parts] where t is to be normalised, or None
+    weight_sums,  # like bias, or None
+    eps,
     tokens,  # of all samples
     across,  # tokens in a row of the image
     depth,
@@ -179,6 +214,8 @@ def unpatchify(  # type: ignore[no-untyped-def]
     COLUMNS: tl.constexpr,
     SLICE: tl.constexpr,
     WHOLE: tl.constexpr,
+    PART: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     """Grid: blocks of tokens, blocks of features."""
     FEATURES: tl.constexpr = PATCH * PATCH * CHANNELS
@@ -188,7 +225,11 @@ def unpatchify(  # type: ignore[no-untyped-def]
     taken = tl.minimum(column, FEATURES - 1)
     last = tl.minimum(tl.arange(0, ROWS), (tokens - 1 - first_row).to(tl.int32))
     acc = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
+    if row_moments is not None:
+        mean, rstd = merged(row_moments, first_row, last, depth, eps, PART, PARTS)
     acc, _ = _products(acc, acc, t + first_row * depth, weight, last, taken, taken, depth, False, SLICE, WHOLE)
+    if row_moments is not None:
+        acc = _normalised(acc, mean, rstd, weight_sums, column, FEATURES)
     if bias is not None:
         acc += _vector(bias, column, FEATURES)
     # Rows of tokens follow each other through all samples as rows of pixels do.
@@ -209,6 +250,7 @@ def embed(  # type: ignore[no-untyped-def]
     weight,  # [features,PATCH,PATCH,CHANNELS]
     table,  # [tokens of a sample,features]
     out,  # [tokens of all samples,features]
+    out_moments,  # [tokens of all samples,2,parts] float32, or None
     tokens,  # of all samples
     sample_tokens,
     across,  # tokens in a row of the image
@@ -218,11 +260,14 @@ def embed(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SLICE: tl.constexpr,
+    PART: tl.constexpr,
 ):
     """Grid: blocks of tokens, blocks of features."""
     DEPTH: tl.constexpr = CHANNELS * PATCH * PATCH
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    first_row = tl.program_id(0).to(tl.int64) * ROWS
+    row = first_row + tl.arange(0, ROWS)
+    begin = tl.program_id(1) * COLUMNS
+    column = begin + tl.arange(0, COLUMNS)
     corner = row // across * (PATCH * PATCH) * across + row % across * PATCH
     acc = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
     for start in tl.static_range(0, DEPTH, SLICE):
@@ -238,4 +283,7 @@ def embed(  # type: ignore[no-untyped-def]
     known = (row < tokens)[:, None] & (column < features)[None, :]
     at = table + (row % sample_tokens)[:, None] * features + column[None, :]
     acc += tl.load(at, mask=known, other=0.0).to(tl.float32)
-    tl.store(out + row[:, None] * features + column[None, :], rounded(acc, out.dtype.element_ty), mask=known)
+    v = rounded(acc, out.dtype.element_ty)
+    tl.store(out + row[:, None] * features + column[None, :], v, mask=known)
+    if out_moments is not None:
+        leave(v, out_moments, first_row, tl.arange(0, ROWS), begin, tokens, features, PART)

@@ -43,6 +43,16 @@ def joined(count, mean, squares, more, more_mean, more_squares):  # type: ignore
 
 
 @jit
+def of_groups(count, mean, squares, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Mean and squared deviations of groups of WIDTH neighbouring channels, all of `count` pixels each."""
+    means = tl.reshape(mean, (mean.shape[0] // WIDTH, WIDTH))
+    center = tl.sum(means, 1) / WIDTH
+    deviation = means - center[:, None]
+    within = tl.sum(tl.reshape(squares, (squares.shape[0] // WIDTH, WIDTH)), 1)
+    return center, within + count * tl.sum(deviation * deviation, 1)
+
+
+@jit
 def leave(scratch_moments, sample, part, parts, outs, outputs, count, mean, squares):  # type: ignore[no-untyped-def]
     """Store a tile's moments as number `part` in scratch_moments [N,3,outputs,parts] float32."""
     at = scratch_moments + sample * 3 * outputs * parts + outs.to(tl.int64) * parts + part
@@ -56,7 +66,7 @@ def leave(scratch_moments, sample, part, parts, outs, outputs, count, mean, squa
 @jit
 def take(  # type: ignore[no-untyped-def]
     out,  # [N,pixels,outputs]
-    scratch_moments,  # [N,3,outputs,tl.num_programs(0)] float32, or float64 to sum in that
+    scratch_moments,  # [N,3,outputs,tl.num_programs(0)] float32
     pixels,
     outputs,
     PIXELS: tl.constexpr,
@@ -70,20 +80,19 @@ def take(  # type: ignore[no-untyped-def]
     sample = tl.program_id(2).to(tl.int64)
     known = inside[:, None] & (outs[None, :] < outputs)
     at = (sample * pixels + start) * outputs + (lane[:, None] * outputs + outs[None, :])
-    v = tl.load(out + at, mask=known, other=0.0).to(scratch_moments.dtype.element_ty)
+    v = tl.load(out + at, mask=known, other=0.0).to(tl.float32)
     count, mean, squares = of_tile(v, inside)
     leave(scratch_moments, sample, tl.program_id(0), tl.num_programs(0), outs, outputs, count, mean, squares)
 
 
 @jit
 def merge(  # type: ignore[no-untyped-def]
-    scratch_moments,  # [N,3,channels,parts] float32 or float64: pixels, mean, squared deviations
+    scratch_moments,  # [N,3,channels,parts] float32: pixels, mean, squared deviations
     scratch_mean,  # float32, where sample n's channel c is at n * stride + c
     scratch_variance,  # likewise
     stride,
     channels,
     parts,
-    CORRECTION: tl.constexpr,  # 1 for the unbiased variance, 0 for the biased one
     PARTS: tl.constexpr,
 ):
     """Grid: channels, samples."""
@@ -94,9 +103,8 @@ def merge(  # type: ignore[no-untyped-def]
     lane = tl.arange(0, PARTS)
     # Means are counted from the first one: what is then rounded is small.
     first = tl.load(at + step)
-    kind = scratch_moments.dtype.element_ty
-    total = tl.full((PARTS,), 0.0, kind)
-    weighted = tl.full((PARTS,), 0.0, kind)
+    total = tl.full((PARTS,), 0.0, tl.float32)
+    weighted = tl.full((PARTS,), 0.0, tl.float32)
     for start in range(0, parts, PARTS):
         known = start + lane < parts
         count = tl.load(at + start + lane, mask=known, other=0.0)
@@ -104,12 +112,11 @@ def merge(  # type: ignore[no-untyped-def]
         weighted += count * (tl.load(at + step + start + lane, mask=known, other=0.0) - first)
     pixels = tl.sum(total, 0)
     mean = first + tl.sum(weighted, 0) / pixels
-    squares = tl.full((PARTS,), 0.0, kind)
+    squares = tl.full((PARTS,), 0.0, tl.float32)
     for start in range(0, parts, PARTS):
         known = start + lane < parts
         count = tl.load(at + start + lane, mask=known, other=0.0)
         deviation = tl.load(at + step + start + lane, mask=known, other=0.0) - mean
         squares += tl.load(at + 2 * step + start + lane, mask=known, other=0.0) + count * deviation * deviation
     tl.store(scratch_mean + sample * stride + chan, mean)
-    # The unbiased variance of a single pixel is 0, as the biased one is.
-    tl.store(scratch_variance + sample * stride + chan, tl.sum(squares, 0) / tl.maximum(pixels - CORRECTION, 1.0))
+    tl.store(scratch_variance + sample * stride + chan, tl.sum(squares, 0) / pixels)

@@ -3,14 +3,15 @@
     out[n, y*w+x, d] = table[y*w+x, d] + sum_{c,i,j} weight[d,c,i,j] * z[n,c,y*p+i,x*p+j]
 
 Layouts: z [N,C,H,W], weight [D,C,p,p], table [h*w,D] with h = H/p, w = W/p (the convolution's bias is folded
-into it), out [N,h*w,D] contiguous. SD3's PatchEmbed with a fixed table.
+into it), out [N,h*w,D] contiguous. SD3's PatchEmbed with a fixed table. `patch_embed_row_moments` leaves the moments of
+its rows (ops/row_moments.py).
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.plan import Implementation, Launch, Plan, blocks, power_of_2
-from tinysr_kernels.ops import linear_kernel, tiles
+from tinysr_kernels.ops import linear_kernel, row_moments_kernel, tiles
 from tinysr_kernels.ops.registry import Cost, check, check_rank, check_shape, nhwc, plain, register, size, wide
+from tinysr_kernels.ops.row_moments import PART, register_with_row_moments, scratch
 
 SCHEMA = "patch_embed(Tensor z, Tensor weight, Tensor table) -> Tensor"
 
@@ -85,9 +87,13 @@ def heuristic(gpu: Gpu, z: Tensor, weight: Tensor, **_: Any) -> Config:
     return Config(64, columns, power_of_2(depth, most=64), 4)
 
 
-def plan(config: Config, z: Tensor, weight: Tensor, table: Tensor) -> Plan:
-    """The launch; raises what the reference raises. Inputs that are not dense in their layout are copied once."""
+def plan(config: Config, z: Tensor, weight: Tensor, table: Tensor, moments: bool = False) -> Plan:
+    """The launch; raises what the reference raises. Inputs that are not dense in their layout are copied once.
+
+    moments: whether the launch leaves those of the result's rows.
+    """
     n, tokens, d = _out_shape(z, weight, table)
+    check(not moments or config.columns % PART == 0, f"row moments need blocks of whole {PART} features")
     out = z.new_empty((n, tokens, d))
     patch = weight.shape[2]
     arguments = {
@@ -95,6 +101,7 @@ def plan(config: Config, z: Tensor, weight: Tensor, table: Tensor) -> Plan:
         "weight": nhwc(weight.to(torch.promote_types(z.dtype, weight.dtype))),
         "table": plain(table, table.dtype),
         "out": out,
+        "out_moments": scratch(out) if moments else None,
         "tokens": n * tokens,
         "sample_tokens": tokens,
         "across": z.shape[3] // patch,
@@ -104,6 +111,7 @@ def plan(config: Config, z: Tensor, weight: Tensor, table: Tensor) -> Plan:
         "ROWS": config.rows,
         "COLUMNS": config.columns,
         "SLICE": config.slice,
+        "PART": PART,
     }
     grid = (blocks(n * tokens, config.rows), blocks(d, config.columns))
     return Plan(out, (Launch(linear_kernel.embed, grid, arguments, config.warps, 1),))
@@ -118,6 +126,12 @@ def space(gpu: Gpu, z: Tensor, weight: Tensor, **_: Any) -> Iterator[Config]:
             yield Config(rows, power_of_2(weight.shape[0], most=columns), depth, warps)
 
 
-KERNELS = Implementation(Config, bucket, heuristic, plan, space, (linear_kernel.__name__, tiles.__name__))
+def _whole_parts(config: Config) -> Config:
+    return replace(config, columns=max(config.columns, PART))
+
+
+MODULES = (linear_kernel.__name__, row_moments_kernel.__name__, tiles.__name__)
+KERNELS = Implementation(Config, bucket, heuristic, plan, space, MODULES)
 
 patch_embed = register(SCHEMA, reference, fake, cost, KERNELS)
+patch_embed_row_moments = register_with_row_moments(patch_embed, SCHEMA, fake, _whole_parts)

@@ -24,6 +24,8 @@ from tinysr_kernels.launch.plan import Implementation, Plan
 
 LIBRARY = torch.library.Library("tinysr", "DEF")
 ACTIVATIONS = ("none", "relu", "silu")
+SUMMED = 192
+"""Features that oneDNN sums in a row, as many as MKL does: over 1536 its error would be twice that."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +80,18 @@ class Operator:
     def plan(self, *args: Any, **kwargs: Any) -> tuple[Plan, configs.Choice]:
         """The launches of a call and their configuration, on tensors of any device, meta included.
 
-        ValueError if the operator has no kernels.
+        ValueError if the operator has no kernels, or none for the tensors' GPU.
         """
         if self.kernels is None:
             raise ValueError(f"{self.name} has no kernels")
         return self._plan(self.kernels, self.arguments(*args, **kwargs))
 
     def _plan(self, kernels: Implementation, arguments: dict[str, Any]) -> tuple[Plan, configs.Choice]:
-        first = next(iter(arguments.values()))
-        choice = configs.choose(self.name, kernels, gpu_of(first), arguments)
+        gpu = gpu_of(next(iter(arguments.values())))
+        if gpu.capability < kernels.capability:
+            found, wanted = (".".join(map(str, c)) for c in (gpu.capability, kernels.capability))
+            raise ValueError(f"{self.name} needs compute capability {wanted}, {gpu.name} has {found}")
+        choice = configs.choose(self.name, kernels, gpu, arguments)
         return kernels.plan(choice.config, **arguments), choice
 
     def __call__(self, first: Tensor, *rest: Any) -> Any:
@@ -174,11 +179,11 @@ def empty_nhwc(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None =
 
 
 def activate(t: Tensor, activation: str) -> Tensor:
-    """none, relu or silu, elementwise. ValueError for anything else."""
+    """none, relu or silu, elementwise and in place. ValueError for anything else."""
     if activation == "relu":
-        return torch.relu(t)
+        return t.relu_()
     if activation == "silu":
-        return torch.nn.functional.silu(t)
+        return torch.nn.functional.silu(t, inplace=True)
     check_choice("activation", activation, ACTIVATIONS)
     return t
 
@@ -193,30 +198,57 @@ def finish(
 ) -> Tensor:
     """The epilogue all convolutions share, in y's wide dtype: bias, activation, residual, then one rounding.
 
-    activation(y + bias + residual) when activate_residual, else activation(y + bias) + residual.
+    activation(y + bias + residual) when activate_residual, else activation(y + bias) + residual. y is overwritten: on
+    a CPU, memory for a new image takes several times as long as the sum.
     """
     if bias is not None:
-        y = y + bias.to(y.dtype).view(1, -1, 1, 1)
+        y.add_(bias.to(y.dtype).view(1, -1, 1, 1))
     if residual is not None and activate_residual:
-        y = y + residual.to(y.dtype)
-    y = activate(y, activation)
+        y.add_(residual.to(y.dtype))
+    activate(y, activation)
     if residual is not None and not activate_residual:
-        y = y + residual.to(y.dtype)
+        y.add_(residual.to(y.dtype))
     return nhwc(y.to(out_dtype))
 
 
 def shortcut_1x1(y: Tensor, shortcut: Tensor | None, skip: Tensor | None, weight: Tensor | None) -> Tensor:
     """y + weight @ concat(shortcut, skip) over channels, without the concatenated tensor; y if there is none.
 
-    y [N,O,H,W]; shortcut [N,C1,H,W]; skip [N,C2,H,W] or None; weight [O,C1+C2].
+    y [N,O,H,W] channels_last, overwritten; shortcut [N,C1,H,W]; skip [N,C2,H,W] or None; weight [O,C1+C2].
     """
     if shortcut is None or weight is None:
         return y
-    first, second = weight.to(y.dtype)[:, :, None, None].tensor_split([shortcut.shape[1]], 1)
-    y = y + torch.nn.functional.conv2d(nhwc(shortcut.to(y.dtype)), nhwc(first))
+    first, second = weight.to(y.dtype).tensor_split([shortcut.shape[1]], 1)
+    rows(y).add_(product(rows(nhwc(shortcut.to(y.dtype))), first))
     if skip is not None:
-        y = y + torch.nn.functional.conv2d(nhwc(skip.to(y.dtype)), nhwc(second))
+        rows(y).add_(product(rows(nhwc(skip.to(y.dtype))), second))
     return y
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + bias, x [...,K], weight [O,K], bias [O], all of one dtype, as torch.nn.functional.linear.
+
+    In float32 on a CPU by oneDNN, where torch has it: torch itself asks MKL, which leaves half an AMD processor idle.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0 or not _has_onednn():
+        return torch.nn.functional.linear(x, weight, bias)
+    y, parts = None, -(-x.shape[-1] // SUMMED)
+    for part, own in zip(x.reshape(-1, x.shape[-1]).chunk(parts, 1), weight.chunk(parts, 1), strict=True):
+        added = torch.ops.mkldnn._linear_pointwise(part.contiguous(), own.contiguous(), bias, "none", [], "")
+        y, bias = added if y is None else y.add_(added), None
+    assert y is not None
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
+@functools.cache
+def _has_onednn() -> bool:
+    """Whether torch was built with oneDNN and still has the operator by which its own compiler calls it."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def rows(t: Tensor) -> Tensor:
+    """The pixels of an image [N,C,H,W] in channels_last memory as rows [N*H*W,C], a view."""
+    return t.permute(0, 2, 3, 1).view(-1, t.shape[1])
 
 
 def check(condition: bool, message: str) -> None:

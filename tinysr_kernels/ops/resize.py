@@ -79,18 +79,31 @@ def bucket(x: Tensor, factor: int, dtype: torch.dtype | None, **_: Any) -> str:
     return f"{'->'.join(names)} x{factor} {power_of_2(x[0].numel() * factor * factor)}"
 
 
-def heuristic(gpu: Gpu, x: Tensor, factor: int, **_: Any) -> Config:
+def rows(x: Tensor, factor: int) -> Config:
     """Two numbers a thread; four gaps a program, of whose seven rows three are read again by the next."""
     return Config(power_of_2(x.shape[3] * factor * x.shape[1], least=32, most=256), 4, 4)
 
 
+def heuristic(gpu: Gpu, x: Tensor, factor: int, **_: Any) -> Config:
+    """The same on every GPU."""
+    return rows(x, factor)
+
+
 def plan(config: Config, x: Tensor, factor: int, mul: float, add: float, dtype: torch.dtype | None) -> Plan:
     """The launch; raises what the reference raises. The strides of x are taken as they are."""
-    shape = _out_shape(x, factor, dtype)
-    out = empty_nhwc(x, shape, _dtype(x, dtype))
+    out = empty_nhwc(x, _out_shape(x, factor, dtype), _dtype(x, dtype))
+    return Plan(out, (launch(config, x, out, factor, mul, add),))
+
+
+def launch(
+    config: Config, x: Tensor, out: Tensor, factor: int, mul: float, add: float, base: Tensor | None = None
+) -> Launch:
+    """The enlargement of x into out; with `base`, an image of out's size and any strides, clamp(it) - clamp(base)."""
     n, c, h, w = x.shape
+    strides = (0, 0, 0, 0) if base is None else base.stride()
     arguments = {
         "x": x,
+        "base": base,
         "out": out,
         "mul": float(mul),
         "add": float(add),
@@ -101,13 +114,17 @@ def plan(config: Config, x: Tensor, factor: int, mul: float, add: float, dtype: 
         "channel_stride": x.stride(1),
         "row_stride": x.stride(2),
         "column_stride": x.stride(3),
+        "base_sample_stride": strides[0],
+        "base_channel_stride": strides[1],
+        "base_row_stride": strides[2],
+        "base_column_stride": strides[3],
         "FACTOR": factor,
         "LANES": config.lanes,
         "STEPS": config.steps,
     }
     # Between h rows and around them lie h + 1 gaps.
     grid = (blocks(w * factor * c, config.lanes), blocks(h + 1, config.steps), n)
-    return Plan(out, (Launch(resize_kernel.enlarge, grid, arguments, config.warps, 1),))
+    return Launch(resize_kernel.enlarge, grid, arguments, config.warps, 1)
 
 
 def space(gpu: Gpu, x: Tensor, factor: int, **_: Any) -> Iterator[Config]:

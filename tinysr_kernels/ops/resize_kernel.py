@@ -8,7 +8,7 @@ sums them up once; four such sums in turn give the FACTOR rows of the result tha
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.tiles import rounded
+from tinysr_kernels.ops.tiles import rounded, unit_range
 
 
 @jit
@@ -40,6 +40,7 @@ def _across(x, row, height, row_stride, c0, c1, c2, c3, w0, w1, w2, w3):  # type
 @jit
 def enlarge(  # type: ignore[no-untyped-def]
     x,  # [N,channels,height,width] of the strides below
+    base,  # [N,channels,height*FACTOR,width*FACTOR] of the strides below, or None
     out,  # [N,height*FACTOR,width*FACTOR,channels]
     mul,
     add,
@@ -50,6 +51,10 @@ def enlarge(  # type: ignore[no-untyped-def]
     channel_stride,
     row_stride,
     column_stride,
+    base_sample_stride,
+    base_channel_stride,
+    base_row_stride,
+    base_column_stride,
     FACTOR: tl.constexpr,
     LANES: tl.constexpr,
     STEPS: tl.constexpr,  # gaps between rows of x a program
@@ -71,6 +76,9 @@ def enlarge(  # type: ignore[no-untyped-def]
     c3 = tl.minimum(left + 2, width - 1) * column_stride
     x += sample * sample_stride + (lane % channels).to(tl.int64) * channel_stride
     out += sample * height * FACTOR * length
+    if base is not None:
+        base += sample * base_sample_stride + (lane % channels).to(tl.int64) * base_channel_stride
+        base += (lane // channels).to(tl.int64) * base_column_stride
 
     top = tl.program_id(1) * STEPS - 1
     above = _across(x, top - 1, height, row_stride, c0, c1, c2, c3, w0, w1, w2, w3)
@@ -83,7 +91,11 @@ def enlarge(  # type: ignore[no-untyped-def]
             y = (top + step) * FACTOR + HALF + k
             v = above * v0 + upper * v1 + lower * v2 + below * v3
             there = (lane < length) & (y >= 0) & (y < height * FACTOR)
-            tl.store(out + y.to(tl.int64) * length + lane, rounded(v * mul + add, out.dtype.element_ty), mask=there)
+            v = v * mul + add
+            if base is not None:
+                taken = tl.load(base + y.to(tl.int64) * base_row_stride, mask=there, other=0.0).to(tl.float32)
+                v = unit_range(v) - unit_range(taken)
+            tl.store(out + y.to(tl.int64) * length + lane, rounded(v, out.dtype.element_ty), mask=there)
         above = upper
         upper = lower
         lower = below

@@ -1,30 +1,30 @@
 """sepconv: a depthwise 3x3 and a pointwise 1x1 convolution in one operator, the depthwise result not stored.
 
-    d[n,c,y,x] = sum_{i,j} depthwise[c,i,j] * u[n,c, s*y+i-1, s*x+j-1]     u = x, or x enlarged nearest x2
+    u = x, or silu(GroupNorm(x)) with the channels' moments given, or either enlarged nearest x2
+    d[n,c,y,x] = sum_{i,j} depthwise[c,i,j] * u[n,c, s*y+i-1, s*x+j-1]
     v[n,o,y,x] = sum_c pointwise[o,c] * d[n,c,y,x]
                + sum_k shortcut_weight[o,k] * concat(shortcut, skip)[n,k,y,x]
     out        = act(v + bias + residual)   or   act(v + bias) + residual
 
-Zero padding of one pixel (of u). Layouts: activations [N,C,H,W] in channels_last memory, depthwise [C,3,3],
-pointwise [O,C]. The separable convolutions are those of TinySR's VAE (arXiv 2508.17434, section 3.2).
+Zero padding of one pixel (of u, behind norm and SiLU). Layouts: activations [N,C,H,W] in channels_last memory,
+depthwise [C,3,3] with the channels last in memory, pointwise [O,C], norm_moments [N,2,C] as `<convolution>_moments`
+leaves them (`ops/moments.py`), norm_weight and norm_bias [C]. The norm stands here so that it can be measured: SiLU is
+evaluated for every shift of a row, three times an element, where a launch of its own does so once. The separable
+convolutions are those of TinySR's VAE (arXiv 2508.17434, section 3.2).
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
-from tinysr_kernels.launch.plan import Implementation, Launch, Plan, blocks, power_of_2, programs_wanted
-from tinysr_kernels.ops import sepconv_kernel, tiles
-from tinysr_kernels.ops.moments import merged, register_with_moments, scratch
+from tinysr_kernels.launch.plan import Implementation, Plan, power_of_2
+from tinysr_kernels.ops import group_norm, sepconv_kernel, sepconv_norm_kernel, sepconv_tiles, tiles
+from tinysr_kernels.ops.moments import merged, register_with_moments
 from tinysr_kernels.ops.registry import (
     Cost,
     check,
@@ -37,16 +37,20 @@ from tinysr_kernels.ops.registry import (
     finish,
     nhwc,
     plain,
+    product,
     register,
+    rows,
     shortcut_1x1,
     size,
     wide,
 )
+from tinysr_kernels.ops.sepconv_tiles import Config, Norm
 
 SCHEMA = (
     "sepconv(Tensor x, Tensor depthwise, Tensor pointwise, Tensor? bias=None, Tensor? residual=None, "
     "Tensor? shortcut=None, Tensor? skip=None, Tensor? shortcut_weight=None, int stride=1, "
-    'bool upsample=False, str activation="none", bool activate_residual=True) -> Tensor'
+    'bool upsample=False, str activation="none", bool activate_residual=True, Tensor? norm_moments=None, '
+    "Tensor? norm_weight=None, Tensor? norm_bias=None, int norm_groups=0, float norm_eps=0.0) -> Tensor"
 )
 
 
@@ -82,6 +86,22 @@ def _check(
     return out
 
 
+def _norm(
+    x: Tensor, moments: Tensor | None, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
+) -> Norm | None:
+    """The norm of x, checked, if there is one."""
+    if moments is None or weight is None or bias is None:
+        given = [f"norm_{k}" for k, v in (("moments", moments), ("weight", weight), ("bias", bias)) if v is not None]
+        check(not given, f"norm_moments, norm_weight and norm_bias must be given together, found only {given}")
+        return None
+    n, c = x.shape[:2]
+    check_shape("norm_moments", moments, (n, 2, c))
+    check_shape("norm_weight", weight, (c,))
+    check_shape("norm_bias", bias, (c,))
+    check(groups > 0 and c % groups == 0, f"norm_groups must divide {c} channels, found {groups}")
+    return Norm(moments, weight, bias, groups, eps)
+
+
 def reference(
     x: Tensor,
     depthwise: Tensor,
@@ -95,29 +115,27 @@ def reference(
     upsample: bool = False,
     activation: str = "none",
     activate_residual: bool = True,
+    norm_moments: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm_groups: int = 0,
+    norm_eps: float = 0.0,
 ) -> Tensor:
     """Plain PyTorch, in float32 or wider; shapes and mathematics as in the module's docstring.
 
     Any floating dtype; the result has x's. Raises ValueError naming argument, expected and found.
     """
-    _check(
-        x,
-        depthwise,
-        pointwise,
-        bias,
-        residual,
-        shortcut,
-        skip,
-        shortcut_weight,
-        stride,
-        upsample,
-        activation,
-    )
+    _check(x, depthwise, pointwise, bias, residual, shortcut, skip, shortcut_weight, stride, upsample, activation)
+    norm = _norm(x, norm_moments, norm_weight, norm_bias, norm_groups, norm_eps)
     u = nhwc(x.to(wide(x.dtype)))
+    if norm is not None:
+        given = (norm.weight, norm.bias, norm.groups, norm.eps)
+        u = group_norm.reference(u, None, *given, silu=True, moments=norm.moments)
     if upsample:
         u = F.interpolate(u, scale_factor=2, mode="nearest")
     d = F.conv2d(u, plain(depthwise, u.dtype)[:, None], stride=stride, padding=1, groups=x.shape[1])
-    y = F.conv2d(d, plain(pointwise, u.dtype)[:, :, None, None])
+    y = product(rows(nhwc(d)), plain(pointwise, u.dtype))
+    y = y.view(d.shape[0], *d.shape[2:], -1).permute(0, 3, 1, 2)
     y = shortcut_1x1(y, shortcut, skip, shortcut_weight)
     return finish(y, bias, residual, activation, activate_residual, x.dtype)
 
@@ -135,21 +153,15 @@ def fake(
     upsample: bool = False,
     activation: str = "none",
     activate_residual: bool = True,
+    norm_moments: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm_groups: int = 0,
+    norm_eps: float = 0.0,
 ) -> Tensor:
     """An uninitialised result of the true shape, dtype and strides; raises what the reference raises."""
-    out = _check(
-        x,
-        depthwise,
-        pointwise,
-        bias,
-        residual,
-        shortcut,
-        skip,
-        shortcut_weight,
-        stride,
-        upsample,
-        activation,
-    )
+    out = _check(x, depthwise, pointwise, bias, residual, shortcut, skip, shortcut_weight, stride, upsample, activation)
+    _norm(x, norm_moments, norm_weight, norm_bias, norm_groups, norm_eps)
     return empty_nhwc(x, out)
 
 
@@ -166,60 +178,49 @@ def cost(
     upsample: bool = False,
     activation: str = "none",
     activate_residual: bool = True,
+    norm_moments: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    norm_groups: int = 0,
+    norm_eps: float = 0.0,
 ) -> Cost:
-    """FLOPs of the two convolutions and the shortcut; bytes of every tensor once."""
+    """FLOPs of the two convolutions, the shortcut and the norm (6 an element); bytes of every tensor once."""
     n, o, h, w = _out_shape(x, pointwise, stride, upsample)
     k = 0 if shortcut_weight is None else shortcut_weight.shape[1]
     c = x.shape[1]
-    flops = 2 * n * h * w * (9 * c + o * (c + k))
+    flops = 2 * n * h * w * (9 * c + o * (c + k)) + (0 if norm_moments is None else 6 * x.numel())
     moved = size(x, depthwise, pointwise, bias, residual, shortcut, skip, shortcut_weight)
+    moved += size(norm_moments, norm_weight, norm_bias)
     return Cost(flops, moved + n * o * h * w * x.element_size())
 
 
-@dataclass(frozen=True)
-class Config:
-    """A launch of sepconv. form: "march" (channels covers all input channels) or "tile" (sepconv_kernel's docstring).
-
-    rows (march alone) and pixels: of the result, a program; channels: of the input, a step; outputs: a program.
-    """
-
-    form: str
-    rows: int
-    pixels: int
-    channels: int
-    outputs: int
-    warps: int
-    stages: int
-
-
-def bucket(x: Tensor, pointwise: Tensor, shortcut: Tensor | None, stride: int, upsample: bool, **_: Any) -> str:
+def bucket(
+    x: Tensor,
+    pointwise: Tensor,
+    shortcut: Tensor | None,
+    stride: int,
+    upsample: bool,
+    norm_moments: Tensor | None,
+    **_: Any,
+) -> str:
     """Calls that share a configuration: dtype, channels, pixels of the result up to a power of two, variant."""
     n, o, h, w = _out_shape(x, pointwise, stride, upsample)
     variant = f"{'up' if upsample else f's{stride}'}{'' if shortcut is None else '+1x1'}"
-    return f"{str(x.dtype).removeprefix('torch.')} {x.shape[1]}->{o} {power_of_2(n * h * w)} {variant}"
+    norm = "" if norm_moments is None else " norm"
+    return f"{str(x.dtype).removeprefix('torch.')} {x.shape[1]}->{o} {power_of_2(n * h * w)} {variant}{norm}"
 
 
-def heuristic(gpu: Gpu, x: Tensor, pointwise: Tensor, stride: int, upsample: bool, **_: Any) -> Config:
-    """Enough programs for the GPU, and a tile of sums that fits the registers of its warps."""
+def heuristic(
+    gpu: Gpu, x: Tensor, pointwise: Tensor, stride: int, upsample: bool, norm_moments: Tensor | None, **_: Any
+) -> Config:
+    """`sepconv_tiles.heuristic` for the shape of the result."""
     n, o, h, w = _out_shape(x, pointwise, stride, upsample)
-    c = power_of_2(x.shape[1])
-    outputs = power_of_2(o, most=64)
-    if c > 128 or w < 16:
-        return Config("tile", 1, 32, min(c, 32), outputs, 4, 2)
-    # Vectors of 16 bytes, and values of 16 bits, leave registers for a larger tile.
-    tile = 4096 // (1 if x.element_size() == 2 else 2) // (1 if x.shape[1] % 8 == 0 else 2) // (1 if c <= 64 else 2)
-    pixels = power_of_2(min(tile // c, w), most=64)
-    rows = 16
-    while rows > 1 and n * blocks(h, rows) * blocks(w, pixels) * blocks(o, outputs) < programs_wanted(gpu):
-        rows //= 2
-    # Rows are asked for one ahead of their use: a row takes about as long as the way to memory.
-    return Config("march", rows, pixels, c, outputs, 8 if pixels * c >= 1024 else 4, 2)
+    return sepconv_tiles.heuristic(gpu, n, x.shape[1], o, h, w, x.element_size(), norm_moments is not None)
 
 
 def moments_heuristic(gpu: Gpu, **arguments: Any) -> Config:
-    """Half the columns: the moments of a strip take registers too."""
-    config = heuristic(gpu, **arguments)
-    return replace(config, pixels=max(config.pixels // 2, 16)) if config.form == "march" else config
+    """The same for one sample, whatever the batch, so that a sample's moments are merged in the same order in any."""
+    return heuristic(gpu, **{**arguments, "x": arguments["x"][:1]})
 
 
 def plan(
@@ -236,76 +237,57 @@ def plan(
     upsample: bool,
     activation: str,
     activate_residual: bool,
+    norm_moments: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    norm_groups: int,
+    norm_eps: float,
     moments: bool = False,
 ) -> Plan:
     """The launch; raises what the reference raises. Inputs that are not dense in their layout are copied once.
 
     moments: the result's too, from one launch more (`ops/moments.py`).
     """
-    n, o, h, w = _check(
+    shape = _check(
         x, depthwise, pointwise, bias, residual, shortcut, skip, shortcut_weight, stride, upsample, activation
     )
-    out = empty_nhwc(x, (n, o, h, w))
-    _, c, height, width = x.shape
-    enlarge = 2 if upsample else 1
-    depths = [0 if t is None else t.shape[1] for t in (shortcut, skip)]
-    # The product runs in the widest dtype of its operands; networks give them all the same.
-    dtype = functools.reduce(torch.promote_types, (t.dtype for t in (x, pointwise, shortcut, skip) if t is not None))
-    arguments = {
-        "x": nhwc(x),
-        "depthwise": plain(depthwise, depthwise.dtype),
-        "pointwise": plain(pointwise, dtype),
-        "bias": None if bias is None else plain(bias, bias.dtype),
-        "residual": None if residual is None else nhwc(residual),
-        "shortcut": None if shortcut is None else nhwc(shortcut),
-        "skip": None if skip is None else nhwc(skip),
-        "shortcut_weight": None if shortcut_weight is None else plain(shortcut_weight, dtype),
-        "out": out,
-        "scratch_moments": None,
-        "height": height * enlarge,
-        "width": width * enlarge,
-        "out_height": h,
-        "out_width": w,
-        "channels": c,
-        "outputs": o,
-        "first_depth": depths[0],
-        "second_depth": depths[1],
-        "STRIDE": stride,
-        "ENLARGE": enlarge,
-        "ACTIVATION": activation,
-        "ACTIVATE_RESIDUAL": activate_residual,
-        "PIXELS": config.pixels,
-        "CHANNELS": config.channels,
-        "OUTPUTS": config.outputs,
-        # Products of float32 run without tensor cores, from registers.
-        "SLICE": power_of_2(max(depths), most=64 if dtype.itemsize == 2 else 16),
-        "STAGES": config.stages,
-    }
-    if config.form == "march":
-        check(config.channels >= c, f"march needs at least {c} channels a step, found {config.channels}")
-        strips = blocks(h, config.rows) * blocks(w, config.pixels)
-        kernel, arguments["ROWS"] = sepconv_kernel.march, config.rows
-    else:
-        strips = blocks(h * w, config.pixels)
-        kernel = sepconv_kernel.tile
-    if moments:
-        arguments["scratch_moments"] = scratch(out, strips)
-    launch = Launch(kernel, (strips, blocks(o, config.outputs), n), arguments, config.warps, config.stages)
+    norm = _norm(x, norm_moments, norm_weight, norm_bias, norm_groups, norm_eps)
+    out = empty_nhwc(x, shape)
+    launch = sepconv_tiles.launch(
+        config,
+        x,
+        depthwise,
+        pointwise,
+        bias,
+        residual,
+        out,
+        shortcut=shortcut,
+        skip=skip,
+        shortcut_weight=shortcut_weight,
+        stride=stride,
+        upsample=upsample,
+        activation=activation,
+        activate_residual=activate_residual,
+        norm=norm,
+        take_moments=moments,
+    )
     return merged(Plan(out, (launch,))) if moments else Plan(out, (launch,))
 
 
-def space(gpu: Gpu, x: Tensor, pointwise: Tensor, **_: Any) -> Iterator[Config]:
-    """Both forms, where march can hold the channels; tiles around the heuristic's, in more and fewer rows."""
-    c, outputs = power_of_2(x.shape[1]), power_of_2(pointwise.shape[0], most=64)
-    for pixels, warps in itertools.product((16, 32, 64), (4, 8)):
-        if c <= 128:
-            for rows, stages in itertools.product((4, 8, 16, 32), (1, 2)):
-                yield Config("march", rows, pixels, c, outputs, warps, stages)
-        for channels, stages in itertools.product((16, 32, 64), (1, 2, 3)):
-            yield Config("tile", 1, pixels, min(c, channels), outputs, warps, stages)
+def space(gpu: Gpu, x: Tensor, pointwise: Tensor, stride: int, upsample: bool, **_: Any) -> Iterator[Config]:
+    """`sepconv_tiles.space` for the shape of the result."""
+    out = _out_shape(x, pointwise, stride, upsample)
+    return sepconv_tiles.space(x.shape[1], out[1], out[3])
 
 
-KERNELS = Implementation(Config, bucket, heuristic, plan, space, (sepconv_kernel.__name__, tiles.__name__))
+KERNELS = Implementation(
+    Config,
+    bucket,
+    heuristic,
+    plan,
+    space,
+    (sepconv_tiles.__name__, sepconv_kernel.__name__, sepconv_norm_kernel.__name__, tiles.__name__),
+)
 
 sepconv = register(SCHEMA, reference, fake, cost, KERNELS)
 sepconv_moments = register_with_moments(sepconv, SCHEMA, fake, moments_heuristic)

@@ -27,11 +27,15 @@ OVERWRITES = ("aten::copy_", "aten::fill_", "aten::zero_")
 
 @dataclass(frozen=True)
 class Moved:
-    """A tensor that a launch reads or writes; weight: whether it belongs to the network rather than to the image."""
+    """A tensor that a launch reads or writes; weight: whether it belongs to the network rather than to the image.
+
+    fp8: whether it is in e4m3.
+    """
 
     shape: tuple[int, ...]
     bytes: int
     weight: bool = False
+    fp8: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,11 @@ class Step:
     def moved(self) -> tuple[Moved, ...]:
         """Everything read and written."""
         return self.reads + self.writes
+
+    @property
+    def fp8(self) -> bool:
+        """Whether its products are of e4m3 operands, as those of such weights are."""
+        return any(m.weight and m.fp8 for m in self.reads)
 
     @property
     def bytes(self) -> int:
@@ -165,7 +174,10 @@ class _Recorder(ReadingOnes):
 
     def _moved(self, tensors: Iterable[Tensor]) -> tuple[Moved, ...]:
         distinct = {(_storage(t), t.storage_offset(), t.shape, t.stride()): t for t in tensors}
-        return tuple(Moved(tuple(t.shape), size(t), _storage(t) in self.weights) for t in distinct.values())
+        e4m3 = torch.float8_e4m3fn
+        return tuple(
+            Moved(tuple(t.shape), size(t), _storage(t) in self.weights, t.dtype == e4m3) for t in distinct.values()
+        )
 
     def _note(
         self,

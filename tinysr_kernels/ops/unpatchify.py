@@ -3,8 +3,9 @@
     out[n,c,y*p+i,x*p+j] = z[n,c,y*p+i,x*p+j] - (t @ weight.T + bias)[n, y*w+x, (i*p+j)*C+c]
 
 N x (h*w) tokens become p x p patches of C channels: SD3's proj_out and unpatchify (order nhwpqc -> nchpwq) and TinySR's
-z - transformer(z) at once. Layouts: t [N,h*w,D], weight [p*p*C,D], bias [p*p*C], z [N,C,h*p,w*p] of any strides, out
-channels_last.
+z - transformer(z) at once. With row_moments [N,h*w,2,ceil(D/32)] of t and weight_sums [p*p*C], t goes through a
+LayerNorm first, as in ops/linear.py. Layouts: t [N,h*w,D], weight [p*p*C,D], bias [p*p*C], z [N,C,h*p,w*p] of any
+strides, out channels_last.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.plan import Implementation, Launch, Plan, blocks, power_of_2
-from tinysr_kernels.ops import linear_kernel, tiles
+from tinysr_kernels.ops import linear, linear_kernel, row_moments_kernel, tiles
 from tinysr_kernels.ops.registry import (
     Cost,
     check,
@@ -34,11 +34,23 @@ from tinysr_kernels.ops.registry import (
     size,
     wide,
 )
+from tinysr_kernels.ops.row_moments import PART, check_row_moments
 
-SCHEMA = "unpatchify_subtract(Tensor t, Tensor weight, Tensor? bias, Tensor z, int patch_size) -> Tensor"
+SCHEMA = (
+    "unpatchify_subtract(Tensor t, Tensor weight, Tensor? bias, Tensor z, int patch_size, Tensor? row_moments=None, "
+    "Tensor? weight_sums=None, float eps=0.0) -> Tensor"
+)
 
 
-def _check(t: Tensor, weight: Tensor, bias: Tensor | None, z: Tensor, patch_size: int) -> None:
+def _check(
+    t: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor,
+    patch_size: int,
+    row_moments: Tensor | None,
+    weight_sums: Tensor | None,
+) -> None:
     check_rank("z", z, "N,C,H,W")
     check_rank("t", t, "N,T,D")
     check(patch_size >= 1, f"patch_size must be at least 1, found {patch_size}")
@@ -51,32 +63,60 @@ def _check(t: Tensor, weight: Tensor, bias: Tensor | None, z: Tensor, patch_size
     features = patch_size * patch_size * c
     check_shape("weight", weight, (features, t.shape[2]))
     check_shape("bias", bias, (features,))
+    check_row_moments(t, features, row_moments, weight_sums)
 
 
-def reference(t: Tensor, weight: Tensor, bias: Tensor | None, z: Tensor, patch_size: int) -> Tensor:
+def reference(
+    t: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor,
+    patch_size: int,
+    row_moments: Tensor | None = None,
+    weight_sums: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
     """Plain PyTorch, in float32 or wider; shapes and mathematics as in the module's docstring.
 
     Any floating dtype; the result has z's. Raises ValueError naming argument, expected and found.
     """
-    _check(t, weight, bias, z, patch_size)
+    _check(t, weight, bias, z, patch_size, row_moments, weight_sums)
     dtype = wide(t.dtype)
-    v = F.linear(plain(t, dtype), plain(weight, dtype), None if bias is None else plain(bias, dtype))
+    v = linear.reference(t.to(dtype), weight.to(dtype), bias, row_moments=row_moments, weight_sums=weight_sums, eps=eps)
     n, c, h, w = z.shape
     p = patch_size
     image = v.view(n, h // p, w // p, p, p, c).permute(0, 5, 1, 3, 2, 4).reshape(n, c, h, w)
     return nhwc((z.to(dtype) - image).to(z.dtype))
 
 
-def fake(t: Tensor, weight: Tensor, bias: Tensor | None, z: Tensor, patch_size: int) -> Tensor:
+def fake(
+    t: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor,
+    patch_size: int,
+    row_moments: Tensor | None = None,
+    weight_sums: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
     """An uninitialised result of the true shape, dtype and strides; raises what the reference raises."""
-    _check(t, weight, bias, z, patch_size)
+    _check(t, weight, bias, z, patch_size, row_moments, weight_sums)
     return empty_nhwc(z, tuple(z.shape))
 
 
-def cost(t: Tensor, weight: Tensor, bias: Tensor | None, z: Tensor, patch_size: int) -> Cost:
+def cost(
+    t: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor,
+    patch_size: int,
+    row_moments: Tensor | None = None,
+    weight_sums: Tensor | None = None,
+    eps: float = 0.0,
+) -> Cost:
     """FLOPs of the matrix product; bytes of every tensor once."""
     flops = 2 * t.shape[0] * t.shape[1] * weight.numel()
-    return Cost(flops, size(t, weight, bias, z) + z.numel() * z.element_size())
+    return Cost(flops, size(t, weight, bias, z, row_moments, weight_sums) + z.numel() * z.element_size())
 
 
 @dataclass(frozen=True)
@@ -101,9 +141,19 @@ def heuristic(gpu: Gpu, t: Tensor, weight: Tensor, **_: Any) -> Config:
     return Config(16, power_of_2(weight.shape[0], most=32), 64 if half else 16, 4, 3 if half else 2)
 
 
-def plan(config: Config, t: Tensor, weight: Tensor, bias: Tensor | None, z: Tensor, patch_size: int) -> Plan:
+def plan(
+    config: Config,
+    t: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor,
+    patch_size: int,
+    row_moments: Tensor | None,
+    weight_sums: Tensor | None,
+    eps: float,
+) -> Plan:
     """The launch; raises what the reference raises. Inputs that are not dense in their layout are copied once."""
-    _check(t, weight, bias, z, patch_size)
+    _check(t, weight, bias, z, patch_size, row_moments, weight_sums)
     out = empty_nhwc(z, tuple(z.shape))
     dtype = functools.reduce(torch.promote_types, (t.dtype, weight.dtype))
     n, tokens, depth = t.shape
@@ -113,6 +163,9 @@ def plan(config: Config, t: Tensor, weight: Tensor, bias: Tensor | None, z: Tens
         "bias": None if bias is None else plain(bias, bias.dtype),
         "z": nhwc(z),
         "out": out,
+        "row_moments": None if row_moments is None else plain(row_moments, row_moments.dtype),
+        "weight_sums": None if weight_sums is None else plain(weight_sums, weight_sums.dtype),
+        "eps": eps,
         "tokens": n * tokens,
         "across": z.shape[3] // patch_size,
         "depth": depth,
@@ -122,6 +175,8 @@ def plan(config: Config, t: Tensor, weight: Tensor, bias: Tensor | None, z: Tens
         "COLUMNS": config.columns,
         "SLICE": config.slice,
         "WHOLE": depth % config.slice == 0,
+        "PART": PART,
+        "PARTS": power_of_2(blocks(depth, PART), least=1),
     }
     grid = (blocks(n * tokens, config.rows), blocks(weight.shape[0], config.columns))
     return Plan(out, (Launch(linear_kernel.unpatchify, grid, arguments, config.warps, config.stages),))
@@ -138,6 +193,7 @@ def space(gpu: Gpu, t: Tensor, weight: Tensor, **_: Any) -> Iterator[Config]:
             yield config
 
 
-KERNELS = Implementation(Config, bucket, heuristic, plan, space, (linear_kernel.__name__, tiles.__name__))
+MODULES = (linear_kernel.__name__, row_moments_kernel.__name__, tiles.__name__)
+KERNELS = Implementation(Config, bucket, heuristic, plan, space, MODULES)
 
 unpatchify_subtract = register(SCHEMA, reference, fake, cost, KERNELS)

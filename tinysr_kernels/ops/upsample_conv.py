@@ -23,8 +23,8 @@ from torch import Tensor
 from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.plan import Implementation, Library, Plan, power_of_2
 from tinysr_kernels.ops import conv3x3_kernel, conv_tiles, tiles
+from tinysr_kernels.ops.conv_norm import register_with_norm
 from tinysr_kernels.ops.conv_tiles import Config
-from tinysr_kernels.ops.moments import merged, register_with_moments
 from tinysr_kernels.ops.registry import (
     Cost,
     check_epilogue,
@@ -76,12 +76,13 @@ def reference(x: Tensor, phases: Tensor, bias: Tensor | None = None, activation:
     shape = _out_shape(x, phases, bias, activation)
     u = nhwc(x.to(wide(x.dtype)))
     h, w = x.shape[2:]
+    # All phases at once: one row and one column more than each of them needs, on sides of its own.
+    y = F.conv2d(u, nhwc(phases.to(u.dtype).flatten(0, 1)), padding=1)
     out = empty_nhwc(u, shape)
-    padded = nhwc(F.pad(u, (1, 1, 1, 1)))
     for a in (0, 1):
         for b in (0, 1):
-            window = padded[:, :, a : a + h + 1, b : b + w + 1]
-            out[:, :, a::2, b::2] = F.conv2d(window, nhwc(phases[2 * a + b].to(u.dtype)))
+            phase = y[:, (2 * a + b) * shape[1] :][:, : shape[1]]
+            out[:, :, a::2, b::2] = phase[:, :, a : a + h, b : b + w]
     return finish(out, bias, None, activation, True, x.dtype)
 
 
@@ -109,18 +110,12 @@ def heuristic(gpu: Gpu, x: Tensor, phases: Tensor, **_: Any) -> Config:
     return conv_tiles.heuristic(gpu, h, w, phases.shape[1], [c], x.element_size(), 4)
 
 
-def plan(
-    config: Config, x: Tensor, phases: Tensor, bias: Tensor | None, activation: str, moments: bool = False
-) -> Plan:
-    """The launches; raises what the reference raises. Inputs that are not dense in their layout are copied once.
-
-    moments: the result's too (`ops/moments.py`).
-    """
+def plan(config: Config, x: Tensor, phases: Tensor, bias: Tensor | None, activation: str) -> Plan:
+    """The launches; raises what the reference raises. Inputs that are not dense in their layout are copied once."""
     out = empty_nhwc(x, _out_shape(x, phases, bias, activation))
     bias = None if bias is None else plain(bias, bias.dtype)
     if config.form == "library":
-        found = Plan(out, _library(x, phases, bias, activation, out))
-        return merged(found) if moments else found
+        return Plan(out, _library(x, phases, bias, activation, out))
     dtype = torch.promote_types(x.dtype, phases.dtype)
     arguments = {
         "x": nhwc(x),
@@ -130,8 +125,7 @@ def plan(
         "shortcut_weight": None,
     }
     tail = conv_tiles.Tail(bias, None, activation, True)
-    found = Plan(out, conv_tiles.launches(config, arguments, tail, out, enlarge=2, take_moments=moments))
-    return merged(found) if moments else found
+    return Plan(out, conv_tiles.launches(config, arguments, tail, out, enlarge=2))
 
 
 def _channels_last(phases: Tensor) -> Tensor:
@@ -179,4 +173,4 @@ KERNELS = Implementation(
 )
 
 upsample_conv = register(SCHEMA, reference, fake, cost, KERNELS)
-upsample_conv_moments = register_with_moments(upsample_conv, SCHEMA, fake)
+upsample_conv_norm = register_with_norm(upsample_conv, SCHEMA, fake)

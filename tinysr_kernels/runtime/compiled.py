@@ -16,11 +16,13 @@ from tinysr_kernels.errors import CheckpointError, InputError, OutOfMemory
 from tinysr_kernels.families import COLOR_FIXES, ColorFix, TinySRConfig, config_to_dict
 from tinysr_kernels.launch.backend import choose_backend
 from tinysr_kernels.launch.device import assume, gpu_at
-from tinysr_kernels.nets import LatentNetwork, Network, build, fold, folds, place
+from tinysr_kernels.nets import LatentNetwork, Network, build, check_quantize, fold, folds, is_fp8, place, to_fp8
+from tinysr_kernels.ops.quantize import CAPABILITY
 from tinysr_kernels.ops.trace import Call, trace
 from tinysr_kernels.runtime.color import fix_colors
 from tinysr_kernels.runtime.cuda import engine_for
 from tinysr_kernels.runtime.dispatch import Kind, upscale_image
+from tinysr_kernels.runtime.engine import Outputs
 from tinysr_kernels.runtime.graphs import Graphs
 from tinysr_kernels.runtime.notices import notice
 from tinysr_kernels.runtime.pipelines import TILE_BATCH, Limits, bytes_per_pixel, check_upscale, restore
@@ -33,6 +35,7 @@ DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
 }
+QUANTIZATIONS = (None, "fp8")
 TRACE_SIDE = 128
 
 
@@ -62,6 +65,7 @@ class CompiledSR:
         self.device = device
         self.dtype = dtype
         self.backend = backend
+        self.quantize = "fp8" if is_fp8(folded) else None
         self.color_fix = color_fix
         self.upscale = upscale
         self.notices = list(checkpoint.notices)
@@ -120,8 +124,8 @@ class CompiledSR:
     def _overlap(self) -> int:
         return self.config.overlap if isinstance(self.config, TinySRConfig) else 0
 
-    def _fix(self, sr: Tensor, lr: Tensor) -> Tensor:
-        return fix_colors(sr, lr.to(sr.dtype), self.color_fix, self.family, self.upscale)
+    def _fix(self, sr: Tensor, lr: Tensor, dtype: torch.dtype) -> Outputs:
+        return fix_colors(sr, lr, self.color_fix, self.family, self.upscale, dtype)
 
     def _network(self, dtype: torch.dtype) -> Network:
         """The network in `dtype`, built from the folded weights on first need."""
@@ -167,12 +171,14 @@ class CompiledSR:
     def _trace(self) -> list[Call]:
         """Enlarge one image without memory or time, which also proves that the tensors' shapes fit together."""
         meta = build(self.family, self.config, {k: v.to("meta") for k, v in self._folded.items()})
-        lr = torch.empty((1, 3, TRACE_SIDE, TRACE_SIDE), dtype=self.dtype, device="meta")
+        lr = torch.empty((1, 3, TRACE_SIDE, TRACE_SIDE), dtype=torch.uint8, device="meta")
+
+        def enlarge() -> Outputs:
+            sr = restore(meta, lr, self.upscale, Limits(), self._overlap, dtype=self.dtype)
+            return self._fix(sr, lr, lr.dtype)
+
         with assume(gpu_at(self.device)):
-            return trace(
-                lambda: self._fix(restore(meta, lr, self.upscale, Limits(), self._overlap), lr),
-                kernels=self.backend == "triton",
-            )
+            return trace(enlarge, kernels=self.backend == "triton")
 
     def info(self) -> dict[str, Any]:
         """What this model is and how it runs, as a JSON-serialisable dictionary.
@@ -189,6 +195,7 @@ class CompiledSR:
             "parameters": sum(t.numel() for t in self._folded.values()),
             "device": str(self.device),
             "dtype": _name(self.dtype),
+            "quantize": self.quantize,
             "backend": self.backend,
             "upscale": self.upscale,
             "color_fix": self.color_fix,
@@ -207,9 +214,12 @@ class CompiledSR:
         }
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the folded weights as one safetensors file that `compile(path)` loads without folding again."""
+        """Write the folded weights as one safetensors file that `compile(path)` loads without folding again.
+
+        Quantised weights are written as they are, and come back so.
+        """
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self._folded.items()}
-        write_safetensors(path, tensors, folded_metadata(self.family, self.config, _name(self.dtype)))
+        write_safetensors(path, tensors, folded_metadata(self.family, self.config, _name(self.dtype), self.quantize))
 
 
 def compile(
@@ -230,11 +240,12 @@ def compile(
 
     ckpt: a file or folder, "demo" (the small checkpoint inside the package), a dict naming the parts, or an nn.Module.
     device: default cuda if present, else cpu. dtype: default float16 on cuda (AdcSR: bfloat16), float32 elsewhere.
-    backend: "auto", "reference" or "triton". quantize: None. color_fix: "adain", "wavelet", "none"; None takes the
-    family's own. upscale: whole factor (UNet families: what the network gives). embeddings: overrides the
-    checkpoint's. tile: low-resolution side of a UNet's tiles; None runs the whole image while it fits into memory.
-    cuda_graphs: on a GPU, replay work of a shape that has occurred before from a CUDA graph. max_graph_shapes: how many
-    graphs are kept; the least recently used goes first.
+    backend: "auto", "reference" or "triton". quantize: "fp8" for TinySR's transformer in e4m3 (docs/fp8.md): on GPUs of
+    compute capability 8.9 or higher, or emulated on the CPU; None leaves it as the checkpoint has it. color_fix:
+    "adain", "wavelet", "none"; None takes the family's own. upscale: whole factor (UNet families: what the network
+    gives). embeddings: overrides the checkpoint's. tile: low-resolution side of a UNet's tiles; None runs the whole
+    image while it fits into memory. cuda_graphs: on a GPU, replay work of a shape that has occurred before from a CUDA
+    graph. max_graph_shapes: how many graphs are kept; the least recently used goes first.
     Raises CheckpointError for a checkpoint that cannot be used, InputError for other arguments, and OutOfMemory when
     the weights do not fit on the device.
     """
@@ -246,9 +257,15 @@ def compile(
         notice(message)
     run_dtype = _choose_dtype(dtype, checkpoint, run_device)
     folded = checkpoint.tensors
-    if not checkpoint.folded:
-        folded = fold(checkpoint.family, checkpoint.config, folded, run_dtype)
+    if quantize is not None:
+        check_quantize(checkpoint.family)
+    if quantize is not None or is_fp8(folded):
+        _check_fp8(run_device)
     try:
+        if not checkpoint.folded:
+            folded = fold(checkpoint.family, checkpoint.config, folded, run_dtype, quantize)
+        elif quantize is not None:
+            folded = to_fp8(folded)
         return CompiledSR(
             checkpoint,
             folded,
@@ -314,11 +331,22 @@ def _choose_dtype(dtype: str | torch.dtype | None, checkpoint: Checkpoint, devic
     return cast(torch.dtype, found)
 
 
+def _check_fp8(device: torch.device) -> None:
+    """InputError where a GPU has no e4m3."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) >= CAPABILITY:
+        return
+    found, wanted = (".".join(map(str, c)) for c in (torch.cuda.get_device_capability(device), CAPABILITY))
+    raise InputError(
+        f"fp8 needs compute capability {wanted} or higher, {torch.cuda.get_device_name(device)} has {found}; "
+        "use quantize=None with a checkpoint that is not quantised, or device='cpu'"
+    )
+
+
 def _check_arguments(
     quantize: str | None, color_fix: str | None, upscale: object, tile: object, max_graph_shapes: object
 ) -> None:
-    if quantize is not None:
-        raise InputError(f"quantize={quantize!r} is not available in this version; use quantize=None")
+    if quantize not in QUANTIZATIONS:
+        raise InputError(f"quantize must be one of {QUANTIZATIONS}, found {quantize!r}")
     if color_fix is not None and color_fix not in COLOR_FIXES:
         raise InputError(f"color_fix must be one of {COLOR_FIXES}, found {color_fix!r}")
     if not isinstance(upscale, int) or isinstance(upscale, bool):

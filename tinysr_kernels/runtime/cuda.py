@@ -71,6 +71,8 @@ class CudaEngine:
 
     def capture(self, step: Step, inputs: Sequence[Tensor]) -> CudaGraph:
         with self._computing():
+            # Dense and aligned, as the graph's own: kernels are compiled for their inputs' strides and addresses.
+            inputs = tuple(torch.empty_like(t).copy_(t) for t in inputs)
             # Compiles kernels, loads them and allocates the libraries' workspaces, none of which a capture can do.
             step(*inputs)
             try:

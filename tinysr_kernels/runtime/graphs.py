@@ -70,17 +70,24 @@ class Graphs:
         return len(self._held)
 
     def run(
-        self, name: Hashable, step: Step, *inputs: Tensor, into: Tensor | None = None, now: bool = False
+        self,
+        name: Hashable,
+        step: Step,
+        *inputs: Tensor,
+        into: Tensor | None = None,
+        now: bool = False,
+        any_layout: bool = False,
     ) -> Outputs:
         """step(*inputs), by its graph where there is one. A step may run others.
 
         name: what the step computes besides its inputs (the part, the dtype). into: where its first output goes.
-        now: capture at the first call already. Raises what the step raises.
+        now: capture at the first call already. any_layout: the step gives the same for inputs of any strides, so that
+        one graph serves all. Raises what the step raises.
         """
         with self.engine.lock:
             if self._capturing:  # a step inside the one that is being captured: part of its graph
                 return step(*inputs)
-            key = _key(name, inputs)
+            key = _key(name, inputs, any_layout)
             graph = self._graph(key, step, inputs, now)
             if graph is not None:
                 self.statistics.replays += 1
@@ -144,5 +151,5 @@ class Graphs:
         count.calls, count.wanted = 0, 2 * count.wanted
 
 
-def _key(name: Hashable, inputs: Sequence[Tensor]) -> Key:
-    return (name, *((t.device, t.dtype, t.shape, t.stride()) for t in inputs))
+def _key(name: Hashable, inputs: Sequence[Tensor], any_layout: bool) -> Key:
+    return (name, *((t.device, t.dtype, t.shape, None if any_layout else t.stride()) for t in inputs))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tinysr_kernels.errors import InputError, OutOfMemory
-from tinysr_kernels.nets import LatentNetwork, Network, PixelNetwork
+from tinysr_kernels.nets import LatentNetwork, Network, PixelNetwork, resize
 from tinysr_kernels.ops.trace import Call
 from tinysr_kernels.runtime.host_memory import available_memory
 from tinysr_kernels.runtime.tiling import (
@@ -22,8 +22,6 @@ from tinysr_kernels.runtime.tiling import (
     pad_to,
     ramp_window,
 )
-
-ops = torch.ops.tinysr
 
 BATCH_PIXELS = 1 << 20
 """Low-resolution pixels of a batch that run together; a larger batch runs in parts, with the same results."""
@@ -122,14 +120,23 @@ def part_of(network: Network, name: str) -> nn.Module:
 
 
 def restore(
-    network: Network, lr: Tensor, upscale: int, limits: Limits, overlap: int, call: CallPart | None = None
+    network: Network,
+    lr: Tensor,
+    upscale: int,
+    limits: Limits,
+    overlap: int,
+    call: CallPart | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """[N,3,H,W] in [0,1] of the network's dtype -> [N,3,s*H,s*W], in float32 or wider, not clamped, where lr lies.
+    """[N,3,H,W] in [0,1] or uint8 -> [N,3,s*H,s*W], not clamped, where lr lies.
 
+    The result is of the dtype that the network's parts give, or where windows were blended in float32 or wider.
     An image that lies on another device than the network (a large one in host memory) travels tile by tile, so that
     the memory taken on the network's device does not grow with it. overlap: latent pixels shared by neighbouring
-    windows of a LatentNetwork. call: runs a part, by default that of `network`.
+    windows of a LatentNetwork. call: runs a part, by default that of `network`. dtype: what a LatentNetwork is given,
+    by default lr's own, or float32; a PixelNetwork is given what lr is, or of uint8 that has to be padded this dtype.
     """
+    dtype = dtype or (lr.dtype if lr.is_floating_point() else torch.float32)
     away = next(network.buffers()).device
     run = call or (lambda name, x, _: part_of(network, name)(x))
 
@@ -137,8 +144,8 @@ def restore(
         return lambda x: run(name, x.to(away), fixed).to(lr.device)
 
     if isinstance(network, PixelNetwork):
-        return _restore_pixels(network, lr, limits, away, visit)
-    return _restore_latents(network, lr, upscale, limits, overlap, visit)
+        return _restore_pixels(network, lr, limits, away, visit, dtype)
+    return _restore_latents(network, lr, upscale, limits, overlap, visit, dtype)
 
 
 Visit = Callable[[str, bool], Callable[[Tensor], Tensor]]
@@ -169,13 +176,19 @@ def _latent_padding(network: LatentNetwork, height: int, width: int, upscale: in
 
 
 def _restore_latents(
-    network: LatentNetwork, lr: Tensor, upscale: int, limits: Limits, overlap: int, visit: Visit
+    network: LatentNetwork,
+    lr: Tensor,
+    upscale: int,
+    limits: Limits,
+    overlap: int,
+    visit: Visit,
+    dtype: torch.dtype,
 ) -> Tensor:
     """TinySR: the VAE's halves in exact tiles, the transformer in blended windows of its one size."""
     height, width = lr.shape[2:]
     whole = in_one_piece(network, height, width, upscale, limits)
-    padded = pad_to(lr, *_latent_padding(network, height, width, upscale))
-    enlarged = ops.resize_bicubic(padded, upscale)
+    padded = _padded(lr, _latent_padding(network, height, width, upscale), dtype)
+    enlarged = resize(padded, upscale, dtype)
     core, halo, factor = limits.vae_core, network.halo, network.factor
     z = apply_with_halo(enlarged, core, halo, factor, 1, 1, visit("encoder", not whole))
     side = network.window
@@ -186,7 +199,15 @@ def _restore_latents(
         weights = _gaussian_window(side, z.device)
         z = blend_windows(z, (side, side), overlap, weights, 1, limits.window_batch, denoise).to(z.dtype)
     sr = apply_with_halo(z, core, halo, 1, factor, 1, visit("decoder", not whole))
-    return sr[:, :, : height * upscale, : width * upscale].to(_wide(sr.dtype))
+    return sr[:, :, : height * upscale, : width * upscale]
+
+
+def _padded(lr: Tensor, sides: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """lr [N,3,H,W] as it is if it has these sides, else extended to them, uint8 then in `dtype`."""
+    if tuple(lr.shape[2:]) == sides:
+        return lr
+    # PyTorch pads bytes on the CPU alone; `resize` by 1 reads any layout in one launch.
+    return pad_to(resize(lr, 1, dtype) if lr.dtype == torch.uint8 else lr, *sides)
 
 
 @functools.cache
@@ -200,17 +221,18 @@ def _ramp_window(height: int, width: int, overlap: int, device: torch.device) ->
     return ramp_window(height, width, overlap, torch.float64, device)
 
 
-def _restore_pixels(network: PixelNetwork, lr: Tensor, limits: Limits, away: torch.device, visit: Visit) -> Tensor:
+def _restore_pixels(
+    network: PixelNetwork, lr: Tensor, limits: Limits, away: torch.device, visit: Visit, dtype: torch.dtype
+) -> Tensor:
     """AdcSR and tinysr-unet: the whole image while it fits, else overlapping tiles, blended."""
     height, width = lr.shape[2:]
-    padded = pad_to(lr, *pad_sides(height, width, network.multiple, network.multiple))
+    padded = _padded(lr, pad_sides(height, width, network.multiple, network.multiple), dtype)
     tile = tile_side(padded.shape[2], padded.shape[3], away, limits)
     side = max(tile // network.multiple, 1) * network.multiple
     window = (min(side, padded.shape[2]), min(side, padded.shape[3]))
     scale = network.upscale
     if window == tuple(padded.shape[2:]):
         sr = visit("network", False)(padded)
-        sr = sr.to(_wide(sr.dtype))
     else:
         overlap = min(max(round(side * TILE_OVERLAP), network.multiple), side // 2)
         weights = _ramp_window(window[0] * scale, window[1] * scale, overlap * scale, padded.device)
@@ -268,7 +290,3 @@ def bytes_per_pixel(calls: list[Call], pixels: int) -> float:
     and skip connections stay alive beside them.
     """
     return 3 * max(call.cost.bytes for call in calls) / pixels
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)

@@ -7,7 +7,6 @@ tiles are steps; they come in few shapes, so that images of any size replay the 
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable
 
@@ -17,7 +16,6 @@ from torch import Tensor
 from tinysr_kernels.errors import NonFiniteOutput
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.nets import Network
-from tinysr_kernels.ops.registry import nhwc
 from tinysr_kernels.runtime.engine import Outputs, make_room
 from tinysr_kernels.runtime.graphs import Graphs
 from tinysr_kernels.runtime.images import DEVICE_PIXELS
@@ -34,7 +32,7 @@ class Runner:
     def __init__(
         self,
         network: Callable[[torch.dtype], Network],
-        fix: Callable[[Tensor, Tensor], Tensor],
+        fix: Callable[[Tensor, Tensor, torch.dtype], Outputs],
         graphs: Graphs,
         limits: Limits,
         *,
@@ -43,7 +41,9 @@ class Runner:
         upscale: int,
         overlap: int,
     ) -> None:
-        """network: the network in a dtype, the same object every time. fix: colours, from restored and original."""
+        """network: the network in a dtype, the same object every time. fix: colors, from restored and original, in the
+        result's dtype, and flags that are true where the restored image is finite.
+        """
         self.graphs = graphs
         self.limits = limits
         self.retries = 0
@@ -111,13 +111,15 @@ class Runner:
                     (finite,) = engine.download((finite,))
                     result = result.to(images.device) if out is None else out.copy_(result)
         # Flags without values, of images that are shapes alone, have nothing to say.
-        for i, good in enumerate([] if finite.is_meta else finite.tolist()):
-            if not good:
+        for i, flags in enumerate(() if finite.is_meta else finite):
+            if not flags.all():
                 result[i : i + 1] = self._carefully(images[i : i + 1])
         return result
 
     def _attempt(self, images: Tensor, out: Tensor | None, whole: bool, now: bool) -> tuple[Tensor, Tensor]:
-        """(result, which of the images are finite), both where the images lie; nothing waits for the device."""
+        """The result, and of each image whether it is finite (`_compute`), both where the images lie; nothing waits for
+        the device.
+        """
 
         def part(name: str, x: Tensor, fixed: bool) -> Tensor:
             network = part_of(self._network(self._dtype), name)
@@ -132,24 +134,23 @@ class Runner:
         if not engine.holds(images):
             result, finite = step(images)
         elif whole:
-            # One layout, so that the same image is the same step whichever way it came.
-            result, finite = self.graphs.run(("image", self._dtype), step, nhwc(images), into=out, now=now)
+            # The same image is the same step whichever way it came.
+            name = ("image", self._dtype)
+            result, finite = self.graphs.run(name, step, images, into=out, now=now, any_layout=True)
         else:
             with engine.lock:
                 result, finite = engine.plain(step, (images,))
         return result if out is None or result is out else out.copy_(result), finite
 
     def _compute(self, images: Tensor, part: CallPart, dtype: torch.dtype) -> Outputs:
-        """The images and which of them are finite; `part` runs parts of the network on what is there in `dtype`."""
-        lr = images.to(torch.float32).div(255) if images.dtype == torch.uint8 else images
-        network = self._network(self._dtype)
-        sr = restore(network, lr.to(dtype), self._upscale, self.limits, self._overlap, part)
-        # One pass, and NaN and infinity both show: no dtype's largest number reaches infinity.
-        finite = torch.linalg.vector_norm(sr, math.inf, dim=(1, 2, 3)) < math.inf
-        fixed = self._fix(sr, lr.to(sr.dtype))
-        if images.dtype == torch.uint8:
-            return fixed.mul(255).round().to(torch.uint8), finite
-        return fixed.to(images.dtype), finite
+        """The images and flags, one or more an image, that are true where it is finite.
+
+        `part` runs parts of the network on what is there in `dtype`.
+        """
+        single = images.dtype == torch.float64 and dtype != torch.float64
+        lr = images.to(torch.float32) if single else images
+        sr = restore(self._network(self._dtype), lr, self._upscale, self.limits, self._overlap, part, dtype)
+        return self._fix(sr, lr, images.dtype)
 
     def _carefully(self, image: Tensor) -> Tensor:
         """One image [1,3,H,W] whose result was not finite: what overflows is computed again in wider dtypes."""
@@ -159,7 +160,7 @@ class Runner:
         def part(name: str, x: Tensor, fixed: bool) -> Tensor:
             # A UNet that saw the whole image in the first attempt would fail again.
             for dtype in dtypes[1:] if name == "network" and not fixed else dtypes:
-                y = part_of(self._network(dtype), name)(x.to(dtype))
+                y = part_of(self._network(dtype), name)(x if x.dtype == torch.uint8 else x.to(dtype))
                 if bool(torch.isfinite(y).all()):
                     used.add(dtype)
                     return y.to(torch.promote_types(dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""What the driver says of a GPU: its limits, its clock now, what slows it down, who else uses it. Optional.
+"""What the driver says of a GPU: its limits, its state now, what slows it down, who else uses it. Optional.
 
 Without nvidia-ml-py, or where the driver refuses to answer, nothing is known and nothing counts as disturbed.
 """
@@ -23,11 +23,17 @@ DROP = 0.1
 
 @dataclass(frozen=True)
 class State:
-    """One look at the GPU: MHz of the multiprocessors, why they are slowed down, other processes that compute."""
+    """One look at the GPU: MHz of the multiprocessors, why they are slowed down, other processes that compute.
+
+    memory_clock in MHz, power in W, temperature in degrees Celsius; 0 where unknown.
+    """
 
     clock: int = 0
     slowed: str = ""
     others: frozenset[int] = frozenset()
+    memory_clock: int = 0
+    power: float = 0.0
+    temperature: int = 0
 
 
 @dataclass
@@ -75,7 +81,14 @@ class Monitor:
         slowed = next((name for bit, name in SLOWDOWNS.items() if bits & bit), "")
         processes = self._ask("nvmlDeviceGetComputeRunningProcesses") or ()
         others = frozenset(p.pid for p in processes) - {os.getpid(), os.getppid()}
-        return State(self._ask("nvmlDeviceGetClockInfo", 1) or 0, slowed, others)
+        return State(
+            self._ask("nvmlDeviceGetClockInfo", 1) or 0,
+            slowed,
+            others,
+            self._ask("nvmlDeviceGetClockInfo", 2) or 0,
+            (self._ask("nvmlDeviceGetPowerUsage") or 0) / 1000,
+            self._ask("nvmlDeviceGetTemperature", 0) or 0,  # NVML_TEMPERATURE_GPU
+        )
 
     def _ask(self, question: str, *arguments: Any) -> Any:
         function = getattr(pynvml, question, None)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from autotune import nvml
-from autotune.nvml import Monitor, State
+from benchmarks import nvml
+from benchmarks.nvml import Monitor, State
 
 
 class Refusal(Exception):

@@ -1,0 +1,83 @@
+"""An operation's call in eager PyTorch: the same mathematics as separate operations, in the call's own dtype.
+
+Mostly the operation's reference, which is written for any dtype, kept from computing in float32; where that has a form
+that public code would not have, the public form: nearest enlargement and a 3x3 convolution, PyTorch's GroupNorm.
+Moments that our kernels leave for the next one have no counterpart here, and are not computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinysr_kernels.ops import REGISTRY
+from tinysr_kernels.ops.registry import nhwc
+
+SUFFIXES = ("_moments", "_row_moments")
+
+
+@contextlib.contextmanager
+def in_own_dtype() -> Iterator[None]:
+    """Inside, references compute in the dtype of what they are given."""
+    modules = [vars(module) for name, module in sys.modules.items() if name.startswith("tinysr_kernels.ops.")]
+    kept = [(names, names["wide"]) for names in modules if "wide" in names]
+    try:
+        for names, _ in kept:
+            names["wide"] = _same
+        yield
+    finally:
+        for names, wide in kept:
+            names["wide"] = wide
+
+
+def _same(dtype: torch.dtype) -> torch.dtype:
+    return dtype
+
+
+def has_eager(op: str) -> bool:
+    """Whether eager PyTorch has such operations at all: not on floats of 8 bits with scales a row."""
+    return "fp8" not in op and "quantize" not in op
+
+
+def base_of(op: str) -> str:
+    """The operation without the moments that it leaves besides."""
+    for suffix in sorted(SUFFIXES, key=len, reverse=True):
+        if op.endswith(suffix) and op.removesuffix(suffix) in REGISTRY:
+            return op.removesuffix(suffix)
+    return op
+
+
+def eager(op: str, inputs: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """A function, the same for all calls of an operation, and its arguments for this call.
+
+    Vectors come in the dtype that eager networks keep them in, the activations' own.
+    """
+    name = base_of(op)
+    first = next(value for value in inputs.values() if isinstance(value, Tensor))
+    dtype = first.dtype if first.is_floating_point() else torch.float32
+    own = {k: v.to(dtype) if isinstance(v, Tensor) and v.dtype == torch.float32 else v for k, v in inputs.items()}
+    if name == "upsample_conv":
+        # A dense kernel of the same size; its values do not matter to the time.
+        own["weight"] = nhwc(F.pad(own.pop("phases")[0], (0, 1, 0, 1)))
+        return _upsample_conv, own
+    if name == "group_norm":
+        return _group_norm, {k: v for k, v in own.items() if not k.endswith("moments")}
+    return REGISTRY[name].reference, own
+
+
+def _upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    y = F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
+    return torch.relu(y) if activation == "relu" else y
+
+
+def _group_norm(
+    x: Tensor, skip: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> Tensor:
+    y = torch.group_norm(x if skip is None else torch.cat([x, skip], 1), groups, weight, bias, eps)
+    return F.silu(y) if silu else y

@@ -1,0 +1,59 @@
+"""What is told of a run: the report, its picture, the summary."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from autotune import report, run, tuning
+from autotune.answers import Failure
+from autotune.tuning import Outcome, Whole
+from tests.autotune.simulated import CALM, FACTS, ITEMS, TARGET, SimulatedDevice, candidates_of
+
+
+@pytest.fixture
+def outcome(file: Path, monkeypatch: pytest.MonkeyPatch) -> Outcome:
+    """Of a run that had no time for everything."""
+    monkeypatch.setattr(tuning, "candidates", lambda item, gpu, incumbent: candidates_of(item.key))
+    return tuning.tune([TARGET], ITEMS, SimulatedDevice(1, CALM), file, budget=20)
+
+
+def test_the_picture_is_optional(outcome: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    assert [path.name for path in report.write(tmp_path, outcome, FACTS)] == ["report.md", "report.json"]
+    assert "png" not in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("what", ["everything", "a model that failed", "nothing"])
+def test_the_picture(what: str, outcome: Outcome, tmp_path: Path) -> None:
+    """Whatever there is to show, and nothing too."""
+    pytest.importorskip("matplotlib")
+    if what == "a model that failed":
+        outcome.wholes = [Whole(TARGET, math.nan, math.nan, 0, Failure("crash", "signal 9"))]
+    elif what == "nothing":
+        outcome.wholes, outcome.races = [], []
+    path = tmp_path / "report.png"
+    assert report.plot(path, outcome, "NVIDIA H200")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_tells_medians_and_spreads(outcome: Outcome) -> None:
+    text = report.markdown(outcome, FACTS)
+    race = next(race for race in outcome.races if race.readings)
+    times = race.readings[race.champion.key]
+    row = next(line for line in text.splitlines() if line.startswith(f"| {race.item.key} |"))
+    cells = [cell.strip() for cell in row.split("|")]
+    assert cells[4] == f"{median(times):.2f}"
+    low, high = (float(v) for v in cells[5].split(" to "))
+    assert min(times) <= low < median(times) < high <= max(times)
+    idle = [race for race in outcome.races if not race.readings]
+    assert all(f"| {race.item.key} | {race.item.calls} | - | - | - |" in text for race in idle)
+
+
+def test_the_summary_warns_of_a_disturbed_gpu(outcome: Outcome, file: Path) -> None:
+    assert not any("disturbed" in line for line in run.summary(outcome, file))
+    outcome.counts["still disturbed"] = outcome.counts["samples"] // 2
+    assert any("on a quiet GPU" in line for line in run.summary(outcome, file))

@@ -1,0 +1,101 @@
+"""Result files: what the schema lets through, resuming, percentiles."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.results import Record, Sink, percentiles, read, validate
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def sink(path: Path | None = None, command: str = "micro") -> Sink:
+    return Sink(command, "CPU", True, path)
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    made = sink()
+    made.add(Record("a", {"op": "x"}, [1.0, 2.0], ["", ""], {"p50_us": 1.5}))
+    return dataclasses.asdict(made.results) | changes
+
+
+def record(**changes: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: content(records=[content()["records"][0] | changes])
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    made = sink(tmp_path / "deep" / "r.json")
+    made.add(Record("a", {"op": "x"}, [1.0, 2.0], ["", "thermal slowdown"], {"p50_us": 1.0}))
+    made.finish()
+    assert read(tmp_path / "deep" / "r.json") == made.results
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["r.json"]
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: content(schema=2), "schema must be 1, found 2"),
+        (lambda: content(complete=1), "complete must be bool"),
+        (lambda: {k: v for k, v in content().items() if k != "device"}, "file must have"),
+        (lambda: content(environment={"torch": 2}), r"environment\[torch\] must be str"),
+        (lambda: content(records={}), "records must be a list"),
+        (record(samples_us=[1.0, 0.0]), "samples_us must be above 0"),
+        (record(samples_us=["1", 2.0]), r"samples_us\[0\] must be float"),
+        (record(disturbed=[""]), "as long as samples_us"),
+        (record(values={"p50_us": float("nan")}), "must be finite"),
+        (record(samples_us=[], disturbed=[], values={}), "neither samples, nor values, nor an error"),
+        (record(readings=[{"when": "before"}]), r"readings\[0\] must have"),
+        (lambda: content(records=content()["records"] * 2), "'a' occurs 2 times"),
+    ],
+)
+def test_what_the_schema_refuses(made: Callable[[], dict[str, Any]], message: str) -> None:
+    validate(content())
+    with pytest.raises(ValueError, match=message):
+        validate(made())
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    first = sink(path)
+    first.add(Record("a", {}, values={"x": 1.0}))
+    first.add(Record("b", {}, error="broken"))
+    second = sink(path)
+    assert second.has("a")
+    assert not second.has("b")
+    assert second.results.started == first.results.started
+    second.finish()
+    assert not sink(path).has("a")  # the earlier run was complete: this is a new one
+    assert not sink(path, command="e2e").has("a")
+
+
+def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"r\.json: no JSON"):
+        read(path)
+    path.write_text(json.dumps({"schema": 1}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"r\.json: file must have"):
+        read(path)
+
+
+def test_disturbed_samples_do_not_count_while_enough_are_clean() -> None:
+    assert percentiles([1.0, 2.0, 3.0, 90.0], ["", "", "", "slow"]) == {
+        "p50_us": 2.0,
+        "p20_us": pytest.approx(1.4),
+        "p80_us": pytest.approx(2.6),
+        "disturbed": 1.0,
+    }
+    assert percentiles([1.0, 90.0, 91.0], ["", "slow", "slow"])["p50_us"] == 90.0
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.name)
+def test_the_kept_results_are_valid(path: Path) -> None:
+    """Those of plans and static checks have their own form, in which nothing was timed."""
+    if not path.name.startswith(("plan-", "static-")):
+        assert read(path).records
