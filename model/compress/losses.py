@@ -2,7 +2,8 @@
 
 Perceptual loss is LPIPS (arXiv 1801.03924, VGG features) where the package `lpips` or `pyiqa` is installed and the
 weights it needs already lie in torch's cache; nothing is fetched. Otherwise a substitute without learned weights stands
-in, and every log says so: at three scales 1 - SSIM (Wang et al. 2004) and the L1 distance of the image's differences.
+in, and every log says so: at three scales 1 - SSIM (Wang et al. 2004) and the L1 distance of the image's differences,
+and the L1 distance of the images.
 """
 
 from __future__ import annotations
@@ -40,7 +41,12 @@ def perceptual(device: torch.device | str = "cpu") -> tuple[str, Distance]:
     if vgg and importlib.util.find_spec("pyiqa") and list((cache / "pyiqa").glob("LPIPS_v0.1_vgg*.pth")):
         metric = importlib.import_module("pyiqa").create_metric("lpips-vgg", as_loss=True, device=device)
         return "pyiqa lpips-vgg", lambda a, b: metric((a / 2 + 0.5).clamp(0, 1), b / 2 + 0.5).mean()
-    return "substitute: SSIM and differences at three scales", structure_distance
+    return "substitute: SSIM, differences and levels", substitute
+
+
+def substitute(a: Tensor, b: Tensor) -> Tensor:
+    """`structure_distance` plus the L1 distance: structure alone lets saturated colours fade."""
+    return structure_distance(a, b) + F.l1_loss(a.float(), b.float())
 
 
 def structure_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -87,3 +87,15 @@ def test_a_finished_run_is_not_trained_again(
     assert again.results == outcome.results
     with pytest.raises(ValueError, match=r"run of another preset \(rank differ"):
         run.small(replace(PRESET, rank=8), out, lines.append)
+
+
+def test_the_committed_run_says_what_it_came_to() -> None:
+    """docs/compression/: the page shows the figures beside it; four fifths are gone."""
+    folder = Path(__file__).parents[2] / "docs" / "compression"
+    rows = json.loads((folder / "results.json").read_text(encoding="utf-8"))["means"]
+    text = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    assert list(rows) == ["teacher", *SMALL.methods]
+    for name, row in rows.items():
+        assert f"| {row['psnr']:.2f} | {row['below_teacher_db']:+.2f} dB | {row['ssim']:.4f} |" in text
+        if name != "teacher":
+            assert min(row["parameters_gone_percent"], row["macs_gone_percent"]) >= 80

@@ -43,6 +43,23 @@ class Pairs:
         return channels_last(bicubic(lr)), channels_last(to_range(torch.stack(high)))
 
 
+def vivid(pictures: list[Tensor], rng: np.random.Generator) -> list[Tensor]:
+    """The same change of colour on every tensor [N,3,H,W]: channels swapped, saturation times 0.5 to 2.5, per sample.
+
+    Procedural palettes are as pale as photographs are on average; a decoder trained on them alone lets what is more
+    saturated fade.
+    """
+    count = len(pictures[0])
+    order = torch.from_numpy(np.stack([rng.permutation(3) for _ in range(count)]))
+    factor = torch.from_numpy(rng.uniform(0.5, 2.5, (count, 1, 1, 1)).astype(np.float32))
+    changed = []
+    for x in pictures:
+        swapped = x[torch.arange(count)[:, None], order]
+        grey = swapped.mean(dim=1, keepdim=True)
+        changed.append(channels_last((grey + factor * (swapped - grey)).clamp(-1, 1)))
+    return changed
+
+
 def draw(seed: int, step: int, process: int = 0) -> np.random.Generator:
     """The generator of one step's batch."""
     return np.random.default_rng([DRAWS, seed, step, process])

@@ -101,7 +101,7 @@ def write_report(outcome: Outcome, out: Path) -> None:
         rows.append([small, base, ours, *(outcome.details[n][number][2] for n in names[1:]), original])
     if rows:
         titles = ("low resolution", "bicubic", *names, "original")
-        evaluate.comparison(rows, titles).save(out / "comparison.png", optimize=True)
+        evaluate.comparison(rows[:4], titles, zoom=1).save(out / "comparison.png", optimize=True)
     draw_masks(out, outcome.masks)
 
 

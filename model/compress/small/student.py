@@ -16,7 +16,7 @@ from model.compress.mask_stage import Shown, learn_mask
 from model.compress.masks import Mask, Subject, select
 from model.compress.released import write_json
 from model.compress.restoration import adapt, distil_latents, finish, train_pictures
-from model.compress.small.data import Pairs, draw
+from model.compress.small.data import Pairs, draw, vivid
 from model.compress.small.preset import Preset
 from model.compress.small.teacher import Latents, Teacher, encode_pairs
 from model.compress.teacher_files import LoRA
@@ -68,7 +68,8 @@ def compress_vae(
         return pairs.pixels(draw(preset.student_encoder.seed + 1, step), count)[0]
 
     def outputs(step: int, count: int) -> Tensor:
-        return pairs.pixels(draw(preset.student_decoder.seed + 2, step), count)[1]
+        rng = draw(preset.student_decoder.seed + 2, step)
+        return vivid([pairs.pixels(rng, count)[1]], rng)[0]
 
     train_encoder(vae.encoder, teacher.encode, inputs, preset.student_encoder, folder, report=report)
     train_decoder(
@@ -185,6 +186,12 @@ def restore(
     network, temb = image_stream(teacher, mask)
     adapt(network, preset.rank, preset.seed)
     own = _copy(vae, config)
+
+    def pictures(step: int, count: int) -> tuple[Tensor, Tensor]:
+        rng = draw(preset.seed + 5, step)
+        enlarged, original = vivid(list(pairs.pixels(rng, count)), rng)
+        return enlarged, original
+
     distil_latents(
         network,
         temb,
@@ -199,7 +206,7 @@ def restore(
         own.encoder,
         own.decoder,
         config.scaling_factor,
-        lambda step, count: pairs.pixels(draw(preset.seed + 5, step), count),
+        pictures,
         preset.restore_pictures,
         folder,
         weights=preset.picture_weights,
