@@ -277,8 +277,8 @@ def adain_plan(
         "LANES": config.lanes,
     }
     grid = (blocks(h * w * c, config.lanes), n)
-    # Four numbers a thread: with eight, registers spill on some architectures.
-    warps = max(config.parts // 128, 1)
+    # Four numbers a thread, two of a large block: with more, registers spill on some architectures.
+    warps = max(config.parts // (64 if config.parts >= 1024 else 128), 1)
     measure = Launch(color_kernel.measure, (sum(parts), n), measured, warps, 1)
     return Plan((out, finite), (measure, Launch(color_kernel.adain, grid, mapped, config.warps, 1)))
 

@@ -222,11 +222,11 @@ MOST_FEW = 7
 """Results whose nine taps are as many columns of a product as its narrowest efficient tile has twice."""
 
 
-def few(w: int, outputs: int) -> Config:
-    """For as few results as that."""
+def few(w: int, outputs: int, channels: int) -> Config:
+    """For as few results as that; fewer pixels where narrow vectors of channels have more addresses."""
     columns = power_of_2(w + 2, least=4, most=32)
     # Slices of 16 would spill on sm_100.
-    return Config("few", 512, columns, power_of_2(9 * outputs), 32, 1, 8, 1)
+    return Config("few", 256 if channels % 8 else 512, columns, power_of_2(9 * outputs), 32, 1, 8, 1)
 
 
 def few_launches(

@@ -212,7 +212,9 @@ def _rows(x: Tensor) -> int:
     return x.shape[-2] if x.dim() > 2 else 1024
 
 
-def heuristic(gpu: Gpu, x: Tensor, weight: Tensor, activation: str, x2: Tensor | None, **_: Any) -> Config:
+def heuristic(
+    gpu: Gpu, x: Tensor, weight: Tensor, activation: str, x2: Tensor | None, row_moments: Tensor | None, **_: Any
+) -> Config:
     """The tile with the least time by waves of programs and what a tile can be hoped to reach."""
     features = _out_shape(x, weight, activation)[-1]
     if x.element_size() == 4:
@@ -235,6 +237,9 @@ def heuristic(gpu: Gpu, x: Tensor, weight: Tensor, activation: str, x2: Tensor |
     # Steps that are not whole take masks, and datacentre Blackwell's products registers of their own: then 64 spill.
     whole = all(t.shape[-1] % 64 == 0 for t in (x, x2) if t is not None)
     slice_ = 64 if whole and gpu.shared_limit > 128 << 10 and gpu.arch < 100 else 32
+    # Without warpgroup products the operands of the largest tile are in registers too, and leave none for the norm.
+    if row_moments is not None and gpu.arch < 90 and rows * (columns + side) > 128 * 128:
+        slice_ = 32
     return Config("tile", rows, columns, side, slice_, 8, 8 if rows * (columns + side) > 8192 else 4, 3)
 
 

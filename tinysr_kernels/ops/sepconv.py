@@ -16,6 +16,7 @@ convolutions are those of TinySR's VAE (arXiv 2508.17434, section 3.2).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch.nn.functional as F
@@ -219,8 +220,16 @@ def heuristic(
 
 
 def moments_heuristic(gpu: Gpu, **arguments: Any) -> Config:
-    """The same for one sample, whatever the batch, so that a sample's moments are merged in the same order in any."""
-    return heuristic(gpu, **{**arguments, "x": arguments["x"][:1]})
+    """The same for one sample, whatever the batch, so that a sample's moments are merged in the same order in any.
+
+    The moments of a tile take registers besides, so that as many values are spread over twice the threads where these
+    are 4 warps, or hold 128 channels in single precision.
+    """
+    x: Tensor = arguments["x"]
+    found = heuristic(gpu, **{**arguments, "x": x[:1]})
+    if found.form == "march" and (found.warps == 4 or (found.channels == 128 and x.element_size() == 4)):
+        return replace(found, warps=2 * found.warps)
+    return found
 
 
 def plan(

@@ -64,7 +64,8 @@ def heuristic(gpu: Gpu, n: int, c: int, o: int, h: int, w: int, itemsize: int, n
     block = power_of_2(c)
     outputs = power_of_2(o, most=64)
     if block > 128 or w < 16:
-        return Config("tile", 1, 16 if norm else 32, min(block, 32), outputs, 4 if norm else 8, 1)
+        # Steps of 32 channels would spill a few words at 64 and 80 registers.
+        return Config("tile", 1, 16 if norm else 32, min(block, 32 if norm else 16), outputs, 4 if norm else 8, 1)
     tile, warps, resident = 2048, 4, 3
     if c % 8 or itemsize > 2:
         # Narrower vectors have more addresses, and a product of float32 holds its operands in registers.
