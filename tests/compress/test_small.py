@@ -89,8 +89,8 @@ def test_a_finished_run_is_not_trained_again(
         run.small(replace(PRESET, rank=8), out, lines.append)
 
 
-def test_the_committed_run_says_what_it_came_to() -> None:
-    """docs/compression/: the page shows the figures beside it; four fifths are gone."""
+def test_the_committed_run_met_its_bars() -> None:
+    """docs/compression/: within half a decibel of the teacher, four fifths gone, baselines beside it."""
     folder = Path(__file__).parents[2] / "docs" / "compression"
     rows = json.loads((folder / "results.json").read_text(encoding="utf-8"))["means"]
     text = (folder / "RESULTS.md").read_text(encoding="utf-8")
@@ -98,4 +98,5 @@ def test_the_committed_run_says_what_it_came_to() -> None:
     for name, row in rows.items():
         assert f"| {row['psnr']:.2f} | {row['below_teacher_db']:+.2f} dB | {row['ssim']:.4f} |" in text
         if name != "teacher":
+            assert row["below_teacher_db"] <= 0.5
             assert min(row["parameters_gone_percent"], row["macs_gone_percent"]) >= 80
