@@ -222,13 +222,15 @@ def heuristic(
 def moments_heuristic(gpu: Gpu, **arguments: Any) -> Config:
     """The same for one sample, whatever the batch, so that a sample's moments are merged in the same order in any.
 
-    The moments of a tile take registers besides, so that as many values are spread over twice the threads where these
-    are 4 warps, or hold 128 channels in single precision.
+    The moments of a tile take registers besides: threads hold fewer values, of 128 channels in single precision half as
+    many, and where these are 4 warps of up to 64 channels a quarter.
     """
     x: Tensor = arguments["x"]
     found = heuristic(gpu, **{**arguments, "x": x[:1]})
-    if found.form == "march" and (found.warps == 4 or (found.channels == 128 and x.element_size() == 4)):
-        return replace(found, warps=2 * found.warps)
+    if found.form == "march" and found.warps == 4 and found.channels <= 64:
+        return replace(found, warps=8, pixels=max(found.pixels // 2, 16))
+    if found.form == "march" and found.channels == 128 and x.element_size() == 4:
+        return replace(found, warps=16)
     return found
 
 
