@@ -25,6 +25,8 @@ import torch
 from tinysr_kernels.runtime.environment import environment
 
 SCHEMA = 1
+PLACES = ("package folder", "triton cache")
+"""What of the environment says where things lie on somebody's disk: of no use to who reads a result."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Sink:
     """Where a command's records go: a file, or nowhere but memory. Resumes what an interrupted run has left."""
 
     def __init__(self, command: str, device: str, reduced: bool, path: Path | None = None) -> None:
-        facts = {name: str(value) for name, value in environment().items()} | {"commit": commit()}
+        facts = {name: str(value) for name, value in environment().items() if name not in PLACES} | {"commit": commit()}
         self.path = path
         self.results = Results(SCHEMA, command, device, reduced, facts, _now())
         if path is not None and path.exists():

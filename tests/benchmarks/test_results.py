@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.results import Record, Sink, percentiles, read, validate
+from benchmarks.results import PLACES, Record, Sink, percentiles, read, validate
+from benchmarks.static import RESULTS
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -99,3 +100,18 @@ def test_the_kept_results_are_valid(path: Path) -> None:
     """Those of plans and static checks have their own form, in which nothing was timed."""
     if not path.name.startswith(("plan-", "static-")):
         assert read(path).records
+
+
+def test_the_figures_of_fp8_in_the_documentation_are_those_of_the_result() -> None:
+    """And they keep to the bars: 45 dB beside the result without fp8, 0.05 dB of what the pictures are worth."""
+    found = read(RESULTS / "quality-small-cpu.json")
+    text = (RESULTS.parents[1] / "docs" / "fp8.md").read_text(encoding="utf-8")
+    base, fp8 = found.find("float32 reference"), found.find("float32 reference fp8")
+    assert base is not None
+    assert fp8 is not None
+    assert fp8.values["psnr_to_float32"] >= 45
+    assert base.values["psnr"] - fp8.values["psnr"] <= 0.05
+    for name, one in (("float32", base), ("**float32, fp8**", fp8)):
+        assert f"| {name} | {one.values['psnr']:.4f} | {one.values['ssim']:.5f} |" in text
+    assert f"{fp8.values['psnr_to_float32']:.1f} |" in text
+    assert not set(PLACES) & set(found.environment)
