@@ -54,6 +54,15 @@ def test_tinysr_layouts_enlarge_as_the_public_code_does(layout: str, tmp_path: P
     assert relative(model(lr), expected) < 1e-4
 
 
+def test_windows_of_the_release_s_overlap_still_move_on(tmp_path: Path) -> None:
+    """A window of 8 latent pixels, of which 8 would overlap."""
+    write_tinysr(tmp_path, table=4)
+    model = tinysr_kernels.compile(tmp_path)
+    found = model(image(37, 45))
+    assert found.shape == (1, 3, 148, 180)
+    assert bool(found.isfinite().all())
+
+
 @pytest.mark.parametrize("color_fix", ["adain", "wavelet", "none"])
 def test_tinysr_colour_fixes(color_fix: tinysr_kernels.families.ColorFix, tmp_path: Path) -> None:
     written = write_tinysr(tmp_path)

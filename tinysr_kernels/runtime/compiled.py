@@ -122,7 +122,11 @@ class CompiledSR:
 
     @property
     def _overlap(self) -> int:
-        return self.config.overlap if isinstance(self.config, TinySRConfig) else 0
+        """Of windows, in latent pixels: the release's 8 of 64, but at most half of a smaller network's window."""
+        network = self.network
+        if not isinstance(self.config, TinySRConfig) or not isinstance(network, LatentNetwork):
+            return 0
+        return min(self.config.overlap, network.window // 2)
 
     def _fix(self, sr: Tensor, lr: Tensor, dtype: torch.dtype) -> Outputs:
         return fix_colors(sr, lr, self.color_fix, self.family, self.upscale, dtype)
