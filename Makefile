@@ -14,11 +14,12 @@ OTHER_TRITON := $(addprefix build/triton-,$(TRITON))
 
 # Two pytest workers with one thread each: the tests are many and small, so threads within one
 # convolution gain less than they cost.
-PYTEST_ARGS ?= -n 2 --dist loadfile --benchmark-disable
+WORKERS := -n 2 --dist loadfile --benchmark-disable
+PYTEST_ARGS ?= $(WORKERS) -m "not mutation"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint static tables benchmarks cpu-benchmarks format wheel check-wheel clean
+.PHONY: help demo test mutations lint static tables benchmarks cpu-benchmarks format wheel check-wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,9 +31,12 @@ demo: $(VENV)/.ready-runtime ## enlarge a photograph with the checkpoint in the 
 	@echo "enlarged:     $(DEMO)/$(NAME).png"
 	@echo "side by side: $(DEMO)/$(NAME)-side-by-side.png  (input, bicubic x4, this model)"
 
-test: export OMP_NUM_THREADS ?= 1
+test mutations: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.ready-test ## run the tests (PYTEST_ARGS="-n 0 tests/test_house.py" for a part)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+mutations: $(VENV)/.ready-test ## break every kernel in many ways; each must make a test fail
+	$(BIN)/python -m pytest $(WORKERS) -m mutation
 
 lint: $(VENV)/.ready-dev ## formatting, ruff's rules, types
 	$(BIN)/ruff format --check .

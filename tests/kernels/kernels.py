@@ -225,6 +225,7 @@ class KernelContract:
             for a, b in zip(tensors(found), tensors(REGISTRY[self.contract.op].reference(**arguments)), strict=True)
         )
 
+    @pytest.mark.mutation
     def test_mutations_are_caught(self, mutation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         old, new = self.mutations[mutation]
         with mutated(self.kernels, old, new, tmp_path) as wrong:
