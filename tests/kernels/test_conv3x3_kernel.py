@@ -14,7 +14,7 @@ from tinysr_kernels.launch import configs
 from tinysr_kernels.ops import REGISTRY, conv3x3_kernel, conv_few_kernel, moments_kernel, prologue_kernel
 from tinysr_kernels.ops.conv_tiles import LIBRARY, Config, few
 
-FEW = few(7, 3)
+FEW = few(7, 3, 64)
 
 
 class TestConv3x3Kernels(KernelContract):
