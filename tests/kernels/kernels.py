@@ -157,11 +157,14 @@ class KernelContract:
         return moved_back[0] if isinstance(result, Tensor) else moved_back
 
     def check(self, case: Case, dtype: torch.dtype, config: str | None, draws: int = DRAWS) -> bool:
-        """Whether the kernels err at most twice as much as PyTorch's eager computation, over several draws."""
+        """Whether the kernels err at most twice as much as PyTorch's eager computation, over several draws.
+
+        A library's kernel rounds before our epilogue adds the bias: so does eager's convolution of cuDNN on a GPU.
+        """
         contract = self.contract()
         drawn = [case.arguments(dtype, draw) for draw in range(draws)]
         results = [self.call(a, config) for a in drawn]
-        eagers = [contract.eagerly(a) for a in drawn]
+        eagers = [contract.in_steps(a) if config == "library" else contract.eagerly(a) for a in drawn]
         exacts = [contract.exact(case, dtype, draw) for draw in range(draws)]
         self.found = pooled(results, exacts), pooled(eagers, exacts)
         return is_as_good_as(results, eagers, exacts)
