@@ -92,12 +92,12 @@ class Bench:
         return self._guarded(read)
 
     @torch.inference_mode()
-    def whole(self, target: Target, entries: Mapping[str, Mapping[str, Any]]) -> Sample | Failure:
+    def whole(self, target: Target, entries: Mapping[str, Mapping[str, Any]], pdl: bool) -> Sample | Failure:
         """One reading of a whole model, uint8 image to uint8 image on the device, by the graphs it runs with."""
 
         def read() -> Sample | Failure:
             self._turn_to(None)
-            model, image, calls = self._model(target, entries)
+            model, image, calls = self._model(target, entries, pdl)
             sample = self._time(lambda: _enlarge(model, image, calls), calls)[1]
             info = model.info()
             if info["non_finite_retries"] or info["graph_fallbacks"]:
@@ -146,13 +146,15 @@ class Bench:
         self.prepared[config] = prepared
         return prepared
 
-    def _model(self, target: Target, entries: Mapping[str, Mapping[str, Any]]) -> tuple[CompiledSR, torch.Tensor, int]:
+    def _model(
+        self, target: Target, entries: Mapping[str, Mapping[str, Any]], pdl: bool
+    ) -> tuple[CompiledSR, torch.Tensor, int]:
         """The target's model with random weights, captured with these configurations, an image, and calls a reading."""
-        key = target, repr(entries)
+        key = target, repr(entries), pdl
         if key not in self.models:
             while len(self.models) >= 2:
                 self.models.popitem(last=False)
-            with configs.given(**entries):
+            with configs.given(**entries), configs.given_pdl(pdl):
                 model = self._compile(target)
                 model.warmup([(target.batch, *target.size)])
             shape = (target.batch, 3, *target.size)

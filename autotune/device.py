@@ -31,8 +31,11 @@ class Device(Protocol):
     def sample(self, item: Item, candidate: Candidate) -> Sample | Failure:
         """Time it once."""
 
-    def whole(self, target: Target, entries: Entries) -> Sample | Failure:
-        """Time a whole model once, with these configurations in place of what is looked up."""
+    def whole(self, target: Target, entries: Entries, pdl: bool) -> Sample | Failure:
+        """Time a whole model once, with these configurations in place of what is looked up.
+
+        pdl: whether by programmatic dependent launches.
+        """
 
     def clock(self) -> float:
         """Seconds since some moment."""

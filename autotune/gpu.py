@@ -58,10 +58,13 @@ class RealDevice:
         floor_us = 1e6 * self.ceilings.floor(item.cost, item.bits)
         return self.worker.call("sample", item, candidate.config, floor_us, seconds=SAMPLE_SECONDS)
 
-    def whole(self, target: Target, entries: Entries) -> Sample | Failure:
-        """Time a whole model once, with these configurations in place of what is looked up."""
+    def whole(self, target: Target, entries: Entries, pdl: bool) -> Sample | Failure:
+        """Time a whole model once, with these configurations in place of what is looked up.
+
+        pdl: whether by programmatic dependent launches.
+        """
         given: dict[str, Any] = {op: dict(some) for op, some in entries.items()}
-        return self.worker.call("whole", target, given, seconds=WHOLE_SECONDS)
+        return self.worker.call("whole", target, given, pdl, seconds=WHOLE_SECONDS)
 
     def clock(self) -> float:
         """Seconds since some moment."""

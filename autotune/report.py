@@ -13,7 +13,7 @@ from typing import Any
 
 from autotune.candidates import Candidate
 from autotune.search import Race
-from autotune.tuning import Outcome
+from autotune.tuning import Outcome, Whole
 from tinysr_kernels.launch.config_file import Facts
 
 
@@ -38,15 +38,10 @@ def markdown(outcome: Outcome, facts: Facts, picture: str = "") -> str:
     """The report as text."""
     lines = [f"# {facts.gpu.name}", "", _environment(facts), ""]
     lines += [f"The new configurations are {'kept' if outcome.kept else 'not kept'}: {outcome.why}.", ""]
-    if outcome.wholes:
-        lines += ["| model | before, us | after, us | gain |", "|---|---:|---:|---:|"]
-        for whole in outcome.wholes:
-            if whole.failure is not None:
-                lines.append(f"| {whole.target.name} | - | - | {whole.failure.kind}: {whole.failure.detail} |")
-            else:
-                gain = f"{whole.before_us / whole.after_us - 1:.1%}" if whole.outcome else "within the noise"
-                lines.append(f"| {whole.target.name} | {whole.before_us:.1f} | {whole.after_us:.1f} | {gain} |")
-        lines.append("")
+    lines += _models(outcome.wholes, "before", "after")
+    if outcome.pdl_wholes:
+        lines += [f"Programmatic dependent launch is {state(outcome.pdl)}; the models as it was, and changed:", ""]
+        lines += _models(outcome.pdl_wholes, "as it was", "changed")
     if picture:
         lines += [f"![before and after]({picture})", ""]
     lines += ["| launch | calls | before, us | after, us | p20 to p80 | floor, us | candidates | configuration |"]
@@ -102,17 +97,34 @@ def _sums(outcome: Outcome) -> str:
     )
 
 
+def state(on: bool) -> str:
+    """on or off."""
+    return "on" if on else "off"
+
+
+def _models(wholes: Sequence[Whole], before: str, after: str) -> list[str]:
+    """A table of the models end to end, and an empty line; nothing without models."""
+    if not wholes:
+        return []
+    lines = [f"| model | {before}, us | {after}, us | gain |", "|---|---:|---:|---:|"]
+    for whole in wholes:
+        if whole.failure is not None:
+            lines.append(f"| {whole.target.name} | - | - | {whole.failure.kind}: {whole.failure.detail} |")
+        else:
+            gain = f"{whole.before_us / whole.after_us - 1:.1%}" if whole.outcome else "within the noise"
+            lines.append(f"| {whole.target.name} | {whole.before_us:.1f} | {whole.after_us:.1f} | {gain} |")
+    return [*lines, ""]
+
+
 def readings(outcome: Outcome, facts: Facts) -> dict[str, Any]:
     """Everything that was read, for other tools."""
     return {
         "device": facts.gpu.name,
         "kept": outcome.kept,
         "why": outcome.why,
-        "models": [
-            {"model": w.target.name, "before_us": w.before_us, "after_us": w.after_us, "outcome": w.outcome}
-            for w in outcome.wholes
-            if w.failure is None
-        ],
+        "models": _timed(outcome.wholes),
+        "programmatic_dependent_launch": outcome.pdl,
+        "models_pdl_changed": _timed(outcome.pdl_wholes),
         "launches": [
             {
                 "op": race.item.op,
@@ -127,6 +139,14 @@ def readings(outcome: Outcome, facts: Facts) -> dict[str, Any]:
             for race in outcome.races
         ],
     }
+
+
+def _timed(wholes: Sequence[Whole]) -> list[dict[str, Any]]:
+    return [
+        {"model": w.target.name, "before_us": w.before_us, "after_us": w.after_us, "outcome": w.outcome}
+        for w in wholes
+        if w.failure is None
+    ]
 
 
 def plot(path: Path, outcome: Outcome, title: str = "") -> bool:

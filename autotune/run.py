@@ -107,7 +107,9 @@ def summary(outcome: Outcome, file: Path) -> list[str]:
     if disturbed > TOLERATED * readings:
         lines.append(f"{disturbed} of {readings} readings were disturbed: run again with --fresh on a quiet GPU")
     lines.append(f"{won} of {len(outcome.races)} launches have a faster configuration; {outcome.why}")
-    lines.append(f"written to {file}" if outcome.kept else "nothing was written")
+    if outcome.pdl_wholes:
+        lines.append(f"programmatic dependent launch is {report.state(outcome.pdl)}")
+    lines.append(f"written to {file}" if outcome.written else "nothing was written")
     return lines
 
 

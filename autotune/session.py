@@ -101,12 +101,12 @@ class Session:
         self._settle(item, candidate, record)
         return float(record["us"])
 
-    def whole(self, target: Target, entries: Entries) -> float:
+    def whole(self, target: Target, entries: Entries, pdl: bool) -> float:
         """Microseconds of a whole model with these configurations, the next reading. Failed if it breaks."""
         given = {op: {b: vars(c) for b, c in sorted(some.items())} for op, some in sorted(entries.items())}
-        digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps([given, pdl], sort_keys=True).encode()).hexdigest()[:16]
         stamp = f"{self._stamp(*sorted(REGISTRY))} {_networks()}"
-        record = self._measured(("whole", target.name, digest), stamp, lambda: self.device.whole(target, entries))
+        record = self._measured(("whole", target.name, digest), stamp, lambda: self.device.whole(target, entries, pdl))
         if "failure" in record:
             raise Failed(Failure(*record["failure"]))
         return float(record["us"])

@@ -132,7 +132,7 @@ def state_of(file: Path, facts: Facts) -> list[str]:
             said = config_file.differences(content, facts)
             state = f"measured with {', '.join(said)}" if said else "counts"
         lines.append(f"  {kind} {path}: {state}")
-    return lines
+    return [*lines, f"  programmatic dependent launch: {'on' if configs.pdl(facts.gpu) else 'off'}"]
 
 
 def table(target: Target, found: list[Row]) -> list[str]:

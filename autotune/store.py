@@ -35,8 +35,11 @@ class Found:
     beaten: str | None = None
 
 
-def merge(path: Path, facts: Facts, found: Iterable[Found]) -> None:
-    """Put the new entries into the file. A file that is damaged or of another device is set aside as NAME.old."""
+def merge(path: Path, facts: Facts, found: Iterable[Found], pdl: bool | None = None) -> None:
+    """Put the new entries into the file. A file that is damaged or of another device is set aside as NAME.old.
+
+    pdl: whether programmatic dependent launch measured faster; what the file says stays where it is None.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path):
         content, obstacle = config_file.read(path)
@@ -44,6 +47,9 @@ def merge(path: Path, facts: Facts, found: Iterable[Found]) -> None:
             os.replace(path, f"{path}.old")
             content = {}
         merged = {**_header(facts), "operations": _kept(content, facts)}
+        pdl = config_file.pdl(content) if pdl is None else pdl
+        if pdl is not None:
+            merged[config_file.PDL] = pdl
         for one in found:
             _enter(merged, facts, one)
         _replace(path, merged)

@@ -39,12 +39,20 @@ class Whole:
 
 @dataclass
 class Outcome:
-    """What a run did. kept: whether the file was written; why: the reason in words."""
+    """What a run did. kept: whether the configurations are in use from now on; why: the reason in words. written:
+    whether the file is another than before.
+
+    pdl: whether launches are programmatic dependent ones from now on; pdl_wholes: the models as before and the other
+    way round, where that was tried.
+    """
 
     races: list[Race]
     wholes: list[Whole] = field(default_factory=list)
     kept: bool = False
     why: str = ""
+    written: bool = False
+    pdl: bool = False
+    pdl_wholes: list[Whole] = field(default_factory=list)
     spent: float = 0.0
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -73,10 +81,16 @@ def tune(
             beaten[item.key] = seal_of(file, item.op, item.bucket)
     session = Session(device, Log(samples), progress, budget)
     search(races, session, FOR_SEARCH * budget, say)
-    outcome = Outcome(races)
+    before = configs.pdl(gpu)
+    outcome = Outcome(races, pdl=before)
     _confirm(outcome, targets, session)
-    if outcome.kept:
-        merge(file, device.facts, [_found(race, beaten.get(race.item.key)) for race in races if _settled(race)])
+    if gpu.capability >= configs.PDL_CAPABILITY and all(whole.failure is None for whole in outcome.wholes):
+        _try_pdl(outcome, targets, session)
+    outcome.written = outcome.kept or outcome.pdl != before
+    if outcome.written:
+        settled = [race for race in races if _settled(race)] if outcome.kept else []
+        found = [_found(race, beaten.get(race.item.key)) for race in settled]
+        merge(file, device.facts, found, outcome.pdl if outcome.pdl_wholes else None)
         configs.forget()
     outcome.spent, outcome.counts = session.spent, dict(session.counts)
     return outcome
@@ -97,10 +111,10 @@ def _confirm(outcome: Outcome, targets: Sequence[Target], session: Session) -> N
     if not entries:
         outcome.why = "nothing was faster than what is there"
         return
-    outcome.wholes = [_whole(target, entries, session) for target in targets]
+    outcome.wholes = [_whole(target, ({}, outcome.pdl), (entries, outcome.pdl), session) for target in targets]
     failed = [whole for whole in outcome.wholes if whole.failure is not None]
     slower = [whole for whole in outcome.wholes if whole.outcome < 0]
-    outcome.kept = not failed and not slower and any(whole.outcome > 0 for whole in outcome.wholes)
+    outcome.kept = _wins(outcome.wholes)
     if failed:
         outcome.why = f"{failed[0].target.name} could not be timed: {failed[0].failure}"
     elif slower:
@@ -109,11 +123,25 @@ def _confirm(outcome: Outcome, targets: Sequence[Target], session: Session) -> N
         outcome.why = "faster end to end" if outcome.kept else "no difference end to end beyond the noise"
 
 
-def _whole(target: Target, entries: Entries, session: Session) -> Whole:
+def _try_pdl(outcome: Outcome, targets: Sequence[Target], session: Session) -> None:
+    """Time the models with programmatic dependent launches and without; what is not in use takes over if it wins."""
+    entries = winners(outcome.races) if outcome.kept else {}
+    pairs = (entries, outcome.pdl), (entries, not outcome.pdl)
+    outcome.pdl_wholes = [_whole(target, *pairs, session) for target in targets]
+    if _wins(outcome.pdl_wholes):
+        outcome.pdl = not outcome.pdl
+
+
+def _wins(wholes: Sequence[Whole]) -> bool:
+    """Whether some model became faster, none slower, and all could be timed."""
+    return all(w.failure is None and w.outcome >= 0 for w in wholes) and any(w.outcome > 0 for w in wholes)
+
+
+def _whole(target: Target, before: tuple[Entries, bool], after: tuple[Entries, bool], session: Session) -> Whole:
     times: tuple[list[float], list[float]] = ([], [])
 
     def read(which: int) -> float:
-        times[which].append(session.whole(target, entries if which else {}))
+        times[which].append(session.whole(target, *(after if which else before)))
         return times[which][-1]
 
     try:

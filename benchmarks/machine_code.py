@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -74,7 +76,7 @@ class Code:
     wide_loads, wide_stores: instructions that move 16 bytes or more a thread. narrow_loads, narrow_stores: the tensors,
     by argument, of whose bytes most are loaded (stored) in smaller pieces. product_rows: of the largest product with
     operands of 16 bits or fewer in the compiler's input, 0 for none. wgmma: whether products run on Hopper's
-    warpgroup instructions.
+    warpgroup instructions. waits: whether it waits for the launch before, ahead of every access to global memory.
     """
 
     registers: int
@@ -87,6 +89,7 @@ class Code:
     wide_stores: int
     narrow_loads: tuple[str, ...]
     narrow_stores: tuple[str, ...]
+    waits: bool
 
 
 @dataclass(frozen=True)
@@ -165,16 +168,31 @@ def build(v: Variant) -> Any:
 
     kernel = v.made_of.made
     index = {name: i for i, name in enumerate(kernel.arg_names)}
-    return triton.compile(
-        ASTSource(
-            fn=kernel,
-            signature=dict(v.signature),
-            constexprs={(index[name],): value for name, value in v.constants},
-            attrs={(index[name],): ALIGNED for name in v.aligned},
-        ),
-        target=GPUTarget("cuda", v.arch, 32),
-        options={"num_warps": v.warps, "num_stages": v.stages},
-    )
+    target = GPUTarget("cuda", v.arch, 32)
+    with _present(target):
+        return triton.compile(
+            ASTSource(
+                fn=kernel,
+                signature=dict(v.signature),
+                constexprs={(index[name],): value for name, value in v.constants},
+                attrs={(index[name],): ALIGNED for name in v.aligned},
+            ),
+            target=target,
+            options={"num_warps": v.warps, "num_stages": v.stages},
+        )
+
+
+@contextlib.contextmanager
+def _present(target: Any) -> Iterator[None]:
+    """As if the target were the current device: kernels ask Triton for that, not for what they are compiled for."""
+    from triton.runtime import driver
+
+    before = driver._active
+    driver.set_active(SimpleNamespace(get_current_target=lambda: target))
+    try:
+        yield
+    finally:
+        driver._active = before
 
 
 def listing(v: Variant) -> str:
@@ -228,6 +246,7 @@ def read_code(asm: Mapping[str, Any], shared: int, parameters: Sequence[str]) ->
         wide_stores=wide_stores,
         narrow_loads=_narrow(loads),
         narrow_stores=_narrow(stores),
+        waits=ptx.waits(asm["ptx"]),
     )
 
 

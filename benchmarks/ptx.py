@@ -16,8 +16,8 @@ REGISTER = re.compile(r"%rd\d+")
 LOAD = re.compile(r"ld\.global(?:\.[a-zA-Z_]\w*(?:::\w+)*)*?(?:\.v(\d))?\.[busf](\d+)\s+[^\[;]*\[\s*(%rd\d+)")
 STORE = re.compile(r"st\.global(?:\.[a-zA-Z_]\w*(?:::\w+)*)*?(?:\.v(\d))?\.[busf](\d+)\s+\[\s*(%rd\d+)")
 COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[.\w:]*\s+\[[^\]]*\],\s*\[\s*(%rd\d+)[^\]]*\],\s*(0x[0-9a-f]+|\d+)")
-
-
+TOUCH = re.compile(r"^.*\b(?:ld|st|red|atom)\.global\b|^.*\bcp\.async\b", re.MULTILINE)
+WAIT = re.compile(r"^\s*griddepcontrol\.wait;", re.MULTILINE)
 PRODUCT = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
 WGMMA = re.compile(r"\bwgmma\.mma_async\b")
 
@@ -30,6 +30,15 @@ def accesses(ptx: str) -> tuple[list[Access], list[Access]]:
     loads = [(at, int(vector or 1) * int(bits) // 8) for vector, bits, at in LOAD.findall(ptx)]
     loads += [(at, int(size, 0)) for at, size in COPY.findall(ptx)]
     return loads, [(at, int(vector or 1) * int(bits) // 8) for vector, bits, at in STORE.findall(ptx)]
+
+
+def waits(ptx: str) -> bool:
+    """Whether the kernel waits for the launch before it ahead of its first access to global memory.
+
+    Basic blocks stand in the order of the program: what stands behind the wait cannot run ahead of it.
+    """
+    wait, touch = WAIT.search(ptx), TOUCH.search(ptx)
+    return wait is not None and (touch is None or wait.start() < touch.start())
 
 
 def widths(ptx: str, names: Sequence[str]) -> tuple[Mapping[str, list[int]], Mapping[str, list[int]]]:

@@ -82,6 +82,7 @@ class Report:
     product_rows: int | None
     narrow_loads: tuple[str, ...] | None
     narrow_stores: tuple[str, ...] | None
+    waits: bool | None
     faults: tuple[str, ...]
     error: str
     digest: str
@@ -91,7 +92,8 @@ def faults(code: Mapping[str, Any], one: Work) -> tuple[str, ...]:
     """What must not be. The one place that says so; `code` holds a Report's fields.
 
     It compiles, spills nothing and fits the shared memory. A product whose operands have 16 bits or fewer runs on
-    tensor cores; on sm_90, with the 64 rows and 4 warps that they need, on warpgroup instructions.
+    tensor cores; on sm_90, with the 64 rows and 4 warps that they need, on warpgroup instructions. From sm_90 on, where
+    a launch may begin before the one ahead of it has ended, it waits for that one before it touches memory.
     """
     if code["registers"] is None:
         return ("does not compile",)
@@ -107,6 +109,7 @@ def faults(code: Mapping[str, Any], one: Work) -> tuple[str, ...]:
             v.arch == 90 and code["product_rows"] >= 64 and v.warps >= 4 and not code["wgmma"],
             f"has a product of {code['product_rows']} rows without wgmma",
         ),
+        (v.arch >= 90 and not code["waits"], "touches memory before it waits for the launch before"),
     )
     return tuple(text for broken, text in rules if broken)
 

@@ -116,6 +116,7 @@ class SimulatedDevice:
     seed: int
     odds: Odds = field(default_factory=Odds)
     facts: Facts = FACTS
+    pdl_factor: float = 1.0
     now: float = 0.0
     asked: Counter[Any] = field(default_factory=Counter)
     _true: dict[Any, float] = field(default_factory=dict)
@@ -207,14 +208,14 @@ class SimulatedDevice:
             return Failure("error", "illegal memory access")
         return self._reading(self.true_us(item, candidate), item.key, candidate.key)
 
-    def whole(self, target: Target, entries: Entries) -> Sample | Failure:
+    def whole(self, target: Target, entries: Entries, pdl: bool) -> Sample | Failure:
         self.asked["wholes"] += 1
         self.now += 0.05
         total = 0.0
         for item in ITEMS:
             config = entries.get(OP, {}).get(item.bucket, heuristic(self.facts.gpu, **item.arguments))
             total += item.calls * self.true_us(item, Candidate(config, plan(config, **item.arguments)))
-        return self._reading(total, "whole", str(entries))
+        return self._reading(total * (self.pdl_factor if pdl else 1), "whole", f"{entries} {pdl}")
 
     def clock(self) -> float:
         return self.now

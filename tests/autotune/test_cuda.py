@@ -22,6 +22,7 @@ from benchmarks.nvml import State
 from tests.autotune.simulated import ITEMS, TARGET, candidates_of
 from tests.autotune.test_rightness import norm_item
 from tinysr_kernels.errors import InputError
+from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import GPUS
 
@@ -213,6 +214,7 @@ class Model:
 
     def warmup(self, shapes: list[Any]) -> None:
         self.warm += shapes
+        self.pdl = configs.pdl(GPUS[90])
 
     def enlarge(self, image: torch.Tensor) -> None:
         assert image.dtype == torch.uint8
@@ -233,12 +235,16 @@ def test_whole_models(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "_compile", build)
     entries = {"simulated": {ITEMS[0].bucket: candidates_of(ITEMS[0].key).incumbent.config}}
     for given in ({}, entries, {}, entries):
-        assert bench.whole(TARGET, given) == Sample(pytest.approx(1000), "", 1980)
+        assert bench.whole(TARGET, given, False) == Sample(pytest.approx(1000), "", 1980)
+    assert [model.pdl for model in made] == [False, False]
+    assert isinstance(bench.whole(TARGET, entries, True), Sample)
+    assert made.pop().pdl
+    assert isinstance(bench.whole(TARGET, entries, False), Sample)
     assert len(made) == 2
     assert made[0].warm == [(1, 128, 128)]
     assert {calls for _, _, calls in bench.models.values()} == {int(cuda.WHOLE_MS)}
     made[1].retries = 1
-    found = bench.whole(TARGET, entries)
+    found = bench.whole(TARGET, entries, False)
     assert isinstance(found, Failure)
     assert "overflowed" in found.detail
 
@@ -273,8 +279,8 @@ class FakeBench:
     def sample(self, item: Item, config: Any, floor_us: float) -> Sample:
         return Sample(floor_us)
 
-    def whole(self, target: Any, entries: Any) -> Sample:
-        return Sample(float(len(entries)))
+    def whole(self, target: Any, entries: Any, pdl: bool) -> Sample:
+        return Sample(float(len(entries)) + 2 * pdl)
 
 
 def test_the_device_speaks_through_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +298,7 @@ def test_the_device_speaks_through_its_worker(monkeypatch: pytest.MonkeyPatch) -
         found = device.sample(item, candidate)
         assert isinstance(found, Sample)
         assert found.us == pytest.approx(1e6 * device.ceilings.floor(item.cost, 16))
-        assert device.whole(TARGET, {"layer_norm": {item.bucket: candidate.config}}) == Sample(1.0)
+        assert device.whole(TARGET, {"layer_norm": {item.bucket: candidate.config}}, True) == Sample(3.0)
         assert device.clock() <= device.clock()
         device.wait(0)
     finally:

@@ -53,6 +53,17 @@ def test_the_table_tells_medians_and_spreads(outcome: Outcome) -> None:
     assert all(f"| {race.item.key} | {race.item.calls} | - | - | - |" in text for race in idle)
 
 
+def test_programmatic_dependent_launch_is_reported(outcome: Outcome, file: Path) -> None:
+    outcome.pdl, outcome.pdl_wholes = True, [Whole(TARGET, 100.0, 80.0, 1)]
+    text = report.markdown(outcome, FACTS)
+    assert "Programmatic dependent launch is on" in text
+    assert f"| {TARGET.name} | 100.0 | 80.0 | 25.0% |" in text
+    assert "programmatic dependent launch is on" in run.summary(outcome, file)
+    found = report.readings(outcome, FACTS)
+    assert found["programmatic_dependent_launch"] is True
+    assert [one["after_us"] for one in found["models_pdl_changed"]] == [80.0]
+
+
 def test_the_summary_warns_of_a_disturbed_gpu(outcome: Outcome, file: Path) -> None:
     assert not any("disturbed" in line for line in run.summary(outcome, file))
     outcome.counts["still disturbed"] = outcome.counts["samples"] // 2

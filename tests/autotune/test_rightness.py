@@ -127,7 +127,7 @@ class Faulty:
         self.arguments: dict[str, Any] = {}
         self.runs = 0
 
-    def run(self) -> None:
+    def run(self, pdl: bool = False) -> None:
         if self.fault == "unwritten":
             self.out[:-1].copy_(self.exact[:-1])
             return
@@ -226,7 +226,7 @@ class Mixed:
         self.fault, self.inputs, self.out = fault, inputs, out
         self.arguments: dict[str, Any] = {}
 
-    def run(self) -> None:
+    def run(self, pdl: bool = False) -> None:
         image, flags, q, scale = mixed(**self.inputs)
         v = self.inputs["x"].float()
         if self.fault == "cut image":
@@ -302,7 +302,7 @@ def test_sums_in_half_precision_are_wrong(monkeypatch: pytest.MonkeyPatch) -> No
         class Halved:
             arguments: ClassVar[dict[str, Any]] = {}
 
-            def run(self) -> None:
+            def run(self, pdl: bool = False) -> None:
                 acc = torch.zeros(out.shape, dtype=torch.float16)
                 for k in range(0, x.shape[-1], 16):
                     acc = (acc.float() + x[..., k : k + 16].float() @ weight[:, k : k + 16].float().T).half()

@@ -22,6 +22,7 @@ from autotune.tuning import Outcome, tune
 from autotune.work import Item, Target
 from tests.autotune.simulated import (
     CALM,
+    FACTS,
     ITEMS,
     OP,
     TARGET,
@@ -150,15 +151,15 @@ def test_nothing_is_kept_unless_whole_models_win(file: Path) -> None:
     class Slower(SimulatedDevice):
         """Faster launches make this model slower."""
 
-        def whole(self, target: Target, entries: Entries) -> Sample | Failure:
+        def whole(self, target: Target, entries: Entries, pdl: bool) -> Sample | Failure:
             return self._reading(110.0 if entries else 100.0, "whole", str(entries))
 
     class Same(SimulatedDevice):
-        def whole(self, target: Target, entries: Entries) -> Sample | Failure:
+        def whole(self, target: Target, entries: Entries, pdl: bool) -> Sample | Failure:
             return self._reading(100.0, "whole", str(entries))
 
     class Fails(SimulatedDevice):
-        def whole(self, target: Target, entries: Entries) -> Sample | Failure:
+        def whole(self, target: Target, entries: Entries, pdl: bool) -> Sample | Failure:
             return Failure("crash", "signal 9")
 
     for kind, reason in ((Slower, "slower"), (Same, "noise"), (Fails, "could not be timed")):
@@ -167,6 +168,36 @@ def test_nothing_is_kept_unless_whole_models_win(file: Path) -> None:
         assert not outcome.kept
         assert reason in outcome.why
         assert not file.exists()
+
+
+def test_programmatic_dependent_launch_where_models_win(file: Path) -> None:
+    """On where that is faster by more than noise, off again where it no longer is; entries stay as they are."""
+    device = SimulatedDevice(3, CALM, pdl_factor=0.9)
+    outcome = run(device, file)
+    assert outcome.kept
+    assert outcome.pdl
+    assert outcome.written
+    assert configs.pdl(GPUS[90])
+    assert [(whole.target, whole.outcome) for whole in outcome.pdl_wholes] == [(TARGET, 1)]
+    assert outcome.pdl_wholes[0].after_us == pytest.approx(0.9 * outcome.pdl_wholes[0].before_us, rel=0.02)
+    entries = config_file.read(file)[0]["operations"]
+    for factor, expected in ((1.0, True), (1.1, False)):
+        again = tune([TARGET], [], SimulatedDevice(4, CALM, pdl_factor=factor), file, budget=20)
+        assert not again.kept
+        assert again.written == (not expected)
+        assert again.pdl == configs.pdl(GPUS[90]) == expected
+        assert config_file.read(file)[0]["operations"] == entries
+    outcome = run(SimulatedDevice(3, CALM, pdl_factor=1.1), file)
+    assert not outcome.pdl
+    assert not configs.pdl(GPUS[90])
+
+
+def test_older_cards_know_no_programmatic_dependent_launch(file: Path) -> None:
+    facts = replace(FACTS, gpu=GPUS[80])
+    outcome = tune([TARGET], [], SimulatedDevice(3, CALM, facts=facts, pdl_factor=0.5), file, budget=20)
+    assert not outcome.pdl
+    assert not outcome.pdl_wholes
+    assert not outcome.written
 
 
 def test_a_broken_incumbent_is_replaced(file: Path) -> None:

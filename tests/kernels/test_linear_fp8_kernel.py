@@ -11,8 +11,7 @@ import torch
 from benchmarks import machine_code
 from tests.kernels.kernels import KernelContract
 from tests.ops import test_linear_fp8
-from tests.ops.cases import CASES, Case
-from tests.ops.contract import relaid
+from tests.ops.cases import CASES
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import GPUS, assume
 from tinysr_kernels.ops import REGISTRY, linear_fp8_kernel
@@ -32,7 +31,7 @@ MUTATIONS = {
     "the first group's scale": ("at_scale + start // GROUP", "at_scale + start * 0"),
     "no scale of the channel": ("v = acc * tl.load(weight_scale", "v = acc + 0.0 * tl.load(weight_scale"),
     "no bias": ("v += tl.load(bias", "v += 0.0 * tl.load(bias"),
-    "no activation": ("v = _gelu_tanh(v)", "v = v * 1.0"),
+    "no activation": ("v = gelu_tanh(v)", "v = v * 1.0"),
     "rows of the band mixed up": ("(first + inside % height)", "(first + inside * 0)"),
     "blocks of features mixed up": ("column = block * COLUMNS", "column = block * 8"),
 }
@@ -41,15 +40,6 @@ MUTATIONS = {
 class Fp8Kernels(KernelContract):
     kernels = linear_fp8_kernel
     configs: ClassVar = CONFIGS
-
-    @pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced"])
-    def test_layouts(self, case: Case, layout: str) -> None:
-        """Inputs of any strides give the same bits as dense ones."""
-        arguments = case.arguments(torch.float32)
-        moved = {k: relaid(v, layout) for k, v in arguments.items()}
-        found, expected = (self.call(a) for a in (moved, arguments))
-        pairs = [(found, expected)] if isinstance(found, torch.Tensor) else zip(found, expected, strict=True)
-        assert all(torch.equal(a, b) for a, b in pairs)
 
 
 class TestLinearFp8Kernels(Fp8Kernels):

@@ -9,8 +9,7 @@ import torch
 
 from tests.kernels.kernels import KernelContract
 from tests.ops import test_linear
-from tests.ops.cases import CASES, Case
-from tests.ops.contract import relaid
+from tests.ops.cases import CASES
 from tinysr_kernels.launch import configs
 from tinysr_kernels.ops import REGISTRY, linear_kernel, row_moments_kernel
 from tinysr_kernels.ops.linear import LIBRARY, Config
@@ -29,7 +28,7 @@ class TestLinearKernels(KernelContract):
         "behind the depth": ("known = k < depth - start", "known = k < depth - start + 1"),
         "the first row for all": ("at_x = x + row[:, None] * depth", "at_x = x + (row * 0)[:, None] * depth"),
         "no second input": ("if x2 is not None:", "if x2 is not None and depth < 0:"),
-        "exact GELU for tanh": ("v = _gelu_tanh(v)", "v = _gelu(v * 1.02)"),
+        "exact GELU for tanh": ("v = gelu_tanh(v)", "v = _gelu(v * 1.02)"),
         "gates are values": ("acc *= _gelu(side)", "acc = side * _gelu(acc)"),
         "one bias for both": ("_vector(bias + features,", "_vector(bias,"),
         "gates from the first half": ("side_taken += features", "side_taken += 0"),
@@ -54,13 +53,6 @@ class TestLinearKernels(KernelContract):
         "no eps": ("tl.sqrt_rn(variance + eps)", "tl.sqrt_rn(variance)"),
         "the first part alone": ("known = (number < parts)[None, :]", "known = (number < 1)[None, :]"),
     }
-
-    @pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced"])
-    def test_layouts(self, case: Case, layout: str) -> None:
-        """Inputs of any strides give the same bits as dense ones, and are left alone."""
-        arguments = case.arguments(torch.float32)
-        moved = {k: relaid(v, layout) for k, v in arguments.items()}
-        assert torch.equal(self.call(moved), self.call(arguments))
 
 
 class TestLinearRowMomentsKernels(KernelContract):

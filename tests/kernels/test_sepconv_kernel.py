@@ -60,14 +60,20 @@ class TestSepconvKernels(KernelContract):
             "sample = tl.program_id(2).to(tl.int64)\n    chan",
             "sample = tl.program_id(2).to(tl.int64) * 0\n    chan",
         ),
-        "norm behind the padding": ("return tl.where(inside, y, 0.0)", "return y"),
+        "norm behind the padding": (
+            "return tl.where(inside[:, None], normed(v, center, gain, shift, v.dtype != tl.float32), 0.0)",
+            "return normed(v, center, gain, shift, v.dtype != tl.float32)",
+        ),
         "norm without SiLU": ("y += y * _tanh(y)", "y += y"),
         "sigmoid of twice as much": ("y += y * _tanh(y)", "y += y * _tanh(2.0 * y)"),
         "channels for groups": ("chan // WIDTH * WIDTH", "chan"),
         "means of a group not spread": ("variance + deviation * deviation", "variance"),
-        "norm of the first sample": ("moments + sample * 2 * CHANNELS", "moments + sample * 0"),
-        "no shift of the norm": ("y = (v - center) * gain + shift", "y = (v - center) * gain"),
-        "no eps": ("tl.sqrt_rn(spread + eps)", "tl.sqrt_rn(spread)"),
+        "norm of the first sample": ("moments + sample * 2 * channels + member", "moments + sample * 0 + member"),
+        "no shift of the norm": (
+            "shift = tl.load(norm_bias + chan, mask=chan < CHANNELS",
+            "shift = tl.load(norm_bias + chan, mask=chan < 0",
+        ),
+        "no eps": ("/ WIDTH, eps)", "/ WIDTH, 0.0)"),
     }
 
 

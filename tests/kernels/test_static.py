@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import importlib
+import inspect
 import json
+import pkgutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from benchmarks import machine_code, pages, ptx, static
 from benchmarks.__main__ import main
 from benchmarks.calls import CALLS, main_calls
 from benchmarks.occupancy import resident_warps
+from tinysr_kernels import ops
 from tinysr_kernels.launch.device import GPUS, assume
 from tinysr_kernels.ops import REGISTRY, sepconv_kernel, tiles
 
@@ -25,7 +30,7 @@ pytest.importorskip("triton.backends.nvidia", reason="the compiler's own tools a
 DESIGN_FIELDS = (
     "op config arch triton registers spill_bytes shared_bytes shared_limit tensor_core wide_loads wide_stores seconds"
 )
-CODE = machine_code.Code(128, 0, 1024, True, True, 64, 4, 2, ("bias", "x"), ("out", "scratch"))
+CODE = machine_code.Code(128, 0, 1024, True, True, 64, 4, 2, ("bias", "x"), ("out", "scratch"), True)
 
 
 @pytest.fixture
@@ -193,6 +198,54 @@ def test_faults_fail_the_command(
     monkeypatch.setattr(static, "compile_all", lambda todo, *_: [machine_code.Compiled(None, "because", "3.7", 1.0)])
     assert main(arguments) == 1
     assert "does not compile because" in capsys.readouterr().err
+
+
+WAIT = "\tgriddepcontrol.wait; // dummy %r1\n"
+LOAD = "\t@%p1 ld.global.v4.b32 { %r2, %r3, %r4, %r5 }, [ %rd1 + 0 ];\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (WAIT, True),
+        (WAIT + LOAD, True),
+        (LOAD + WAIT, False),
+        (LOAD, False),
+        ("\tst.global.b8 [ %rd1 + 0 ], { %rs1 };\n" + WAIT, False),
+        ("\tcp.async.cg.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x10, %r2;\n" + WAIT, False),
+        ("\tld.param.b64 \t%rd5, [f_param_0];\n" + WAIT, True),
+        ("// griddepcontrol.wait;\n" + LOAD, False),
+    ],
+)
+def test_who_waits_before_touching_memory(text: str, expected: bool) -> None:
+    assert ptx.waits(text) == expected
+
+
+@pytest.mark.parametrize("arch", sorted(GPUS))
+def test_not_waiting_is_a_fault_where_launches_may_begin_early(arch: int) -> None:
+    with assume(GPUS[arch]):
+        plan = REGISTRY["layer_norm"].plan(torch.empty(9, 64, dtype=torch.float16, device="meta"), 1e-5)[0]
+    one = static.Work(machine_code.variant(arch, plan.launches[0]), "layer_norm", "")
+    code = {**dataclasses.asdict(CODE), "shared_limit": GPUS[arch].shared_limit}
+    assert static.faults(code, one) == ()
+    found = static.faults({**code, "waits": False}, one)
+    assert found == (("touches memory before it waits for the launch before",) if arch >= 90 else ())
+
+
+def test_every_launched_kernel_waits_first() -> None:
+    """Those that have a grid: any of them may be launched before the launch ahead of it has ended."""
+    modules = [importlib.import_module(f"tinysr_kernels.ops.{one.name}") for one in pkgutil.iter_modules(ops.__path__)]
+    launched = [
+        kernel
+        for module in modules
+        for kernel in vars(module).values()
+        if type(kernel).__name__ == "Kernel" and "Grid:" in (kernel.__doc__ or "")
+    ]
+    assert len(set(launched)) >= 30
+    for kernel in launched:
+        (function,) = ast.parse(inspect.getsource(kernel.function)).body
+        assert isinstance(function, ast.FunctionDef)
+        assert ast.unparse(function.body[1]) == "await_inputs()", kernel.function
 
 
 # By hand from the programming guide's limits and the calculator's rules.

@@ -22,8 +22,9 @@ from tests.launch.files import (
     write,
 )
 from tinysr_kernels.launch import config_file, configs
+from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import GPUS, Gpu, assume, gpu_of
-from tinysr_kernels.ops import REGISTRY
+from tinysr_kernels.ops import REGISTRY, layer_norm_kernel
 from tinysr_kernels.ops.sepconv import Config
 
 
@@ -46,6 +47,46 @@ def test_order(folders: tuple[Path, Path]) -> None:
         assert choose().source == path
         assert configs.chosen()[path] >= 1
     assert said == []
+
+
+def test_programmatic_dependent_launch_where_a_file_says_so(folders: tuple[Path, Path]) -> None:
+    user, bundled = folders
+    assert not configs.pdl(H200)
+    write(bundled, content(**{config_file.PDL: True}))
+    assert configs.pdl(H200)
+    assert not configs.pdl(GPUS[80])
+    write(user, content())  # says nothing
+    assert configs.pdl(H200)
+    write(user, content(**{config_file.PDL: False}))
+    assert not configs.pdl(H200)
+    write(user, content(**{config_file.PDL: 1}))  # what is no bool says nothing either
+    assert configs.pdl(H200)
+    write(user, content(**{config_file.PDL: False}, schema=7))  # does not count
+    assert configs.pdl(H200)
+    with configs.given_pdl(False):
+        assert not configs.pdl(H200)
+    write(bundled, content())
+    with configs.given_pdl(True):
+        assert configs.pdl(H200)
+        assert not configs.pdl(GPUS[80])
+        assert not configs.pdl(GPUS[89])
+        assert configs.pdl(GPUS[120])
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_launches_are_told(on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator's kernels are launched with launch_pdl where the files, or the tuner, say so; nobody else's are."""
+    told: list[dict] = []
+
+    class Made:
+        def __getitem__(self, grid: object) -> object:
+            return lambda **options: told.append(options)
+
+    monkeypatch.setitem(vars(layer_norm_kernel.normalise), "made", Made())
+    with using("triton"), configs.given_pdl(on):
+        torch.ops.tinysr.layer_norm(torch.ones(2, 64), 1e-5)
+    assert [one.get("launch_pdl", False) for one in told] == [on]
+    assert not on or told[0]["launch_pdl"] is True
 
 
 def test_another_card_has_another_file(folders: tuple[Path, Path]) -> None:

@@ -46,7 +46,7 @@ BLOCK_MAKERS = {
     "48 channels": _block(2, 48, 9, 7),
     "10 channels, no bias": _block(1, 10, 11, 5, bias=False),
     "63 channels, one column": _block(3, 63, 8, 1),
-    "wide, one row": _block(1, 240, 1, 9),
+    "wide, one row": _block(1, 144, 1, 9),
     "two rows": _block(1, 30, 2, 3),
     "one pixel": _block(2, 3, 1, 1),
 }

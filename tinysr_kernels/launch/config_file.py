@@ -2,7 +2,7 @@
 
     {"schema": 1,
      "device": {"name", "capability": [9, 0], "multiprocessors", "memory_mib", "power_limit_w"},
-     "driver", "triton", "torch": versions,
+     "driver", "triton", "torch": versions, "programmatic_dependent_launch": whether it measured faster,
      "operations": {OP: {"kernel_hash", "space_hash", "entries": {BUCKET: {
          "config": {FIELD: VALUE}, "time_us", "incumbent_us", "candidates", "environment", "seal"}}}}}
 
@@ -31,10 +31,12 @@ from pathlib import Path
 from typing import Any
 
 from tinysr_kernels.launch.device import Gpu
+from tinysr_kernels.launch.kernel import Kernel
 from tinysr_kernels.launch.plan import Implementation
 
 SCHEMA = 1
 WHAT = {"kernel_hash": "kernel source", "space_hash": "search space"}
+PDL = "programmatic_dependent_launch"
 LARGEST = 64 << 20
 """Bytes: a file for every shape of every network stays below 1 MB."""
 
@@ -125,6 +127,12 @@ def differences(content: Mapping[str, Any], here: Facts, one: Entry | None = Non
     return said
 
 
+def pdl(content: Mapping[str, Any]) -> bool | None:
+    """Whether programmatic dependent launch measured faster, or None where the file does not say."""
+    found = content.get(PDL)
+    return found if isinstance(found, bool) else None
+
+
 def entry(
     content: Mapping[str, Any], here: Facts, op: str, implementation: Implementation, bucket: str
 ) -> tuple[Entry | None, str]:
@@ -180,9 +188,13 @@ def hashes_of(implementation: Implementation) -> dict[str, str]:
 
 @functools.cache
 def kernel_hash(implementation: Implementation) -> str:
-    """Identifies the kernels' source: every character of the modules that hold them and plan their launches."""
-    names = (implementation.plan.__module__, *implementation.modules)
-    return _hash_of(*(sys.modules[name] for name in names))
+    """Identifies the kernels' source: every character of the modules that plan their launches, hold them, and hold
+    functions that they call."""
+    names = [implementation.plan.__module__, *implementation.modules]
+    for name in names:
+        called = (v.function.__module__ for v in vars(sys.modules[name]).values() if isinstance(v, Kernel))
+        names.extend(dict.fromkeys(module for module in called if module not in names))
+    return _hash_of(*(sys.modules[name] for name in sorted(set(names))))
 
 
 @functools.cache

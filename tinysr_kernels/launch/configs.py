@@ -35,6 +35,8 @@ NEAREST = "TINYSR_CONFIG_NEAREST"
 WARM_LIMIT = 1 << 14
 """Calls remembered; a video of ever new sizes must not fill the memory."""
 
+PDL_CAPABILITY = (9, 0)
+
 logger = logging.getLogger("tinysr_kernels")
 
 
@@ -48,6 +50,7 @@ class Choice:
 
 
 _given: ContextVar[Mapping[str, Any] | None] = ContextVar("given", default=None)
+_pdl: ContextVar[bool | None] = ContextVar("pdl", default=None)
 _lock = threading.Lock()
 _warm: dict[tuple[Any, ...], Choice] = {}
 _chosen: dict[tuple[str, str, str], str] = {}
@@ -65,6 +68,35 @@ def given(**configs: Any) -> Iterator[None]:
         yield
     finally:
         _given.reset(token)
+
+
+@contextlib.contextmanager
+def given_pdl(on: bool) -> Iterator[None]:
+    """Launches inside by this thread are programmatic dependent ones, or not, whatever the files say: for tuning."""
+    token = _pdl.set(on)
+    try:
+        yield
+    finally:
+        _pdl.reset(token)
+
+
+def pdl(gpu: Gpu) -> bool:
+    """Whether launches on this GPU are programmatic dependent ones: where a file says that it measured faster."""
+    if gpu.capability < PDL_CAPABILITY:
+        return False
+    told = _pdl.get()
+    return _pdl_of_files(gpu) if told is None else told
+
+
+@functools.cache
+def _pdl_of_files(gpu: Gpu) -> bool:
+    for path in (user_file(gpu.name), BUNDLED / file_name(gpu.name)):
+        content, obstacle = _read(path)
+        if content and not obstacle and not config_file.conflicts(content, config_file.facts(gpu)):
+            found = config_file.pdl(content)
+            if found is not None:
+                return found
+    return False
 
 
 _form = operator.attrgetter("shape", "dtype")
@@ -116,6 +148,7 @@ def forget() -> None:
         _warm.clear()
         _noticed.clear()
         _read.cache_clear()
+        _pdl_of_files.cache_clear()
 
 
 def file_name(gpu: str) -> str:

@@ -35,12 +35,19 @@ class Launch:
     warps: int
     stages: int
 
-    def run(self) -> None:
-        """Launch on the device of the tensors, which need not be the current one."""
+    def run(self, pdl: bool = False) -> None:
+        """Launch on the device of the tensors, which need not be the current one.
+
+        pdl: by programmatic dependent launch (CUDA programming guide; compute capability 9.0), that is, as soon as the
+        launch before lets it. Every kernel waits by itself for what it reads (`await_inputs` of ops/tiles.py).
+        """
         tensors = (v for v in self.arguments.values() if isinstance(v, Tensor))
         device = next(tensors).device
+        options: dict[str, Any] = {"num_warps": self.warps, "num_stages": self.stages}
+        if pdl:
+            options["launch_pdl"] = True
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            self.kernel.made[self.grid](**self.arguments, num_warps=self.warps, num_stages=self.stages)
+            self.kernel.made[self.grid](**self.arguments, **options)
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,8 @@ class Library:
     arguments: Mapping[str, Any]
     kernels: int = 1
 
-    def run(self) -> None:
-        """Call the library, which launches on the device of the tensors."""
+    def run(self, pdl: bool = False) -> None:
+        """Call the library, which launches on the device of the tensors, and behind all that was launched before."""
         self.function(**self.arguments)
 
 
@@ -66,10 +73,10 @@ class Plan:
     result: Any
     launches: tuple[Launch | Library, ...]
 
-    def run(self) -> Any:
-        """Launch everything and return the result."""
+    def run(self, pdl: bool = False) -> Any:
+        """Launch everything and return the result; pdl: see `Launch.run`."""
         for launch in self.launches:
-            launch.run()
+            launch.run(pdl)
         return self.result
 
     @property

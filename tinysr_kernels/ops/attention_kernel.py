@@ -14,7 +14,7 @@ has a key, so that no highest score stays at minus infinity.
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.tiles import product, rounded
+from tinysr_kernels.ops.tiles import await_inputs, product, rounded
 
 
 @jit
@@ -83,6 +83,7 @@ def flash(  # type: ignore[no-untyped-def]
     STAGES: tl.constexpr,
 ):
     """Grid: tiles of ROWS queries, heads, samples."""
+    await_inputs()
     features = heads * WIDTH
     stride = 3 * features
     lane = tl.arange(0, ROWS)
@@ -156,6 +157,7 @@ def wide(  # type: ignore[no-untyped-def]
     STAGES: tl.constexpr,
 ):
     """Grid: tiles of ROWS queries times parts times blocks of COLUMNS, heads, samples."""
+    await_inputs()
     features = heads * WIDTH
     stride = 3 * features
     tiles = tl.cdiv(tokens, ROWS)
@@ -224,6 +226,7 @@ def merge(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr,
 ):
     """Grid: tiles of ROWS queries, heads, samples. Parts are taken in their order, as tiles of keys are."""
+    await_inputs()
     lane = tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     sample = tl.program_id(2).to(tl.int64)

@@ -9,7 +9,7 @@ last one adds the image, clamps and writes. What is not finite in an image is no
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.tiles import image_value, unit_range
+from tinysr_kernels.ops.tiles import await_inputs, image_value, unit_range
 
 
 @jit
@@ -164,6 +164,7 @@ def measure(  # type: ignore[no-untyped-def]
     LANES: tl.constexpr,
 ):
     """Grid: x's parts and then style's, samples."""
+    await_inputs()
     part = tl.program_id(0)
     sample = tl.program_id(1).to(tl.int64)
     kind_step = 2 * CHANNELS * most
@@ -240,6 +241,7 @@ def adain(  # type: ignore[no-untyped-def]
     LANES: tl.constexpr,
 ):
     """Grid: blocks of LANES numbers, samples. Every program merges the parts, in the same order."""
+    await_inputs()
     sample = tl.program_id(1).to(tl.int64)
     which = tl.arange(0, GROUP)
     part = tl.arange(0, PARTS)[None, :]
@@ -311,6 +313,7 @@ def clamp(  # type: ignore[no-untyped-def]
     LANES: tl.constexpr,
 ):
     """Grid: rows, samples."""
+    await_inputs()
     y = tl.program_id(0)
     sample = tl.program_id(1).to(tl.int64)
     length = width * channels
@@ -348,6 +351,7 @@ def blur(  # type: ignore[no-untyped-def]
 
     The border is repeated on every level.
     """
+    await_inputs()
     length = width * channels
     y = tl.program_id(1)
     sample = tl.program_id(2).to(tl.int64)

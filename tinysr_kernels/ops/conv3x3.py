@@ -211,7 +211,7 @@ def heuristic(
     sizes = _sizes(x, weight, shortcut, skip, stride)
     w, outputs = sizes[1:3]
     if _may_be_few(outputs, stride, shortcut):
-        return conv_tiles.few(w, outputs, x.shape[1])
+        return conv_tiles.few(w, outputs, x.shape[1], x.element_size())
     return conv_tiles.heuristic(gpu, *sizes)
 
 
@@ -332,7 +332,7 @@ def space(
     sizes = _sizes(x, weight, shortcut, skip, stride)
     w, outputs = sizes[1:3]
     if _may_be_few(outputs, stride, shortcut):
-        usual = conv_tiles.few(w, outputs, x.shape[1])
+        usual = conv_tiles.few(w, outputs, x.shape[1], x.element_size())
         for pixels, warps in itertools.product((256, 512), (4, 8)):
             yield dataclasses.replace(usual, pixels=pixels, warps=warps)
     yield from conv_tiles.space(gpu, *sizes)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from tinysr_kernels.launch.kernel import jit, tl
 from tinysr_kernels.ops.moments_kernel import leave, of_groups, of_tile
 from tinysr_kernels.ops.prologue_kernel import normed
-from tinysr_kernels.ops.tiles import add_product, bias_row, finish, product, rounded
+from tinysr_kernels.ops.tiles import add_product, await_inputs, bias_row, finish, product, rounded
 
 
 @jit
@@ -118,6 +118,7 @@ def conv(  # type: ignore[no-untyped-def]
     WIDTH: tl.constexpr,  # neighbouring channels whose moments are one: 1, or a group that divides OUTPUTS
 ):
     """Grid: tiles in reading order, each in all its blocks of outputs; parts of the reduction; samples."""
+    await_inputs()
     SIDE: tl.constexpr = 4 - ENLARGE
     PHASES: tl.constexpr = ENLARGE * ENLARGE
     DEPTH: tl.constexpr = SIDE * SIDE * CHANNELS
@@ -230,6 +231,7 @@ def merge(  # type: ignore[no-untyped-def]
     OUTPUTS: tl.constexpr,
 ):
     """Grid: pixels in reading order, each in all its blocks of outputs; samples."""
+    await_inputs()
     blocks = tl.cdiv(RESULTS, OUTPUTS)
     outs = tl.program_id(0) % blocks * OUTPUTS + tl.arange(0, OUTPUTS)
     start = tl.program_id(0) // blocks * PIXELS

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
 from tinysr_kernels.ops.prologue_kernel import mean_and_gain, normed
-from tinysr_kernels.ops.tiles import bias_row, finish, product, rounded
+from tinysr_kernels.ops.tiles import await_inputs, bias_row, finish, product, rounded
 
 
 @jit
@@ -39,6 +39,7 @@ def few(  # type: ignore[no-untyped-def]
     OUTPUTS: tl.constexpr,  # at least RESULTS
 ):
     """Grid: tiles in reading order, samples."""
+    await_inputs()
     ROWS: tl.constexpr = PIXELS // COLUMNS
     across = tl.cdiv(width, COLUMNS - 2)
     top = tl.program_id(0) // across * (ROWS - 2) - 1

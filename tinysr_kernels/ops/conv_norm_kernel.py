@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
 from tinysr_kernels.ops.group_norm_kernel import follow, image_tile, normalise, rstd_of
-from tinysr_kernels.ops.tiles import finish, rounded
+from tinysr_kernels.ops.tiles import await_inputs, finish, rounded
 
 
 @jit
@@ -77,6 +77,7 @@ def merge(  # type: ignore[no-untyped-def]
     WHOLE: tl.constexpr,  # whether a tile of PIXELS is the whole image
 ):
     """Grid: groups, samples."""
+    await_inputs()
     lane = tl.arange(0, PIXELS)
     inner = tl.arange(0, CHANNELS)
     chan = tl.program_id(0) * WIDTH + inner
@@ -149,6 +150,7 @@ def apply(  # type: ignore[no-untyped-def]
     STAGES: tl.constexpr,
 ):
     """Grid: chunks of pixels, blocks of channels, samples."""
+    await_inputs()
     GROUPS: tl.constexpr = CHANNELS // WIDTH
     groups = RESULTS // WIDTH
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)

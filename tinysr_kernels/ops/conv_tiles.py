@@ -90,11 +90,12 @@ def heuristic(gpu: Gpu, h: int, w: int, outputs: int, inputs: Sequence[int], ite
     # Loads of 16 bytes go past the registers, single channels through them.
     wide = all(c * itemsize % 16 == 0 for c in inputs)
     depths = _depths(inputs, phases)
-    block = power_of_2(outputs, most=128 if half and wide else 64)
+    block = power_of_2(outputs, most=128 if half and wide else 64 if half else 32)
     # Elsewhere slices of 64 cost 160 to 184 registers, where 32 take 128 to 152.
     deep = half and wide and gpu.capability[0] in FROM_SHARED
     step = power_of_2(depths[0], most=64 if deep else 32 if half else 16)
-    pixels = 128 if half else 64
+    # Larger tiles of float32 spill a register or two on some architecture in Triton 3.6 or 3.7, with 4 warps or 8.
+    pixels = 128 if half else 32
     while pixels > 64 and _programs(pixels, block, h, w, outputs, phases) < gpu.multiprocessors:
         pixels //= 2
     steps = sum(blocks(depth, step) for depth in depths)
@@ -111,7 +112,7 @@ def heuristic(gpu: Gpu, h: int, w: int, outputs: int, inputs: Sequence[int], ite
     splits = sharing(block)
     # Small tiles have too many addresses for 4 warps but on Hopper, whose products take 64 rows a warpgroup.
     few = half and wide and pixels * block <= 8192 and (pixels > 64 or gpu.capability[0] == 9)
-    warps = 4 if few else 8
+    warps = 4 if few or not half else 8
     return Config("tile", pixels, _columns(pixels, h, w), block, step, splits, warps, 3 if deep else 4)
 
 
@@ -129,7 +130,7 @@ MOST_SPLITS = 16
 
 def _columns(pixels: int, h: int, w: int) -> int:
     """Of a tile about as tall as wide, or narrower or flatter as the image is."""
-    return power_of_2(w, least=1, most=pixels // power_of_2(h, least=1, most=8))
+    return power_of_2(w, least=1, most=pixels // power_of_2(h, least=1, most=4 if pixels < 64 else 8))
 
 
 def _programs(pixels: int, block: int, h: int, w: int, outputs: int, phases: int) -> int:
@@ -222,11 +223,11 @@ MOST_FEW = 7
 """Results whose nine taps are as many columns of a product as its narrowest efficient tile has twice."""
 
 
-def few(w: int, outputs: int, channels: int) -> Config:
-    """For as few results as that; fewer pixels where narrow vectors of channels have more addresses."""
+def few(w: int, outputs: int, channels: int, itemsize: int) -> Config:
+    """For as few results as that; pixels as the static checks have shown to spill nothing."""
     columns = power_of_2(w + 2, least=4, most=32)
-    # Slices of 16 would spill on sm_100.
-    return Config("few", 256 if channels % 8 else 512, columns, power_of_2(9 * outputs), 32, 1, 8, 1)
+    pixels = 512 if itemsize > 2 and channels % 8 == 0 else 256
+    return Config("few", pixels, columns, power_of_2(9 * outputs), 32, 1, 8, 1)
 
 
 def few_launches(

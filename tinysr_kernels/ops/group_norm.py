@@ -189,7 +189,8 @@ def heuristic(gpu: Gpu, x: Tensor, skip: Tensor | None, groups: int, moments: Te
         lanes = power_of_2(pixels, least=1, most=max(4096 // inner, 1))
         return Config("single", lanes, inner, 1, 8 if lanes * inner >= 2048 else 4, 1)
     channels = power_of_2(c, most=64)
-    lanes = 4096 // channels
+    # Twice as many would take 80 registers, and spill some of them in Triton 3.6.
+    lanes = 2048 // channels
     chunks = min(blocks(programs_wanted(gpu), blocks(c, channels)), blocks(pixels, lanes))
     return Config("split", lanes, channels, chunks, 8, 3)
 

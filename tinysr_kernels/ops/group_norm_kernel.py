@@ -10,7 +10,7 @@ normalises. No atomics: the order of every sum is fixed, so results repeat bit f
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.tiles import activate, rounded
+from tinysr_kernels.ops.tiles import activate, await_inputs, rounded
 
 
 @jit
@@ -79,6 +79,7 @@ def single(  # type: ignore[no-untyped-def]
     CHANNELS: tl.constexpr,  # at least width
 ):
     """Grid: groups, samples."""
+    await_inputs()
     lane = tl.arange(0, PIXELS)
     inner = tl.arange(0, CHANNELS)
     chan = tl.program_id(0) * width + inner
@@ -126,6 +127,7 @@ def moments(  # type: ignore[no-untyped-def]
     STAGES: tl.constexpr,
 ):
     """Grid: chunks, blocks of channels, samples."""
+    await_inputs()
     lane = tl.arange(0, PIXELS)
     chan = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     begin = tl.program_id(0) * chunk
@@ -163,6 +165,7 @@ def merge(  # type: ignore[no-untyped-def]
     CHANNELS: tl.constexpr,  # at least width
 ):
     """Grid: groups, samples."""
+    await_inputs()
     inner = tl.arange(0, CHANNELS)
     chan = tl.program_id(0) * width + inner
     sample = tl.program_id(1).to(tl.int64)
@@ -209,6 +212,7 @@ def apply(  # type: ignore[no-untyped-def]
     CHANNELS: tl.constexpr,
 ):
     """Grid: blocks of pixels, blocks of channels, samples."""
+    await_inputs()
     lane = tl.arange(0, PIXELS)
     chan = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     begin = tl.program_id(0).to(tl.int64) * PIXELS
@@ -262,6 +266,7 @@ def given(  # type: ignore[no-untyped-def]
     CHANNELS: tl.constexpr,
 ):
     """Grid: blocks of pixels, blocks of channels, samples."""
+    await_inputs()
     lane = tl.arange(0, PIXELS)
     chan = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     begin = tl.program_id(0).to(tl.int64) * PIXELS

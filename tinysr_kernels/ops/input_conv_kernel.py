@@ -6,7 +6,7 @@ Bytes go into the product as they are, which every dtype holds exactly, and its 
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.tiles import bias_row, product, rounded
+from tinysr_kernels.ops.tiles import await_inputs, bias_row, product, rounded
 
 
 @jit
@@ -34,6 +34,7 @@ def convolve(  # type: ignore[no-untyped-def]
     SLICE: tl.constexpr,
 ):
     """Grid: PIXELS output pixels in reading order, blocks of outputs, samples."""
+    await_inputs()
     DEPTH: tl.constexpr = SIDE * SIDE * CHANNELS
     UNIT: tl.constexpr = 255.0 if x.dtype.element_ty == tl.uint8 else 1.0
     first = tl.program_id(0).to(tl.int64) * PIXELS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.tiles import rounded
+from tinysr_kernels.ops.tiles import await_inputs, rounded
 
 
 @jit
@@ -18,6 +18,7 @@ def normalise(  # type: ignore[no-untyped-def]
     WHOLE: tl.constexpr,  # whether COLUMNS holds a whole row
 ):
     """Grid: blocks of rows. Mean first, then the squares of what is left: no cancellation."""
+    await_inputs()
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inner = tl.arange(0, COLUMNS)
     there = (row < rows)[:, None]

@@ -9,13 +9,7 @@ from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
 from tinysr_kernels.ops.quantize_kernel import scaled
-from tinysr_kernels.ops.tiles import product, rounded
-
-
-@jit
-def _gelu_tanh(v):  # type: ignore[no-untyped-def]
-    """0.5 v (1 + tanh(sqrt(2/pi) (v + 0.044715 v^3))), by way of 0.5 (1 + tanh(u)) = 1 / (1 + exp(-2u))."""
-    return v / (1.0 + tl.exp(v * (-1.5957691216057308 - 0.07135481282971408 * v * v)))
+from tinysr_kernels.ops.tiles import await_inputs, gelu_tanh, product, rounded
 
 
 @jit
@@ -42,6 +36,7 @@ def linear(  # type: ignore[no-untyped-def]
     BAND: tl.constexpr,  # blocks of rows that run together
 ):
     """Grid: all tiles of the result, in bands of BAND blocks of rows."""
+    await_inputs()
     down = tl.cdiv(rows, ROWS)
     across = tl.cdiv(features, COLUMNS)
     first = tl.program_id(0) // (BAND * across) * BAND
@@ -82,7 +77,7 @@ def linear(  # type: ignore[no-untyped-def]
     if bias is not None:
         v += tl.load(bias + column, mask=inner, other=0.0).to(tl.float32)[None, :]
     if ACTIVATION == "gelu_tanh":
-        v = _gelu_tanh(v)
+        v = gelu_tanh(v)
     # Only the way to the first row may need 64 bits; from there on offsets of 32 take half the registers.
     at = row[:, None] * features + column[None, :]
     mask = there[:, None] & inner[None, :]

@@ -15,13 +15,7 @@ from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
 from tinysr_kernels.ops.row_moments_kernel import leave, merged
-from tinysr_kernels.ops.tiles import product, rounded
-
-
-@jit
-def _gelu_tanh(v):  # type: ignore[no-untyped-def]
-    """0.5 v (1 + tanh(sqrt(2/pi) (v + 0.044715 v^3))), by way of 0.5 (1 + tanh(u)) = 1 / (1 + exp(-2u))."""
-    return v / (1.0 + tl.exp(v * (-1.5957691216057308 - 0.07135481282971408 * v * v)))
+from tinysr_kernels.ops.tiles import await_inputs, gelu_tanh, product, rounded
 
 
 @jit
@@ -103,7 +97,7 @@ def _finish(  # type: ignore[no-untyped-def]
     if bias is not None:
         v += _vector(bias, column, features)
     if ACTIVATION == "gelu_tanh":
-        v = _gelu_tanh(v)
+        v = gelu_tanh(v)
     if gate is not None:
         v *= _vector(gate, column, features)
     if residual is not None:
@@ -143,6 +137,7 @@ def linear(  # type: ignore[no-untyped-def]
     PARTS: tl.constexpr,  # at least as many as row_moments has
 ):
     """Grid: all tiles of the result, in bands of BAND blocks of rows."""
+    await_inputs()
     GEGLU: tl.constexpr = ACTIVATION == "geglu"
     SECOND: tl.constexpr = SIDE > 0
     LANES: tl.constexpr = SIDE if SECOND else 16
@@ -218,6 +213,7 @@ def unpatchify(  # type: ignore[no-untyped-def]
     PARTS: tl.constexpr,
 ):
     """Grid: blocks of tokens, blocks of features."""
+    await_inputs()
     FEATURES: tl.constexpr = PATCH * PATCH * CHANNELS
     first_row = tl.program_id(0).to(tl.int64) * ROWS
     row = first_row + tl.arange(0, ROWS)
@@ -263,6 +259,7 @@ def embed(  # type: ignore[no-untyped-def]
     PART: tl.constexpr,
 ):
     """Grid: blocks of tokens, blocks of features."""
+    await_inputs()
     DEPTH: tl.constexpr = CHANNELS * PATCH * PATCH
     first_row = tl.program_id(0).to(tl.int64) * ROWS
     row = first_row + tl.arange(0, ROWS)

@@ -7,6 +7,7 @@ puts them together by Chan's rule, in a fixed order and without atomics.
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
+from tinysr_kernels.ops.tiles import await_inputs
 
 
 @jit
@@ -73,6 +74,7 @@ def take(  # type: ignore[no-untyped-def]
     OUTPUTS: tl.constexpr,
 ):
     """Of a result in memory. Grid: blocks of pixels, blocks of channels, samples."""
+    await_inputs()
     start = tl.program_id(0) * PIXELS
     lane = tl.arange(0, PIXELS)
     inside = start + lane < pixels
@@ -96,6 +98,7 @@ def merge(  # type: ignore[no-untyped-def]
     PARTS: tl.constexpr,
 ):
     """Grid: channels, samples."""
+    await_inputs()
     chan = tl.program_id(0)
     sample = tl.program_id(1).to(tl.int64)
     at = scratch_moments + (sample * 3 * channels + chan) * parts

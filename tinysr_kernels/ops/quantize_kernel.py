@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
+from tinysr_kernels.ops.tiles import await_inputs
 
 
 @jit
@@ -61,6 +62,7 @@ def quantize(  # type: ignore[no-untyped-def]
     NORMALISE: tl.constexpr,
 ):
     """Grid: blocks of rows. With the norm, mean first, then the squares of what is left: no cancellation."""
+    await_inputs()
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inner = tl.arange(0, COLUMNS)
     known = (row < rows)[:, None] & (inner < width)[None, :]

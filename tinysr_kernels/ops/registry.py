@@ -101,7 +101,7 @@ class Operator:
         arguments = self.arguments(first, *rest)
         if not self.kernels.takes(arguments):
             return self.reference(first, *rest)
-        return self._plan(self.kernels, arguments)[0].run()
+        return self._plan(self.kernels, arguments)[0].run(configs.pdl(gpu_of(first)))
 
 
 REGISTRY: dict[str, Operator] = {}

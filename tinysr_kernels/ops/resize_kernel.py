@@ -8,7 +8,7 @@ sums them up once; four such sums in turn give the FACTOR rows of the result tha
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.tiles import rounded, unit_range
+from tinysr_kernels.ops.tiles import await_inputs, rounded, unit_range
 
 
 @jit
@@ -60,6 +60,7 @@ def enlarge(  # type: ignore[no-untyped-def]
     STEPS: tl.constexpr,  # gaps between rows of x a program
 ):
     """Grid: blocks of a row of the result, runs of STEPS gaps between rows of x, samples."""
+    await_inputs()
     lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
     sample = tl.program_id(2).to(tl.int64)
     length = width * FACTOR * channels

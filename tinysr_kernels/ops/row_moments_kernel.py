@@ -7,6 +7,7 @@ puts those of a whole row together by Chan's rule, in a fixed order and without 
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
+from tinysr_kernels.ops.tiles import await_inputs
 
 
 @jit
@@ -62,6 +63,7 @@ def take(  # type: ignore[no-untyped-def]
     PART: tl.constexpr,
 ):
     """Of a result in memory. Grid: blocks of rows, blocks of features."""
+    await_inputs()
     first_row = tl.program_id(0).to(tl.int64) * ROWS
     row = tl.arange(0, ROWS)
     begin = tl.program_id(1) * COLUMNS

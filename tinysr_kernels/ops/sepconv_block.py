@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.plan import Implementation, Plan, power_of_2
-from tinysr_kernels.ops import sepconv, sepconv_kernel, sepconv_norm_kernel, sepconv_tiles, tiles
+from tinysr_kernels.ops import prologue_kernel, sepconv, sepconv_kernel, sepconv_tiles, tiles
 from tinysr_kernels.ops.registry import (
     Cost,
     check,
@@ -224,7 +224,7 @@ KERNELS = Implementation(
     heuristic,
     plan,
     space,
-    (sepconv_tiles.__name__, sepconv_kernel.__name__, sepconv_norm_kernel.__name__, tiles.__name__),
+    (sepconv_tiles.__name__, sepconv_kernel.__name__, prologue_kernel.__name__, tiles.__name__),
 )
 
 sepconv_block = register(SCHEMA, reference, fake, cost, KERNELS)

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
 from tinysr_kernels.ops.moments_kernel import joined, leave, of_tile
-from tinysr_kernels.ops.sepconv_norm_kernel import group_map, normed
-from tinysr_kernels.ops.tiles import add_product, bias_row, finish, product, rounded
+from tinysr_kernels.ops.prologue_kernel import mean_and_gain, normed
+from tinysr_kernels.ops.tiles import add_product, await_inputs, bias_row, finish, product, rounded
 
 
 @jit
@@ -47,8 +47,27 @@ def _values(  # type: ignore[no-untyped-def]
     at = (pixel * CHANNELS)[:, None] + chan[None, :]
     v = tl.load(x + at, mask=inside[:, None] & (chan[None, :] < CHANNELS), other=0.0)
     if center is not None:
-        return normed(v.to(tl.float32), inside[:, None], center, gain, shift, v.dtype != tl.float32)
+        # Outside the image stand zeros behind the norm, not before it.
+        return tl.where(inside[:, None], normed(v, center, gain, shift, v.dtype != tl.float32), 0.0)
     return v.to(tl.float32)
+
+
+@jit
+def _map(  # type: ignore[no-untyped-def]
+    norm_moments,
+    norm_weight,
+    norm_bias,
+    sample,
+    chan,  # [STEP]
+    norm_eps,
+    CHANNELS: tl.constexpr,
+    GROUP: tl.constexpr,
+    MEMBERS: tl.constexpr,
+):
+    """center, gain and shift of the norm, each [1,STEP] float32."""
+    center, gain = mean_and_gain(norm_moments, norm_weight, norm_eps, sample, chan, CHANNELS, GROUP, MEMBERS)
+    shift = tl.load(norm_bias + chan, mask=chan < CHANNELS, other=0.0).to(tl.float32)
+    return center[None, :], gain[None, :], shift[None, :]
 
 
 @jit
@@ -166,6 +185,7 @@ def march(  # type: ignore[no-untyped-def]
     SLICE: tl.constexpr,
 ):
     """Grid: strips of ROWS x PIXELS in reading order, blocks of outputs, samples."""
+    await_inputs()
     across = tl.cdiv(out_width, PIXELS)
     top = first_row + (tl.program_id(0) // across) * ROWS
     column = (tl.program_id(0) % across) * PIXELS + tl.arange(0, PIXELS)
@@ -179,7 +199,7 @@ def march(  # type: ignore[no-untyped-def]
         other=0.0,
     )
     if norm_moments is not None:
-        center, gain, shift = group_map(
+        center, gain, shift = _map(
             norm_moments, norm_weight, norm_bias, sample, chan, norm_eps, CHANNELS, GROUP, MEMBERS
         )
     else:
@@ -274,6 +294,7 @@ def tile(  # type: ignore[no-untyped-def]
     STAGES: tl.constexpr,
 ):
     """Grid: PIXELS output pixels in reading order, blocks of outputs, samples."""
+    await_inputs()
     begin = first_row * out_width + tl.program_id(0) * PIXELS
     pixel = begin + tl.arange(0, PIXELS)
     outs = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -290,7 +311,7 @@ def tile(  # type: ignore[no-untyped-def]
     for start in tl.range(0, CHANNELS, STEP, num_stages=STAGES):
         chan = start + tl.arange(0, STEP)
         if norm_moments is not None:
-            center, gain, shift = group_map(
+            center, gain, shift = _map(
                 norm_moments, norm_weight, norm_bias, sample, chan, norm_eps, CHANNELS, GROUP, MEMBERS
             )
         else:

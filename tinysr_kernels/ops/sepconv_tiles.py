@@ -52,7 +52,7 @@ def heuristic(gpu: Gpu, n: int, c: int, o: int, h: int, w: int, itemsize: int, n
     """`march` where a program's channels fit the registers of its warps, several programs to a multiprocessor.
 
     A thread of `march` holds 16 values of a row, in vectors of 8 channels: three float32 sums of each, 48 registers,
-    and 24 for the taps of one kernel column. 32 pixels of 64 channels are so a program of 4 warps, in 108 to 148
+    and 24 for the taps of one kernel column. 32 pixels of 64 channels are so a program of 4 warps, in 104 to 144
     registers: three or four to a multiprocessor, with 12 to 16 KB of a row each on their way from memory. On Hopper,
     whose warpgroup products take 64 rows, it is 64 pixels for 8 warps in 112 to 116 registers, two programs and 16 KB;
     an H200 wants about 11 KB (2.2 TB/s of reads, 0.7 us, 132 multiprocessors), others less. All nine taps in

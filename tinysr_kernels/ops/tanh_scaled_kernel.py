@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.tiles import rounded
+from tinysr_kernels.ops.tiles import await_inputs, rounded
 
 
 @jit
@@ -19,6 +19,7 @@ def scale(  # type: ignore[no-untyped-def]
     What 1 - exp(-2u) loses near zero is less than half a result's last digit at 1; results in float32 are computed in
     float64, as PyTorch's own have no more than that.
     """
+    await_inputs()
     WIDE: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float32 else tl.float32
     at = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     known = at < numbers

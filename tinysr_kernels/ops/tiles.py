@@ -6,6 +6,25 @@ from tinysr_kernels.launch.kernel import jit, tl
 
 
 @jit
+def await_inputs():  # type: ignore[no-untyped-def]
+    """First in every kernel, before it touches memory: wait until the launch before has ended, if this one began early.
+
+    Everything before that one has ended then too, as it waited likewise. From here on the next launch may begin: once
+    all programs of this one have come so far, its programs fill what is free and wait. Without programmatic dependent
+    launch (`launch/plan.py`) there is nothing to wait for, and nothing begins early.
+    """
+    if tl.target_info.cuda_capability_geq(9):
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@await_inputs.interpreted
+def _await_inputs():  # type: ignore[no-untyped-def]
+    # The interpreter runs one launch after the other.
+    pass
+
+
+@jit
 def product(a, b, acc):  # type: ignore[no-untyped-def]
     """acc + a @ b in float32; float32 operands are not rounded to tf32."""
     return tl.dot(a, b, acc, input_precision="ieee")
@@ -42,6 +61,12 @@ def activate(v, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
     elif ACTIVATION == "silu":
         v = v / (1.0 + tl.exp(-v))
     return v
+
+
+@jit
+def gelu_tanh(v):  # type: ignore[no-untyped-def]
+    """0.5 v (1 + tanh(sqrt(2/pi) (v + 0.044715 v^3))), by way of 0.5 (1 + tanh(u)) = 1 / (1 + exp(-2u))."""
+    return v / (1.0 + tl.exp(v * (-1.5957691216057308 - 0.07135481282971408 * v * v)))
 
 
 @jit

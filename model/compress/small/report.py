@@ -73,7 +73,7 @@ def markdown(outcome: Outcome) -> str:
     return (
         "# The small run\n\n"
         "A teacher of SD3's architecture trained on procedural pictures, compressed by the recipe, and measured on\n"
-        "the photographs of scikit-image, which no stage saw. Written by `python -m model.compress small`.\n"
+        "the photographs of scikit-image, on which no stage was trained. Written by `python -m model.compress small`.\n"
         f"Each photograph was degraded with a fixed seed: {evaluate.describe(degrade.EVALUATION)}.\n"
         "PSNR (dB) and SSIM over RGB against the original, without colour fix; the students run through\n"
         "`tinysr_kernels.compile` from the released layout, the teacher in plain PyTorch. MACs are of one window.\n\n"
