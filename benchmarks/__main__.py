@@ -15,6 +15,7 @@ COMMANDS = {
     "micro": "micro",
     "e2e": "e2e",
     "quality": "quality",
+    "soak": "soak",
     "report": "report",
     "all": "everything",
     "cpu": "cpu",

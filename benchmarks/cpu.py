@@ -47,7 +47,7 @@ class Case:
 CASES = (
     Case("tinysr-dit", "separable", 1.5, "tiny VAE"),
     Case("tinysr-dit", "separable", 1.0),
-    Case("tinysr-dit", "dense", 1.0, "tiny VAE"),
+    Case("tinysr-dit", "dense", 1.5, "tiny VAE"),
     Case("tinysr-dit", "dense", 1.0),
     Case("adcsr", "released", 1.2),
     Case("tinysr-unet", "demo", 1.0),

@@ -28,7 +28,9 @@ from benchmarks.session import add_arguments as add_common
 from benchmarks.teachers import NAMES, teacher
 from benchmarks.timing import Work, graphed, record
 from tinysr_kernels.families import FAMILIES, Family
+from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.backend import using
+from tinysr_kernels.launch.device import gpu_of
 from tinysr_kernels.runtime.compiled import DTYPES, CompiledSR
 
 SUMMARY = "Whole models against eager PyTorch, torch.compile and the teachers: latency, batches, a 4K frame, memory."
@@ -172,6 +174,20 @@ def quantised(subject: Subject) -> None:
     in_turns(subject, x.shape, "device", {"ours": ours, "ours, fp8": make}, against="ours")
 
 
+def early(subject: Subject) -> None:
+    """Ours by programmatic dependent launches and without, whatever the file says; nothing where the card has none."""
+    x = subject.image()
+    if not subject.made.cuda or gpu_of(x).capability < configs.PDL_CAPABILITY:
+        return
+
+    def make(on: bool) -> Work:
+        with configs.given_pdl(on):
+            return peers.ours_on_device(subject.model.compiled(subject.dtype), x)
+
+    makers = {f"ours, {name} PDL": functools.partial(make, on) for name, on in (("with", True), ("without", False))}
+    in_turns(subject, x.shape, "device", makers)
+
+
 def parts(subject: Subject) -> None:
     """Where our time goes: each part of the network by itself, on what it is given in the whole."""
     x = subject.image()
@@ -259,7 +275,12 @@ def _subjects(made: Session, families: tuple[Family, ...]) -> Iterator[Subject]:
 def measure(made: Session, families: tuple[Family, ...] = FAMILIES, compile_too: bool = True) -> None:
     """Everything, what matters most first. Subjects that could not be compiled are recorded and left out."""
     subjects = list(_subjects(made, families))
-    steps: list[tuple[str, Callable[[Subject], None]]] = [("latency", latency), ("parts", parts), ("fp8", quantised)]
+    steps: list[tuple[str, Callable[[Subject], None]]] = [
+        ("latency", latency),
+        ("PDL", early),
+        ("parts", parts),
+        ("fp8", quantised),
+    ]
     for subject in subjects:
         for what, step in steps:
             if what != "fp8" or subject.model.family == "tinysr-dit":

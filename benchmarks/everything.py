@@ -39,9 +39,10 @@ class Stage:
 STAGES = (
     Stage("ceilings", 0.04),
     Stage("correctness", 0.16),
-    Stage("e2e", 0.45),
-    Stage("micro", 0.27),
-    Stage("quality", 0.08),
+    Stage("e2e", 0.44),
+    Stage("micro", 0.26),
+    Stage("quality", 0.06),
+    Stage("soak", 0.04),
 )
 Run = Callable[[list[str], float], int]
 

@@ -177,12 +177,19 @@ def _cpu(results: Results) -> str:
     return table(["network", "eager ms", "ours ms", "speedup", "at least", "outputs differ by"], rows)
 
 
+def _soak(results: Results) -> str:
+    names = ("images", "different", "held_mib", "seconds")
+    rows = [[one.key, *(f"{one.values[name]:.0f}" for name in names)] for one in results.records if not one.error]
+    return table(["round", "images", "of other bits", "MiB held", "seconds"], rows) + _failures(results.records)
+
+
 SECTIONS: dict[str, Callable[[Results], str]] = {
     "ceilings": _ceilings,
     "correctness": _correctness,
     "e2e": _e2e,
     "micro": _micro,
     "quality": _quality,
+    "soak": _soak,
     "cpu": _cpu,
 }
 PICTURES = {"e2e": ("ladder.png", "waterfall.png"), "micro": ("roofline.png",)}

@@ -6,12 +6,14 @@ import argparse
 import importlib
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import torch
 
-from benchmarks import ceilings, cpu, e2e, everything, micro, peers, plots, quality, report
+from benchmarks import ceilings, cpu, e2e, everything, micro, peers, plots, quality, report, soak
 from benchmarks.__main__ import COMMANDS, main
 from benchmarks.calls import CALLS
 from benchmarks.eager import base_of, eager, has_eager, in_own_dtype
@@ -22,6 +24,8 @@ from benchmarks.results import Record, Results, read
 from benchmarks.session import Late, Session, session
 from benchmarks.timing import BelowFloor, Work
 from tinysr_kernels.families import FAMILIES
+from tinysr_kernels.launch import configs
+from tinysr_kernels.launch.device import GPUS, assume, gpu_at
 from tinysr_kernels.ops import REGISTRY
 
 CPU = torch.device("cpu")
@@ -170,7 +174,20 @@ def test_e2e_and_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         made.sink.results.records = list(found.records)
         e2e.measure(made, ("tinysr-dit",), compile_too=False)
     assert {one.key: one for one in made.sink.results.records} == before  # nothing was measured again
-    assert len(done) == 5
+    assert len(done) == 6
+
+
+def test_e2e_with_pdl_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a card of capability 9.0 is asked; one of 8.0, and a CPU, nothing."""
+    turns: list[dict[str, bool]] = []
+    monkeypatch.setattr(e2e, "in_turns", lambda *args: turns.append({k: make() for k, make in args[3].items()}))
+    monkeypatch.setattr(e2e.peers, "ours_on_device", lambda ours, x: ours)
+    model = SimpleNamespace(compiled=lambda dtype: configs.pdl(gpu_at(torch.device("cpu"))))
+    for cuda, arch in ((True, 90), (True, 80), (False, 90)):
+        made = SimpleNamespace(cuda=cuda, device=torch.device("cpu"))
+        with assume(GPUS[arch]):
+            e2e.early(e2e.Subject(made, model, None, "float16"))  # type: ignore[arg-type]
+    assert turns == [{"ours, with PDL": True, "ours, without PDL": False}]
 
 
 def test_quality_says_what_each_dtype_takes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,11 +234,11 @@ def test_all_goes_on_where_it_was(tmp_path: Path) -> None:
 
     first = everything.everything(tmp_path, 500, run=run)
     assert first == {"ceilings": "done", "correctness": "exit code 1", "e2e": "interrupted"}
-    assert [seconds for _, seconds in ran] == pytest.approx([20, 500 * 0.16 / 0.96, 500 * 0.45 / 0.8], rel=0.02)
+    assert [seconds for _, seconds in ran] == pytest.approx([20, 500 * 0.16 / 0.96, 500 * 0.44 / 0.8], rel=0.02)
     ran += [("", 0)] * 2
     second = everything.everything(tmp_path, 500, run=run)
     assert second["ceilings"] == "finished before"
-    assert [name for name, _ in ran[5:]] == ["e2e", "micro", "quality"]
+    assert [name for name, _ in ran[5:]] == ["e2e", "micro", "quality", "soak"]
     assert set(second.values()) == {"finished before", "done"}
 
 
@@ -233,6 +250,51 @@ def test_a_stage_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     code = everything.run_stage([sys.executable, "-c", "import time; time.sleep(60)"], 0.2)
     assert code != 0
     assert time.monotonic() - started < 20
+
+
+def test_a_soak_and_its_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(soak, "DIFFERENT", 4)
+    given = options(tmp_path / "soak.json", ckpt="demo", images=12, threads=3)
+    assert soak.main(given) == 0
+    found = read(tmp_path / "soak.json")
+    assert found.complete
+    assert len(found.records) == soak.ROUNDS
+    assert sum(one.values["images"] for one in found.records) == 12
+    assert all(one.values["different"] == 0 and one.values["held_mib"] > 100 for one in found.records)
+    assert "0 other bits" in capsys.readouterr().out
+    assert report.main(argparse.Namespace(folder=tmp_path, out=None)) == 0
+    assert "| round 10 | 2 | 0 |" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert list(soak.faults(found)) == []
+    for one in found.records:
+        one.values |= {"images": 100.0, "held_mib": 500.0}
+    assert list(soak.faults(found)) == []
+    found.records[3].values["different"] = 2.0
+    found.records[-1].values["held_mib"] *= 1.1
+    assert [line.split(",")[0] for line in soak.faults(found)] == ["2 images gave other bits than alone", ANY]
+
+
+def test_a_soak_notices_other_bits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Restless:
+        """Never the same twice."""
+
+        calls = 0
+
+        def __call__(self, picture: Any) -> Any:
+            self.calls += 1
+            return picture.astype(int) + self.calls
+
+    monkeypatch.setattr("tinysr_kernels.compile", lambda *_, **__: Restless())
+    assert soak.main(options(ckpt="demo", images=20, threads=2)) == 1
+    assert "20 images gave other bits than alone" in capsys.readouterr().err
+
+
+def test_pictures_of_a_soak_are_mixed() -> None:
+    given = soak.pictures(12)
+    assert len({one.shape[:2] for one in given}) > 20
+    assert {one.ndim for one in given} == {2, 3}
+    assert {one.shape[2] for one in given if one.ndim == 3} == {3, 4}
 
 
 def test_the_report_needs_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
