@@ -46,7 +46,9 @@ A report is at fault, and `make static` fails, where a kernel
 
 - does not compile, spills registers, or needs more shared memory than a program can have;
 - has a product of operands of 16 bits or fewer and no tensor-core instruction, or, on sm_90 with at least 64 rows and 4
-  warps, no warpgroup instruction (wgmma).
+  warps, no warpgroup instruction (wgmma);
+- on sm_90 and later, where a launch may begin before the one ahead of it has ended, touches memory before it waits for
+  that one.
 
 Loads (or stores) of more than half of a tensor in pieces of less than 16 bytes a thread, although the tensor has 1 MiB
 or more and rows of whole 16-byte units, are counted but not at fault yet: GroupNorm of narrow groups in one launch and
