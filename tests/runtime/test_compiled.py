@@ -20,6 +20,7 @@ from tests.layouts.adcsr import write_adcsr
 from tests.layouts.tinysr import write_tinysr
 from tests.layouts.unet import write_unet
 from tinysr_kernels.errors import InputError
+from tinysr_kernels.launch import configs
 
 PHOTO = Path(__file__).parents[2] / "docs" / "photos"
 
@@ -213,6 +214,8 @@ def test_half_precision_is_near(demo: tinysr_kernels.CompiledSR) -> None:
     lr = image(24, 24)
     half = tinysr_kernels.compile("demo", device="cpu", dtype="bfloat16")
     assert half.info()["dtype"] == "bfloat16"
+    with configs.given_pdl(True):
+        assert half.info()["programmatic_dependent_launch"] is False  # on a CPU nothing is launched
     assert (half(lr) - demo(lr)).abs().mean() < 0.02
 
 

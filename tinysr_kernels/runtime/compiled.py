@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tinysr_kernels.checkpoint import Checkpoint, folded_metadata, load, write_safetensors
 from tinysr_kernels.errors import CheckpointError, InputError, OutOfMemory
 from tinysr_kernels.families import COLOR_FIXES, ColorFix, TinySRConfig, config_to_dict
+from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.backend import choose_backend
 from tinysr_kernels.launch.device import assume, gpu_at
 from tinysr_kernels.nets import LatentNetwork, Network, build, check_quantize, fold, folds, is_fp8, place, to_fp8
@@ -212,10 +213,14 @@ class CompiledSR:
             "graph_replays": graphs.replays,
             "graph_fallbacks": graphs.fallbacks,
             "launch_configurations": dict(Counter(call.source for call in self.launches for _ in call.steps)),
+            "programmatic_dependent_launch": self._launches_early(),
             "non_finite_retries": self._runner.retries,
             "folded": self._merged + folds(self._folded),
             "notices": self.notices,
         }
+
+    def _launches_early(self) -> bool:
+        return self.backend == "triton" and self.device.type == "cuda" and configs.pdl(gpu_at(self.device))
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the folded weights as one safetensors file that `compile(path)` loads without folding again.
