@@ -1,6 +1,8 @@
 """What every test runs under: no network, one thread, the same random examples each time."""
 
 import os
+import types
+from typing import Any
 
 # Before anything imports diffusers or transformers: the tests only use their classes, never their downloads.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -29,3 +31,20 @@ torch.set_num_threads(1)
 def _seed() -> None:
     """Random tensors are the same in every run and do not depend on which tests ran before."""
     torch.manual_seed(0)
+
+
+def _call(function: Any, arguments: dict[str, Any]) -> None:
+    function(**arguments)
+
+
+# CPython 3.11 and later keep frames in chunks of 16 KB, which they ask of the system, and give back, at every call
+# across the end of one: Triton's interpreter may spend half of its time so. A frame of more than 1 MB gets a chunk of
+# 2 MB, which has room for all that it calls.
+_call_with_room = types.FunctionType(_call.__code__.replace(co_stacksize=1 << 17), globals())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool:
+    """Call the test as pytest does, with room for the frames of what it calls."""
+    _call_with_room(pyfuncitem.obj, {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames})
+    return True

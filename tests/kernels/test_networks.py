@@ -18,17 +18,14 @@ from tests.layouts.weights import random_image
 from tests.ops.cases import CASES
 from tests.ops.contract import opcheck
 from tinysr_kernels.families import TinySRConfig, UNetConfig
-from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import Gpu, assume
 from tinysr_kernels.ops import REGISTRY
-from tinysr_kernels.ops.sepconv import Config
 
 # What a compiled network in float32 is held to on its references as well (tests/nets/test_networks.py).
 BOUND = 1e-5
 # Few programs, each of much work, are what the interpreter runs fastest.
 SMALL = Gpu("a GPU of one multiprocessor", (9, 0), 1)
-LARGE = Config("tile", rows=1, pixels=64, channels=128, outputs=64, warps=8, stages=1)
 
 TINYSR = TinySRConfig(head_dim=16, encoder_blocks=(1, 1), decoder_blocks=(1, 1), scaling_factor=0.7)
 VAE_INPUT = UNetConfig(input="vae", prediction="subtract", head_dim=6, encoder_blocks=(1, 1), decoder_blocks=(1, 1))
@@ -91,7 +88,7 @@ def test_demo_is_the_same_picture() -> None:
     """To within one step of 256, and where the configurations came from is told."""
     image = torch.rand(3, 5, 7)
     reference = tinysr_kernels.compile("demo", device=DEVICE, dtype="float32", backend="reference")
-    with assume(SMALL), configs.given(sepconv=LARGE):
+    with assume(SMALL):
         kernels = tinysr_kernels.compile("demo", device=DEVICE, dtype="float32", backend="triton")
         difference = (kernels(image) - reference(image)).abs().max().item()
     assert difference < 1 / 255

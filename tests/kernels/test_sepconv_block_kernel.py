@@ -49,7 +49,7 @@ class TestSepconvBlockKernels(KernelContract):
     def test_strips_leave_the_same_bits(self, case: Case, form: Config) -> None:
         arguments = {k: to_device(v) for k, v in case.arguments(torch.float16).items()}
         found = []
-        for strip in (0, 1, 2, 5):
+        for strip in (0, 1, 4):
             chosen = dataclasses.replace(form, strip=strip)
             with configs.given(sepconv_block=chosen), torch.inference_mode(), rows_alike():
                 found.append(REGISTRY["sepconv_block"].plan(**arguments)[0].run().cpu())
