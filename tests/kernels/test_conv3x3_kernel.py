@@ -22,8 +22,8 @@ class TestConv3x3Kernels(KernelContract):
     kernels = conv3x3_kernel
     # Small blocks, so that these small images have several of each kind and ragged ends.
     configs: ClassVar = {
-        "shared": Config("tile", pixels=32, columns=4, outputs=64, slice=128, splits=2, warps=4, stages=1),
-        "whole": Config("tile", pixels=32, columns=8, outputs=32, slice=64, splits=1, warps=4, stages=2),
+        "shared": Config("tile", pixels=32, columns=4, outputs=64, slice=128, splits=5, warps=4, stages=1),
+        "whole": Config("tile", pixels=32, columns=8, outputs=32, slice=32, splits=1, warps=4, stages=2),
         "library": LIBRARY,
     }
     mutations: ClassVar = {
