@@ -187,7 +187,7 @@ def _present(target: Any) -> Iterator[None]:
     """As if the target were the current device: kernels ask Triton for that, not for what they are compiled for."""
     from triton.runtime import driver
 
-    before = driver._active
+    before = driver._active  # its own reset_active() wants a GPU
     driver.set_active(SimpleNamespace(get_current_target=lambda: target))
     try:
         yield

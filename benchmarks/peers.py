@@ -51,13 +51,7 @@ def unmerge(network: nn.Module) -> None:
     """Put an adaptation beside every layer of a transformer's blocks that the release adapts."""
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.Linear) and any(name.endswith(f".{target}") for target in ADAPTED):
-            parent, _, last = name.rpartition(".")
-            holder = network.get_submodule(parent)
-            replaced = Unmerged(module).requires_grad_(False)
-            if last.isdigit():
-                holder[int(last)] = replaced  # type: ignore[operator]
-            else:
-                setattr(holder, last, replaced)
+            network.set_submodule(name, Unmerged(module).requires_grad_(False))
 
 
 def step_of(enlarge: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Step:

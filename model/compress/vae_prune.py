@@ -17,6 +17,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from model.compress.vae_spaces import Keep, Spaces, cut, groups_of, kept_of, kl_spaces, untouched
 from model.kl_vae import KLVAE, KLDownsampler
@@ -33,7 +34,7 @@ def gram_matrices(network: nn.Module, spaces: Spaces, images: Tensor) -> dict[st
     """Convolution -> E[x x^T] [C,C] float64 over the pixels it reads while `network` reproduces `images`."""
     found: dict[str, Tensor] = {}
 
-    def watch(name: str) -> object:
+    def watch(name: str) -> RemovableHandle:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0].detach().double().transpose(0, 1).flatten(1)
             found[name] = x @ x.T / x.shape[1]
@@ -43,7 +44,7 @@ def gram_matrices(network: nn.Module, spaces: Spaces, images: Tensor) -> dict[st
     hooks = [watch(name) for name in spaces.consumers]
     _reproduce(network, images)
     for hook in hooks:
-        hook.remove()  # type: ignore[attr-defined]
+        hook.remove()
     return found
 
 
@@ -132,7 +133,7 @@ def match_norms(pruned: nn.Module, original: nn.Module, spaces: Spaces, keep: Ke
     def moments(x: Tensor) -> tuple[Tensor, Tensor]:
         return x.double().mean(dim=(0, 2, 3)), x.double().std(dim=(0, 2, 3))
 
-    def note(name: str) -> object:
+    def note(name: str) -> RemovableHandle:
         kept = kept_of(spaces, keep, spaces.norms[name])
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -140,7 +141,7 @@ def match_norms(pruned: nn.Module, original: nn.Module, spaces: Spaces, keep: Ke
 
         return original.get_submodule(name).register_forward_hook(hook)
 
-    def adjust(name: str) -> object:
+    def adjust(name: str) -> RemovableHandle:
         def hook(module: nn.GroupNorm, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             (mean, deviation), (found, spread) = wanted[name], moments(output)
             gain = torch.where(spread > 0, deviation / spread.clamp(min=1e-12), 1.0)
@@ -155,7 +156,7 @@ def match_norms(pruned: nn.Module, original: nn.Module, spaces: Spaces, keep: Ke
         hooks = [attach(name) for name in names]
         _reproduce(network, images)
         for hook in hooks:
-            hook.remove()  # type: ignore[attr-defined]
+            hook.remove()
 
 
 def prune_kl(vae: KLVAE, width: int, images: Tensor) -> KLVAE:

@@ -18,6 +18,7 @@ from tests.layouts.weights import random_image
 from tests.ops.cases import CASES
 from tests.ops.contract import opcheck
 from tinysr_kernels.families import TinySRConfig, UNetConfig
+from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import Gpu, assume
 from tinysr_kernels.ops import REGISTRY
@@ -82,6 +83,18 @@ def test_network_equals_its_reference(name: str, tmp_path: Path) -> None:
     assert float((found - exact[0]).norm() / exact.norm()) < BOUND
     run = {call.op for call in model.launches if call.source != "reference"}
     assert run == {call.op for call in model.launches if call.op in REGISTRY and REGISTRY[call.op].kernels}
+
+
+def test_programmatic_dependent_launch_changes_no_bit(tmp_path: Path) -> None:
+    """On a GPU of capability 9.0 launches do begin early; the interpreter takes the option and goes on in order."""
+    path = NETWORKS["TinySR"][0](tmp_path).folder
+    image = random_image(7, 8)[0].float().to(DEVICE)
+    found = []
+    for on in (False, True):
+        with assume(SMALL), configs.given_pdl(on):
+            model = tinysr_kernels.compile(path, device=DEVICE, dtype="float32", backend="triton")
+            found += [model(image) for _ in range(3 if DEVICE.type == "cuda" else 1)]
+    assert all(torch.equal(one, found[0]) for one in found)
 
 
 def test_demo_is_the_same_picture() -> None:

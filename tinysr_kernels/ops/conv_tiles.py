@@ -130,7 +130,7 @@ MOST_SPLITS = 16
 
 def _columns(pixels: int, h: int, w: int) -> int:
     """Of a tile about as tall as wide, or narrower or flatter as the image is."""
-    return power_of_2(w, least=1, most=pixels // power_of_2(h, least=1, most=4 if pixels < 64 else 8))
+    return power_of_2(w, least=1, most=pixels // power_of_2(h, least=1, most=min(8, max(pixels // 8, 1))))
 
 
 def _programs(pixels: int, block: int, h: int, w: int, outputs: int, phases: int) -> int:
