@@ -65,7 +65,7 @@ setup(
         "train": ["scikit-image>=0.25", "matplotlib>=3.9"],
         "dev": ["ruff", "mypy>=1.15", "build>=1.2", "setuptools>=77"],
     },
-    entry_points={"console_scripts": ["tinysr = tinysr_kernels.cli:main"]},
+    entry_points={"console_scripts": ["tinysr = tinysr_kernels.cli.main:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Developers",

@@ -36,7 +36,7 @@ def problems(path: Path) -> list[str]:
             found.append(f"{name} has {size} bytes, more than {CHECKPOINT_LIMIT}")
     if path.stat().st_size > WHEEL_LIMIT:
         found.append(f"the wheel has {path.stat().st_size} bytes, more than {WHEEL_LIMIT}")
-    if "tinysr = tinysr_kernels.cli:main" not in commands:
+    if "tinysr = tinysr_kernels.cli.main:main" not in commands:
         found.append("the command tinysr is not registered")
     if metadata["License-Expression"] != "Apache-2.0":
         found.append(f"licence is {metadata['License-Expression']!r}, expected 'Apache-2.0'")

@@ -6,8 +6,8 @@ import argparse
 import signal
 import sys
 
-from autotune import check, run, show
-from autotune.worker import NotStarted
+from autotune.commands import check, run, show
+from autotune.device.worker import NotStarted
 from tinysr_kernels.errors import TinySRError
 
 

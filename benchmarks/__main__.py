@@ -7,20 +7,20 @@ import importlib
 import sys
 
 COMMANDS = {
-    "plan": "plan",
-    "static": "static",
-    "pages": "pages",
-    "ceilings": "ceilings",
-    "correctness": "correctness",
-    "micro": "micro",
-    "e2e": "e2e",
-    "quality": "quality",
-    "soak": "soak",
-    "report": "report",
-    "all": "everything",
-    "cpu": "cpu",
+    "plan": "static.plan",
+    "static": "static.static",
+    "pages": "static.generate_docs",
+    "ceilings": "commands.ceilings",
+    "correctness": "commands.correctness",
+    "micro": "commands.micro",
+    "e2e": "commands.e2e",
+    "quality": "commands.quality",
+    "soak": "commands.soak",
+    "report": "reports.report",
+    "all": "commands.everything",
+    "cpu": "commands.cpu",
 }
-"""Modules here with SUMMARY, add_arguments and main. What only one of them needs, it imports when it runs."""
+"""Modules of benchmarks/ with SUMMARY, add_arguments and main. What only one of them needs, it imports when it runs."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_arguments(commands.add_parser(name, help=command.SUMMARY, description=command.SUMMARY))
         commands.choices[name].set_defaults(run=command.main)
     options = parser.parse_args(arguments)
-    from benchmarks.timing import BelowFloor
+    from benchmarks.measure.timing import BelowFloor
 
     try:
         return options.run(options)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.inputs import draw_inputs
-from benchmarks.micro import Case, cases, runs
-from benchmarks.timing import captured
+from benchmarks.commands.micro import Case, cases, runs
+from benchmarks.measure.timing import captured
+from benchmarks.subjects.inputs import draw_inputs
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.ops import REGISTRY
 

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from model.compress.masks import check_mask
 from model.compress.teacher_files import LoRA
-from model.sd3_transformer import SD3Config, crop_table
-from model.tinysr_dit import BLOCK_MODULATION, CONTEXT_LEFTOVER, OUT_MODULATION, timestep_embedding
+from model.reference.sd3_transformer import SD3Config, crop_table
+from model.reference.tinysr_dit import BLOCK_MODULATION, CONTEXT_LEFTOVER, OUT_MODULATION, timestep_embedding
 
 BLOCK = "transformer_blocks"
 EMBEDDERS = "time_text_embed"
@@ -33,7 +33,7 @@ def parse_mask(text: str, layers: int, keep: int | None = None) -> tuple[bool, .
 
 def expected_shapes(config: SD3Config) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a teacher's tensors, built on the meta device."""
-    from model.sd3_transformer import SD3Transformer
+    from model.reference.sd3_transformer import SD3Transformer
 
     with torch.device("meta"):
         return {name: tuple(t.shape) for name, t in SD3Transformer(config).state_dict().items()}

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.kl_vae import KLVAE, kl_config, kl_vae_shapes
-from model.sd3_transformer import SD3Config, SD3Transformer
-from model.tiny_vae import TinyVAE
-from model.tinysr_dit import CONTEXT_LEFTOVER, TinySRTransformer
+from model.reference.kl_vae import KLVAE, kl_config, kl_vae_shapes
+from model.reference.sd3_transformer import SD3Config, SD3Transformer
+from model.reference.tiny_vae import TinyVAE
+from model.reference.tinysr_dit import CONTEXT_LEFTOVER, TinySRTransformer
 from tinysr_kernels.families import TinySRConfig
 
 PROMPT_TOKENS = 333

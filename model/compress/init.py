@@ -18,12 +18,12 @@ from torch import Tensor
 from model.compress.conditions import check_pooled, check_teacher, check_window, student_config, student_tensors
 from model.compress.released import SHARD, write_transformer, write_vae
 from model.compress.teacher_files import LazyTensors, lora_in, part, transformer_config, weights_in
-from model.compress.vae_prune import prune_kl
-from model.compress.vae_separable import separable_state
-from model.compress.vae_tiny import tiny_from_kl
+from model.compress.vae.prune import prune_kl
+from model.compress.vae.separable import separable_state
+from model.compress.vae.tiny import tiny_from_kl
 from model.demo import synthetic
-from model.kl_vae import KLVAE, kl_config, kl_vae_shapes
-from model.sd3_transformer import SD3Config
+from model.reference.kl_vae import KLVAE, kl_config, kl_vae_shapes
+from model.reference.sd3_transformer import SD3Config
 from tinysr_kernels.families import TinySRConfig
 
 WIDTH, WINDOW = 64, 64

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from model.compress.masks import Mask, MaskLearner, Schedule, bypass, mask_loss
 from model.compress.masks.decide import keep_per_group
-from model.compress.stage import Device, Losses, Stage, StageSettings, checkpointed
-from model.tinysr_dit import TinySRTransformer
+from model.compress.training.stage import Device, Losses, Stage, StageSettings, checkpointed
+from model.reference.tinysr_dit import TinySRTransformer
 
 
 @dataclass

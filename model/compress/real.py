@@ -22,21 +22,21 @@ from torch import Tensor
 
 from model.compress.conditions import check_pooled, check_teacher, embedding, student_config, student_tensors
 from model.compress.init import pooled_embedding, read_vae, start_vae
-from model.compress.losses import perceptual
 from model.compress.mask_stage import Shown, learn_mask
 from model.compress.masks import Mask
 from model.compress.masks.decide import check_mask
-from model.compress.pictures import Ahead, Folder
 from model.compress.recipe import Recipe
 from model.compress.released import write_folded, write_json, write_transformer, write_vae
 from model.compress.restoration import adapt, distil_latents, finish, train_pictures
-from model.compress.stage import Device
 from model.compress.teacher_files import LoRA, lora_in, part, transformer_config, weights_in
-from model.compress.vae_train import train_decoder, train_encoder
-from model.kl_vae import KLVAE
-from model.sd3_transformer import SD3Config, SD3Transformer
-from model.tiny_vae import TinyVAE
-from model.tinysr_dit import TinySRTransformer
+from model.compress.training.losses import perceptual
+from model.compress.training.pictures import Ahead, Folder
+from model.compress.training.stage import Device
+from model.compress.vae.train import train_decoder, train_encoder
+from model.reference.kl_vae import KLVAE
+from model.reference.sd3_transformer import SD3Config, SD3Transformer
+from model.reference.tiny_vae import TinyVAE
+from model.reference.tinysr_dit import TinySRTransformer
 from tinysr_kernels.families import TinySRConfig
 
 Report = Callable[[str], None]

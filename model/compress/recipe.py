@@ -15,8 +15,8 @@ from typing import Any, TypeVar, get_type_hints
 
 from model.compress.mask_stage import MaskSettings
 from model.compress.restoration import PictureWeights
-from model.compress.stage import StageSettings
-from model.compress.vae_train import DecoderWeights
+from model.compress.training.stage import StageSettings
+from model.compress.vae.train import DecoderWeights
 
 T = TypeVar("T")
 

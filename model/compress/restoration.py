@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.compress.lora_layers import inject, merge
-from model.compress.losses import Critic, perceptual
-from model.compress.stage import Device, Losses, Stage, StageSettings, checkpointed
-from model.compress.vae_train import with_critic
-from model.tinysr_dit import TinySRTransformer
+from model.compress.training.lora_layers import inject, merge
+from model.compress.training.losses import Critic, perceptual
+from model.compress.training.stage import Device, Losses, Stage, StageSettings, checkpointed
+from model.compress.vae.train import with_critic
+from model.reference.tinysr_dit import TinySRTransformer
 
 LORA_WHERE = r"(to_[qkv]|to_out\.0|proj|proj_out|linear|linear_[12]|net\.2)$"
 """The linear layers that TinySR's release adapts, and the last one."""

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from model.sd3_transformer import SD3Config
+from model.reference.sd3_transformer import SD3Config
 
 STEM = "diffusion_pytorch_model"
 HALVES = ("A", "B")

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.demo import degrade, synthetic
-from model.unet_shapes import decoder_shapes, unet_shapes
-from model.unet_sr import UNetSR
+from model.reference.unet_shapes import decoder_shapes, unet_shapes
+from model.reference.unet_sr import UNetSR
 from tinysr_kernels.families import UNetConfig
 
 # What the network is. The level of the output's size costs most of the time, so it is narrow and has one resnet; at

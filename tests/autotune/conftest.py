@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from autotune import check, gpu
+from autotune.commands import check
+from autotune.device import gpu
 from tests.autotune.simulated import OP, OPERATOR
 from tinysr_kernels.launch import configs
 from tinysr_kernels.ops import REGISTRY

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from autotune.candidates import REFUSED, REPEATED, Candidate, candidates
-from autotune.model import Built, occupancy, predict
-from autotune.work import Item, Target, all_items, calls_of, items, tunable
-from benchmarks.limits import ceilings
+from autotune.search.candidates import REFUSED, REPEATED, Candidate, candidates
+from autotune.search.cost_model import Built, occupancy, predict
+from autotune.search.work import Item, Target, all_items, calls_of, items, tunable
+from benchmarks.hardware.limits import ceilings
 from tests.autotune.simulated import CEILINGS, ITEMS, OP, Config, heuristic, make_items, plan, space
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch.device import GPUS, Gpu

@@ -12,20 +12,22 @@ from typing import Any
 import pytest
 import torch
 
-from autotune import builder as builder_module
-from autotune import check, run, tuning
 from autotune.__main__ import main
-from autotune.answers import Failure
-from autotune.builder import Builder
-from autotune.candidates import candidates
-from autotune.log import read_records
-from autotune.model import Built
-from autotune.options import targets
-from autotune.work import Item
-from benchmarks import static
-from benchmarks.machine_code import Variant
+from autotune.commands import check, run
+from autotune.commands.options import targets
+from autotune.device import builder as builder_module
+from autotune.device.answers import Failure
+from autotune.device.builder import Builder
+from autotune.search import tuning
+from autotune.search.candidates import candidates
+from autotune.search.cost_model import Built
+from autotune.search.log import read_records
+from autotune.search.work import Item
+from benchmarks.static import static
+from benchmarks.static.machine_code import Variant
+from tests import ROOT
 from tests.autotune.simulated import CALM, FACTS, ITEMS, OP, SimulatedDevice, candidates_of
-from tests.autotune.test_rightness import norm_item
+from tests.autotune.test_correctness import norm_item
 from tests.autotune.test_store import found
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.device import GPUS
@@ -138,7 +140,7 @@ def test_compilations_are_shared_contained_and_kept(tmp_path: Path, monkeypatch:
             assert all(
                 16 <= registers <= 255 and shared <= GPUS[90].shared_limit for registers, shared in one.resources
             )
-        nonsense = Variant(90, "tinysr_kernels.ops.layer_norm_kernel", "no_such_kernel", (), (), (), 4, 1)
+        nonsense = Variant(90, "tinysr_kernels.ops.norm.kernels.layer_norm", "no_such_kernel", (), (), (), 4, 1)
         assert builder.workers[0].call("build", nonsense, seconds=60).kind == "error"
     finally:
         builder.stop()
@@ -217,8 +219,8 @@ def test_show_and_export_of_what_was_measured(
     file: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file's entry is named with its times, and goes into the exported file; what is stale does not."""
-    from autotune.store import merge
-    from autotune.work import Target, all_items
+    from autotune.search.store import merge
+    from autotune.search.work import Target, all_items
 
     item: Item = all_items([Target(ckpt="demo")], GPUS[90])[0]
     config = list(item.implementation.space(GPUS[90], **item.arguments))[-1]
@@ -370,5 +372,5 @@ def test_a_run_from_the_command_line(file: Path, tmp_path: Path, capsys, simulat
 
 def test_benchmarks_know_nothing_of_tuning() -> None:
     """Tuning builds on what benchmarks measure and compile; the other way round would be a circle."""
-    for path in (Path(__file__).parents[2] / "benchmarks").rglob("*.py"):
+    for path in (ROOT / "benchmarks").rglob("*.py"):
         assert not re.search(r"^\s*(?:from|import) autotune\b", path.read_text(encoding="utf-8"), re.MULTILINE), path

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from autotune import cuda
-from autotune.answers import Failure, Sample
-from autotune.candidates import candidates
-from autotune.cuda import Bench
-from autotune.gpu import RealDevice
-from autotune.work import Item, Target
-from autotune.worker import Broken, Worker
-from benchmarks import timing
-from benchmarks.nvml import State
+from autotune.device import cuda
+from autotune.device.answers import Failure, Sample
+from autotune.device.cuda import Bench
+from autotune.device.gpu import RealDevice
+from autotune.device.worker import Broken, Worker
+from autotune.search.candidates import candidates
+from autotune.search.work import Item, Target
+from benchmarks.measure import timing
+from benchmarks.measure.nvml import State
 from tests.autotune.simulated import ITEMS, TARGET, candidates_of
-from tests.autotune.test_rightness import norm_item
+from tests.autotune.test_correctness import norm_item
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.backend import using
@@ -285,7 +285,7 @@ class FakeBench:
 
 def test_the_device_speaks_through_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "autotune.gpu.Worker", lambda factory, index: Worker("tests.autotune.test_cuda:FakeBench", index)
+        "autotune.device.gpu.Worker", lambda factory, index: Worker("tests.autotune.test_cuda:FakeBench", index)
     )
     device = RealDevice(0, 0)
     try:

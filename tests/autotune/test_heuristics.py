@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from autotune.builder import Builder
-from autotune.candidates import Candidate
-from autotune.model import predict
-from autotune.work import Item, Target, all_items
-from benchmarks import static
-from benchmarks.limits import ceilings
+from autotune.device.builder import Builder
+from autotune.search.candidates import Candidate
+from autotune.search.cost_model import predict
+from autotune.search.work import Item, Target, all_items
+from benchmarks.hardware.limits import ceilings
+from benchmarks.static import static
 from tinysr_kernels.families import FAMILIES
 from tinysr_kernels.launch.device import GPUS, assume
 

@@ -8,9 +8,10 @@ from statistics import median
 
 import pytest
 
-from autotune import report, run, tuning
-from autotune.answers import Failure
-from autotune.tuning import Outcome, Whole
+from autotune.commands import report, run
+from autotune.device.answers import Failure
+from autotune.search import tuning
+from autotune.search.tuning import Outcome, Whole
 from tests.autotune.simulated import CALM, FACTS, ITEMS, TARGET, SimulatedDevice, candidates_of
 
 

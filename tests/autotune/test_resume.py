@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from autotune import log, store, tuning
-from autotune.log import read_records
-from autotune.store import Found, merge
-from autotune.tuning import Outcome, tune
-from autotune.work import Item
+from autotune.search import log, store, tuning
+from autotune.search.log import read_records
+from autotune.search.store import Found, merge
+from autotune.search.tuning import Outcome, tune
+from autotune.search.work import Item
 from tests.autotune.simulated import (
     FACTS,
     ITEMS,

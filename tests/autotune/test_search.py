@@ -11,15 +11,15 @@ from statistics import mean, median
 
 import pytest
 
-from autotune import tuning
-from autotune.answers import Failure, Sample
-from autotune.candidates import Candidate
-from autotune.device import Entries
-from autotune.log import Log
-from autotune.search import CHUNK, DUEL, Race, contest, search, start
-from autotune.session import RETAKES, Failed, Session
-from autotune.tuning import Outcome, tune
-from autotune.work import Item, Target
+from autotune.device.answers import Failure, Sample
+from autotune.device.device import Entries
+from autotune.search import tuning
+from autotune.search.candidates import Candidate
+from autotune.search.log import Log
+from autotune.search.search import CHUNK, DUEL, Race, contest, search, start
+from autotune.search.session import RETAKES, Failed, Session
+from autotune.search.tuning import Outcome, tune
+from autotune.search.work import Item, Target
 from tests.autotune.simulated import (
     CALM,
     FACTS,

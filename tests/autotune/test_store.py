@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autotune import log as log_module
-from autotune.log import Log, append, read_records
-from autotune.store import Found, export, merge, seal_of
+from autotune.search import log as log_module
+from autotune.search.log import Log, append, read_records
+from autotune.search.store import Found, export, merge, seal_of
 from tests.autotune.simulated import FACTS, ITEMS, OP, OPERATOR, Config
 from tinysr_kernels.launch import config_file, configs
 from tinysr_kernels.launch.device import GPUS
@@ -101,7 +101,7 @@ def test_entries_of_other_versions_say_so(file: Path) -> None:
 
 
 def test_entries_of_other_kernels_go_when_new_ones_come(file: Path) -> None:
-    changed = dataclasses.replace(KERNELS, modules=("tinysr_kernels.ops.tiles",))
+    changed = dataclasses.replace(KERNELS, modules=("tinysr_kernels.ops.device_functions",))
     merge(file, FACTS, [found(bucket="old", implementation=changed)])
     merge(file, FACTS, [Found("second", "b", KERNELS, CONFIG, 1.0, 2.0, 3)])
     assert set(entries(file)) == {"old"}
@@ -132,7 +132,7 @@ def test_damaged_entries_are_not_carried_on(file: Path) -> None:
 
 
 def test_export_holds_what_counts(file: Path) -> None:
-    stale = dataclasses.replace(KERNELS, modules=("tinysr_kernels.ops.tiles",))
+    stale = dataclasses.replace(KERNELS, modules=("tinysr_kernels.ops.device_functions",))
     merge(file, FACTS, [found(), Found("second", "b", stale, CONFIG, 1.0, 2.0, 3)])
     made = export(file, FACTS, {OP: KERNELS, "second": KERNELS})
     assert set(made["operations"]) == {OP}

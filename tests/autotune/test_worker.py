@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from autotune.answers import Failure
-from autotune.worker import NotStarted, Worker, run_all
+from autotune.device.answers import Failure
+from autotune.device.worker import NotStarted, Worker, run_all
 
-HERE = "tests.autotune.clumsy:Clumsy"
+HERE = "tests.autotune.faulty:Clumsy"
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_many_at_a_time(worker: Worker) -> None:
 
 def test_a_worker_that_cannot_start_says_why() -> None:
     with pytest.raises(NotStarted, match=r"did not start: .*no_such_thing"):
-        Worker("tests.autotune.clumsy:no_such_thing").call("add", 1, seconds=20)
+        Worker("tests.autotune.faulty:no_such_thing").call("add", 1, seconds=20)
 
 
 def test_a_worker_ends_with_its_parent(tmp_path) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.calls import CALLS, found, main_calls
-from benchmarks.networks import DTYPES
+from benchmarks.subjects.network_calls import CALLS, found, main_calls
+from benchmarks.subjects.networks import DTYPES
 from tinysr_kernels.ops import REGISTRY
 
 

@@ -13,16 +13,18 @@ from unittest.mock import ANY
 import pytest
 import torch
 
-from benchmarks import ceilings, cpu, e2e, everything, micro, peers, plots, quality, report, soak
 from benchmarks.__main__ import COMMANDS, main
-from benchmarks.calls import CALLS
-from benchmarks.eager import base_of, eager, has_eager, in_own_dtype
-from benchmarks.inputs import draw_inputs
-from benchmarks.models import image, model
-from benchmarks.networks import VARIANTS
-from benchmarks.results import Record, Results, read
-from benchmarks.session import Late, Session, session
-from benchmarks.timing import BelowFloor, Work
+from benchmarks.commands import ceilings, cpu, e2e, everything, micro, quality, soak
+from benchmarks.measure.results import Record, Results, read
+from benchmarks.measure.session import Late, Session, session
+from benchmarks.measure.timing import BelowFloor, Work
+from benchmarks.reports import plots, report
+from benchmarks.subjects import peers
+from benchmarks.subjects.eager import base_of, eager, has_eager, in_own_dtype
+from benchmarks.subjects.inputs import draw_inputs
+from benchmarks.subjects.models import image, model
+from benchmarks.subjects.network_calls import CALLS
+from benchmarks.subjects.networks import VARIANTS
 from tinysr_kernels.families import FAMILIES
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.device import GPUS, assume, gpu_at
@@ -33,7 +35,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.timing.READING_MS", 0.0)
+    monkeypatch.setattr("benchmarks.measure.timing.READING_MS", 0.0)
 
 
 def options(path: Path | None = None, **more: Any) -> argparse.Namespace:

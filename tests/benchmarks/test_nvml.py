@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import nvml
-from benchmarks.nvml import Monitor, State
+from benchmarks.measure import nvml
+from benchmarks.measure.nvml import Monitor, State
 
 
 class Refusal(Exception):

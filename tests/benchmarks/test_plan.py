@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import plan as plans
 from benchmarks.__main__ import main
-from benchmarks.cards import CARDS, Card
-from benchmarks.networks import DTYPES, OWN_DTYPE, VARIANTS, network
+from benchmarks.hardware.cards import CARDS, Card
+from benchmarks.static import plan as plans
+from benchmarks.subjects.networks import DTYPES, OWN_DTYPE, VARIANTS, network
 from tinysr_kernels.families import FAMILIES
 from tinysr_kernels.launch.device import GPUS
 from tinysr_kernels.ops import REGISTRY

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.results import PLACES, Record, Sink, percentiles, read, validate
-from benchmarks.static import RESULTS
+from benchmarks.measure.results import PLACES, Record, Sink, percentiles, read, validate
+from benchmarks.static.static import RESULTS
+from tests import ROOT
 
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "results"
+FOLDER = ROOT / "benchmarks" / "results"
 
 
 def sink(path: Path | None = None, command: str = "micro") -> Sink:

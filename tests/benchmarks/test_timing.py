@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from benchmarks import timing
-from benchmarks.nvml import State
-from benchmarks.timing import BelowFloor, Stopwatch, Work, captured, in_a_row, record, rotation
+from benchmarks.measure import timing
+from benchmarks.measure.nvml import State
+from benchmarks.measure.timing import BelowFloor, Stopwatch, Work, captured, in_a_row, record, rotation
 
 CPU = torch.device("cpu")
 

@@ -22,8 +22,8 @@ from tests.layouts.unet import write_unet
 from tests.layouts.weights import write_pickle
 from tinysr_kernels.checkpoint import load
 from tinysr_kernels.checkpoint.detect import role_of
-from tinysr_kernels.checkpoint.files import read_file
-from tinysr_kernels.checkpoint.shards import read_weights
+from tinysr_kernels.checkpoint.read.shards import read_weights
+from tinysr_kernels.checkpoint.read.tensor_file import read_file
 from tinysr_kernels.errors import CheckpointError
 
 SHARD = f"{TRANSFORMER}/{STEM}-00001-of-00002.safetensors"

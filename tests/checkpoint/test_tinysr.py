@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.tinysr_dit import position_table as reference_table
+from model.reference.tinysr_dit import position_table as reference_table
 from tests.checkpoint.edit import assert_same, edit, edit_json, read, refused
 from tests.layouts.tinysr import LORA, STEM, TRANSFORMER, VAE, write_tinysr
 from tests.layouts.weights import write_pickle, write_safetensors

@@ -31,7 +31,7 @@ from tests.launch.files import (
 )
 from tinysr_kernels.launch import config_file, configs
 from tinysr_kernels.ops import REGISTRY
-from tinysr_kernels.ops.sepconv import Config
+from tinysr_kernels.ops.conv.sepconv import Config
 
 HARD: dict[str, tuple[dict, str]] = {
     "schema": ({"schema": 2}, "has schema 2, expected 1"),
@@ -245,7 +245,7 @@ def test_damaged_bytes_are_never_used(folders: tuple[Path, Path], data: st.DataO
 
 def test_hashes_follow_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other kernels, another hash; source that cannot be read is trusted by no file."""
-    other = dataclasses.replace(KERNELS, modules=(*KERNELS.modules, "tinysr_kernels.ops.layer_norm_kernel"))
+    other = dataclasses.replace(KERNELS, modules=(*KERNELS.modules, "tinysr_kernels.ops.norm.kernels.layer_norm"))
     assert config_file.kernel_hash(other) != config_file.kernel_hash(KERNELS)
     assert config_file.space_hash(other) == config_file.space_hash(KERNELS)
     layer_norm = REGISTRY["layer_norm"].kernels

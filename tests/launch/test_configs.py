@@ -24,8 +24,9 @@ from tests.launch.files import (
 from tinysr_kernels.launch import config_file, configs
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import GPUS, Gpu, assume, gpu_of
-from tinysr_kernels.ops import REGISTRY, layer_norm_kernel
-from tinysr_kernels.ops.sepconv import Config
+from tinysr_kernels.ops import REGISTRY
+from tinysr_kernels.ops.conv.sepconv import Config
+from tinysr_kernels.ops.norm.kernels import layer_norm as layer_norm_kernel
 
 
 def test_order(folders: tuple[Path, Path]) -> None:

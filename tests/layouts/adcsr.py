@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.kl_decoder import KLDecoder
-from model.pipelines import adcsr
-from model.pruned_unet import PrunedUNet
-from model.unet_shapes import decoder_shapes, unet_shapes
+from model.reference.kl_decoder import KLDecoder
+from model.reference.pipelines import adcsr
+from model.reference.pruned_unet import PrunedUNet
+from model.reference.unet_shapes import decoder_shapes, unet_shapes
 from tests.layouts.weights import fill, fill_kl, rounded, write_pickle
 from tinysr_kernels.families import UNetConfig
 

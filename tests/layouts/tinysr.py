@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from model.lora import merge_lora
-from model.pipelines import tinysr
-from model.tiny_vae import TinyVAE
-from model.tinysr_dit import TinySRTransformer
+from model.reference.lora import merge_lora
+from model.reference.pipelines import tinysr
+from model.reference.tiny_vae import TinyVAE
+from model.reference.tinysr_dit import TinySRTransformer
 from tests.layouts.weights import fill, fill_tiny, rounded, write_pickle, write_safetensors
 from tinysr_kernels.families import ColorFix, TinySRConfig
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.kl_decoder import KLDecoder
-from model.pipelines import unet_sr
-from model.pruned_unet import PrunedUNet, Resnet
-from model.tiny_vae import TinyDecoder, TinyEncoder
-from model.tiny_vae import decoder_shapes as tiny_decoder_shapes
-from model.tiny_vae import encoder_shapes as tiny_encoder_shapes
-from model.unet_shapes import decoder_shapes, unet_shapes
+from model.reference.kl_decoder import KLDecoder
+from model.reference.pipelines import unet_sr
+from model.reference.pruned_unet import PrunedUNet, Resnet
+from model.reference.tiny_vae import TinyDecoder, TinyEncoder
+from model.reference.tiny_vae import decoder_shapes as tiny_decoder_shapes
+from model.reference.tiny_vae import encoder_shapes as tiny_encoder_shapes
+from model.reference.unet_shapes import decoder_shapes, unet_shapes
 from tests.layouts.weights import fill, fill_kl, fill_tiny, rounded, write_safetensors
 from tinysr_kernels.families import UNetConfig, config_to_dict
 

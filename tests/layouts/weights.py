@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.kl_decoder import KLDecoder
-from model.pruned_unet import SeparableConv
-from model.tiny_vae import TinyDecoder, TinyEncoder
+from model.reference.kl_decoder import KLDecoder
+from model.reference.pruned_unet import SeparableConv
+from model.reference.tiny_vae import TinyDecoder, TinyEncoder
 
 
 def fill(module: nn.Module, seed: int, bias: float = 0.1) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.tinysr_dit import TinySRTransformer
+from model.reference.tinysr_dit import TinySRTransformer
 from tests.nets.fp8_quality import (
     Networks,
     image_psnr,
@@ -22,7 +22,7 @@ from tinysr_kernels.errors import InputError
 from tinysr_kernels.families import TinySRConfig
 from tinysr_kernels.nets import build, fold, folds, fp8, is_fp8, place, to_fp8
 from tinysr_kernels.nets.layers import ops
-from tinysr_kernels.ops.quantize import E4M3
+from tinysr_kernels.ops.linear.quantize import E4M3
 
 # Rounding to e4m3 errs evenly over +-1/16 of the power of two below a value, in the root mean square by 1/16/sqrt(3) =
 # 0.036 of it, and by 0.036 * sqrt(mean of 1/m^2) = 0.036 * 0.74 = 0.0265 of values whose mantissas m are spread evenly

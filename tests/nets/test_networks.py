@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.kl_decoder import KLDecoder
-from model.pruned_unet import PrunedUNet
-from model.tiny_vae import TinyVAE
-from model.tinysr_dit import TinySRTransformer
-from model.unet_shapes import decoder_shapes, unet_shapes
+from model.reference.kl_decoder import KLDecoder
+from model.reference.pruned_unet import PrunedUNet
+from model.reference.tiny_vae import TinyVAE
+from model.reference.tinysr_dit import TinySRTransformer
+from model.reference.unet_shapes import decoder_shapes, unet_shapes
 from tinysr_kernels.families import TinySRConfig, UNetConfig
 from tinysr_kernels.nets import build, fold, place
 

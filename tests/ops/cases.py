@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.ops import fp8_cases, linear_cases
+from tests.ops.conv.sepconv_cases import BLOCK_MAKERS, normed_makers
 from tests.ops.draw import Draw
-from tests.ops.norm_cases import norm_first, norm_makers
-from tests.ops.sepconv_cases import BLOCK_MAKERS, normed_makers
+from tests.ops.linear import fp8_cases, linear_cases
+from tests.ops.norm.norm_cases import norm_first, norm_makers
 from tinysr_kernels.ops import REGISTRY
 
 Arguments = dict[str, Any]

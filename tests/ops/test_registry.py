@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tests.ops.cases import CASES
-from tinysr_kernels import ops
 from tinysr_kernels.ops import REGISTRY
 from tinysr_kernels.ops.registry import empty_nhwc, nhwc, plain, register, size, wide
 
@@ -28,8 +27,7 @@ def test_every_operator_has_its_tests(name: str) -> None:
     module = inspect.getmodule(REGISTRY[name].reference)
     assert module is not None
     stem = module.__name__.rsplit(".", 1)[1]
-    assert f'op = "{name}"' in (HERE / f"test_{stem}.py").read_text(encoding="utf-8")
-    assert getattr(ops, stem) is module
+    assert f'op = "{name}"' in next(HERE.rglob(f"test_{stem}.py")).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))

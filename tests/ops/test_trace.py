@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from tinysr_kernels.launch.device import GPUS, assume
 from tinysr_kernels.launch.plan import Implementation, Launch, Library, Plan
-from tinysr_kernels.ops import layer_norm_kernel, registry
+from tinysr_kernels.ops import registry
+from tinysr_kernels.ops.norm.kernels import layer_norm as layer_norm_kernel
 from tinysr_kernels.ops.registry import REGISTRY
 from tinysr_kernels.ops.trace import Call, ReadingOnes, trace
 

@@ -13,8 +13,8 @@ from PIL import Image, ImageCms
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinysr_kernels.runtime.encode import Encoding
-from tinysr_kernels.runtime.files import read_picture, upscale_picture, write_picture
+from tinysr_kernels.files.encode import Encoding
+from tinysr_kernels.files.picture_io import read_picture, upscale_picture, write_picture
 
 SCALE = 4
 

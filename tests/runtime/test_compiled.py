@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tinysr_kernels
+from tests import ROOT
 from tests.layouts.adcsr import write_adcsr
 from tests.layouts.tinysr import write_tinysr
 from tests.layouts.unet import write_unet
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch import configs
 
-PHOTO = Path(__file__).parents[2] / "docs" / "photos"
+PHOTO = ROOT / "docs" / "photos"
 
 
 def image(height: int, width: int, batch: int = 1, seed: int = 0) -> Tensor:

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from tests.nets.test_networks import compiled, tinysr_parts, unet_parts
-from tests.runtime.recorder import Recorder
+from tests.runtime.device.recorder import Recorder
 from tinysr_kernels.errors import NonFiniteOutput, OutOfMemory
 from tinysr_kernels.families import TinySRConfig
 from tinysr_kernels.nets import LatentNetwork, Network, PixelNetwork
-from tinysr_kernels.runtime import pipelines, runner
-from tinysr_kernels.runtime.color import fix_colors
-from tinysr_kernels.runtime.engine import Direct, Engine
-from tinysr_kernels.runtime.graphs import Graphs
-from tinysr_kernels.runtime.pipelines import Limits
+from tinysr_kernels.runtime import runner, tiled_inference
+from tinysr_kernels.runtime.color_fix import fix_colors
+from tinysr_kernels.runtime.device.engine import Direct, Engine
+from tinysr_kernels.runtime.device.graphs import Graphs
 from tinysr_kernels.runtime.runner import Runner
+from tinysr_kernels.runtime.tiled_inference import Limits
 
 CPU = torch.device("cpu")
 
@@ -196,7 +196,7 @@ def scarce(monkeypatch: pytest.MonkeyPatch, pixels: int, error: type[Exception] 
         return forward(self, x)
 
     monkeypatch.setattr(PixelNetwork, "forward", limited)
-    monkeypatch.setattr(pipelines, "SMALLEST_TILE", 16)
+    monkeypatch.setattr(tiled_inference, "SMALLEST_TILE", 16)
     return sizes
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 import tinysr_kernels
+from tests.runtime.device.recorder import Recorder
 from tests.runtime.pictures import noise
-from tests.runtime.recorder import Recorder
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.runtime.notices import collected, notice
 from tinysr_kernels.runtime.streaming import Background, in_order

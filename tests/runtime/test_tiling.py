@@ -85,7 +85,7 @@ def test_blending_restores_a_pointwise_function() -> None:
 
 
 def _random_folded(network_blocks: tuple[int, ...], decoder: bool) -> dict[str, torch.Tensor]:
-    from model.tiny_vae import TinyVAE
+    from model.reference.tiny_vae import TinyVAE
     from tinysr_kernels.families import TinySRConfig
     from tinysr_kernels.nets import tiny_vae
 

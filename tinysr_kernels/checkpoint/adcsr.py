@@ -10,11 +10,11 @@ import re
 
 from torch import Tensor
 
-from tinysr_kernels.checkpoint.files import TensorFile
+from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
+from tinysr_kernels.checkpoint.read.text import listed, quoted
+from tinysr_kernels.checkpoint.read.weights import Weights
 from tinysr_kernels.checkpoint.result import Checkpoint
 from tinysr_kernels.checkpoint.structure import check_kl_decoder, check_scale, check_unet
-from tinysr_kernels.checkpoint.text import listed, quoted
-from tinysr_kernels.checkpoint.weights import Weights
 from tinysr_kernels.errors import CheckpointError
 from tinysr_kernels.families import UNetConfig
 

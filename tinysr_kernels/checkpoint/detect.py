@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tinysr_kernels.checkpoint.files import SUFFIXES, TensorFile
 from tinysr_kernels.checkpoint.folded import is_own
 from tinysr_kernels.checkpoint.lora import is_lora_name
-from tinysr_kernels.checkpoint.paths import read_json, regular_file
-from tinysr_kernels.checkpoint.shards import is_index, read_weights, shard_paths
-from tinysr_kernels.checkpoint.text import listed, quoted
+from tinysr_kernels.checkpoint.read.paths import read_json, regular_file
+from tinysr_kernels.checkpoint.read.shards import is_index, read_weights, shard_paths
+from tinysr_kernels.checkpoint.read.tensor_file import SUFFIXES, TensorFile
+from tinysr_kernels.checkpoint.read.text import listed, quoted
 from tinysr_kernels.checkpoint.unet import is_embedding_name
 from tinysr_kernels.errors import CheckpointError
 

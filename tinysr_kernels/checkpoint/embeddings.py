@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tinysr_kernels.checkpoint.weights import Weights
+from tinysr_kernels.checkpoint.read.weights import Weights
 from tinysr_kernels.errors import CheckpointError
 
 

@@ -14,11 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tinysr_kernels.checkpoint.files import TensorFile
-from tinysr_kernels.checkpoint.paths import parse_json
+from tinysr_kernels.checkpoint.read.paths import parse_json
+from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
+from tinysr_kernels.checkpoint.read.text import quoted
+from tinysr_kernels.checkpoint.read.weights import check_finite
 from tinysr_kernels.checkpoint.result import Checkpoint
-from tinysr_kernels.checkpoint.text import quoted
-from tinysr_kernels.checkpoint.weights import check_finite
 from tinysr_kernels.errors import CheckpointError
 from tinysr_kernels.families import FAMILIES, Config, Family, config_from_dict, config_to_dict
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from tinysr_kernels.checkpoint import adcsr, detect, tinysr, transformer, unet, vae
 from tinysr_kernels.checkpoint.detect import DESCRIPTIONS, Folder, narrow, role_of, scan
-from tinysr_kernels.checkpoint.files import TensorFile
 from tinysr_kernels.checkpoint.folded import load_folded
+from tinysr_kernels.checkpoint.read.shards import read_weights
+from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
+from tinysr_kernels.checkpoint.read.text import listed, quoted
 from tinysr_kernels.checkpoint.result import Checkpoint
-from tinysr_kernels.checkpoint.shards import read_weights
 from tinysr_kernels.checkpoint.sources import (
     Part,
     as_path,
@@ -29,7 +30,6 @@ from tinysr_kernels.checkpoint.sources import (
     mapping_file,
     module_part,
 )
-from tinysr_kernels.checkpoint.text import listed, quoted
 from tinysr_kernels.errors import CheckpointError
 from tinysr_kernels.families import TinySRConfig, UNetConfig
 

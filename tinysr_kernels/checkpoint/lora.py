@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinysr_kernels.checkpoint.files import TensorFile
-from tinysr_kernels.checkpoint.paths import parse_json, read_json
-from tinysr_kernels.checkpoint.text import quoted, shape_text
-from tinysr_kernels.checkpoint.weights import Weights
+from tinysr_kernels.checkpoint.read.paths import parse_json, read_json
+from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
+from tinysr_kernels.checkpoint.read.text import quoted, shape_text
+from tinysr_kernels.checkpoint.read.weights import Weights
 from tinysr_kernels.errors import CheckpointError
 
 NAME = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[A-Za-z0-9_-]+))?\.weight$")

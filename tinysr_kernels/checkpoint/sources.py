@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from tinysr_kernels.checkpoint.detect import DESCRIPTIONS, Folder, Role, config_for, narrow, role_of, scan
 from tinysr_kernels.checkpoint.embeddings import Candidate
-from tinysr_kernels.checkpoint.files import TensorFile
-from tinysr_kernels.checkpoint.paths import read_json
-from tinysr_kernels.checkpoint.shards import read_weights
-from tinysr_kernels.checkpoint.text import quoted
+from tinysr_kernels.checkpoint.read.paths import read_json
+from tinysr_kernels.checkpoint.read.shards import read_weights
+from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
+from tinysr_kernels.checkpoint.read.text import quoted
 from tinysr_kernels.checkpoint.unet import is_embedding_name
 from tinysr_kernels.errors import CheckpointError
 from tinysr_kernels.families import Config, TinySRConfig, UNetConfig

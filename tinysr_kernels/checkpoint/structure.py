@@ -7,7 +7,7 @@ shape its neighbours imply and that none is left over.
 
 from __future__ import annotations
 
-from tinysr_kernels.checkpoint.weights import Weights, conv, linear, norm
+from tinysr_kernels.checkpoint.read.weights import Weights, conv, linear, norm
 from tinysr_kernels.errors import CheckpointError
 from tinysr_kernels.families import UNetConfig
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from tinysr_kernels.checkpoint import transformer, vae
 from tinysr_kernels.checkpoint.embeddings import Candidate
-from tinysr_kernels.checkpoint.files import TensorFile
+from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
+from tinysr_kernels.checkpoint.read.text import quoted
+from tinysr_kernels.checkpoint.read.weights import Weights
 from tinysr_kernels.checkpoint.result import Checkpoint
-from tinysr_kernels.checkpoint.text import quoted
-from tinysr_kernels.checkpoint.weights import Weights
 from tinysr_kernels.errors import CheckpointError
 from tinysr_kernels.families import TinySRConfig
 

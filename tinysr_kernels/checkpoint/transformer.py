@@ -12,11 +12,11 @@ from torch import Tensor
 
 from tinysr_kernels.checkpoint import modulation
 from tinysr_kernels.checkpoint.embeddings import Candidate, Conditioning, checked, position_table, prefer, recognise
-from tinysr_kernels.checkpoint.files import TensorFile
 from tinysr_kernels.checkpoint.lora import Update, drop, merge, read_updates, split_wrapped
 from tinysr_kernels.checkpoint.modulation import BLOCK_PARTS, EMBEDDER, OUT_PARTS
-from tinysr_kernels.checkpoint.text import listed, quoted
-from tinysr_kernels.checkpoint.weights import Weights, linear
+from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
+from tinysr_kernels.checkpoint.read.text import listed, quoted
+from tinysr_kernels.checkpoint.read.weights import Weights, linear
 from tinysr_kernels.errors import CheckpointError
 
 CLASS_NAME = "TinySD3Transformer2DModel"

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinysr_kernels.checkpoint.files import TensorFile
 from tinysr_kernels.checkpoint.folded import read_metadata
+from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
+from tinysr_kernels.checkpoint.read.text import quoted
+from tinysr_kernels.checkpoint.read.weights import Weights
 from tinysr_kernels.checkpoint.result import Checkpoint
 from tinysr_kernels.checkpoint.structure import check_kl_decoder, check_scale, check_unet
-from tinysr_kernels.checkpoint.text import quoted
 from tinysr_kernels.checkpoint.vae import check_decoder, check_encoder
-from tinysr_kernels.checkpoint.weights import Weights
 from tinysr_kernels.errors import CheckpointError
 from tinysr_kernels.families import UPSCALE, UNetConfig
 

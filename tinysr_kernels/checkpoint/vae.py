@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tinysr_kernels.checkpoint.text import quoted
-from tinysr_kernels.checkpoint.weights import Weights, conv
+from tinysr_kernels.checkpoint.read.text import quoted
+from tinysr_kernels.checkpoint.read.weights import Weights, conv
 from tinysr_kernels.errors import CheckpointError
 
 CLASS_NAME = "AutoencoderTiny"

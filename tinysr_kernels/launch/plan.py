@@ -39,7 +39,7 @@ class Launch:
         """Launch on the device of the tensors, which need not be the current one.
 
         pdl: by programmatic dependent launch (CUDA programming guide; compute capability 9.0), that is, as soon as the
-        launch before lets it. Every kernel waits by itself for what it reads (`await_inputs` of ops/tiles.py).
+        launch before lets it. Every kernel waits by itself for what it reads (`await_inputs` of ops/device_functions.py).
         """
         tensors = (v for v in self.arguments.values() if isinstance(v, Tensor))
         device = next(tensors).device

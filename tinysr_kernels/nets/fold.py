@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tinysr_kernels.ops.quantize import E4M3
-from tinysr_kernels.ops.upsample_conv import phase_weights
+from tinysr_kernels.ops.conv.upsample_conv import phase_weights
+from tinysr_kernels.ops.linear.quantize import E4M3
 
 SMALLEST_ROW = 6e-5
 """A gate is folded only while every row of the product keeps at least this root mean square: below it, float16

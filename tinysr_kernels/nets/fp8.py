@@ -18,8 +18,8 @@ from tinysr_kernels.errors import InputError
 from tinysr_kernels.families import TinySRConfig
 from tinysr_kernels.nets.layers import Folded, Layer, count, ops
 from tinysr_kernels.nets.tinysr_dit import EPS
-from tinysr_kernels.ops.linear_fp8 import STEP
-from tinysr_kernels.ops.quantize import E4M3, quantized
+from tinysr_kernels.ops.linear.linear_fp8 import STEP
+from tinysr_kernels.ops.linear.quantize import E4M3, quantized
 
 BLOCKS = "transformer.blocks"
 LINEARS = ("qkv", "out", "ff1", "ff2")

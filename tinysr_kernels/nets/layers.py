@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import tinysr_kernels.ops  # noqa: F401  (registers torch.ops.tinysr)
-from tinysr_kernels.ops.conv_tiles import MOST_FEW
-from tinysr_kernels.ops.group_norm import splits
+from tinysr_kernels.ops.conv.conv_tiles import MOST_FEW
+from tinysr_kernels.ops.norm.group_norm import splits
 
 Folded = Mapping[str, Tensor]
 Rows = tuple[Tensor, Tensor]

@@ -1,7 +1,7 @@
 """TinySR's transformer with every constant folded: the pruned SD3 blocks, image stream only.
 
 One block is five operators: qkv, attention, output projection with residual, feed-forward with GELU, feed-forward with
-residual. The LayerNorms are in the linears around them (ops/row_moments.py), modulation (1+scale, shift) sits in the
+residual. The LayerNorms are in the linears around them (ops/norm/row_moments.py), modulation (1+scale, shift) sits in the
 linears that follow, gates in those that precede, the patch convolution's bias in the position table (arXiv 2508.17434,
 section 3.3, caches the same constants; the folds go further).
 """

@@ -18,17 +18,17 @@ from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.backend import choose_backend
 from tinysr_kernels.launch.device import assume, gpu_at
 from tinysr_kernels.nets import LatentNetwork, Network, build, check_quantize, fold, folds, is_fp8, place, to_fp8
-from tinysr_kernels.ops.quantize import CAPABILITY
+from tinysr_kernels.ops.linear.quantize import CAPABILITY
 from tinysr_kernels.ops.trace import Call, trace
-from tinysr_kernels.runtime.color import fix_colors
-from tinysr_kernels.runtime.cuda import engine_for
+from tinysr_kernels.runtime.color_fix import fix_colors
+from tinysr_kernels.runtime.device.cuda import engine_for
+from tinysr_kernels.runtime.device.engine import Outputs
+from tinysr_kernels.runtime.device.graphs import Graphs
 from tinysr_kernels.runtime.dispatch import Kind, upscale_image
-from tinysr_kernels.runtime.engine import Outputs
-from tinysr_kernels.runtime.graphs import Graphs
 from tinysr_kernels.runtime.notices import notice
-from tinysr_kernels.runtime.pipelines import TILE_BATCH, Limits, bytes_per_pixel, check_upscale, restore
 from tinysr_kernels.runtime.runner import Runner
 from tinysr_kernels.runtime.streaming import OnError, in_order
+from tinysr_kernels.runtime.tiled_inference import TILE_BATCH, Limits, bytes_per_pixel, check_upscale, restore
 
 DTYPES = {
     "float16": torch.float16,
@@ -102,8 +102,8 @@ class CompiledSR:
     ) -> Kind:
         """Enlarge one image, or a batch of equal size, and return the same kind of object.
 
-        image: PIL.Image; numpy [H,W,C] or [N,H,W,C]; torch [3,H,W] or [N,3,H,W]; `runtime/pil.py` and
-        `runtime/images.py` list modes, dtypes and ranges. max_pixels: refuse larger inputs. frame: which frame of a
+        image: PIL.Image; numpy [H,W,C] or [N,H,W,C]; torch [3,H,W] or [N,3,H,W]; `runtime/images/pil.py` and
+        `runtime/images/arrays.py` list modes, dtypes and ranges. max_pixels: refuse larger inputs. frame: which frame of a
         multi-frame PIL image. out: for tensors, where the result goes, of the image's dtype and device; in pinned
         host memory it is written by the device itself. Raises InputError, OutOfMemory, NonFiniteOutput.
         """

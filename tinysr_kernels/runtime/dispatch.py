@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from tinysr_kernels.errors import InputError
-from tinysr_kernels.runtime.images import Enlarge, upscale_array, upscale_tensor
-from tinysr_kernels.runtime.pil import upscale_pil
+from tinysr_kernels.runtime.images.arrays import Enlarge, upscale_array, upscale_tensor
+from tinysr_kernels.runtime.images.pil import upscale_pil
 
 Kind = TypeVar("Kind", Image.Image, np.ndarray, Tensor)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinysr_kernels._version import __version__
-from tinysr_kernels.runtime.host_memory import available_memory
+from tinysr_kernels.runtime.device.host_memory import available_memory
 
 _PACKAGES = ("torch", "triton", "numpy", "pillow", "safetensors", "av", "tqdm", "nvidia-ml-py")
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET", "TRITON_CACHE_DIR", "OMP_NUM_THREADS")

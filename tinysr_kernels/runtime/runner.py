@@ -16,11 +16,11 @@ from torch import Tensor
 from tinysr_kernels.errors import NonFiniteOutput
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.nets import Network
-from tinysr_kernels.runtime.engine import Outputs, make_room
-from tinysr_kernels.runtime.graphs import Graphs
-from tinysr_kernels.runtime.images import DEVICE_PIXELS
+from tinysr_kernels.runtime.device.engine import Outputs, make_room
+from tinysr_kernels.runtime.device.graphs import Graphs
+from tinysr_kernels.runtime.images.arrays import DEVICE_PIXELS
 from tinysr_kernels.runtime.notices import notice
-from tinysr_kernels.runtime.pipelines import CallPart, Limits, in_one_piece, part_of, restore
+from tinysr_kernels.runtime.tiled_inference import CallPart, Limits, in_one_piece, part_of, restore
 
 WIDER = {torch.float16: (torch.bfloat16, torch.float32), torch.bfloat16: (torch.float32,)}
 """What is tried in turn where a result is not finite: the range first, then the precision as well."""

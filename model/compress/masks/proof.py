@@ -1,7 +1,7 @@
 """The proof at small scale: every method on objectives whose 924 masks have all been tried.
 
 `python -m model.compress masks-proof` runs it and writes docs/compression/masks-proof.json and the figures beside it;
-tests/compress/test_masks_proof.py holds the learner to its bar with the same function.
+tests/model/compress/masks/test_masks_proof.py holds the learner to its bar with the same function.
 """
 
 from __future__ import annotations

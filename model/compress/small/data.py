@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.compress.small.preset import Preset
 from model.demo import degrade, synthetic
-from model.pipelines import bicubic
+from model.reference.pipelines import bicubic
 
 PICTURES, CROPS, DRAWS = 11, 12, 13
 """First numbers of the seeds, so that this run's pictures are those of no other."""

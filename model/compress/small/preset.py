@@ -7,9 +7,9 @@ from typing import Any
 
 from model.compress.mask_stage import MaskSettings
 from model.compress.restoration import PictureWeights
-from model.compress.stage import StageSettings
-from model.compress.vae_train import DecoderWeights
-from model.sd3_transformer import SD3Config
+from model.compress.training.stage import StageSettings
+from model.compress.vae.train import DecoderWeights
+from model.reference.sd3_transformer import SD3Config
 
 
 def _transformer() -> SD3Config:

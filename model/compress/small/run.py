@@ -27,8 +27,8 @@ from model.compress.small.student import (
 from model.compress.small.teacher import Teacher, make_teacher
 from model.demo import evaluate, photos
 from model.demo.evaluate import Enlarge, Picture
-from model.pipelines import tinysr
-from model.sd3_transformer import SD3Config
+from model.reference.pipelines import tinysr
+from model.reference.sd3_transformer import SD3Config
 
 Report = Callable[[str], None]
 
@@ -76,7 +76,7 @@ def export(student: Student, teacher: Teacher, folder: Path) -> None:
 
 # --------------------------------------------------------------------------------------------------------- measuring
 def enlarger(transformer: object, vae: object, student_config: object) -> Enlarge:
-    """Enlargement by training-time networks through model.pipelines.tinysr, without colour fix."""
+    """Enlargement by training-time networks through model.reference.pipelines.tinysr, without colour fix."""
 
     def enlarge(small_picture: Picture) -> Picture:
         x = torch.from_numpy(small_picture.astype(np.float32) / 255).permute(2, 0, 1)[None]

@@ -20,12 +20,12 @@ from model.compress.small.data import Pairs, draw, vivid
 from model.compress.small.preset import Preset
 from model.compress.small.teacher import Latents, Teacher, encode_pairs
 from model.compress.teacher_files import LoRA
-from model.compress.vae_prune import prune_kl
-from model.compress.vae_separable import separable_state
-from model.compress.vae_tiny import tiny_from_kl
-from model.compress.vae_train import train_decoder, train_encoder
-from model.tiny_vae import TinyVAE
-from model.tinysr_dit import TinySRTransformer
+from model.compress.vae.prune import prune_kl
+from model.compress.vae.separable import separable_state
+from model.compress.vae.tiny import tiny_from_kl
+from model.compress.vae.train import train_decoder, train_encoder
+from model.reference.tiny_vae import TinyVAE
+from model.reference.tinysr_dit import TinySRTransformer
 from tinysr_kernels.families import TinySRConfig
 
 Report = Callable[[str], None]

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.compress.losses import structure_distance
 from model.compress.small.data import Pairs, channels_last, draw, to_range
 from model.compress.small.preset import Preset
-from model.compress.stage import Losses, Stage
-from model.kl_vae import KLVAE, kl_config, kl_vae_shapes
-from model.pipelines import bicubic
-from model.sd3_transformer import SD3Transformer
+from model.compress.training.losses import structure_distance
+from model.compress.training.stage import Losses, Stage
+from model.reference.kl_vae import KLVAE, kl_config, kl_vae_shapes
+from model.reference.pipelines import bicubic
+from model.reference.sd3_transformer import SD3Transformer
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Latents:
 
 
 class Teacher:
-    """The trained networks, and the interface that model.pipelines.tinysr expects of a transformer and a VAE."""
+    """The trained networks, and the interface that model.reference.pipelines.tinysr expects of a transformer and a VAE."""
 
     def __init__(self, vae: KLVAE, transformer: SD3Transformer, prompt: Tensor, pooled: Tensor, preset: Preset) -> None:
         self.vae, self.transformer, self.prompt, self.pooled = vae, transformer, prompt, pooled

@@ -1,0 +1,1 @@
+"""The device that the search asks: a GPU in a worker process, compilation, correctness."""

@@ -1,0 +1,1 @@
+"""The search: work items, candidates, cost model, log, store."""

@@ -1,0 +1,98 @@
+"""The configurations that are weighed against each other for one work item."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from autotune.search.work import Item
+from tinysr_kernels.launch.device import Gpu, assume
+from tinysr_kernels.launch.plan import Launch, Library, Plan
+
+REFUSED = "refused by the operation"
+REPEATED = "the same launches as another"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration with the launches that it leads to, on meta tensors."""
+
+    config: Any
+    plan: Plan = field(compare=False, repr=False)
+
+    @functools.cached_property
+    def fields(self) -> dict[str, Any]:
+        """The configuration as JSON holds it."""
+        return dataclasses.asdict(self.config)
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Identifies the configuration."""
+        return json.dumps(self.fields, sort_keys=True)
+
+    @property
+    def library(self) -> bool:
+        """Whether a library's kernels do the work."""
+        return any(isinstance(launch, Library) for launch in self.plan.launches)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """All that are worth a look, the incumbent first, and why others of the space are not."""
+
+    all: tuple[Candidate, ...]
+    removed: Counter[str]
+
+    @property
+    def incumbent(self) -> Candidate:
+        """What runs today."""
+        return self.all[0]
+
+
+def candidates(item: Item, gpu: Gpu, incumbent: Any) -> Candidates:
+    """The incumbent, the heuristic's choice and the space, clamped to the item: each set of launches once.
+
+    ValueError if the operation refuses the incumbent.
+    """
+    found: dict[Any, Candidate] = {}
+    removed: Counter[str] = Counter()
+    kernels = item.implementation
+    with assume(gpu):
+        first = Candidate(incumbent, kernels.plan(incumbent, **item.arguments))
+        found[_launches(first.plan)] = first
+        for config in (kernels.heuristic(gpu, **item.arguments), *kernels.space(gpu, **item.arguments)):
+            try:
+                plan = kernels.plan(config, **item.arguments)
+            except ValueError:
+                removed[REFUSED] += 1
+                continue
+            launches = _launches(plan)
+            if launches in found:
+                removed[REPEATED] += 1
+            else:
+                found[launches] = Candidate(config, plan)
+    return Candidates(tuple(found.values()), removed)
+
+
+def _launches(plan: Plan) -> tuple[Any, ...]:
+    """Equal for two plans that run the same kernels in the same way."""
+    return tuple(_launch(launch) for launch in plan.launches)
+
+
+def _launch(launch: Launch | Library) -> tuple[Any, ...]:
+    arguments = tuple((name, _value(v)) for name, v in launch.arguments.items())
+    if isinstance(launch, Library):
+        return (launch.function, arguments)
+    return (launch.kernel.function, launch.grid, launch.warps, launch.stages, arguments)
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.dtype, value.stride()
+    return repr(value)

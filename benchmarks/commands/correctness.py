@@ -1,0 +1,118 @@
+"""`python -m benchmarks correctness`: on a GPU, first of all, whether the kernels compute what they should there.
+
+Runs tests/kernels with TRITON_INTERPRET=0, a group of operations at a time while there is time, and the compute
+sanitizer over one call of each operation where it is installed. Without a GPU: one small group in the interpreter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.measure.results import Record, Results
+from benchmarks.measure.session import Session, add_arguments, session
+
+SUMMARY = "The kernels' tests on this GPU, and the compute sanitizer if it is there."
+ROOT = Path(__file__).parents[2]
+TESTS = ROOT / "tests" / "kernels"
+SMALL = ("test_patch_embed_kernel.py",)
+NOT_ON_A_GPU = ("test_static.py", "test_networks.py")
+"""Tests of machine code, which need none, and of whole networks, which e2e and quality run anyway."""
+EXPRESSION = "not mutation and not float32"
+"""Half precision in both forms; mutations are the interpreter's affair."""
+SANITIZER_SECONDS = 60.0
+ONE_CALL = """
+import torch
+from benchmarks.subjects.network_calls import main_calls
+from benchmarks.subjects.inputs import draw_inputs
+from tinysr_kernels.ops import REGISTRY
+device = torch.device("cuda", torch.cuda.current_device())
+for name, operator in REGISTRY.items():
+    several = sorted(main_calls(name, "float16"), key=lambda one: operator.cost(**one[1]).bytes)
+    if operator.kernels and several:
+        operator.plan(**draw_inputs(several[0][1], device, 0))[0].run()
+torch.cuda.synchronize()
+"""
+__all__ = ["SUMMARY", "add_arguments", "main", "measure"]
+
+
+def files(cuda: bool) -> list[Path]:
+    """What is run, the shortest first."""
+    found = sorted(TESTS.glob("test_*_kernel.py"), key=lambda path: path.stat().st_size)
+    return found if cuda else [path for path in found if path.name in SMALL]
+
+
+def _tests(made: Session, path: Path) -> None:
+    name = path.name.removeprefix("test_").removesuffix("_kernel.py")
+    labels = {"what": "tests", "group": name}
+    with made.guarded(f"tests {name}", labels):
+        made.need(5)
+        command = [sys.executable, "-m", "pytest", str(path), "-q", "--benchmark-disable", "-p", "no:cacheprovider"]
+        command += ["-k", EXPRESSION if made.cuda else "mutation and not float32"]
+        workers = min(len(os.sched_getaffinity(0)) // 2, 8) if made.cuda else 0
+        command += ["-n", str(workers)]
+        done = _run(command, made.left(), {"TRITON_INTERPRET": "0" if made.cuda else "1"})
+        counts = {what: float(n) for n, what in re.findall(r"(\d+) (passed|failed|errors?|skipped)", done.stdout)}
+        # pytest's 5: nothing was chosen
+        error = "" if done.returncode in (0, 5) else _last_line(done.stdout)
+        made.sink.add(Record(f"tests {name}", labels, values={"exit": float(done.returncode), **counts}, error=error))
+
+
+def _sanitizer(made: Session) -> None:
+    labels = {"what": "compute sanitizer"}
+    tool = shutil.which("compute-sanitizer")
+    if tool is None or not made.cuda:
+        made.sink.note("compute-sanitizer is not installed here, or there is no GPU: not run")
+        return
+    with made.guarded("compute sanitizer", labels):
+        made.need(10)
+        command = [tool, "--error-exitcode", "9", sys.executable, "-c", ONE_CALL]
+        done = _run(command, min(made.left(), SANITIZER_SECONDS), {"TRITON_INTERPRET": "0"})
+        error = "" if done.returncode == 0 else _last_line(done.stdout + done.stderr)
+        values = {"exit": float(done.returncode)}
+        made.sink.add(Record("compute sanitizer", labels, values=values, error=error))
+
+
+def _run(command: list[str], seconds: float, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, so that a kernel that breaks CUDA's context breaks nobody else's."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
+    limit = None if seconds == float("inf") else max(seconds, 1.0)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit, check=False
+    )
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if re.match(r"(FAILED|ERROR|E  |=+ ERROR SUMMARY)", line)]
+    return (lines or text.strip().splitlines() or ["no output"])[-1][:300]
+
+
+def measure(made: Session) -> None:
+    """All groups while there is time; those that have passed are not run again."""
+    for path in files(made.cuda):
+        if not made.sink.has(f"tests {path.name.removeprefix('test_').removesuffix('_kernel.py')}"):
+            _tests(made, path)
+    if not made.sink.has("compute sanitizer"):
+        _sanitizer(made)
+
+
+def table(results: Results) -> list[str]:
+    """A line a group."""
+    return [
+        f"{one.key:<28} {one.error or ', '.join(f'{n:.0f} {what}' for what, n in one.values.items() if what != 'exit')}"
+        for one in results.records
+    ]
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run and print. 1 if anything failed."""
+    with session("correctness", options) as made:
+        measure(made)
+    for line in table(made.sink.results):
+        print(line)
+    return 1 if any(one.error for one in made.sink.results.records) else 0

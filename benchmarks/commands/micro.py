@@ -1,0 +1,186 @@
+"""`python -m benchmarks micro`: each operation at the networks' real shapes, against what else could compute it.
+
+The calls are those of the released networks for one 128x128 image, each once (`calls.py`). Peers: eager PyTorch in the
+same dtype, the same under torch.compile, and the library's kernels where the operation knows them as a configuration.
+On a GPU all are CUDA graph replays on inputs that take turns, so that launching costs nothing and nothing lies in the
+L2. Without a GPU: the cheapest calls of each operation, by its reference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.commands.ceilings import physical
+from benchmarks.measure.results import Results
+from benchmarks.measure.session import Session, session
+from benchmarks.measure.session import add_arguments as add_common
+from benchmarks.measure.timing import Work, graphed, in_a_row, record, rotation
+from benchmarks.subjects.eager import eager, has_eager, in_own_dtype
+from benchmarks.subjects.inputs import draw_inputs
+from benchmarks.subjects.network_calls import main_calls
+from tinysr_kernels.launch.backend import using
+from tinysr_kernels.launch.device import gpu_at
+from tinysr_kernels.launch.plan import Library
+from tinysr_kernels.ops import REGISTRY
+from tinysr_kernels.ops.registry import Cost
+
+SUMMARY = "Each operation at the networks' real shapes against PyTorch eager, torch.compile and the libraries."
+SAMPLES = 20
+PEERS = ("ours", "eager", "compile", "library")
+COMPILE_SECONDS = 4.0
+ON_CPU = 2
+"""Calls of an operation that a CPU measures: the cheapest."""
+Run = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an operation, on meta tensors."""
+
+    op: str
+    dtype: str
+    arguments: Mapping[str, Any]
+
+    @property
+    def cost(self) -> Cost:
+        """FLOPs and least bytes."""
+        return REGISTRY[self.op].cost(**self.arguments)
+
+    @property
+    def key(self) -> str:
+        """Identifies the call."""
+        return f"{self.op} {self.dtype} {self.shapes}"
+
+    def labels(self, peer: str) -> dict[str, str]:
+        """As records carry them."""
+        return {"op": self.op, "dtype": self.dtype, "shapes": self.shapes, "peer": peer}
+
+    @property
+    def shapes(self) -> str:
+        """The tensors' shapes and what else tells calls apart."""
+
+        def of(value: Any) -> str:
+            return "x".join(map(str, value.shape)) if isinstance(value, Tensor) else str(value)
+
+        return " ".join(f"{name}={of(v)}" for name, v in self.arguments.items() if v is not None)
+
+
+def cases(cpu: bool) -> list[Case]:
+    """All calls, those that must take longest first; on a CPU the cheapest of each operation, in float32."""
+    found = []
+    for op in REGISTRY:
+        several = [Case(op, dtype, given) for dtype, given in main_calls(op, "float32" if cpu else None)]
+        several.sort(key=lambda case: (case.cost.bytes, case.cost.flops))
+        found += several[:ON_CPU] if cpu else several
+    return found if cpu else sorted(found, key=lambda case: (-case.cost.bytes, -case.cost.flops))
+
+
+def runs(peer: str, case: Case, inputs: list[dict[str, Any]]) -> list[Run] | None:
+    """The call once for each set of inputs, as the peer computes it; None where it does not."""
+    operator = REGISTRY[case.op]
+    first = next(v for v in inputs[0].values() if isinstance(v, Tensor))
+    if peer == "ours":
+        if first.device.type == "cpu" or operator.kernels is None:
+            return [functools.partial(operator.reference, **one) for one in inputs]
+        # Results lie ready, so that each set of inputs has its own, as cold as they are.
+        return [operator.plan(**one)[0].run for one in inputs]
+    if peer == "library":
+        if operator.kernels is None or first.device.type == "cpu":
+            return None
+        for config in operator.kernels.space(gpu_at(first.device), **inputs[0]):
+            plan = operator.kernels.plan(config, **inputs[0])
+            if any(isinstance(launch, Library) for launch in plan.launches):
+                return [operator.kernels.plan(config, **one).run for one in inputs]
+        return None
+    if not has_eager(case.op):
+        return None
+    functions, own = zip(*(eager(case.op, one) for one in inputs), strict=True)
+    function = torch.compile(functions[0], dynamic=False) if peer == "compile" else functions[0]
+    return [functools.partial(function, **one) for one in own]
+
+
+def measure_call(made: Session, case: Case, peers: tuple[str, ...]) -> None:
+    """One record a peer, all measured in turns."""
+    limits = physical(made)
+    cost = case.cost
+    l2 = torch.cuda.get_device_properties(made.device).L2_cache_size if made.cuda else 0
+    inputs = [draw_inputs(case.arguments, made.device, i) for i in range(rotation(cost.bytes, l2) if made.cuda else 2)]
+    rotated = len(inputs) * cost.bytes >= 2 * l2
+    # Products of 8 bits run at twice the rate of those of 16.
+    least = Cost(cost.flops // 2, cost.bytes) if "fp8" in case.op else cost
+    floor = 1e6 * limits.floor(least, case.dtype == "float32") if limits and rotated else 0.0
+    works: dict[str, Work] = {}
+    for peer in peers:
+        own = in_own_dtype() if peer in ("eager", "compile") else using("auto")
+        with made.guarded(f"{case.key}: {peer}", case.labels(peer)), own:
+            if peer == "compile":
+                made.need(COMPILE_SECONDS)
+            found = runs(peer, case, inputs)
+            if found is not None:
+                works[peer] = graphed(found, floor_us=floor) if made.cuda else in_a_row(found)
+    # Every graph is captured: what runs now no longer asks for backend and dtype. On a CPU all is float32.
+    measured = made.stopwatch.in_turns(works, SAMPLES if made.cuda else 5, made.until)
+    for peer, several in measured.items():
+        values = {"flops": float(cost.flops), "bytes": float(cost.bytes)}
+        one = record(f"{case.key}: {peer}", case.labels(peer), several, works[peer], **values)
+        one.values["tflops"] = cost.flops / one.values["p50_us"] / 1e6
+        one.values["gbs"] = cost.bytes / one.values["p50_us"] / 1e3
+        made.sink.add(one)
+
+
+@torch.inference_mode()
+def measure(made: Session, peers: tuple[str, ...] = PEERS, ops: tuple[str, ...] = ()) -> None:
+    """All cases, or those of some operations, while there is time; what is there already is not repeated."""
+    chosen = [case for case in cases(not made.cuda) if not ops or case.op in ops]
+    for i, case in enumerate(chosen):
+        if made.sink.has(f"{case.key}: ours"):
+            continue
+        if made.left() <= 0:
+            made.cut = True
+            made.sink.note(f"no time was left for {len(chosen) - i} of {len(chosen)} calls, the cheapest")
+            break
+        with made.guarded(f"{case.key}: ours", case.labels("ours")):
+            measure_call(made, case, peers)
+        made.release()
+
+
+def table(results: Results) -> list[str]:
+    """A line a call: what each peer takes, and what ours comes to."""
+    groups: dict[tuple[str, ...], dict[str, dict[str, float]]] = {}
+    for one in results.records:
+        key = tuple(one.labels[name] for name in ("op", "dtype", "shapes"))
+        groups.setdefault(key, {})[one.labels["peer"]] = {} if one.error else one.values
+    lines = [
+        f"{'operation':<24} {'dtype':<9} " + " ".join(f"{p + ' us':>11}" for p in PEERS) + "  of floor   GB/s TFLOP/s"
+    ]
+    for (op, dtype, shapes), peers in groups.items():
+        times = " ".join(f"{peers[p]['p50_us']:>11.2f}" if peers.get(p) else f"{'-':>11}" for p in PEERS)
+        ours = peers.get("ours") or {}
+        share = f"{ours['of_floor']:>8.0%}" if "of_floor" in ours else f"{'-':>8}"
+        rates = f"{ours.get('gbs', 0):>8.0f} {ours.get('tflops', 0):>7.2f}"
+        lines.append(f"{op:<24} {dtype:<9} {times}  {share} {rates}  {shapes[:110]}")
+    return lines
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add_common(parser)
+    parser.add_argument("--op", action="append", choices=sorted(REGISTRY), help="this one alone (repeatable)")
+    parser.add_argument("--peer", action="append", choices=PEERS, help="this one alone (repeatable; all)")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Measure and print. torch.compile needs a C++ compiler on a CPU, and is left out there unless asked for."""
+    with session("micro", options) as made:
+        peers = tuple(options.peer or (p for p in PEERS if made.cuda or p != "compile"))
+        measure(made, peers, tuple(options.op or ()))
+    for line in table(made.sink.results):
+        print(line)
+    return 0

@@ -1,0 +1,1 @@
+"""What is measured: networks, their operator calls, eager PyTorch, teachers and other peers."""

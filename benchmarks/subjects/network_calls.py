@@ -1,0 +1,116 @@
+"""The calls that the real networks make of each operator, on meta tensors: what static, micro and autotune walk.
+
+Taken from the networks' own dispatch, each distinct call once: all families at 128x128 -> 512x512 and at twice that,
+in which TinySR's transformer runs in batches of windows; one and four images; and small networks of awkward widths.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.static.plan import calls
+from benchmarks.subjects.networks import DTYPES, OWN_DTYPE, VARIANTS, network
+from tinysr_kernels.families import FAMILIES
+from tinysr_kernels.ops import REGISTRY
+
+Arguments = dict[str, Any]
+
+SIZES = ((128, 128), (256, 256))
+BATCHES = (1, 4)
+AWKWARD_SIZE = (72, 104)
+LARGE = 256
+"""Rows of an image from which on a norm inside a convolution may pay: it spares the image's own launch and traffic."""
+HALF = torch.float16
+
+
+@dataclass
+class Found:
+    """A call in half precision; main: the dtypes in which a released network makes it for one 128x128 image.
+
+    Each network with its own colour fix, and with wavelet, which users may ask for.
+    """
+
+    arguments: Arguments
+    main: set[str] = field(default_factory=set)
+
+
+@functools.cache
+def found() -> Mapping[str, list[Found]]:
+    """By operator, the distinct calls of all networks."""
+    distinct: dict[str, dict[Any, Found]] = {name: {} for name in REGISTRY}
+    for family in FAMILIES:
+        for variant in VARIANTS[family]:
+            awkward = variant.startswith("awkward")
+            model = network(family, variant, HALF)
+            sizes = (AWKWARD_SIZE,) if awkward else SIZES
+            runs = [(model.color_fix, size, batch) for size in sizes for batch in BATCHES]
+            for color_fix, size, batch in [*runs, ("wavelet", sizes[0], 1)]:
+                model.color_fix = color_fix
+                main = size == SIZES[0] and batch == 1 and variant != "large"
+                for call in calls(model, *size, batch, plan_launches=False):
+                    if call.arguments:
+                        arguments = dict(call.arguments)
+                        one = distinct[call.op].setdefault(_key(arguments), Found(arguments))
+                        one.main |= {OWN_DTYPE[family]} if main else set()
+    for op in ("sepconv", "conv3x3"):
+        for one in list(distinct[op].values()):
+            if one.main and one.arguments["norm_moments"] is None and one.arguments["x"].shape[2] >= LARGE:
+                normed = _normed(one.arguments)
+                distinct[op].setdefault(_key(normed), Found(normed)).main |= one.main
+    return {name: list(by_key.values()) for name, by_key in distinct.items()}
+
+
+def _normed(arguments: Arguments) -> Arguments:
+    """A convolution's call with GroupNorm and SiLU on its way in, which operators offer and no network takes."""
+    x: Tensor = arguments["x"]
+    n, c = x.shape[:2]
+    norm = {"norm_moments": x.new_empty((n, 2, c), dtype=torch.float32), "norm_groups": 1, "norm_eps": 1e-5}
+    norm |= {name: x.new_empty(c, dtype=torch.float32) for name in ("norm_weight", "norm_bias")}
+    return {**arguments, **norm}
+
+
+def _key(arguments: Arguments) -> Any:
+    """Equal for calls whose tensors agree in everything but their values."""
+
+    def of(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.dtype, value.shape, value.stride(), value.storage_offset()
+
+    return tuple((name, of(value)) for name, value in arguments.items())
+
+
+def network_calls(op: str, dtype: torch.dtype) -> Iterator[Arguments]:
+    """All distinct calls of an operator in a compute dtype; what is wider in them stays."""
+    for one in found()[op]:
+        yield _in_dtype(one.arguments, dtype)
+
+
+def main_calls(op: str, dtype: str | None = None) -> Iterator[tuple[str, Arguments]]:
+    """(dtype, call) of the released networks for one 128x128 image, in their own dtypes or in a given one."""
+    for one in found()[op]:
+        for name in sorted(one.main):
+            if dtype is None:
+                yield name, _in_dtype(one.arguments, DTYPES[name])
+        if dtype is not None and one.main:
+            yield dtype, _in_dtype(one.arguments, DTYPES[dtype])
+
+
+def _in_dtype(arguments: Arguments, dtype: torch.dtype) -> Arguments:
+    def convert(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(dtype) if value.dtype == HALF else value
+        return dtype if value is HALF else value
+
+    return {name: convert(value) for name, value in arguments.items()}
+
+
+CALLS: dict[str, Callable[[torch.dtype], Iterator[Arguments]]] = {
+    name: functools.partial(network_calls, name) for name in sorted(REGISTRY)
+}

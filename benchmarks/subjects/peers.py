@@ -1,0 +1,134 @@
+"""What a compiled model is held against: the public structure in PyTorch, run in the ways that users have.
+
+Every peer goes from the uint8 image [N,3,H,W] on the device to the enlarged uint8 image, colors fixed, as ours does.
+LoRA unmerged is how TinySR's public script runs: two products more in every adapted layer, of rank 64.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure.session import Late
+from benchmarks.measure.timing import Work, graphed
+from benchmarks.subjects.models import Model, Reference
+from tinysr_kernels.runtime.compiled import DTYPES, CompiledSR
+
+PEERS = (
+    "eager",
+    "eager, LoRA unmerged",
+    "eager, channels_last",
+    "eager in a CUDA graph",
+    "torch.compile",
+    "torch.compile max-autotune in a CUDA graph",
+)
+RANK = 64
+ADAPTED = ("to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2")
+Step = Callable[[Tensor], Tensor]
+
+
+class Unmerged(nn.Module):
+    """A linear layer beside its low-rank adaptation: W x + b + B (A x)."""
+
+    def __init__(self, base: nn.Linear, rank: int = RANK) -> None:
+        super().__init__()
+        like = {"device": base.weight.device, "dtype": base.weight.dtype}
+        self.base = base
+        self.down = nn.Linear(base.in_features, rank, bias=False, **like)
+        self.up = nn.Linear(rank, base.out_features, bias=False, **like)
+        self.scale = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x)) * self.scale
+
+
+def unmerge(network: nn.Module) -> None:
+    """Put an adaptation beside every layer of a transformer's blocks that the release adapts."""
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.Linear) and any(name.endswith(f".{target}") for target in ADAPTED):
+            network.set_submodule(name, Unmerged(module).requires_grad_(False))
+
+
+def step_of(enlarge: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Step:
+    """From bytes to bytes around what enlarges images in [0,1] of the dtype."""
+
+    def step(image: Tensor) -> Tensor:
+        return enlarge(image.to(dtype) / 255).mul(255).round().to(torch.uint8)
+
+    return step
+
+
+def peer(name: str, made: Model, dtype: str) -> Step:
+    """One of PEERS but for its CUDA graph, which `work_of` makes. ValueError where the family has no such peer."""
+    reference = made.reference(DTYPES[dtype])
+    if name == "eager, LoRA unmerged":
+        if "transformer" not in reference.parts:
+            raise ValueError(f"{made.family} is released without LoRA")
+        unmerge(reference.parts["transformer"])
+    if name == "eager, channels_last":
+        _channels_last(reference)
+    step = step_of(reference, DTYPES[dtype])
+    if name == "torch.compile":
+        return torch.compile(step, dynamic=False)
+    if name.startswith("torch.compile max-autotune"):
+        _channels_last(reference)
+        return torch.compile(step, dynamic=False, mode="max-autotune-no-cudagraphs")
+    return step
+
+
+def _channels_last(reference: Reference) -> None:
+    for part in reference.parts.values():
+        part.to(memory_format=torch.channels_last)
+
+
+def work_of(name: str, step: Step, image: Tensor) -> Work:
+    """The step on this image: launched by the host, or as one CUDA graph where the peer's name says so."""
+    if name.endswith("in a CUDA graph"):
+        return graphed([lambda: step(image)], 1, keep=(step, image))
+    return Work(lambda: step(image), keep=(step, image))
+
+
+def host_work(step: Step, image: Tensor) -> Work:
+    """From a uint8 image in host memory to one in host memory, by the host's clock."""
+    host, device = image.cpu(), image.device
+    return Work(lambda: step(host.to(device)).cpu(), host=True, keep=(step, image))
+
+
+def ours_on_device(model: CompiledSR, image: Tensor) -> Work:
+    """The compiled model from bytes to bytes on the device: replays of the graph that serves such images."""
+    for _ in range(3):  # captured when it comes again
+        model.enlarge(image)
+    held = list(model._runner.graphs._held.values())
+    if held and model._runner.graphs.statistics.replays:
+        return Work(held[-1].graph.replay, keep=(model, image))
+    return Work(lambda: model.enlarge(image), keep=(model, image))
+
+
+def ours_from_host(model: CompiledSR, image: Tensor) -> Work:
+    """As users call it: a numpy image [N,H,W,3] in, one out."""
+    pictures: Any = image.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return Work(lambda: model(pictures), host=True, keep=(model, pictures))
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Inside, `Late` is raised after so many seconds, wherever Python is (of the main thread)."""
+
+    def stop(*_: Any) -> None:
+        raise Late(f"took longer than the {seconds:.0f} s that were left for it")
+
+    if seconds == float("inf"):
+        yield
+        return
+    kept = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, kept)

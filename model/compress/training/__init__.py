@@ -1,0 +1,1 @@
+"""What the recipe's stages of training share: optimizer, losses, LoRA layers, training pairs."""

@@ -1,0 +1,246 @@
+"""The command: what it writes where, what it says, and its exit codes. With a model that repeats pixels."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+import tinysr_kernels
+from tests import ROOT
+from tests.runtime.pictures import FakeModel, picture
+from tinysr_kernels.cli.main import main
+from tinysr_kernels.errors import CheckpointError, InputError
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Replaces compile(); the arguments of its calls."""
+    calls = []
+
+    def fake(checkpoint, **options):
+        calls.append((checkpoint, options))
+        if checkpoint == "broken":
+            raise CheckpointError("broken: no such checkpoint")
+        return FakeModel()
+
+    monkeypatch.setattr(tinysr_kernels, "compile", fake)
+    monkeypatch.setattr(tinysr_kernels, "describe", lambda path: {"family": "fake", "notices": ["one", "two"]})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # restored afterwards
+    return calls
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "in").mkdir()
+    picture("RGB", 3, 2).save(tmp_path / "in" / "a.png")
+    picture("CMYK", 3, 2).save(tmp_path / "in" / "b.jpg")
+    (tmp_path / "in" / "notes.txt").write_text("remember the milk")
+    return tmp_path
+
+
+def upscale(*arguments: object) -> int:
+    return main(["upscale", "--model", "demo", *map(str, arguments)])
+
+
+def test_one_file(compiled, folder, capsys):
+    assert upscale(folder / "in" / "a.png", "-o", folder / "b.png") == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{folder / 'b.png'}\n"
+    assert captured.err == ""
+    with Image.open(folder / "b.png") as image:
+        assert image.size == (12, 8)
+
+
+def test_a_folder_with_a_file_that_is_no_picture(compiled, folder, capsys):
+    assert upscale(folder / "in", "-o", folder / "out", "--report", folder / "report.jsonl") == 1
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [str(folder / "out" / "a.png"), str(folder / "out" / "b.jpg")]
+    assert captured.err.splitlines() == [
+        f"tinysr: {folder / 'in' / 'b.jpg'}: CMYK was converted to RGB",
+        f"tinysr: error: {folder / 'in' / 'notes.txt'}: not an image but text, beginning with 'remember the milk'",
+        "tinysr: 2 done, 1 failed",
+    ]
+    lines = [json.loads(line) for line in (folder / "report.jsonl").read_text().splitlines()]
+    assert [line["status"] for line in lines] == ["done", "done", "failed"]
+
+
+def test_quiet_leaves_errors_only(compiled, folder, capsys):
+    assert upscale(folder / "in", "-o", folder / "out", "--quiet") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_resuming_loads_no_model_where_nothing_is_left(compiled, folder, capsys):
+    upscale(folder / "in", "-o", folder / "out")
+    assert len(compiled) == 1
+    (folder / "in" / "notes.txt").unlink()
+    assert upscale(folder / "in", "-o", folder / "out", "--skip-existing") == 0
+    assert len(compiled) == 1
+    assert "0 done, 2 there already" in capsys.readouterr().err
+
+
+def test_strict_stops_and_says_what_was_not_tried(compiled, folder, capsys):
+    (folder / "in" / "0.txt").write_text("first of all")
+    assert upscale(folder / "in", "-o", folder / "out", "--strict") == 1
+    assert "0 done, 1 failed, 3 not tried" in capsys.readouterr().err
+
+
+def test_arguments_reach_the_model_and_the_encoder(compiled, folder):
+    options = (
+        "--device cpu --dtype float32 --quantize fp8 --color-fix wavelet --scale 4 --tile 64 --format webp --lossless"
+    )
+    assert upscale(folder / "in" / "a.png", "-o", folder / "out", *options.split()) == 0
+    given = {"device": "cpu", "dtype": "float32", "quantize": "fp8", "color_fix": "wavelet", "upscale": 4, "tile": 64}
+    assert compiled == [("demo", given)]
+    with Image.open(folder / "out" / "a.webp") as image:
+        assert image.size == (12, 8)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["upscale"],
+        ["upscale", "a.png", "--model", "demo"],
+        ["upscale", "a.png", "-o", "b.png"],
+        ["upscale", "a.png", "-o", "b.png", "--model", "demo", "--quality", "0"],
+        ["upscale", "a.png", "-o", "b.png", "--model", "demo", "--frame", "-1"],
+        ["upscale", "a.png", "-o", "b.png", "--model", "demo", "--dtype", "int8"],
+        ["nonsense"],
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(arguments)
+    assert leaving.value.code == 2
+    assert "usage: tinysr" in capsys.readouterr().err
+
+
+def test_errors_before_the_first_file_exit_with_2(compiled, folder, capsys, monkeypatch):
+    source = folder / "in" / "a.png"
+    assert main(["upscale", str(source), "-o", str(folder / "b.png"), "--model", "broken"]) == 2
+    assert capsys.readouterr().err == "tinysr: error: broken: no such checkpoint\n"
+    assert upscale(source, "-o", folder / "b.gif") == 2
+    assert upscale(folder / "in", "-o", folder / "b.png") == 2
+    assert upscale(source, "-o", folder / "b.png", "--report", folder / "no" / "report") == 2
+    assert upscale(source, "-o", folder / "b.png", "--report", source) == 2
+    with Image.open(source) as image:
+        assert image.size == (3, 2)
+
+    def refuse(*_arguments, **_options):
+        raise InputError("tile must be a whole number of at least 16")
+
+    monkeypatch.setattr(tinysr_kernels, "compile", refuse)
+    assert upscale(source, "-o", folder / "b.png", "--tile", "1") == 2
+    assert not (folder / "b.png").exists()
+
+
+def test_missing_inputs_exit_with_1(compiled, folder, capsys):
+    assert upscale(folder / "none.png", folder / "in" / "a.png", "-o", folder / "out") == 1
+    captured = capsys.readouterr()
+    assert "none.png: no such file" in captured.err
+    assert "1 done, 1 failed" in captured.err
+    (folder / "empty").mkdir()
+    assert upscale(folder / "empty", "-o", folder / "out") == 1
+    assert "the folder is empty" in capsys.readouterr().err
+
+
+def test_interruption_exits_with_130(compiled, folder, capsys, monkeypatch):
+    def interrupt(self, rgb):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeModel, "enlarge", interrupt)
+    assert upscale(folder / "in", "-o", folder / "out", "--report", folder / "report.jsonl") == 130
+    assert "--skip-existing goes on" in capsys.readouterr().err
+    assert json.loads((folder / "report.jsonl").read_text())["status"] == "interrupted"
+
+
+def test_info(compiled, capsys):
+    assert main(["info", "demo"]) == 0
+    assert capsys.readouterr().out == "family   fake\nnotices  one\n         two\n"
+    assert main(["info", "demo", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notices"] == ["one", "two"]
+
+
+def test_convert(compiled, tmp_path, capsys):
+    assert main(["convert", "demo", str(tmp_path / "out.safetensors"), "--dtype", "float16"]) == 0
+    assert (tmp_path / "out.safetensors").read_bytes() == b"weights"
+    assert compiled == [("demo", {"device": "cpu", "dtype": "float16", "quantize": None})]
+    same = str(tmp_path / "out.safetensors")
+    assert main(["convert", same, same]) == 2
+    assert main(["convert", "demo", str(tmp_path / "no" / "out.safetensors")]) == 2
+
+
+def test_env_tells_versions_and_nothing_private(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/someone-secret")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/home/someone-secret/cache")
+    assert main(["env"]) == 0
+    text = capsys.readouterr().out
+    for word in ("tinysr-kernels", "python", "torch", "pillow", "free memory", "~/cache"):
+        assert word in text
+    assert "someone-secret" not in text
+    assert main(["env", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tinysr-kernels"] == tinysr_kernels.__version__
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def test_help_loads_neither_torch_nor_images():
+    script = (
+        "import sys; from tinysr_kernels.cli.main import main\n"
+        "try: main(['upscale', '--help'])\n"
+        "except SystemExit as leaving: assert leaving.code == 0\n"
+        "print(sorted({'torch', 'numpy', 'PIL', 'triton', 'tqdm'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    version = subprocess.run(
+        [sys.executable, "-m", "tinysr_kernels.cli.main", "--version"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert version.stdout.strip() == f"tinysr {tinysr_kernels.__version__}"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_leave_whole_files_and_their_exit_code(folder, number, code):
+    script = f"""
+import sys, time
+import tinysr_kernels
+from tests.runtime.pictures import FakeModel
+from tinysr_kernels.cli.main import main
+class Slow(FakeModel):
+    def enlarge(self, rgb):
+        if self.calls:
+            print("second", flush=True)
+            time.sleep(60)
+        return super().enlarge(rgb)
+tinysr_kernels.compile = lambda *_, **__: Slow()
+sys.exit(main(["upscale", {str(folder / "in")!r}, "-o", {str(folder / "out")!r}, "--model", "x",
+                   "--report", {str(folder / "report.jsonl")!r}]))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    while process.stdout.readline().strip() != "second":
+        assert process.poll() is None
+    time.sleep(0.1)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == code
+    assert [path.name for path in (folder / "out").iterdir()] == ["a.png"]
+    lines = [json.loads(line) for line in (folder / "report.jsonl").read_text().splitlines()]
+    assert [line["status"] for line in lines] == ["done", "interrupted"]

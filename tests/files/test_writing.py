@@ -1,0 +1,253 @@
+"""Written files: metadata travels, formats hold what they can, and a file appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from tests import ROOT
+from tests.runtime import pictures
+from tests.runtime.pictures import bytes_of, enlarge_file, exif, noise, picture, put, repeated
+from tinysr_kernels.errors import InputError
+from tinysr_kernels.files import picture_io
+from tinysr_kernels.files.bit16 import encode_png
+from tinysr_kernels.files.encode import Encoding, has_alpha, unfit, writable
+from tinysr_kernels.files.picture_io import read_picture, write_bytes, write_picture
+from tinysr_kernels.runtime.images.metadata import Metadata, collect
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="6" tiff:ImageWidth="9">'
+    b"<exif:PixelYDimension>7</exif:PixelYDimension></r></x:xmpmeta>"
+)
+
+
+# Metadata
+
+
+@pytest.mark.parametrize("source", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("target", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("sixteen", [False, True])
+def test_metadata_travels(tmp_path, source, target, sixteen):
+    profile = pictures.matrix_profile()
+    given_ = Metadata(exif=exif().tobytes(), xmp=XMP, icc=profile, dpi=(300, 300))
+    write_picture(tmp_path / f"a{source}", noise(9, 7, 3, "uint16" if sixteen else "uint8"), given_)
+    enlarge_file(tmp_path / f"a{source}", tmp_path / f"b{target}")
+    with Image.open(tmp_path / f"b{target}") as image:
+        image.load()
+        found = image.getexif()
+        assert image.size == (36, 28)
+        assert found.get(0x0112, 1) == 1
+        assert found[0x010F] == "maker"
+        assert found.get_ifd(0x8769)[0xA002] == 36
+        assert found.get_ifd(0x8769)[0xA003] == 28
+        assert found.get_ifd(0x8825)[1] == "N"
+        assert image.info["icc_profile"] == profile
+        if ".webp" not in (source, target):  # it has no place for a resolution
+            assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+        packet = collect(image).xmp
+        assert packet is not None
+        assert b'tiff:Orientation="6"' not in packet
+        assert b'tiff:ImageWidth="36"' in packet
+        assert b"<exif:PixelYDimension>28<" in packet
+
+
+def test_stripping_leaves_the_profile_alone(tmp_path):
+    given_ = Metadata(exif=exif(1).tobytes(), xmp=XMP, icc=pictures.matrix_profile(), dpi=(300, 300))
+    for suffix in (".jpg", ".png", ".webp", ".tif"):
+        write_picture(tmp_path / f"a{suffix}", noise(4, 5), given_, Encoding(strip=True))
+        with Image.open(tmp_path / f"a{suffix}") as image:
+            image.load()
+            found = collect(image)
+        assert found.icc == given_.icc
+        assert found.xmp is None
+        assert found.dpi is None
+        assert found.exif is None or b"maker" not in found.exif
+
+
+def test_storage_tags_of_a_tiff_do_not_leak(tmp_path):
+    write_picture(tmp_path / "a.tif", noise(4, 5), Metadata(exif=exif(1).tobytes()))
+    enlarge_file(tmp_path / "a.tif", tmp_path / "b.jpg")
+    with Image.open(tmp_path / "b.jpg") as image:
+        assert not {256, 257, 258, 259, 273, 277, 278, 279, 317} & set(image.getexif())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_exif_costs_a_notice_not_the_picture(tmp_path, caplog):
+    path = put(tmp_path, "a.jpg", bytes_of(picture("RGB", 8, 8), "JPEG", exif=b"Exif\0\0MM\0\x2a\xff\xff\xff\xff"))
+    enlarge_file(path, tmp_path / "b.jpg")
+    assert read_picture(tmp_path / "b.jpg").size == (32, 32)
+
+
+def test_long_metadata_is_left_out_of_jpeg_with_a_notice(tmp_path, caplog):
+    long = Image.Exif()
+    long[0x9286] = b"x" * 70000
+    write_picture(tmp_path / "a.jpg", noise(4, 5), Metadata(exif=long.tobytes(), xmp=b"<x>" + b"x" * 70000))
+    assert "EXIF is too long" in caplog.text
+    assert "XMP is too long" in caplog.text
+    assert read_picture(tmp_path / "a.jpg").size == (5, 4)
+
+
+def test_a_grey_profile_is_applied_where_the_format_is_rgb_only(tmp_path):
+    given_ = Metadata(icc=pictures.grey_profile(1.0))
+    write_picture(tmp_path / "a.webp", np.full((4, 5, 1), 128, np.uint8), given_, Encoding(lossless=True))
+    with Image.open(tmp_path / "a.webp") as image:
+        assert "icc_profile" not in image.info
+        assert image.convert("RGB").getpixel((0, 0)) == (188, 188, 188)  # linear 128/255 in sRGB
+
+
+# Writing
+
+
+@pytest.mark.parametrize("mode", sorted(pictures.MODES))
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp", ".avif"])
+def test_every_mode_goes_into_every_format_or_is_refused(tmp_path, mode, suffix):
+    if not writable(suffix):
+        pytest.skip("this Pillow lacks the format")
+    image = picture(mode, 9, 7)
+    path = tmp_path / f"a{suffix}"
+    reason = unfit(suffix, image.size, has_alpha(image))
+    if reason:
+        with pytest.raises(InputError, match="write PNG instead"):
+            write_picture(path, image)
+        assert not path.exists()
+    else:
+        write_picture(path, image)
+        assert read_picture(path).size == (9, 7)
+
+
+def test_opaque_alpha_goes_into_jpeg(tmp_path):
+    pixels = noise(5, 6, 4)
+    pixels[..., 3] = 255
+    write_picture(tmp_path / "a.jpg", Image.fromarray(pixels))
+    assert read_picture(tmp_path / "a.jpg").mode == "RGB"
+
+
+@pytest.mark.parametrize(("suffix", "longest"), [(".jpg", 65500), (".webp", 16383)])
+def test_the_limits_are_those_of_the_encoders(tmp_path, suffix, longest):
+    assert unfit(suffix, (longest, 1), False) is None
+    write_picture(tmp_path / f"a{suffix}", Image.new("RGB", (longest, 1)))
+    assert unfit(suffix, (1, longest + 1), False)
+    with pytest.raises(InputError, match=str(longest)):
+        write_picture(tmp_path / f"b{suffix}", Image.new("RGB", (1, longest + 1)))
+
+
+def test_quality_and_subsampling(tmp_path):
+    image = Image.fromarray(noise(64, 64))
+    sizes = {}
+    for quality in (30, 95):
+        write_picture(tmp_path / "a.jpg", image, None, Encoding(quality=quality))
+        sizes[quality] = (tmp_path / "a.jpg").stat().st_size
+    assert sizes[30] < sizes[95]
+    with Image.open(tmp_path / "a.jpg") as read:
+        assert {layer[1:3] for layer in read.layer} == {(1, 1)}  # 4:4:4
+    write_picture(tmp_path / "a.webp", image, None, Encoding(lossless=True))
+    assert np.array_equal(np.asarray(read_picture(tmp_path / "a.webp").image), np.asarray(image))
+
+
+def test_unknown_suffixes_are_refused(tmp_path):
+    for name in ("a.xyz", "a", "a.gif"):
+        with pytest.raises(InputError, match="cannot write"):
+            write_picture(tmp_path / name, noise(2, 2))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="mode F"):
+        write_picture(tmp_path / "a.png", Image.new("F", (2, 2)))
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt(), SystemExit(143), MemoryError()])
+@pytest.mark.parametrize("where", ["encode", "replace", "write"])
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch, error, where):
+    target = put(tmp_path, "a.png", b"as it was")
+
+    def fail(*_arguments, **_options):
+        raise error
+
+    if where == "encode":
+        monkeypatch.setattr(Image.Image, "save", fail)
+    elif where == "replace":
+        monkeypatch.setattr(picture_io.os, "replace", fail)
+    else:
+        opened = open
+
+        def broken(path, mode="r", *arguments, **options):
+            stream = opened(path, mode, *arguments, **options)
+            if "x" not in mode:
+                return stream
+            stream.write(b"half of it")
+            stream.close()
+            return fail()
+
+        monkeypatch.setattr("builtins.open", broken)
+    with pytest.raises(type(error)):
+        write_picture(target, noise(4, 4))
+    monkeypatch.undo()
+    assert target.read_bytes() == b"as it was"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_killed_while_writing_no_picture_is_left(tmp_path):
+    script = f"""
+import time
+from tinysr_kernels.files import picture_io
+def replace(a, b):
+    print("ready", flush=True)
+    time.sleep(60)
+picture_io.os.replace = replace
+picture_io.write_bytes(picture_io.Path({str(tmp_path / "a.png")!r}), b"x" * 100000)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment())
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == b"ready"
+    process.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+    process.wait()
+    process.stdout.close()
+    left = list(tmp_path.iterdir())
+    assert not (tmp_path / "a.png").exists()
+    assert all(path.name.startswith(".") and path.suffix == ".part" for path in left)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def test_permissions_and_links(tmp_path):
+    if os.name == "nt":
+        pytest.skip("POSIX permissions")
+    mask = os.umask(0o022)
+    try:
+        write_bytes(tmp_path / "a.png", b"x")
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == 0o644
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    write_bytes(tmp_path / "link.png", b"y")
+    assert (tmp_path / "link.png").is_symlink()
+    assert (tmp_path / "a.png").read_bytes() == b"y"
+
+
+def test_srgb_pictures_skip_the_conversion_and_keep_the_profile(tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    pixels = noise(5, 6)
+    write_picture(tmp_path / "a.png", pixels, Metadata(icc=profile))
+    enlarge_file(tmp_path / "a.png", tmp_path / "b.png")
+    found = read_picture(tmp_path / "b.png")
+    assert found.metadata.icc == profile
+    assert np.array_equal(np.asarray(found.image), repeated(pixels))
+
+
+def test_reading_does_not_keep_files_open(tmp_path):
+    for name, data in (
+        ("a.png", encode_png(noise(4, 4, 3, "uint16"), Metadata())),
+        ("a.jpg", bytes_of(picture("RGB", 4, 4), "JPEG")),
+    ):
+        read_picture(put(tmp_path, name, data))
+    if Path("/proc/self/fd").exists():
+        names = [os.path.realpath(entry) for entry in Path("/proc/self/fd").iterdir()]
+        assert not [name for name in names if name.startswith(str(tmp_path))]

@@ -1,0 +1,204 @@
+"""Stages of training: interrupted and resumed they end where an uninterrupted one ends."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from model.compress.training.losses import Critic, detect, perceptual, structure_distance
+from model.compress.training.stage import Device, Losses, Stage, StageSettings, checkpointed, rate
+from model.compress.vae.train import with_critic
+from tests import ROOT
+from tests.model.compress import two_processes
+
+SETTINGS = StageSettings(7, 1e-2, 4, warmup=2, save_every=3, log_every=2, ema=0.9)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stage(folder: Path, settings: StageSettings = SETTINGS, **about: object) -> tuple[Stage, nn.Module, Critic]:
+    torch.manual_seed(0)
+    network, critic = nn.Conv2d(3, 3, 3, padding=1), Critic(4)
+    return Stage("test", folder, settings, {"network": network}, critic=critic, about=about), network, critic
+
+
+def objective(network: nn.Module, critic: Critic, stop: int | None = None) -> object:
+    def losses(step: int) -> Losses:
+        if step == stop:
+            raise Interrupted
+        x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(step))
+        fake = network(x)
+        return with_critic((fake - x).abs().mean(), {}, critic, fake, x, 0.3)
+
+    return losses
+
+
+def train(folder: Path, stop: int | None = None) -> nn.Module:
+    own, network, critic = stage(folder)
+    own.run(objective(network, critic, stop))  # type: ignore[arg-type]
+    return network
+
+
+@pytest.mark.parametrize("stop", [3, 4])
+def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(tmp_path: Path, stop: int) -> None:
+    whole = train(tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(tmp_path / "torn", stop)
+    resumed = train(tmp_path / "torn")
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+    again = train(tmp_path / "whole")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    entries = [json.loads(line) for line in (tmp_path / "whole/test.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [2, 4, 6, 7]
+    assert entries[-1].keys() >= {"loss", "adversarial", "critic", "seconds"}
+
+
+@pytest.mark.parametrize("changed", [{"learning_rate": 1.0}, {"steps": 9}, {"precision": "bfloat16"}])
+def test_another_configuration_is_refused(tmp_path: Path, changed: dict[str, object]) -> None:
+    train(tmp_path)
+    own = stage(tmp_path, replace(SETTINGS, **changed))[0]
+    with pytest.raises(ValueError, match=f"another configuration .*{next(iter(changed))}"):
+        own.resume()
+    with pytest.raises(ValueError, match="weights: None there, 3 here"):
+        stage(tmp_path, weights=3)[0].resume()
+    other = Stage("test", tmp_path, SETTINGS, {"network": nn.Conv2d(3, 4, 3)})
+    with pytest.raises(ValueError, match="shapes differ"):
+        other.resume()
+
+
+def test_observation_sees_the_averaged_weights_and_changes_nothing(tmp_path: Path) -> None:
+    own, network, critic = stage(tmp_path)
+    seen: list[torch.Tensor] = []
+
+    def observe(step: int) -> dict[str, float]:
+        seen.append(next(network.parameters()).detach().clone())
+        return {"psnr": float(step)}
+
+    own.run(objective(network, critic), observe=observe)  # type: ignore[arg-type]
+    assert len(seen) == 3
+    assert torch.equal(seen[-1], next(network.parameters()))
+    plain = train(tmp_path / "plain")
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), network.parameters(), strict=True))
+
+
+def test_frozen_weights_are_not_stored(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    network[0].requires_grad_(False)
+    own = Stage("test", tmp_path, SETTINGS, {"network": network})
+    own.save()
+    assert torch.load(own.path)["trained"]["network"].keys() == {"1.weight", "1.bias"}
+    network.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to train"):
+        Stage("test", tmp_path, SETTINGS, {"network": network})
+
+
+def test_settings() -> None:
+    with pytest.raises(ValueError, match="precision must be one of"):
+        StageSettings(1, 1.0, 1, precision="float8")
+    with pytest.raises(ValueError, match="batch >= 1"):
+        StageSettings(1, 1.0, 0)
+    rates = [rate(step, SETTINGS) for step in range(7)]
+    assert rates[0] == pytest.approx(5e-3)
+    assert max(rates) == rates[1] == rates[2]
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert rate(6, replace(SETTINGS, constant=True)) == 1e-2
+
+
+def test_checkpointed_blocks_give_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.GELU()) for _ in range(3))
+    x = torch.randn(2, 4)
+
+    def gradients(enabled: bool) -> list[torch.Tensor]:
+        with checkpointed(blocks, enabled):
+            y = x
+            for block in blocks:
+                y = block(y)
+            return list(torch.autograd.grad(y.square().sum(), list(blocks.parameters())))
+
+    assert all(torch.equal(a, b) for a, b in zip(gradients(False), gradients(True), strict=True))
+    assert "forward" not in vars(blocks[0])
+
+
+def test_a_non_finite_gradient_leaves_the_weights_alone(tmp_path: Path) -> None:
+    network = nn.Linear(2, 1)
+    before = network.weight.detach().clone()
+    own = Stage("test", tmp_path, replace(SETTINGS, ema=0.0), {"network": network})
+    own.advance(lambda step: Losses(network(torch.full((1, 2), float("inf"))).sum(), {}))
+    assert torch.equal(network.weight, before)
+
+
+# --------------------------------------------------------------------------------------------------------------- losses
+def test_the_substitute_orders_pictures_as_eyes_do() -> None:
+    name, distance = perceptual()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(1, 3, 64, 64, generator=generator) * 2 - 1
+    x = nn.functional.avg_pool2d(x, 3, 1, 1)
+    assert "substitute" in name or "VGG" in name
+    assert float(structure_distance(x, x)) == pytest.approx(0, abs=1e-6)
+    blurred = nn.functional.avg_pool2d(x, 5, 1, 2)
+    assert float(distance(blurred, x)) > float(distance(0.9 * x + 0.1 * blurred, x)) > 0
+
+
+def test_the_critic_learns_to_tell_pictures_from_noise() -> None:
+    torch.manual_seed(0)
+    critic = Critic(4)
+    optimiser = torch.optim.Adam(critic.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(20):
+        real, fake = torch.ones(4, 3, 16, 16) * torch.rand(4, 3, 1, 1), torch.randn(4, 3, 16, 16)
+        loss = detect(critic, real, fake)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+# ---------------------------------------------------------------------------------------------------- several processes
+def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
+    """Gradients are averaged: two halves of a batch give the whole batch's steps; one process writes the files."""
+    pytest.importorskip("accelerate")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    two_processes.main(tmp_path / "one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = Path(two_processes.__file__)
+    root = str(ROOT)
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path / "two")],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (wanted, alone), (first, both), (second, _) = (
+        torch.load(tmp_path / name) for name in ("one/0.pt", "two/0.pt", "two/1.pt")
+    )
+    assert (alone, both) == (1, 2)
+    for name, tensor in wanted.items():
+        assert torch.equal(first[name], second[name])
+        assert torch.allclose(first[name], tensor, atol=1e-6)
+    assert len((tmp_path / "two/two.jsonl").read_text().splitlines()) == 1
+
+
+def test_several_processes_without_accelerate_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="need the package accelerate"):
+        Device()

@@ -1,0 +1,112 @@
+"""sepconv's kernels in both forms, on every case of the operator."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from tests.ops.conv import test_sepconv
+from tests.ops.kernel_contract import KernelContract
+from tinysr_kernels.ops.conv.kernels import sepconv as sepconv_kernel
+from tinysr_kernels.ops.conv.sepconv import Config
+from tinysr_kernels.ops.norm.kernels import channel_moments as moments_kernel
+
+
+class TestSepconvKernels(KernelContract):
+    contract = test_sepconv.TestSepconv
+    kernels = sepconv_kernel
+    # Small blocks, so that these small images have several of each kind and ragged ends.
+    configs: ClassVar = {
+        "march": Config("march", rows=2, pixels=16, channels=256, outputs=32, warps=4, stages=1),
+        "tile": Config("tile", rows=1, pixels=16, channels=32, outputs=64, warps=4, stages=2),
+    }
+    mutations: ClassVar = {
+        "dropped row, march": ("lower += v * _tap", "lower += 0.0 * v * _tap"),
+        "rows mixed up, march": (
+            "zero, below, above,\n                True, True, True",
+            "zero, above, below,\n                True, True, True",
+        ),
+        "no row above, march": (
+            "zero, above, zero,\n            True, True, False",
+            "zero, zero, zero,\n            True, True, False",
+        ),
+        "stride 1 for 2, march": (
+            "chan, height, width, center, gain, shift, zero, zero, above",
+            "chan, height, width, center, gain, shift, zero, zero, zero",
+        ),
+        "dropped row, tile": ("for i in tl.static_range(3)", "for i in tl.static_range(2)"),
+        "no left border": ("(column >= 0) & (column < limit)", "(column < limit)"),
+        "no right border": ("(column >= 0) & (column < limit)", "(column >= 0) & (limit > 0)"),
+        "no lower border, march": ("limit = tl.where((row >= 0) & (row < height)", "limit = tl.where((row >= 0)"),
+        "no upper border, tile": ("limit = tl.where((row + i >= 0) & (", "limit = tl.where(("),
+        "ones outside": (
+            "mask=inside[:, None] & (chan[None, :] < CHANNELS), other=0.0)",
+            "mask=inside[:, None] & (chan[None, :] < CHANNELS), other=1.0)",
+        ),
+        "transposed taps": (
+            "tl.load(depthwise + NUMBER * CHANNELS + chan",
+            "tl.load(depthwise + (NUMBER % 3 * 3 + NUMBER // 3) * CHANNELS + chan",
+        ),
+        "no bias": ("v = acc + beta", "v = acc"),
+        "residual always inside": (
+            "v = activate(v, ACTIVATION) + other",
+            "v = activate(other + v, ACTIVATION)",
+        ),
+        "no skip": ("if skip is not None:", "if skip is not None and FIRST < 0:"),
+        "shortcut's columns for skip": ("weight = shortcut_weight + FIRST", "weight = shortcut_weight"),
+        "enlarged by one": (
+            "((row >> 1) - (first >> 1)) * (width // 2) + (column >> 1)",
+            "((row >> 1) - (first >> 1)) * (width // 2) + (column >> 1) + 1",
+        ),
+        "second sample reads the first": (
+            "sample = tl.program_id(2).to(tl.int64)\n    chan",
+            "sample = tl.program_id(2).to(tl.int64) * 0\n    chan",
+        ),
+        "norm behind the padding": (
+            "return tl.where(inside[:, None], normed(v, center, gain, shift, v.dtype != tl.float32), 0.0)",
+            "return normed(v, center, gain, shift, v.dtype != tl.float32)",
+        ),
+        "norm without SiLU": ("y += y * _tanh(y)", "y += y"),
+        "sigmoid of twice as much": ("y += y * _tanh(y)", "y += y * _tanh(2.0 * y)"),
+        "channels for groups": ("chan // WIDTH * WIDTH", "chan"),
+        "means of a group not spread": ("variance + deviation * deviation", "variance"),
+        "norm of the first sample": ("moments + sample * 2 * channels + member", "moments + sample * 0 + member"),
+        "no shift of the norm": (
+            "shift = tl.load(norm_bias + chan, mask=chan < CHANNELS",
+            "shift = tl.load(norm_bias + chan, mask=chan < 0",
+        ),
+        "no eps": ("/ WIDTH, eps)", "/ WIDTH, 0.0)"),
+    }
+
+
+class TestSepconvMomentsKernels(KernelContract):
+    contract = test_sepconv.TestSepconvMoments
+    kernels = sepconv_kernel
+    configs: ClassVar = TestSepconvKernels.configs
+    mutations: ClassVar = {
+        "the last row alone": ("count, mean, squares = joined(count,", "count, mean, squares = joined(0.0 * count,"),
+        "pixels outside counted": (
+            "more, more_mean, more_squares = of_tile(stored.to(tl.float32), inside)",
+            "more, more_mean, more_squares = of_tile(stored, column >= 0)",
+        ),
+        "pixels behind the end counted": (
+            "count, mean, squares = of_tile(stored.to(tl.float32), inside)",
+            "count, mean, squares = of_tile(stored, pixel >= 0)",
+        ),
+        "rows not merged": ("squares + more_squares + delta * delta", "squares + more_squares + 0.0 * delta"),
+        "deviations from zero": ("v - mean[None, :], 0.0)", "v, 0.0)"),
+        "a third of the numbers": ("sample * 3 * outputs * parts", "sample * outputs * parts"),
+        "wrong channel": ("outs.to(tl.int64) * parts + part", "outs.to(tl.int64) * parts"),
+    }
+
+
+class TestMergeOfMoments(KernelContract):
+    contract = test_sepconv.TestSepconvMoments
+    kernels = moments_kernel
+    configs: ClassVar = TestSepconvKernels.configs
+    mutations: ClassVar = {
+        "unweighted": ("weighted += count * (", "weighted += 1.0 * ("),
+        "between parts nothing": ("+ count * deviation * deviation", "+ 0.0 * count"),
+        "within parts nothing": ("squares += tl.load", "squares += 0.0 * tl.load"),
+        "sum for variance": ("tl.sum(squares, 0) / pixels)", "tl.sum(squares, 0))"),
+        "swapped": ("scratch_mean + sample * stride + chan, mean)", "scratch_mean + sample * stride + chan, pixels)"),
+    }

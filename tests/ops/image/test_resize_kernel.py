@@ -1,0 +1,30 @@
+"""resize_bicubic's kernel, on every case of the operator."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from tests.ops.image import test_resize
+from tests.ops.kernel_contract import KernelContract
+from tinysr_kernels.ops.image.kernels import resize as resize_kernel
+from tinysr_kernels.ops.image.resize import Config
+
+
+class TestResizeKernels(KernelContract):
+    contract = test_resize.TestResizeBicubic
+    kernels = resize_kernel
+    configs: ClassVar = {"several blocks": Config(lanes=16, steps=2, warps=1)}
+    mutations: ClassVar = {
+        "other kernel": ("((-0.75 * before + 3.75)", "((-0.5 * before + 3.75)"),
+        "border": (
+            "tl.minimum(tl.maximum(row, 0), height - 1)",
+            "tl.minimum(row * row, height - 1)",
+        ),
+        "the next column": ("c2 = tl.minimum(left + 1, width - 1)", "c2 = tl.minimum(left + 2, width - 1)"),
+        "no scale": ("v * mul + add", "v + add"),
+        "no offset": ("v * mul + add", "v * mul"),
+        "a row lost": ("        upper = lower\n", "        upper = upper\n"),
+        "half a pixel off": ("column = lane // channels - HALF", "column = lane // channels"),
+        "one channel": ("(lane % channels).to(tl.int64) * channel_stride", "(lane % 1).to(tl.int64) * channel_stride"),
+        "one sample": ("x += sample * sample_stride", "x += 0 * sample * sample_stride"),
+    }

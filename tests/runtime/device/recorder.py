@@ -1,0 +1,137 @@
+"""An engine without CUDA that does what a device would, notes it, and is as treacherous as shared graph memory is."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinysr_kernels.runtime.device.engine import Outputs, Step
+from tinysr_kernels.runtime.device.graphs import Graphs
+
+
+@dataclass(eq=False)
+class Recorded:
+    """A captured step: replayed by running it anew on its own inputs."""
+
+    step: Step
+    inputs: Outputs
+    outputs: Outputs
+    alive: bool = True
+
+    def spoil(self) -> None:
+        """What another graph of the pool does to this one's memory."""
+        for t in (*self.inputs, *self.outputs):
+            t.fill_(float("nan") if t.is_floating_point() else 93 % 2 if t.dtype == torch.bool else 93)
+
+
+class Recorder:
+    """`engine.Engine` on the CPU. events: what was asked for, in order; failures: errors of the captures to come.
+
+    far: images in host memory do not lie on the device, so that they have to be copied there.
+    """
+
+    can_capture = True
+    overlaps = True
+
+    def __init__(self, far: bool = False) -> None:
+        self.far = far
+        self.here: list[Tensor] = []
+        self.device = torch.device("cpu")
+        self.lock = threading.RLock()
+        self.users: weakref.WeakSet[Graphs] = weakref.WeakSet()
+        self.events: list[str] = []
+        self.failures: list[Exception] = []
+        self.graphs: list[Recorded] = []
+        self.copying = 0
+        self.most_copying = 0
+        self._count = threading.Lock()
+
+    def count(self, event: str) -> int:
+        return self.events.count(event)
+
+    def plain(self, step: Step, inputs: Sequence[Tensor]) -> Outputs:
+        self.events.append("plain")
+        return step(*inputs)
+
+    def capture(self, step: Step, inputs: Sequence[Tensor]) -> Recorded:
+        self.events.append("warm")
+        step(*inputs)
+        if self.failures:
+            self.events.append("failed")
+            raise self.failures.pop(0)
+        self.events.append("capture")
+        own = tuple(torch.zeros_like(t) for t in inputs)
+        graph = Recorded(step, own, tuple(t.clone() for t in step(*own)))
+        self.graphs.append(graph)
+        return graph
+
+    def replay(self, graph: Recorded, inputs: Sequence[Tensor], into: Tensor | None) -> Outputs:
+        assert graph.alive, "a graph was replayed after it was dropped"
+        self.events.append("replay")
+        for other in self.graphs:
+            if other is not graph:
+                other.spoil()
+        for own, given in zip(graph.inputs, inputs, strict=True):
+            assert (own.shape, own.dtype) == (given.shape, given.dtype)
+            own.copy_(given)
+        with self._as_captured():
+            results = graph.step(*graph.inputs)
+        for own, result in zip(graph.outputs, results, strict=True):
+            own.copy_(result)
+        first, *rest = (t.clone() for t in graph.outputs)
+        return (first if into is None else into.copy_(first), *rest)
+
+    @contextlib.contextmanager
+    def _as_captured(self) -> Iterator[None]:
+        """A graph holds its launches: what was a step inside the captured one is no step now."""
+        users = list(self.users)
+        for user in users:
+            user._capturing = True
+        try:
+            yield
+        finally:
+            for user in users:
+                user._capturing = False
+
+    def drop(self, graphs: Iterable[Recorded]) -> None:
+        for graph in graphs:
+            self.events.append("drop")
+            graph.alive = False
+            self.graphs.remove(graph)
+
+    def trim(self) -> None:
+        self.events.append("trim")
+        assert not self.graphs
+
+    def holds(self, image: Tensor) -> bool:
+        return not self.far or any(image is t for t in self.here)
+
+    def upload(self, image: Tensor) -> Tensor:
+        self.here.append(image.clone())
+        return self.here[-1]
+
+    def download(self, outputs: Sequence[Tensor], into: Tensor | None = None) -> Outputs:
+        first, *rest = (t.clone() for t in outputs)
+        return (first if into is None else into.copy_(first), *rest)
+
+    @contextlib.contextmanager
+    def copies(self) -> Iterator[None]:
+        with self._count:
+            self.copying += 1
+            self.most_copying = max(self.most_copying, self.copying)
+        try:
+            yield
+        finally:
+            with self._count:
+                self.copying -= 1
+
+    def bound(self, work: Any) -> Any:
+        self.events.append("bound")
+        return work

@@ -1,0 +1,140 @@
+"""The compiled model with graphs: the same images as without, its counters, warm-up, and tensors for results."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import tinysr_kernels
+from tests.runtime.device.recorder import Recorder
+from tests.runtime.test_runner import photo
+from tinysr_kernels.errors import InputError
+from tinysr_kernels.runtime import tiled_inference
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    engine = Recorder()
+    monkeypatch.setattr("tinysr_kernels.runtime.compiled.engine_for", lambda device: engine)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def plain() -> tinysr_kernels.CompiledSR:
+    return tinysr_kernels.compile("demo", device="cpu")
+
+
+def test_the_compiled_model_counts_its_graphs(recorder: Recorder, plain: tinysr_kernels.CompiledSR) -> None:
+    model = tinysr_kernels.compile("demo", device="cpu", max_graph_shapes=2)
+    pixels = photo(9, 14)[0].permute(1, 2, 0).numpy()
+    for given in (pixels, Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1), pixels[None]):
+        found, expected = model(given), plain(given)
+        assert type(found) is type(expected)
+        assert np.array_equal(np.asarray(found), np.asarray(expected))
+    info = model.info()
+    assert (info["graphs_held"], info["graph_captures"], info["graph_replays"]) == (1, 1, 3)
+    assert info["graph_fallbacks"] == 0
+    model.warmup([(8, 8), (2, 8, 8), (8, 12)])
+    assert model.info()["graphs_held"] == 2
+    assert model.info()["graph_captures"] == 4
+    model.warmup([(8, 12)], torch.float32)
+    assert recorder.graphs[-1].inputs[0].dtype == torch.float32
+
+
+def test_graphs_can_be_turned_off_and_failures_do_no_harm(
+    recorder: Recorder, plain: tinysr_kernels.CompiledSR, caplog: pytest.LogCaptureFixture
+) -> None:
+    lr = torch.rand(3, 8, 8)
+    model = tinysr_kernels.compile("demo", device="cpu", cuda_graphs=False)
+    for _ in range(3):
+        assert torch.equal(model(lr), plain(lr))
+    assert recorder.count("warm") == 0
+    model = tinysr_kernels.compile("demo", device="cpu")
+    recorder.failures = [RuntimeError("not when capturing")]
+    for _ in range(3):
+        assert torch.equal(model(lr), plain(lr))
+    assert model.info()["graph_fallbacks"] == 1
+    assert caplog.text.count("launched one by one") == 1
+
+
+def test_a_tensor_for_the_result_is_filled_and_given_back(plain: tinysr_kernels.CompiledSR) -> None:
+    bytes_ = photo(8, 12)[0]
+    for lr in (bytes_, bytes_.contiguous()[None], bytes_ / 255, (bytes_ / 255).half(), (bytes_ / 255).double()):
+        out = torch.empty((*lr.shape[:-2], 32, 48), dtype=lr.dtype)
+        assert plain(lr, out=out) is out
+        assert torch.equal(out, plain(lr))
+    strided = torch.empty((32, 48, 3), dtype=torch.uint8).permute(2, 0, 1)
+    assert torch.equal(plain(bytes_, out=strided), plain(bytes_))
+    result = plain(bytes_)
+    assert not result.is_inference()
+    assert result.is_contiguous()
+    for wrong in (out.float(), torch.empty((3, 8, 12), dtype=torch.uint8), torch.empty((3, 32, 48)).to("meta")):
+        with pytest.raises(InputError, match=r"out must be torch\.uint8"):
+            plain(bytes_, out=wrong)
+    with pytest.raises(InputError, match="out takes a tensor"):
+        plain(bytes_.permute(1, 2, 0).numpy(), out=out)
+    with pytest.raises(InputError, match="require grad"):
+        plain(bytes_ / 255, out=torch.empty((3, 32, 48), requires_grad=True))
+
+
+def test_opaque_alpha_goes_the_short_way_too(plain: tinysr_kernels.CompiledSR) -> None:
+    pixels = photo(9, 14)[0].permute(1, 2, 0).numpy()
+    rgba = np.concatenate([pixels, np.full_like(pixels[..., :1], 255)], -1)
+    large = plain(rgba)
+    assert np.array_equal(large[..., :3], plain(pixels))
+    assert (large[..., 3] == 255).all()
+
+
+def test_the_free_memory_decides_about_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tinysr_kernels.compile("demo", device="cpu")
+    limits = model._runner.limits
+    assert limits.pixels is None
+    assert limits.bytes_per_pixel > 1000
+    monkeypatch.setattr(tiled_inference, "available_memory", lambda: int(2 * limits.bytes_per_pixel * 70 * 70))
+    sizes = []
+    monkeypatch.setattr(type(model.network), "forward", lambda self, x: sizes.append(tuple(x.shape)) or spread(x))
+    model(photo(96, 40)[0])
+    assert set(sizes) == {(1, 3, 96, 40)}  # 3840 pixels are less than 70 * 70
+    model(photo(96, 80)[0])
+    assert set(sizes[1:]) == {(1, 3, 64, 64)}
+    assert limits.pixels in (70 * 70 - 1, 70 * 70)
+
+
+def spread(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.interpolate(x, scale_factor=4)
+
+
+SOAKS = {"recorder": (48, 8)}  # images, and the unit of their sides
+if torch.cuda.is_available():
+    SOAKS["cuda"] = (1000, 64)
+
+
+@pytest.mark.parametrize("where", sorted(SOAKS))
+def test_many_images_of_mixed_sizes_by_eight_threads(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal images give equal bits whatever ran between them, and memory stays where it was after the first round."""
+    count, unit = SOAKS[where]
+    if where == "recorder":
+        engine = Recorder()
+        monkeypatch.setattr("tinysr_kernels.runtime.compiled.engine_for", lambda device: engine)
+    device = "cpu" if where == "recorder" else "cuda:0"
+    model = tinysr_kernels.compile("demo", device=device, max_graph_shapes=4, tile=2 * unit)
+    sizes = [(unit * (1 + i % 3) - i % 2, unit * (1 + i % 4) + i % 3) for i in range(8)]
+    pictures = [photo(*size, seed=i)[0].permute(1, 2, 0).numpy() for i, size in enumerate(sizes)]
+    first = [model(picture) for picture in pictures]
+
+    def work(i: int) -> bool:
+        return np.array_equal(model(pictures[i % 8]), first[i % 8])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(count // 2)))
+        held = torch.cuda.memory_reserved() if where == "cuda" else 0
+        assert all(pool.map(work, range(count // 2)))
+    assert model.info()["graphs_held"] <= 4
+    if where == "cuda":
+        assert torch.cuda.memory_reserved() <= 1.05 * held
+    else:
+        assert len(engine.graphs) == model.info()["graphs_held"]

@@ -1,0 +1,165 @@
+"""Images of any size through networks of particular sizes, against the reference pipelines in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.reference import pipelines as oracle
+from tests.nets.test_networks import compiled, tinysr_parts, unet_parts
+from tinysr_kernels.errors import InputError, OutOfMemory
+from tinysr_kernels.families import TinySRConfig
+from tinysr_kernels.nets import PixelNetwork
+from tinysr_kernels.runtime import tiled_inference
+from tinysr_kernels.runtime.color_fix import fix_colors
+from tinysr_kernels.runtime.tiled_inference import Limits, check_upscale, restore
+
+
+def image(height: int, width: int, batch: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    return torch.rand((batch, 3, height, width), generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def tinysr():
+    transformer, vae, config = tinysr_parts(separable_decoder=False)
+    config = TinySRConfig(
+        head_dim=config.head_dim, encoder_blocks=config.encoder_blocks, decoder_blocks=config.decoder_blocks,
+        scaling_factor=config.scaling_factor, overlap=2,
+    )  # fmt: skip
+    tensors = transformer.normalised_state() | vae.state_dict()
+    return compiled("tinysr-dit", config, tensors, torch.float64), transformer, vae, config
+
+
+# the window is 8 latent pixels = 16 pixels at factor 4: smaller, equal, larger, odd, long, and in batches
+@pytest.mark.parametrize("size", [(1, 1), (3, 16), (16, 16), (17, 40), (31, 18), (1, 70)])
+@pytest.mark.parametrize("upscale", [4, 2, 3])
+def test_tinysr_at_any_size(tinysr, size: tuple[int, int], upscale: int) -> None:
+    network, transformer, vae, config = tinysr
+    lr = image(*size, batch=2)
+    sr = restore(network, lr, upscale, Limits(window_batch=3), config.overlap)
+    found, _ = fix_colors(sr, lr, "adain", "tinysr-dit", upscale)
+    expected = oracle.tinysr(lr, transformer, vae, config, "adain", upscale)
+    assert found.shape == (2, 3, size[0] * upscale, size[1] * upscale)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
+
+
+def test_tinysr_gives_the_same_when_the_vae_runs_in_tiles(tinysr) -> None:
+    network, *_, config = tinysr
+    lr = image(16, 70)
+    whole = restore(network, lr, 4, Limits(), config.overlap)
+    tiled = restore(network, lr, 4, Limits(vae_core=7), config.overlap)
+    torch.testing.assert_close(tiled, whole, rtol=1e-11, atol=1e-11)
+
+
+@pytest.fixture(scope="module")
+def pixel():
+    unet, decoder, config = unet_parts("adcsr")
+    tensors = {f"unet.{k}": v for k, v in unet.state_dict().items()}
+    tensors |= {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
+    return compiled("adcsr", config, tensors, torch.float64), unet, decoder, config
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 17), (20, 3)])
+def test_adcsr_at_any_size(pixel, size: tuple[int, int]) -> None:
+    network, unet, decoder, config = pixel
+    lr = image(*size)
+    found, _ = fix_colors(restore(network, lr, 4, Limits(), 0), lr, "adain", "adcsr", 4)
+    expected = oracle.adcsr(lr, unet, decoder, config)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
+
+
+def test_tiles_of_a_unet_cover_the_image(pixel) -> None:
+    """Every output pixel is a weighted mean of what tiles computed there; away from other tiles it is one tile's."""
+    network, *_ = pixel
+    lr = image(40, 72)
+    tiled = restore(network, lr, 4, Limits(tile=32), 0)
+    assert tiled.shape == (1, 3, 160, 288)
+    corner = network(lr[:, :, :32, :32])[:, :, :32, :32]
+    torch.testing.assert_close(tiled[:, :, :32, :32], corner, rtol=1e-10, atol=1e-11)
+
+
+def test_memory_decides_about_tiles(pixel, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, *_ = pixel
+    sizes: list[tuple[int, ...]] = []
+    forward = PixelNetwork.forward
+
+    def spy(self: PixelNetwork, x: Tensor) -> Tensor:
+        sizes.append(tuple(x.shape[2:]))
+        return forward(self, x)
+
+    monkeypatch.setattr(PixelNetwork, "forward", spy)
+    monkeypatch.setattr(tiled_inference, "SMALLEST_TILE", 16)
+    # 25 and 30 pixels a side fit: the tiles are the same 24, however much memory happens to be free
+    for side, expected in ((10**3, (24, 40)), (25, (24, 24)), (30, (24, 24)), (1, (16, 16))):
+        monkeypatch.setattr(tiled_inference, "available_memory", lambda side=side: 2 * side * side * 1000)
+        limits = Limits(bytes_per_pixel=1000.0)
+        for _ in range(2):
+            sizes.clear()
+            restore(network, image(24, 40), 4, limits, 0)
+            assert set(sizes) == {expected}
+            # what was decided at the first image stays: the same image gives the same result
+            monkeypatch.setattr(tiled_inference, "available_memory", lambda: 1)
+
+
+def test_tiles_of_several_images_share_batches(pixel) -> None:
+    """Two images of six tiles each: the batches do not end where an image ends, and every tile is in one of them."""
+    network, *_ = pixel
+    lr = image(40, 72, batch=2)
+    sizes: list[int] = []
+
+    def part(name: str, x: Tensor, fixed: bool) -> Tensor:
+        assert (name, fixed, tuple(x.shape[2:])) == ("network", True, (32, 32))
+        sizes.append(len(x))
+        return network(x)
+
+    together = restore(network, lr, 4, Limits(tile=32, tile_batch=8), 0, part)
+    assert sizes == [8, 4]
+    for i in range(2):
+        alone = restore(network, lr[i : i + 1], 4, Limits(tile=32), 0)
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-12, atol=1e-12)
+
+
+def test_memory_bounds_the_batches_of_tiles(pixel) -> None:
+    network, *_ = pixel
+    sizes: list[int] = []
+
+    def part(name: str, x: Tensor, fixed: bool) -> Tensor:
+        sizes.append(len(x))
+        return network(x)
+
+    restore(network, image(40, 72), 4, Limits(tile=32, tile_batch=8, pixels=3 * 32 * 32), 0, part)
+    assert sizes == [2, 2, 2]
+
+
+def test_limits_shrink_step_by_step_to_an_error(pixel, tinysr) -> None:
+    cpu = torch.device("cpu")
+    network, *_ = pixel
+    limits = Limits(pixels=1 << 40, tile_batch=4)
+    # whole, then ever smaller tiles, batches of tiles first
+    steps = ["2 images", "1 images", "tiles of 256x256", "2 tiles", "1 tiles", "tiles of 192x192", "tiles of 128x128"]
+    shapes = [(4, 3, 400, 400), (2, 3, 400, 400), *[(1, 3, 400, 400)] * 8]
+    for shape, expected in zip(shapes, [*steps, "tiles of 96x96", "tiles of 64x64", ""], strict=True):
+        if expected:
+            assert expected in limits.shrink(network, shape, cpu)
+            continue
+        with pytest.raises(OutOfMemory, match="64x64"):
+            limits.shrink(network, shape, cpu)
+    assert limits.images(400 * 400) == 1
+    with pytest.raises(OutOfMemory, match="tile of 100x100 pixels"):
+        Limits(tile=100).shrink(network, (1, 3, 400, 400), cpu)  # an explicit setting stays
+
+    network = tinysr[0]
+    limits = Limits()
+    for expected in ("4 windows", "2 windows", "1 windows", "672x672", "416x416", "288x288"):
+        assert expected in limits.shrink(network, (1, 3, 64, 64), cpu)
+    with pytest.raises(OutOfMemory, match="288x288"):
+        limits.shrink(network, (1, 3, 64, 64), cpu)
+
+
+def test_a_pixel_network_has_one_factor(pixel, tinysr) -> None:
+    with pytest.raises(InputError, match="enlarges by 4"):
+        check_upscale(pixel[0], 2)
+    with pytest.raises(InputError, match="1 to 16"):
+        check_upscale(tinysr[0], 17)

@@ -1,0 +1,1 @@
+"""From bytes to checked tensors: headers, shards, pickles, paths."""

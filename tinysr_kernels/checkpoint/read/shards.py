@@ -1,0 +1,71 @@
+"""Weights split over several files by an index, `*.index.json`: {"weight_map": {tensor: file}, ...}.
+
+The convention is that of diffusers and transformers. A shard lies beside its index; an index never names another.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from tinysr_kernels.checkpoint.read.paths import read_json, regular_file
+from tinysr_kernels.checkpoint.read.tensor_file import SUFFIXES, TensorFile, read_file
+from tinysr_kernels.checkpoint.read.text import listed, quoted
+from tinysr_kernels.errors import CheckpointError
+
+INDEX_SUFFIX = ".index.json"
+
+
+def is_index(path: Path) -> bool:
+    """Whether a file is named like an index of shards."""
+    return path.name.endswith(INDEX_SUFFIX)
+
+
+def shard_paths(index: Path) -> dict[Path, set[str]]:
+    """The shards that an index names and the tensors it places in each; CheckpointError if it is no valid index."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: weight_map: expected an object of file names, found {quoted(weight_map)}")
+    shards: dict[Path, set[str]] = {}
+    for key, name in weight_map.items():
+        shards.setdefault(index.parent / _file_name(index, key, name), set()).add(key)
+    return shards
+
+
+def _file_name(index: Path, key: str, name: object) -> str:
+    where = f"{index}: {quoted(key)}"
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise CheckpointError(f"{where}: expected the name of a file, found {quoted(name)}")
+    if name in (".", "..") or PurePosixPath(name).name != name or PureWindowsPath(name).name != name:
+        raise CheckpointError(f"{where}: expected the name of a file beside the index, found {quoted(name)}")
+    if not name.endswith(SUFFIXES):
+        raise CheckpointError(f"{where}: expected a file of tensors ({', '.join(SUFFIXES)}), found {quoted(name)}")
+    return name
+
+
+def read_index(index: Path) -> TensorFile:
+    """All tensors of a sharded checkpoint.
+
+    Raises CheckpointError when a shard is missing or damaged, or when shards and index disagree about a tensor.
+    """
+    merged = TensorFile(index, {})
+    shards = shard_paths(index)
+    for path in shards:
+        regular_file(path)
+    for path, expected in shards.items():
+        part = read_file(path)
+        found = set(part.only_tensors())
+        twice = found & set(merged.tensors)
+        if twice:
+            raise CheckpointError(f"{path}: {listed(twice)} also in another shard of {index.name}")
+        if found != expected:
+            raise CheckpointError(
+                f"{path}: does not hold what {index.name} says: missing {listed(expected - found) or 'none'}, "
+                f"unexpected {listed(found - expected) or 'none'}"
+            )
+        merged.tensors.update(part.tensors)
+    return merged
+
+
+def read_weights(path: Path) -> TensorFile:
+    """A file of tensors or an index of shards."""
+    return read_index(path) if is_index(path) else read_file(path)

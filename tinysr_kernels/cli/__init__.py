@@ -1,0 +1,1 @@
+"""The command `tinysr`: a file per sub-command."""

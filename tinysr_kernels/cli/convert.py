@@ -1,0 +1,37 @@
+"""`tinysr convert`: fold a checkpoint into one safetensors file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from tinysr_kernels.cli.terminal import DTYPES
+from tinysr_kernels.errors import CheckpointError, InputError
+
+
+def add_parser(commands: Any) -> None:
+    """Add the sub-command to the subparsers of `argparse`."""
+    parser = commands.add_parser("convert", help="fold a checkpoint into one safetensors file")
+    parser.add_argument("checkpoint", metavar="CKPT")
+    parser.add_argument("out", metavar="OUT", help="the file to write")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the stored weights (default float32)")
+    parser.add_argument("--quantize", choices=("fp8",), help="store TinySR's transformer in 8 bits")
+    parser.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the folded file and print its path. InputError if it would replace the checkpoint."""
+    if os.path.exists(arguments.out) and os.path.samefile(arguments.out, arguments.checkpoint):
+        raise InputError(f"{arguments.out} is the checkpoint itself; choose another name")
+    import tinysr_kernels
+
+    model = tinysr_kernels.compile(
+        arguments.checkpoint, device="cpu", dtype=arguments.dtype, quantize=arguments.quantize
+    )
+    try:
+        model.save(arguments.out)
+    except OSError as error:
+        raise CheckpointError(f"{arguments.out} cannot be written: {error}") from error
+    print(arguments.out)
+    return 0

@@ -1,0 +1,45 @@
+"""What the sub-commands share: argument types, and how they print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def integer_between(least: int, most: int | None = None) -> Any:
+    """An argparse type: an integer between two bounds, both included."""
+
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{value} is outside {least} to {'any' if most is None else most}")
+        return value
+
+    return integer
+
+
+def say(message: str) -> None:
+    """Print to stderr without breaking a progress bar."""
+    tqdm = sys.modules.get("tqdm")
+    if tqdm is not None:
+        tqdm.tqdm.write(message, file=sys.stderr)
+    else:
+        print(message, file=sys.stderr)
+
+
+def print_facts(facts: dict[str, Any], as_json: bool) -> None:
+    """Print `key  value` lines, one line per entry of a list, or JSON."""
+    if as_json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False, default=str))
+        return
+    width = max(map(len, facts), default=0)
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            value = [f"{name} = {part}" for name, part in value.items()]
+        lines = value if isinstance(value, (list, tuple)) else [value]
+        for index, line in enumerate(lines or ["none"]):
+            print(f"{key if index == 0 else '':<{width}}  {line}")

@@ -1,0 +1,1 @@
+"""Images and videos on disk: jobs, batches, decoding, encoding, resuming, reports."""

@@ -1,0 +1,173 @@
+"""Images to the bytes of a file: which formats there are, what each can hold, and how it is written."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin, features
+
+from tinysr_kernels.errors import InputError
+from tinysr_kernels.files.bit16 import encode_png, to_eight
+from tinysr_kernels.files.tiff import encode_tiff
+from tinysr_kernels.runtime.images.metadata import Metadata
+from tinysr_kernels.runtime.images.pil import colour_space, grey_sixteen, lab_to_rgb
+from tinysr_kernels.runtime.notices import notice
+
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".bmp": "BMP",
+    ".avif": "AVIF",
+}
+# The longest side. JPEG's header could say 65535, libjpeg stops at 65500.
+_LONGEST = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65536}
+_WITHOUT_ALPHA = ("JPEG", "BMP")
+_WITHOUT_GREY = ("WEBP", "AVIF")
+_MARKER_LIMIT = 65533 - 29  # a JPEG segment, less the longest header that EXIF and XMP carry in it
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """quality: of JPEG, WebP and AVIF, 1 to 100. lossless: for WebP. strip: leave EXIF, XMP and resolution out."""
+
+    quality: int = 95
+    lossless: bool = False
+    strip: bool = False
+
+
+def writable(suffix: str) -> bool:
+    """Whether files of this suffix (".png", any case) can be written."""
+    form = FORMATS.get(suffix.lower())
+    return form is not None and (form not in ("WEBP", "AVIF") or bool(features.check(form.lower())))
+
+
+def unfit(suffix: str, size: tuple[int, int], alpha: bool) -> str | None:
+    """Why a picture of this size (w, h), with or without real transparency, must go to PNG instead; None if not."""
+    form = FORMATS[suffix.lower()]
+    longest = _LONGEST.get(form)
+    if longest and max(size) > longest:
+        return f"{form} ends at {longest} pixels a side, the picture has {size[0]}x{size[1]}"
+    if alpha and form in _WITHOUT_ALPHA:
+        return f"{form} holds no transparency"
+    return None
+
+
+def has_alpha(image: Image.Image | np.ndarray) -> bool:
+    """Whether any pixel of an image is not opaque."""
+    if isinstance(image, np.ndarray):
+        return image.shape[-1] in (2, 4) and bool((image[..., -1] < np.iinfo(image.dtype).max).any())
+    if image.mode == "P" and image.has_transparency_data:
+        image = image.convert("RGBA")
+    if image.mode in ("LA", "La", "RGBA", "RGBa", "PA"):
+        return bool((np.asarray(image.getchannel(len(image.getbands()) - 1)) < 255).any())
+    return False
+
+
+_TO_WRITE = {
+    "La": "LA",
+    "RGBa": "RGBA",
+    "RGBX": "RGB",
+    "HSV": "RGB",
+    "YCbCr": "RGB",
+    "P": "RGBA",
+    "PA": "RGBA",
+    "CMYK": "RGB",
+    "1": "L",
+}
+
+
+def _to_array(image: Image.Image | np.ndarray) -> np.ndarray:
+    """Any image -> uint8 or uint16 [H,W,1..4], the four layouts that every format here understands."""
+    if isinstance(image, np.ndarray):
+        return image[..., None] if image.ndim == 2 else image
+    if image.mode == "LAB":
+        notice("LAB was written as RGB")
+        image = lab_to_rgb(image)
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).clip(0, 65535).astype(np.uint16) if image.mode == "I" else grey_sixteen(image)
+        return wide[..., None]
+    mode = _TO_WRITE.get(image.mode, image.mode)
+    if mode not in ("L", "LA", "RGB", "RGBA"):
+        raise InputError(f"cannot write an image of mode {image.mode}; convert it to RGB")
+    pixels = np.asarray(image.convert(mode))
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def encode(image: Image.Image | np.ndarray, suffix: str, metadata: Metadata, encoding: Encoding) -> bytes:
+    """image: PIL, or uint8 or uint16 [H,W,1..4] -> the bytes of a file of the suffix's format.
+
+    Raises InputError for an unknown suffix or a picture that the format cannot hold (see `unfit`).
+    """
+    form = FORMATS.get(suffix.lower())
+    if form is None or not writable(suffix):
+        known = " ".join(name for name in FORMATS if writable(name))
+        raise InputError(f"cannot write {suffix or 'a file without suffix'}; choose one of {known}")
+    size = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
+    pixels = _to_array(image)
+    reason = unfit(suffix, size, has_alpha(pixels))
+    if reason:
+        raise InputError(f"{reason}; write PNG instead")
+    if encoding.strip:
+        metadata = metadata.stripped()
+    if form in _WITHOUT_ALPHA and pixels.shape[-1] in (2, 4):
+        pixels = pixels[..., :-1]  # opaque, as `unfit` has seen
+    if form == "TIFF":
+        return encode_tiff(pixels, metadata)
+    if pixels.dtype == np.uint16:
+        if form == "PNG":
+            return encode_png(pixels, metadata)
+        notice(f"{form} holds 8 bits a channel, the picture had 16")
+        pixels = to_eight(pixels)
+    if form in _WITHOUT_GREY and (metadata.icc or b"")[16:20] == b"GRAY":
+        pixels, metadata = _grey_in_srgb(pixels, metadata)
+    plain = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
+    stream = io.BytesIO()
+    plain.save(stream, format=form, **_options(form, metadata, encoding))
+    return stream.getvalue()
+
+
+def _grey_in_srgb(pixels: np.ndarray, metadata: Metadata) -> tuple[np.ndarray, Metadata]:
+    """uint8 [H,W,C] with a grey profile, which an RGB file may not carry -> the same greys in sRGB, no profile."""
+    space, _ = colour_space(metadata.icc)
+    if space is not None:
+        levels = torch.linspace(0, 1, 256, dtype=torch.float64).expand(1, 3, 1, 256)
+        table = (space.to_srgb(levels)[0, 0, 0] * 255).round().to(torch.uint8).numpy()
+        pixels = np.concatenate([table[pixels[..., :1]], pixels[..., 1:]], -1)
+        notice("the grey ICC profile was applied, the format stores RGB only")
+    return pixels, replace(metadata, icc=None)
+
+
+def _options(form: str, metadata: Metadata, encoding: Encoding) -> dict[str, Any]:
+    exif, xmp = metadata.exif, metadata.xmp
+    if form == "JPEG":
+        if exif and len(exif) > _MARKER_LIMIT:
+            notice("EXIF is too long for JPEG and was left out")
+            exif = None
+        if xmp and len(xmp) > _MARKER_LIMIT:
+            notice("XMP is too long for JPEG and was left out")
+            xmp = None
+    options: dict[str, Any] = {"exif": exif, "icc_profile": metadata.icc, "dpi": metadata.dpi}
+    if form == "PNG":
+        if xmp:
+            chunks = PngImagePlugin.PngInfo()
+            chunks.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
+            options["pnginfo"] = chunks
+    else:
+        options["xmp"] = xmp
+    if form == "JPEG":
+        options |= {"quality": encoding.quality, "subsampling": 0}
+    elif form == "WEBP":
+        options |= {"quality": encoding.quality, "lossless": encoding.lossless}
+    elif form == "AVIF":
+        options |= {"quality": encoding.quality, "subsampling": "4:4:4"}
+    elif form == "BMP":
+        options = {"dpi": metadata.dpi}
+    return {key: value for key, value in options.items() if value is not None}

@@ -1,0 +1,1 @@
+"""Convolutions with everything fused into them."""

@@ -1,0 +1,1 @@
+"""Operators on the image itself: resizing, color fixes, range maps."""

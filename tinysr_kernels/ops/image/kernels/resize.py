@@ -1,0 +1,102 @@
+"""The kernel of resize_bicubic: one pass from an image of any strides to the enlarged channels_last one.
+
+A program owns LANES neighbouring numbers of the result's rows (columns and channels together, so that stores are wide
+although there are three channels) and walks down the image: of each row it loads the four columns around its own and
+sums them up once; four such sums in turn give the FACTOR rows of the result that lie between the middle two.
+"""
+
+from __future__ import annotations
+
+from tinysr_kernels.launch.kernel import jit, tl
+from tinysr_kernels.ops.device_functions import await_inputs, rounded, unit_range
+
+
+@jit
+def _keys(t):  # type: ignore[no-untyped-def]
+    """The weights of four pixels at -1, 0, 1 and 2 for a place between the middle two, t behind the first of them.
+
+    Keys' kernel with a = -0.75 in Horner's form: (a+2) d^3 - (a+3) d^2 + 1 near, a d^3 - 5a d^2 + 8a d - 4a far.
+    """
+    before = t + 1.0
+    back = 1.0 - t
+    after = 2.0 - t
+    w0 = ((-0.75 * before + 3.75) * before - 6.0) * before + 3.0
+    w1 = (1.25 * t - 2.25) * t * t + 1.0
+    w2 = (1.25 * back - 2.25) * back * back + 1.0
+    w3 = ((-0.75 * after + 3.75) * after - 6.0) * after + 3.0
+    return w0, w1, w2, w3
+
+
+@jit
+def _across(x, row, height, row_stride, c0, c1, c2, c3, w0, w1, w2, w3):  # type: ignore[no-untyped-def]
+    """One row of x, the border's outside, between its columns: [LANES] float32."""
+    at = x + tl.minimum(tl.maximum(row, 0), height - 1).to(tl.int64) * row_stride
+    v = tl.load(at + c0).to(tl.float32) * w0
+    v += tl.load(at + c1).to(tl.float32) * w1
+    v += tl.load(at + c2).to(tl.float32) * w2
+    return v + tl.load(at + c3).to(tl.float32) * w3
+
+
+@jit
+def enlarge(  # type: ignore[no-untyped-def]
+    x,  # [N,channels,height,width] of the strides below
+    base,  # [N,channels,height*FACTOR,width*FACTOR] of the strides below, or None
+    out,  # [N,height*FACTOR,width*FACTOR,channels]
+    mul,
+    add,
+    height,  # of x
+    width,  # of x
+    channels,
+    sample_stride,
+    channel_stride,
+    row_stride,
+    column_stride,
+    base_sample_stride,
+    base_channel_stride,
+    base_row_stride,
+    base_column_stride,
+    FACTOR: tl.constexpr,
+    LANES: tl.constexpr,
+    STEPS: tl.constexpr,  # gaps between rows of x a program
+):
+    """Grid: blocks of a row of the result, runs of STEPS gaps between rows of x, samples."""
+    await_inputs()
+    lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    sample = tl.program_id(2).to(tl.int64)
+    length = width * FACTOR * channels
+    # Columns FACTOR * left + HALF + 0, 1, ... of the result lie between the columns left and left + 1 of x.
+    HALF: tl.constexpr = FACTOR // 2
+    column = lane // channels - HALF
+    left = (column + FACTOR) // FACTOR - 1
+    t = tl.div_rn((2 * (column - left * FACTOR + HALF) + 1 - FACTOR).to(tl.float32), 2.0 * FACTOR)
+    w0, w1, w2, w3 = _keys(t)
+    # Lanes behind the row's end read the last column; none needs a mask.
+    c0 = tl.minimum(tl.maximum(left - 1, 0), width - 1) * column_stride
+    c1 = tl.minimum(tl.maximum(left, 0), width - 1) * column_stride
+    c2 = tl.minimum(left + 1, width - 1) * column_stride
+    c3 = tl.minimum(left + 2, width - 1) * column_stride
+    x += sample * sample_stride + (lane % channels).to(tl.int64) * channel_stride
+    out += sample * height * FACTOR * length
+    if base is not None:
+        base += sample * base_sample_stride + (lane % channels).to(tl.int64) * base_channel_stride
+        base += (lane // channels).to(tl.int64) * base_column_stride
+
+    top = tl.program_id(1) * STEPS - 1
+    above = _across(x, top - 1, height, row_stride, c0, c1, c2, c3, w0, w1, w2, w3)
+    upper = _across(x, top, height, row_stride, c0, c1, c2, c3, w0, w1, w2, w3)
+    lower = _across(x, top + 1, height, row_stride, c0, c1, c2, c3, w0, w1, w2, w3)
+    for step in range(STEPS):
+        below = _across(x, top + step + 2, height, row_stride, c0, c1, c2, c3, w0, w1, w2, w3)
+        for k in tl.static_range(FACTOR):
+            v0, v1, v2, v3 = _keys(tl.full((), (2 * (HALF + k) + 1 - FACTOR) / (2 * FACTOR), tl.float32))
+            y = (top + step) * FACTOR + HALF + k
+            v = above * v0 + upper * v1 + lower * v2 + below * v3
+            there = (lane < length) & (y >= 0) & (y < height * FACTOR)
+            v = v * mul + add
+            if base is not None:
+                taken = tl.load(base + y.to(tl.int64) * base_row_stride, mask=there, other=0.0).to(tl.float32)
+                v = unit_range(v) - unit_range(taken)
+            tl.store(out + y.to(tl.int64) * length + lane, rounded(v, out.dtype.element_ty), mask=there)
+        above = upper
+        upper = lower
+        lower = below

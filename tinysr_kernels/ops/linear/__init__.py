@@ -1,0 +1,1 @@
+"""Matrix products with prologue and epilogue, in half precision and in fp8."""

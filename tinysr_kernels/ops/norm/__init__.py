@@ -1,0 +1,1 @@
+"""GroupNorm and LayerNorm, and the statistics that producers return for them."""

@@ -1,0 +1,1 @@
+"""Devices: streams, CUDA graphs, host and device memory."""

@@ -1,0 +1,1 @@
+"""Images in memory: arrays, PIL images, alpha, color profiles, metadata."""
