@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tinysr_kernels.families import ColorFix, Family
+from tinysr_kernels.ops.image import color  # noqa: F401  (registers the operators)
 
 ops = torch.ops.tinysr
 TINYSR_EPS = 1e-5
