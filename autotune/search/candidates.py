@@ -89,7 +89,7 @@ def _launch(launch: Launch | Library) -> tuple[Any, ...]:
     arguments = tuple((name, _value(v)) for name, v in launch.arguments.items())
     if isinstance(launch, Library):
         return (launch.function, arguments)
-    return (launch.kernel.function, launch.grid, launch.warps, launch.stages, arguments)
+    return (launch.kernel.function, launch.grid, launch.num_warps, launch.num_stages, arguments)
 
 
 def _value(value: Any) -> Any:

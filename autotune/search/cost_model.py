@@ -61,7 +61,7 @@ def predict(item: Item, candidate: Candidate, gpu: Gpu, most: Ceilings, built: B
     active = programs / (rounds * most.multiprocessors)
     moved = item.cost.bytes + _scratch_bytes(own)
     # What an active multiprocessor has under way at a time is what it gets in one latency.
-    under_way = min(fit, each) * min(main.warps * main.stages * IN_FLIGHT, moved / programs)
+    under_way = min(fit, each) * min(main.num_warps * main.num_stages * IN_FLIGHT, moved / programs)
     memory = min(most.memory, active * min(most.multiprocessors * under_way / LATENCY, most.l2))
     results = sum(t.numel() for t in _tensors(plan.result))
     terms = item.cost.flops / (2 * max(results, 1))
@@ -87,7 +87,7 @@ def _scratch_bytes(launches: Sequence[Launch]) -> int:
 def occupancy(launch: Launch, gpu: Gpu, needs: tuple[int, int] | None) -> int:
     """Programs that fit a multiprocessor at a time, at least one."""
     registers, shared = needs or (REGISTERS, 0)
-    return max(resident_warps(nearest_known(gpu).arch, launch.warps, registers, shared) // launch.warps, 1)
+    return max(resident_warps(nearest_known(gpu).arch, launch.num_warps, registers, shared) // launch.num_warps, 1)
 
 
 def _tensors(result: object) -> list[Tensor]:

@@ -21,8 +21,9 @@ from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.plan import Implementation
 from tinysr_kernels.nets import check_quantize, fold, to_fp8
 from tinysr_kernels.ops import REGISTRY
+from tinysr_kernels.ops.call import Cost
 from tinysr_kernels.ops.linear.quantize import CAPABILITY
-from tinysr_kernels.ops.registry import Cost, Operator
+from tinysr_kernels.ops.registry import Operator
 from tinysr_kernels.ops.trace import Call, ReadingOnes
 from tinysr_kernels.runtime.compiled import CompiledSR
 

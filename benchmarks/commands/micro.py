@@ -29,7 +29,7 @@ from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import gpu_at
 from tinysr_kernels.launch.plan import Library
 from tinysr_kernels.ops import REGISTRY
-from tinysr_kernels.ops.registry import Cost
+from tinysr_kernels.ops.call import Cost
 
 SUMMARY = "Each operation at the networks' real shapes against PyTorch eager, torch.compile and the libraries."
 SAMPLES = 20

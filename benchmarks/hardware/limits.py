@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tinysr_kernels.launch.device import GPUS, Gpu
-from tinysr_kernels.ops.registry import Cost
+from tinysr_kernels.ops.call import Cost
 
 HALF_PER_CLOCK = {80: 2048, 86: 1024, 87: 2048, 89: 1024, 90: 4096, 100: 8192, 103: 8192, 120: 1024, 121: 1024}
 SINGLE_PER_CLOCK = {80: 128}

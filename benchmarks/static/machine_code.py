@@ -121,8 +121,8 @@ def variant(arch: int, launch: Launch) -> Variant:
         tuple(signature.items()),
         tuple(constants.items()),
         tuple(aligned),
-        launch.warps,
-        launch.stages,
+        launch.num_warps,
+        launch.num_stages,
     )
 
 

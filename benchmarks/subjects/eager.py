@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinysr_kernels.ops import REGISTRY
-from tinysr_kernels.ops.registry import nhwc
+from tinysr_kernels.ops.layout import nhwc
 
 SUFFIXES = ("_moments", "_row_moments")
 

@@ -25,8 +25,9 @@ from benchmarks.hardware.limits import Ceilings, ceilings
 from tinysr_kernels.launch.config_file import Facts, installed
 from tinysr_kernels.launch.device import GPUS, Gpu
 from tinysr_kernels.launch.kernel import jit
-from tinysr_kernels.launch.plan import Implementation, Launch, Library, Plan, blocks
-from tinysr_kernels.ops.registry import Cost, Operator
+from tinysr_kernels.launch.plan import Implementation, Launch, Library, Plan, cdiv
+from tinysr_kernels.ops.call import Cost
+from tinysr_kernels.ops.registry import Operator
 
 OP = "simulated"
 TARGET = Target(family="tinysr-unet")
@@ -67,7 +68,7 @@ def plan(config: Config, x: Tensor) -> Plan:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if config.form == "library":
         return Plan(out, (Library(library, {"x": x, "out": out}),))
-    grid = (blocks(x.shape[0], config.block),)
+    grid = (cdiv(x.shape[0], config.block),)
     arguments = {"x": x, "out": out, "BLOCK": config.block, "DEPTH": config.depth}
     return Plan(out, (Launch(kernel, grid, arguments, config.warps, config.stages),))
 

@@ -64,7 +64,7 @@ def test_the_model_counts_what_launches_leave_for_each_other() -> None:
     (main,) = one.plan.launches
     assert isinstance(main, Launch)
     parts = torch.empty(64, 4096, 1024, device="meta")
-    split = Launch(main.kernel, main.grid, {**main.arguments, "scratch_parts": parts}, main.warps, main.stages)
+    split = Launch(main.kernel, main.grid, {**main.arguments, "scratch_parts": parts}, main.num_warps, main.num_stages)
     merge = Launch(main.kernel, (1 << 20,), {"scratch_parts": parts, "out": one.plan.result}, 1, 1)
     both = Candidate(one.config, Plan(one.plan.result, (split, merge)))
     least = 2 * parts.nbytes / CEILINGS.memory

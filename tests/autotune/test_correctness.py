@@ -21,8 +21,9 @@ from tests.ops.norm import test_layer_norm_kernel as layer_norm_tests
 from tinysr_kernels.launch.device import GPUS
 from tinysr_kernels.launch.plan import Implementation, Plan
 from tinysr_kernels.ops import REGISTRY
+from tinysr_kernels.ops.call import Cost
 from tinysr_kernels.ops.norm.kernels import layer_norm as layer_norm_kernel
-from tinysr_kernels.ops.registry import Cost, Operator
+from tinysr_kernels.ops.registry import Operator
 
 CPU = torch.device("cpu")
 META = torch.device("meta")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.ops.conv.sepconv_cases import BLOCK_MAKERS, normed_makers
+from tests.ops.conv.sepconv_cases import BLOCK_MAKERS
 from tests.ops.draw import Draw
 from tests.ops.linear import fp8_cases, linear_cases
 from tests.ops.norm.norm_cases import norm_first, norm_makers
@@ -33,7 +33,7 @@ class Case:
     def arguments(self, dtype: torch.dtype, draw: int = 0) -> Arguments:
         """The arguments with every floating tensor, and an argument called dtype, in `dtype`."""
         drawn = self.make(Draw(f"{self.op} {self.name} {draw}"))
-        schema = REGISTRY[self.op].overload._schema
+        schema = REGISTRY[self.op].overload()._schema
         optional = {a.name for a in schema.arguments if a.has_default_value()}
         given = {k: v for k, v in drawn.items() if v is not None or k not in optional}
         wide = torch.promote_types(dtype, torch.float32)
@@ -203,7 +203,6 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "shortcut alone": _sepconv(
             1, 48, 63, 5, 3, shortcut=30, activation="relu", residual=True, activate_residual=False
         ),
-        **normed_makers(_sepconv, _moments),
     },
     "sepconv_block": BLOCK_MAKERS,
     "conv3x3": {

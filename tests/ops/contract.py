@@ -84,6 +84,11 @@ def is_as_good_as(results: Sequence[Any], eagers: Sequence[Any], exacts: Sequenc
     return all(error <= 2 * max(bound, least) for error, bound, least in bounds)
 
 
+def reference_of(op: str) -> Callable[..., Any]:
+    """The reference of an operator as a function of its arguments."""
+    return lambda *args, **kwargs: REGISTRY[op](*args, **kwargs).reference()
+
+
 def opcheck(op: str, arguments: Arguments) -> None:
     """torch.library's checks of an operator: schema, autograd, fake tensors, tracing with static and dynamic shapes.
 
@@ -92,7 +97,7 @@ def opcheck(op: str, arguments: Arguments) -> None:
     quantized = any(isinstance(v, Tensor) and v.dtype == torch.float8_e4m3fn for v in arguments.values())
     checks = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     checks += () if quantized else ("test_schema",)
-    torch.library.opcheck(REGISTRY[op].overload, (), arguments, test_utils=checks)
+    torch.library.opcheck(REGISTRY[op].overload(), (), arguments, test_utils=checks)
 
 
 def relaid(t: Any, layout: str) -> Any:
@@ -150,7 +155,7 @@ class OperatorContract:
 
     def call(self, arguments: Arguments) -> Any:
         """The operator itself, through the dispatcher."""
-        return REGISTRY[self.op].overload(**arguments)
+        return REGISTRY[self.op].overload()(**arguments)
 
     @classmethod
     @functools.cache
@@ -275,7 +280,7 @@ class OperatorContract:
 
     def test_cost(self, case: Case, dtype: torch.dtype) -> None:
         arguments = case.arguments(dtype)
-        cost = REGISTRY[self.op].cost(**arguments)
+        cost = REGISTRY[self.op](**arguments).cost()
         moved = [*(v for v in arguments.values() if isinstance(v, Tensor)), *tensors(self.call(arguments))]
         assert cost.bytes == sum(t.nbytes for t in moved)
         assert cost.flops == self.counted_flops(arguments)

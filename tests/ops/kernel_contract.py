@@ -152,7 +152,7 @@ class KernelContract:
         chosen = {} if config is None else {op: self.configs[config]}
         moved = {k: to_device(v) for k, v in arguments.items()}
         with configs.given(**chosen), torch.inference_mode():
-            result = poison(REGISTRY[op].plan(**moved)[0]).run()
+            result = poison(REGISTRY[op](**moved).planned()[0]).run()
         moved_back = tuple(t.cpu() for t in tensors(result))
         return moved_back[0] if isinstance(result, Tensor) else moved_back
 
@@ -172,7 +172,7 @@ class KernelContract:
     def test_numbers(self, case: Case, dtype: torch.dtype) -> None:
         """Right, and in the form that the fake implementation promises: dtype, shape and strides."""
         assert self.check(case, dtype, None), self.found
-        promised = REGISTRY[self.contract.op].overload(
+        promised = REGISTRY[self.contract.op].overload()(
             **{k: to_device(v, torch.device("meta")) for k, v in case.arguments(dtype).items()}
         )
         for got, want in zip(tensors(self.result), tensors(promised), strict=True):
@@ -207,7 +207,7 @@ class KernelContract:
 
     def test_through_the_operator(self, some_case: Case) -> None:
         """The dispatcher runs the kernels where the backend says so, inside autocast and compiled graphs too."""
-        overload = REGISTRY[self.contract.op].overload
+        overload = REGISTRY[self.contract.op].overload()
         arguments = {k: to_device(v) for k, v in some_case.arguments(torch.float32).items()}
         expected = tensors(self.call(some_case.arguments(torch.float32)))
         torch._dynamo.reset()
@@ -221,10 +221,10 @@ class KernelContract:
     def test_float64_goes_to_the_reference(self) -> None:
         arguments = CASES[self.contract.op][0].arguments(torch.float64)
         with using("triton"):
-            found = REGISTRY[self.contract.op].overload(**arguments)
+            found = REGISTRY[self.contract.op].overload()(**arguments)
         assert all(
             torch.equal(a, b)
-            for a, b in zip(tensors(found), tensors(REGISTRY[self.contract.op].reference(**arguments)), strict=True)
+            for a, b in zip(tensors(found), tensors(REGISTRY[self.contract.op](**arguments).reference()), strict=True)
         )
 
     @pytest.mark.mutation
@@ -243,16 +243,14 @@ class KernelContract:
 
     def test_configurations_fit_every_gpu(self, case: Case) -> None:
         """Configurations that the plan accepts, for each card, and that JSON holds without loss."""
-        operator = REGISTRY[self.contract.op]
-        assert operator.kernels is not None
-        arguments = operator.arguments(**case.arguments(torch.float16))
+        call = REGISTRY[self.contract.op](**case.arguments(torch.float16))
         for gpu in GPUS.values():
-            space = set(operator.kernels.space(gpu, **arguments))
+            space = set(call.space(gpu))
             assert space
-            for chosen in (operator.kernels.heuristic(gpu, **arguments), *space):
-                assert isinstance(chosen, operator.kernels.config)
+            for chosen in (call.heuristic(gpu), *space):
+                assert isinstance(chosen, call.config)
                 assert all(type(v) in (int, str, bool) for v in dataclasses.asdict(chosen).values())
-                assert operator.kernels.plan(chosen, **arguments).launches
+                assert call.plan(chosen).launches
 
 
 class KernelMutations(KernelContract):

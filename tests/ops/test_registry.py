@@ -10,7 +10,9 @@ import torch
 
 from tests.ops.cases import CASES
 from tinysr_kernels.ops import REGISTRY
-from tinysr_kernels.ops.registry import empty_nhwc, nhwc, plain, register, size, wide
+from tinysr_kernels.ops.layout import contiguous_as, empty_nhwc, nbytes, nhwc
+from tinysr_kernels.ops.reference_math import compute_dtype
+from tinysr_kernels.ops.registry import register
 
 HERE = Path(__file__).parent
 
@@ -59,11 +61,11 @@ def test_a_name_is_registered_once() -> None:
 
 def test_size_counts_memory_once() -> None:
     x = torch.empty(2, 3, 5, dtype=torch.float16)
-    assert size(x) == 60
-    assert size(x, None, x) == 60
-    assert size(x, x.clone()) == 120
-    assert size(x[:, :, :1].expand(2, 3, 5)) == 12
-    assert size() == 0
+    assert nbytes(x) == 60
+    assert nbytes(x, None, x) == 60
+    assert nbytes(x, x.clone()) == 120
+    assert nbytes(x[:, :, :1].expand(2, 3, 5)) == 12
+    assert nbytes() == 0
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_size_counts_memory_once() -> None:
     ],
 )
 def test_wide(dtype: torch.dtype, expected: torch.dtype) -> None:
-    assert wide(dtype) == expected
+    assert compute_dtype(dtype) == expected
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 1, 4, 5), (2, 7, 1, 1), (1, 1, 1, 1), (3, 1, 1, 5), (0, 3, 2, 2)])
@@ -94,6 +96,6 @@ def test_nhwc_has_one_set_of_strides(shape: tuple[int, ...]) -> None:
 
 def test_plain_keeps_what_is_plain() -> None:
     x = torch.rand(3, 4)
-    assert plain(x, torch.float32).data_ptr() == x.data_ptr()
-    assert plain(x.T[:, :1].expand(4, 1), torch.float32).stride() == (1, 1)
-    assert plain(x.T, torch.float64).is_contiguous()
+    assert contiguous_as(x, torch.float32).data_ptr() == x.data_ptr()
+    assert contiguous_as(x.T[:, :1].expand(4, 1), torch.float32).stride() == (1, 1)
+    assert contiguous_as(x.T, torch.float64).is_contiguous()

@@ -24,6 +24,7 @@ import inspect
 import json
 import stat
 import sys
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -32,7 +33,7 @@ from typing import Any
 
 from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.kernel import Kernel
-from tinysr_kernels.launch.plan import Implementation
+from tinysr_kernels.launch.plan import Tunable
 
 SCHEMA = 1
 WHAT = {"kernel_hash": "kernel source", "space_hash": "search space"}
@@ -133,10 +134,9 @@ def pdl(content: Mapping[str, Any]) -> bool | None:
     return found if isinstance(found, bool) else None
 
 
-def entry(
-    content: Mapping[str, Any], here: Facts, op: str, implementation: Implementation, bucket: str
-) -> tuple[Entry | None, str]:
-    """The file's entry for a bucket, and why one that is there does not count."""
+def entry(content: Mapping[str, Any], here: Facts, operator: type[Tunable], bucket: str) -> tuple[Entry | None, str]:
+    """The file's entry for a bucket of an operator, and why one that is there is not valid."""
+    op = operator.name
     operation = _table(_table(content, "operations"), op)
     entries = _table(operation, "entries")
     if bucket not in entries:
@@ -144,7 +144,7 @@ def entry(
     raw = entries[bucket]
     if not isinstance(raw, dict):
         return None, f"{op} {bucket}: is no JSON object"
-    hashes = hashes_of(implementation)
+    hashes = hashes_of(operator)
     for name, expected in hashes.items():
         if operation.get(name) != expected or not expected:
             return None, f"{op}: measured with another {WHAT[name]}"
@@ -153,7 +153,7 @@ def entry(
         return None, f"measured with Triton {_short(triton)}, here {here.triton}"
     if raw.get("seal") != seal(op, bucket, hashes, raw):
         return None, f"{op} {bucket}: was changed after it was measured"
-    config = parse(implementation, raw.get("config"))
+    config = parse(operator, raw.get("config"))
     numbers = [raw.get(name) for name in ("time_us", "incumbent_us", "candidates")]
     known = [n for n in numbers if isinstance(n, (int, float)) and n >= 0]
     if config is None or len(known) < len(numbers):
@@ -161,14 +161,14 @@ def entry(
     return Entry(config, known[0], known[1], int(known[2]), _table(raw, "environment")), ""
 
 
-def parse(implementation: Implementation, fields: object) -> Any:
+def parse(operator: type[Tunable], fields: object) -> Any:
     """The configuration that a JSON object holds, or None where it does not have exactly the fields and their types."""
-    expected = {f.name: str(f.type) for f in dataclasses.fields(implementation.config)}
+    expected = {f.name: str(f.type) for f in dataclasses.fields(operator.config)}
     if not isinstance(fields, dict) or set(fields) != set(expected):
         return None
     if any(type(fields[name]).__name__ != expected[name] for name in expected):
         return None
-    return implementation.config(**fields)
+    return operator.config(**fields)
 
 
 def seal(op: str, bucket: str, hashes: Mapping[str, str], raw: Mapping[str, Any]) -> str:
@@ -181,26 +181,44 @@ def seal(op: str, bucket: str, hashes: Mapping[str, str], raw: Mapping[str, Any]
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def hashes_of(implementation: Implementation) -> dict[str, str]:
-    """What must be as it was for an operation's entries to count, as the file stores it."""
-    return {"kernel_hash": kernel_hash(implementation), "space_hash": space_hash(implementation)}
+def hashes_of(operator: type[Tunable]) -> dict[str, str]:
+    """What must be unchanged for an operator's entries to be valid, as the file stores it."""
+    return {"kernel_hash": kernel_hash(operator), "space_hash": space_hash(operator)}
 
 
 @functools.cache
-def kernel_hash(implementation: Implementation) -> str:
-    """Identifies the kernels' source: every character of the modules that plan their launches, hold them, and hold
-    functions that they call."""
-    names = [implementation.plan.__module__, *implementation.modules]
-    for name in names:
-        called = (v.function.__module__ for v in vars(sys.modules[name]).values() if isinstance(v, Kernel))
-        names.extend(dict.fromkeys(module for module in called if module not in names))
-    return _hash_of(*(sys.modules[name] for name in sorted(set(names))))
+def kernel_hash(operator: type[Tunable]) -> str:
+    """Identifies the source of the kernels and of what plans their launches.
+
+    That is the operator's own module, and what this one reaches through its imports: modules with kernels, and modules
+    of operators' folders.
+    """
+    found: list[str] = [operator.__module__]
+    for name in found:  # grows meanwhile
+        homes = [_home(value) for value in vars(sys.modules[name]).values()]
+        found += dict.fromkeys(home for home in homes if home not in found and _matters(home))
+    return _hash_of(*(sys.modules[name] for name in sorted(found)))
+
+
+def _home(value: object) -> str:
+    """The module that a module's global is or comes from."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__
+    return str(getattr(value.function if isinstance(value, Kernel) else value, "__module__", ""))
+
+
+def _matters(name: str) -> bool:
+    """Whether a module is one of an operator's folder, or holds device functions."""
+    module = sys.modules.get(name)
+    if module is None or not name.startswith("tinysr_kernels.ops."):
+        return False
+    return name.count(".") > 2 or any(isinstance(value, Kernel) for value in vars(module).values())
 
 
 @functools.cache
-def space_hash(implementation: Implementation) -> str:
-    """Identifies the search space: the source of the function that gives it and of its configurations."""
-    return _hash_of(implementation.space, implementation.config)
+def space_hash(operator: type[Tunable]) -> str:
+    """Identifies the search space: the source of the method that gives it and of its configurations."""
+    return _hash_of(operator.space, operator.config)
 
 
 def _hash_of(*objects: Any) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import operator
 import os
 import re
 import threading
@@ -22,12 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from tinysr_kernels.launch import config_file
 from tinysr_kernels.launch.config_file import Entry
 from tinysr_kernels.launch.device import Gpu
-from tinysr_kernels.launch.plan import Implementation
+from tinysr_kernels.launch.plan import Tunable
 
 BUNDLED = Path(__file__).parent / "configs"
 USER_FOLDER = "TINYSR_CONFIG_DIR"
@@ -99,40 +96,34 @@ def _pdl_of_files(gpu: Gpu) -> bool:
     return False
 
 
-_form = operator.attrgetter("shape", "dtype")
+def choose(call: Tunable, gpu: Gpu) -> Choice:
+    """The configuration for this call on this GPU. Nothing is measured here.
 
-
-def choose(op: str, implementation: Implementation, gpu: Gpu, arguments: Mapping[str, Any]) -> Choice:
-    """The configuration for this call of `op` on this GPU. Nothing is measured here.
-
-    Every call of every operator comes through, so what was chosen once is found by the shapes and flags alone.
+    Every call of every operator comes through, so a choice is cached by shapes and flags.
     """
-    named = _given.get()
-    if named is not None and op in named:
-        config = named[op]
+    overrides = _given.get()
+    if overrides is not None and call.name in overrides:
+        config = overrides[call.name]
         if isinstance(config, Mapping):
-            config = config.get(implementation.bucket(**arguments))
+            config = config.get(call.bucket())
         if config is not None:
             return Choice(config, "given")
-    read = [_form(v) if isinstance(v, Tensor) else v for v in implementation.read(arguments)]
-    key = (op, gpu.name, gpu.multiprocessors, *read)
+    key = (call.name, gpu.name, gpu.multiprocessors, *call.lookup_key())
     choice = _warm.get(key)
-    return _meet(key, op, implementation, gpu, arguments) if choice is None else choice
+    return _first_choice(key, call, gpu) if choice is None else choice
 
 
-def _meet(
-    key: tuple[Any, ...], op: str, implementation: Implementation, gpu: Gpu, arguments: Mapping[str, Any]
-) -> Choice:
-    """Choose for a call that this process has not met, and remember it."""
-    bucket = implementation.bucket(**arguments)
-    choice = _from_files(op, implementation, gpu, bucket, arguments)
+def _first_choice(key: tuple[Any, ...], call: Tunable, gpu: Gpu) -> Choice:
+    """Choose for a key that is not in the cache, and cache it."""
+    bucket = call.bucket()
+    choice = _from_files(call, gpu, bucket)
     if choice is None:
-        choice = Choice(implementation.heuristic(gpu, **arguments), "heuristic")
+        choice = Choice(call.heuristic(gpu), "heuristic")
     with _lock:
         if len(_warm) >= WARM_LIMIT:
             _warm.clear()
         _warm[key] = choice
-        _chosen[op, bucket, gpu.name] = choice.source
+        _chosen[call.name, bucket, gpu.name] = choice.source
     return choice
 
 
@@ -170,31 +161,21 @@ def user_file(gpu: str) -> Path:
     return user_folder() / file_name(gpu)
 
 
-def _from_files(
-    op: str, implementation: Implementation, gpu: Gpu, bucket: str, arguments: Mapping[str, Any]
-) -> Choice | None:
+def _from_files(call: Tunable, gpu: Gpu, bucket: str) -> Choice | None:
     for path in (user_file(gpu.name), BUNDLED / file_name(gpu.name)):
-        entry = _from_file(path, op, implementation, gpu, bucket, arguments)
+        entry = _from_file(path, call, gpu, bucket)
         if entry is not None:
             return Choice(entry.config, str(path), entry)
     if os.environ.get(NEAREST, "0") not in ("", "0"):
         for path in _nearest(gpu):
-            entry = _from_file(path, op, implementation, gpu, bucket, arguments, nearest=True)
+            entry = _from_file(path, call, gpu, bucket, nearest=True)
             if entry is not None:
                 return Choice(entry.config, f"{path} (nearest)", entry)
     return None
 
 
-def _from_file(
-    path: Path,
-    op: str,
-    implementation: Implementation,
-    gpu: Gpu,
-    bucket: str,
-    arguments: Mapping[str, Any],
-    nearest: bool = False,
-) -> Entry | None:
-    """The file's entry where it counts; what speaks against it, or against trusting it, is said once."""
+def _from_file(path: Path, call: Tunable, gpu: Gpu, bucket: str, nearest: bool = False) -> Entry | None:
+    """The file's valid entry for the call; what invalidates it, or lowers its trust, is logged once."""
     content, obstacle = _read(path)
     if not content and not obstacle:
         return None
@@ -203,10 +184,10 @@ def _from_file(
     if obstacle:
         _notice(f"{path} {obstacle}; ignored")
         return None
-    entry, obstacle = config_file.entry(content, here, op, implementation, bucket)
+    entry, obstacle = config_file.entry(content, here, type(call), bucket)
     if entry is not None:
-        obstacle = _refusal(implementation, entry.config, arguments)
-        obstacle = obstacle and f"{op} {bucket}: {obstacle}"
+        obstacle = _refusal(call, entry.config)
+        obstacle = obstacle and f"{call.name} {bucket}: {obstacle}"
     if obstacle:
         _notice(f"{path}: {obstacle}; ignored, `python -m autotune run` measures anew")
         return None
@@ -216,10 +197,10 @@ def _from_file(
     return entry
 
 
-def _refusal(implementation: Implementation, config: Any, arguments: Mapping[str, Any]) -> str:
+def _refusal(call: Tunable, config: Any) -> str:
     """Why the configuration cannot serve this very call of its bucket, or nothing."""
     try:
-        implementation.plan(config, **{k: v.to("meta") if isinstance(v, Tensor) else v for k, v in arguments.items()})
+        call.on_meta().plan(config)
     except (ValueError, ArithmeticError) as error:
         return str(error)
     return ""

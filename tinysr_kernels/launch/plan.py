@@ -6,20 +6,15 @@ Ahead-of-time compilation and tests read the same plan that a call runs, so that
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
-import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from tinysr_kernels.launch.device import MINIMUM_CAPABILITY, Gpu
+from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.kernel import Kernel
-
-KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -32,8 +27,8 @@ class Launch:
     kernel: Kernel
     grid: tuple[int, ...]
     arguments: Mapping[str, Any]
-    warps: int
-    stages: int
+    num_warps: int
+    num_stages: int
 
     def run(self, pdl: bool = False) -> None:
         """Launch on the device of the tensors, which need not be the current one.
@@ -43,7 +38,7 @@ class Launch:
         """
         tensors = (v for v in self.arguments.values() if isinstance(v, Tensor))
         device = next(tensors).device
-        options: dict[str, Any] = {"num_warps": self.warps, "num_stages": self.stages}
+        options: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
         if pdl:
             options["launch_pdl"] = True
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
@@ -85,59 +80,38 @@ class Plan:
         return sum(launch.kernels if isinstance(launch, Library) else 1 for launch in self.launches)
 
 
-@dataclass(frozen=True)
-class Implementation:
-    """An operation's kernels. Every function takes the operator's arguments by name and ignores those it needs not.
+class Tunable(Protocol):
+    """A call whose launch configuration can be chosen and measured; the operators of `ops/call.py` are such calls."""
 
-    config: the dataclass of its launch configurations, ints, strings and bools only.
-    bucket(**arguments): the calls that share a configuration, as a short text.
-    heuristic(gpu, **arguments): a configuration that always compiles and spills no registers.
-    plan(config, **arguments): the launches; ValueError for arguments that the operator refuses.
-    space(gpu, **arguments): the configurations worth measuring for a call, repetitions allowed, among them every
-        form that applies to it.
-    modules: names of the modules that hold the kernels, besides plan's own.
-    dtypes: what the kernels read and write of floating tensors; capability: the lowest compute capability they run on.
-    """
+    name: ClassVar[str]
+    config: ClassVar[type]
 
-    config: type
-    bucket: Callable[..., str]
-    heuristic: Callable[..., Any]
-    plan: Callable[..., Plan]
-    space: Callable[..., Iterable[Any]]
-    modules: tuple[str, ...] = ()
-    dtypes: tuple[torch.dtype, ...] = KERNEL_DTYPES
-    capability: tuple[int, int] = MINIMUM_CAPABILITY
+    def lookup_key(self) -> tuple[Any, ...]:
+        """Hashable; calls of equal keys get the same configuration."""
 
-    @functools.cached_property
-    def read(self) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
-        """Picks from a call's arguments those that bucket and heuristic look at, which their parameters name.
+    def bucket(self) -> str:
+        """A short text; calls of equal text share a configuration."""
 
-        `**_` is looked at by nobody; where one takes the rest under another name, it may look at any.
-        """
-        parameters = [p for f in (self.bucket, self.heuristic) for p in inspect.signature(f).parameters.values()]
-        if any(p.kind is p.VAR_KEYWORD and p.name != "_" for p in parameters):
-            return lambda arguments: tuple(arguments.values())
-        names = list(dict.fromkeys(p.name for p in parameters if p.name not in ("gpu", "_")))
-        if len(names) == 1:  # of a single name, itemgetter makes no tuple
-            return lambda arguments: (arguments[names[0]],)
-        return operator.itemgetter(*names)
+    def heuristic(self, gpu: Gpu) -> Any:
+        """A configuration that always works."""
 
-    def takes(self, arguments: Mapping[str, Any]) -> bool:
-        """Whether the kernels compute this call: dtypes that they know, nothing empty, everything on one device."""
-        tensors = [v for v in arguments.values() if isinstance(v, Tensor)]
-        dtypes = [t.dtype for t in tensors] + [v for v in arguments.values() if isinstance(v, torch.dtype)]
-        return all(t.numel() > 0 and t.device == tensors[0].device for t in tensors) and all(
-            dtype in self.dtypes or not dtype.is_floating_point for dtype in dtypes
-        )
+    def space(self, gpu: Gpu) -> Iterable[Any]:
+        """The configurations worth measuring."""
+
+    def plan(self, config: Any) -> Plan:
+        """The launches; ValueError for a configuration that cannot serve the call."""
+
+    def on_meta(self) -> Tunable:
+        """The same call on tensors without data."""
 
 
-def blocks(extent: int, block: int) -> int:
-    """How many blocks cover the extent."""
+def cdiv(extent: int, block: int) -> int:
+    """How many blocks cover the extent (ceiling division)."""
     return -(-extent // block)
 
 
-def power_of_2(n: int, least: int = 16, most: int = 1 << 30) -> int:
-    """The smallest power of two that is not below n, between least and most (themselves powers of two)."""
+def next_power_of_2(n: int, least: int = 16, most: int = 1 << 30) -> int:
+    """The smallest power of two that is not below n, clamped to least and most (themselves powers of two)."""
     return min(max(1 << max(n - 1, 0).bit_length(), least), most)
 
 

@@ -1,11 +1,11 @@
 """The fused operators `torch.ops.tinysr.*`. Importing this package registers them all."""
 
 from tinysr_kernels.ops.attention import attention
+from tinysr_kernels.ops.call import REGISTRY, Cost, Operator
 from tinysr_kernels.ops.conv import conv3x3, input_conv, sepconv, sepconv_block, upsample_conv
 from tinysr_kernels.ops.image import color, resize, tanh_scaled
 from tinysr_kernels.ops.linear import linear, linear_fp8, patch_embed, quantize, unpatchify
 from tinysr_kernels.ops.norm import group_norm, layer_norm
-from tinysr_kernels.ops.registry import REGISTRY, Cost, Operator
 
 __all__ = [
     "REGISTRY",

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tinysr_kernels.launch.plan import Implementation
-from tinysr_kernels.ops.registry import Cost, Operator, register
+from tinysr_kernels.ops.call import Cost
+from tinysr_kernels.ops.registry import Implementation, Operator, register
 
 
 def register_beside(

@@ -1,4 +1,4 @@
-"""What kernels share: the product of two tiles, more K slices for a 1x1 shortcut, activations, a tile's epilogue."""
+"""Device functions that kernels share: dot products of tiles, activations, the epilogue, rounding, and the PDL wait."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from tinysr_kernels.launch.kernel import jit, tl
 
 @jit
 def await_inputs():  # type: ignore[no-untyped-def]
-    """First in every kernel, before it touches memory: wait until the launch before has ended, if this one began early.
+    """First in every kernel, before any memory access: wait until the previous launch has completed.
 
-    Everything before that one has ended then too, as it waited likewise. From here on the next launch may begin: once
-    all programs of this one have come so far, its programs fill what is free and wait. Without programmatic dependent
-    launch (`launch/plan.py`) there is nothing to wait for, and nothing begins early.
+    All launches before that one are complete then too, since it waited likewise. From here on the next launch may
+    start: once every program of this launch has come so far, its programs take free resources and wait. Without
+    programmatic dependent launch (`launch/plan.py`) this does nothing.
     """
     if tl.target_info.cuda_capability_geq(9):
         tl.extra.cuda.gdc_wait()
@@ -20,31 +20,31 @@ def await_inputs():  # type: ignore[no-untyped-def]
 
 @await_inputs.interpreted
 def _await_inputs():  # type: ignore[no-untyped-def]
-    # The interpreter runs one launch after the other.
+    # The interpreter runs launches one after the other.
     pass
 
 
 @jit
-def product(a, b, acc):  # type: ignore[no-untyped-def]
+def tile_dot(a, b, acc):  # type: ignore[no-untyped-def]
     """acc + a @ b in float32; float32 operands are not rounded to tf32."""
     return tl.dot(a, b, acc, input_precision="ieee")
 
 
-@product.interpreted
-def _product(a, b, acc):  # type: ignore[no-untyped-def]
-    # The interpreter holds bfloat16 as integers, and would multiply those.
+@tile_dot.interpreted
+def _tile_dot(a, b, acc):  # type: ignore[no-untyped-def]
+    # The interpreter stores bfloat16 as integers and would multiply those.
     return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
 
 
 @jit
-def rounded(v, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
+def round_to(v, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
     """A float32 tile in another dtype, rounded to the nearest, ties to even."""
     return v.to(dtype)
 
 
-@rounded.interpreted
-def _rounded(v, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
-    # The interpreter cuts float32 down to bfloat16; round before it does.
+@round_to.interpreted
+def _round_to(v, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
+    # The interpreter truncates float32 to bfloat16; round first.
     if dtype == tl.bfloat16:
         bits = v.to(tl.int32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
@@ -70,56 +70,56 @@ def gelu_tanh(v):  # type: ignore[no-untyped-def]
 
 
 @jit
-def add_product(  # type: ignore[no-untyped-def]
-    acc,  # [PIXELS,OUTPUTS] float32
+def accumulate_matmul(  # type: ignore[no-untyped-def]
+    acc,  # [BLOCK_M,BLOCK_N] float32
     a,  # [.., depth], the first pixel's row
     weight,  # [O, weight_depth], the column that belongs to a's first channel
-    pixels,  # [PIXELS] which rows of a
-    inside,  # [PIXELS] whether they exist
-    outs,  # [OUTPUTS] which rows of weight
+    pixels,  # [BLOCK_M], rows of a
+    inside,  # [BLOCK_M], their mask
+    outs,  # [BLOCK_N], rows of weight
     outputs,  # O
     begin,  # the first of a's channels to take
-    end,  # behind the last; whole slices are taken
+    end,  # one past the last; whole blocks are taken
     depth,  # channels of a
     weight_depth,  # elements from one row of weight to the next
-    SLICE: tl.constexpr,  # channels a step
+    BLOCK_K: tl.constexpr,  # channels per step
 ):
-    """acc + a[pixels, begin:end] @ weight[outs, begin:end].T, in slices of K."""
-    for start in range(begin, end, SLICE):
-        k = start + tl.arange(0, SLICE)
+    """acc + a[pixels, begin:end] @ weight[outs, begin:end].T, in steps of BLOCK_K."""
+    for start in range(begin, end, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
         rows = tl.load(a + pixels[:, None] * depth + k[None, :], mask=inside[:, None] & (k[None, :] < depth), other=0.0)
         columns = tl.load(
             weight + outs[None, :] * weight_depth + k[:, None],
             mask=(outs[None, :] < outputs) & (k[:, None] < depth),
             other=0.0,
         )
-        acc = product(rows.to(columns.dtype), columns, acc)
+        acc = tile_dot(rows.to(columns.dtype), columns, acc)
     return acc
 
 
 @jit
-def bias_row(bias, outs, outputs, OUTPUTS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The bias [1,OUTPUTS] in float32, zeros where there is none."""
+def bias_row(bias, outs, outputs, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The bias [1,BLOCK_N] in float32, zeros if there is none."""
     if bias is not None:
         beta = tl.load(bias + outs, mask=outs < outputs, other=0.0).to(tl.float32)
     else:
-        beta = tl.full((OUTPUTS,), 0.0, tl.float32)
+        beta = tl.full((BLOCK_N,), 0.0, tl.float32)
     return beta[None, :]
 
 
 @jit
-def finish(  # type: ignore[no-untyped-def]
-    acc,  # [PIXELS,OUTPUTS] float32, the sums of a convolution
-    beta,  # [1,OUTPUTS] float32, the bias
+def epilogue(  # type: ignore[no-untyped-def]
+    acc,  # [BLOCK_M,BLOCK_N] float32, a convolution's accumulators
+    beta,  # [1,BLOCK_N] float32, the bias
     residual,  # like out, or None
     out,
     base,  # int64, where the tile is in out
-    at,  # [PIXELS,OUTPUTS] counted from there
-    known,  # [PIXELS,OUTPUTS] what there is
+    at,  # [BLOCK_M,BLOCK_N] counted from there
+    known,  # [BLOCK_M,BLOCK_N], the mask
     ACTIVATION: tl.constexpr,
     ACTIVATE_RESIDUAL: tl.constexpr,
 ):
-    """Everything behind the sums, and the store of the tile, which is returned as stored."""
+    """Bias, residual and activation of a convolution's accumulators; stores the tile and returns it as stored."""
     v = acc + beta
     if residual is not None:
         other = tl.load(residual + base + at, mask=known, other=0.0).to(tl.float32)
@@ -129,7 +129,7 @@ def finish(  # type: ignore[no-untyped-def]
             v = activate(v, ACTIVATION) + other
     else:
         v = activate(v, ACTIVATION)
-    v = rounded(v, out.dtype.element_ty)
+    v = round_to(v, out.dtype.element_ty)
     tl.store(out + base + at, v, mask=known)
     return v
 
@@ -148,5 +148,5 @@ def image_value(v, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
         # Adding 1.5 * 2^23 leaves no digit behind the point.
         u = (v * 255.0 + 12582912.0 - 12582912.0).to(dtype)
     else:
-        u = rounded(v, dtype)
+        u = round_to(v, dtype)
     return u

@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tinysr_kernels.launch.plan import Launch, Plan
-from tinysr_kernels.ops.registry import REGISTRY, Cost, Operator, size
+from tinysr_kernels.ops.call import REGISTRY, Cost, Operator
+from tinysr_kernels.ops.layout import nbytes
 
 READ_BY_HOST = "aten::_local_scalar_dense"
 LAUNCH_NOTHING = ("aten::empty", "aten::new_empty", "aten::_unsafe_view")
@@ -72,8 +73,8 @@ class Call:
     """One call: operator, shapes of its tensor inputs and of its first output, cost, and the launches it makes.
 
     source: where its launch configuration comes from, "reference" for a call that no kernel computes (its one step
-    then stands for however many it takes). part: what of the network it belongs to (`trace`'s parts). arguments: the
-    call's own by name, for `tinysr::` operators.
+    then stands for however many it takes). part: what of the network it belongs to (`trace`'s parts). operator: the
+    call itself, for `tinysr::` operators.
     """
 
     op: str
@@ -83,7 +84,7 @@ class Call:
     source: str = "reference"
     part: str = ""
     steps: tuple[Step, ...] = ()
-    arguments: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    operator: Operator | None = field(default=None, repr=False, compare=False)
 
 
 class ReadingOnes(TorchDispatchMode):
@@ -130,28 +131,26 @@ class _Recorder(ReadingOnes):
         if not results or _is_view(func):
             return out
         if func.namespace == "tinysr":
-            self._operator(REGISTRY[name.removeprefix("tinysr::")], args, kwargs, results)
+            self._operator(REGISTRY[name.removeprefix("tinysr::")](*args, **kwargs), results)
         else:
             given = _tensors((args[1:] if name in OVERWRITES else args, kwargs))
             first = results[0]
-            self._note(name, given, results, Cost(first.numel(), size(*given) + size(first)))
+            self._note(name, given, results, Cost(first.numel(), nbytes(*given) + nbytes(first)))
         return out
 
-    def _operator(self, op: Operator, args: Any, kwargs: Any, results: tuple[Tensor, ...]) -> None:
-        arguments = op.arguments(*args, **kwargs)
-        given = _tensors(arguments)
-        cost = op.cost(**arguments)
-        if not (self.kernels and op.kernels and op.kernels.takes(arguments)):
-            self._note(op.name, given, results, cost, arguments=arguments)
+    def _operator(self, call: Operator, results: tuple[Tensor, ...]) -> None:
+        cost = call.cost()
+        if not (self.kernels and call.kernels_apply):
+            self._note(call.name, call.tensors, results, cost, operator=call)
             return
         # A launcher copies inputs that are not dense in the layout it wants: launches like any other.
         with _Recorder(False, self.weights) as copies:
-            plan, choice = op.plan(**arguments)
-        steps = [replace(step, flops=0) for call in copies.calls for step in call.steps]
+            plan, choice = call.planned()
+        steps = [replace(step, flops=0) for copied in copies.calls for step in copied.steps]
         own = list(self._launches(plan))
         most = max(range(len(own)), key=lambda i: own[i].bytes)
         own[most] = replace(own[most], flops=cost.flops)
-        self._note(op.name, given, results, cost, choice.source, (*steps, *own), arguments)
+        self._note(call.name, call.tensors, results, cost, choice.source, (*steps, *own), call)
 
     def _launches(self, plan: Plan) -> Iterator[Step]:
         """One step a kernel. What a launch writes: the plan's results, and scratch that nothing has written yet."""
@@ -176,7 +175,7 @@ class _Recorder(ReadingOnes):
         distinct = {(_storage(t), t.storage_offset(), t.shape, t.stride()): t for t in tensors}
         e4m3 = torch.float8_e4m3fn
         return tuple(
-            Moved(tuple(t.shape), size(t), _storage(t) in self.weights, t.dtype == e4m3) for t in distinct.values()
+            Moved(tuple(t.shape), nbytes(t), _storage(t) in self.weights, t.dtype == e4m3) for t in distinct.values()
         )
 
     def _note(
@@ -187,12 +186,12 @@ class _Recorder(ReadingOnes):
         cost: Cost,
         source: str = "reference",
         steps: tuple[Step, ...] = (),
-        arguments: Mapping[str, Any] | None = None,
+        operator: Operator | None = None,
     ) -> None:
         steps = steps or (Step(name, self._moved(given), self._moved(results), cost.flops),)
         shapes = tuple(tuple(t.shape) for t in given)
         output = tuple(results[0].shape)
-        self.calls.append(Call(name, shapes, output, cost, source, self.part, steps, arguments or {}))
+        self.calls.append(Call(name, shapes, output, cost, source, self.part, steps, operator))
 
 
 def _tensors(value: Any) -> tuple[Tensor, ...]:

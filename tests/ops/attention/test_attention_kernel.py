@@ -41,7 +41,7 @@ class TestAttentionKernels(KernelContract):
         "sums not rescaled, flash": ("first_sum * again[:, None])", "first_sum)"),
         "second sums not rescaled, flash": ("second_sum * again[:, None])", "second_sum)"),
         "sums not rescaled, wide": ("v, sums * again[:, None])", "v, sums)"),
-        "second slice's scores dropped": ("scores = product(second_q, tl.trans(k), scores)", "scores = scores + 0.0"),
+        "second slice's scores dropped": ("scores = tile_dot(second_q, tl.trans(k), scores)", "scores = scores + 0.0"),
         "second slice's values are the first's": (
             "v = _tile(values, key_lane, left, stride, back, ",
             "v = _tile(values, key_lane, left, stride, back - FIRST, ",

@@ -1,4 +1,4 @@
-"""Argument sets of separable convolutions that normalise their input, and of blocks of three, for `cases.py`."""
+"""Argument sets of blocks of three separable convolutions, for `cases.py`."""
 
 from __future__ import annotations
 
@@ -6,28 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 Maker = Callable[..., Any]
-
-
-def normed_makers(sepconv: Maker, moments: Maker) -> dict[str, Maker]:
-    """By name, from what makes a sepconv's other arguments, and the moments of channels."""
-
-    def normed(n: int, c: int, *shape: int, groups: int, eps: float = 1e-5, **options: Any) -> Maker:
-        make = sepconv(n, c, *shape, **options)
-        return lambda d: {
-            **make(d),
-            "norm_moments": moments(d, n, c),
-            "norm_weight": d.normal(c),
-            "norm_bias": d.normal(c),
-            "norm_groups": groups,
-            "norm_eps": eps,
-        }
-
-    return {
-        "normed, groups of 15": normed(2, 60, 48, 5, 7, groups=4, activation="relu", residual=True),
-        "normed and enlarged": normed(2, 30, 10, 3, 4, groups=3, eps=1e-3, upsample=True),
-        "normed, stride 2": normed(3, 48, 30, 7, 5, groups=16, stride=2),
-        "normed, wide": normed(1, 240, 30, 3, 4, groups=8),
-    }
 
 
 def _block(n: int, c: int, h: int, w: int, bias: bool = True) -> Maker:

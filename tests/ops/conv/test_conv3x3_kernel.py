@@ -134,7 +134,7 @@ class TestConv3x3MomentsKernels(KernelContract):
     kernels = conv3x3_kernel
     configs: ClassVar = TestConv3x3Kernels.configs
     mutations: ClassVar = {
-        "pixels outside counted": ("of_tile(stored.to(tl.float32), inside)", "of_tile(stored, lane >= 0)"),
+        "pixels outside counted": ("tile_moments(stored.to(tl.float32), inside)", "tile_moments(stored, lane >= 0)"),
         "the first tile's place for all": ("sample, tile * PHASES + phase, tiles", "sample, phase, tiles"),
     }
 

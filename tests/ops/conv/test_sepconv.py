@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,27 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.ops.cases import Arguments
-from tests.ops.contract import OperatorContract
+from tests.ops.contract import OperatorContract, reference_of
 from tests.ops.mathematics import altered, eager_epilogue, enlarge, epilogue, tap, zeroed
 from tests.ops.norm.channel_moments import MomentsContract, by_hand, mutants
-from tests.ops.norm.test_group_norm import eager as eager_norm
-from tests.ops.norm.test_group_norm import oracle as exact_norm
-from tinysr_kernels.ops.conv.sepconv import cost, reference, sepconv_moments
+from tinysr_kernels.ops.conv.sepconv import SepConv
 
-NORM = ("norm_weight", "norm_bias", "norm_groups", "norm_eps", "norm_moments")
-
-
-def normed(function: Callable[..., Tensor], x: Tensor, rest: Arguments) -> Tensor:
-    """GroupNorm and SiLU of x by a function of group_norm's arguments, where rest has them, which loses them."""
-    weight, bias, groups, eps, moments = (rest.pop(name, None) for name in NORM)
-    return x if moments is None else function(x, weight, bias, groups, eps, moments=moments)
+reference = reference_of("sepconv")
 
 
 def oracle(
     x: Tensor, depthwise: Tensor, pointwise: Tensor, stride: int = 1, upsample: bool = False, **rest: Any
 ) -> Tensor:
-    x = normed(exact_norm, x, rest)
     u = enlarge(x) if upsample else x
     d = sum(depthwise[None, :, i, j, None, None] * tap(u, i, j, stride) for i in range(3) for j in range(3))
     return epilogue(torch.einsum("oc,nchw->nohw", pointwise, d), **rest)
@@ -45,7 +34,6 @@ def eager(
     upsample: bool = False,
     **rest: Any,
 ) -> Tensor:
-    x = normed(eager_norm, x, rest)
     u = F.interpolate(x, scale_factor=2, mode="nearest") if upsample else x
     d = F.conv2d(u, depthwise[:, None], stride=stride, padding=1, groups=x.shape[1])
     return eager_epilogue(F.conv2d(d, pointwise[:, :, None, None], bias), **rest)
@@ -64,12 +52,6 @@ def stride_from_the_second_pixel(**a: Any) -> Tensor:
     return reference(**a)[:, :, 1::2, 1::2]
 
 
-def padded_before_the_norm(**a: Any) -> Tensor:
-    if "norm_moments" not in a or {"upsample", "stride", "residual"} & a.keys():
-        return reference(**a)
-    return reference(**{**a, "x": F.pad(a["x"], (1, 1, 1, 1))})[:, :, 1:-1, 1:-1]
-
-
 MUTANTS = {
     "dropped tap": altered(reference, "depthwise", lambda t: zeroed(t, slice(None), 2, 2)),
     "transposed kernel": altered(reference, "depthwise", lambda t: t.transpose(1, 2)),
@@ -84,24 +66,12 @@ MUTANTS = {
     "no skip": altered(reference, "skip", torch.zeros_like),
     "shortcut columns swapped": altered(reference, "shortcut_weight", lambda t: t.roll(1, 1)),
     "no activation": altered(reference, "activation", lambda _: "none"),
-    "the next channel's moments": altered(reference, "norm_moments", lambda t: t.roll(1, 2)),
-    "moments of groups alone": altered(reference, "norm_moments", lambda t: t * torch.tensor([1.0, 0.0])[:, None]),
-    "padded before the norm": padded_before_the_norm,
-    "no offset of the norm": altered(reference, "norm_bias", torch.zeros_like),
     "bilinear": bilinear_instead_of_nearest,
     "repeated border": lambda **a: (
         reference(**a)
         if {"residual", "shortcut", "upsample", "stride"} & a.keys()
         else reference(**{**a, "x": F.pad(a["x"], (1, 1, 1, 1), mode="replicate")})[:, :, 1:-1, 1:-1]
     ),
-}
-
-WHOLE_NORM = {
-    "norm_moments": torch.ones(2, 2, 48),
-    "norm_weight": torch.ones(48),
-    "norm_bias": torch.ones(48),
-    "norm_groups": 4,
-    "norm_eps": 1e-5,
 }
 
 MISTAKES = [
@@ -126,13 +96,6 @@ MISTAKES = [
         {"shortcut": torch.ones(2, 3, 5, 7), "shortcut_weight": torch.ones(60, 4)},
         r"shortcut_weight must be \[60, 3\], found \[60, 4\]",
     ),
-    ({"norm_moments": torch.ones(2, 2, 48)}, r"given together, found only \['norm_moments'\]"),
-    ({"norm_bias": torch.ones(48)}, r"given together, found only \['norm_bias'\]"),
-    ({**WHOLE_NORM, "norm_moments": torch.ones(2, 3, 48)}, r"norm_moments must be \[2, 2, 48\], found \[2, 3, 48\]"),
-    ({**WHOLE_NORM, "norm_weight": torch.ones(60)}, r"norm_weight must be \[48\], found \[60\]"),
-    ({**WHOLE_NORM, "norm_bias": torch.ones(1)}, r"norm_bias must be \[48\], found \[1\]"),
-    ({**WHOLE_NORM, "norm_groups": 5}, r"norm_groups must divide 48 channels, found 5"),
-    ({**WHOLE_NORM, "norm_groups": 0}, r"norm_groups must divide 48 channels, found 0"),
 ]
 
 
@@ -144,18 +107,12 @@ class TestSepconv(OperatorContract):
     mutants = MUTANTS
     mistakes = MISTAKES
 
-    def counted_flops(self, arguments: Arguments) -> int:
-        """The convolutions', and 6 for each element that is normalised."""
-        norm = 6 * arguments["x"].numel() if "norm_moments" in arguments else 0
-        flops: int = super().counted_flops(arguments)
-        return flops + norm
-
 
 class TestSepconvMoments(MomentsContract):
     op = "sepconv_moments"
     oracle = staticmethod(by_hand(oracle))
     eager = staticmethod(by_hand(eager))
-    mutants = mutants(sepconv_moments.reference)
+    mutants = mutants(reference_of("sepconv_moments"))
     mistakes = MISTAKES[:2]
 
 
@@ -174,5 +131,5 @@ def test_cost_by_hand(channels: int, outputs: int, options: dict, flops: int, mo
     half = {"dtype": torch.float16, "device": "meta"}
     x = torch.empty(2, channels, 8, 6, **half)
     depthwise, pointwise = torch.empty(channels, 3, 3, **half), torch.empty(outputs, channels, **half)
-    found = cost(x, depthwise, pointwise, torch.empty(outputs, **half), **options)
+    found = SepConv(x, depthwise, pointwise, torch.empty(outputs, **half), **options).cost()
     assert (found.flops, found.bytes) == (flops, moved)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
-from tests.ops.contract import OperatorContract
+from tests.ops.contract import OperatorContract, reference_of
 from tests.ops.conv import test_sepconv
 from tests.ops.mathematics import altered, zeroed
-from tinysr_kernels.ops.conv import sepconv
-from tinysr_kernels.ops.conv.sepconv_block import cost, reference, skewed
+from tinysr_kernels.ops.conv.sepconv_block import SepConvBlock
+
+reference = reference_of("sepconv_block")
+sepconv_reference = reference_of("sepconv")
 
 
 def three_times(convolution: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -30,11 +31,11 @@ def three_times(convolution: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def without_skip(x: Tensor, **weights: Any) -> Tensor:
-    return three_times(lambda x, residual=None, **rest: sepconv.reference(x, **rest))(x, **weights)
+    return three_times(lambda x, residual=None, **rest: sepconv_reference(x, **rest))(x, **weights)
 
 
 def skip_behind_relu(x: Tensor, **weights: Any) -> Tensor:
-    return three_times(lambda x, **rest: sepconv.reference(x, activate_residual=False, **rest))(x, **weights)
+    return three_times(lambda x, **rest: sepconv_reference(x, activate_residual=False, **rest))(x, **weights)
 
 
 def exchanged(**a: Any) -> Tensor:
@@ -68,18 +69,6 @@ class TestSepconvBlock(OperatorContract):
 def test_cost_by_hand() -> None:
     half = {"dtype": torch.float16, "device": "meta"}
     weights = (torch.empty(10, 3, 3, **half), torch.empty(10, 10, **half), torch.empty(10, **half))
-    found = cost(torch.empty(2, 10, 8, 6, **half), *weights, *(torch.empty_like(w) for w in (*weights, *weights)))
+    given = (*weights, *(torch.empty_like(w) for w in (*weights, *weights)))
+    found = SepConvBlock(torch.empty(2, 10, 8, 6, **half), *given).cost()
     assert (found.flops, found.bytes) == (3 * 2 * 96 * 10 * (9 + 10), 2 * (2 * 960 + 3 * (90 + 100 + 10)))
-
-
-@pytest.mark.parametrize("height", range(1, 20))
-@pytest.mark.parametrize("strip", [0, 1, 2, 3, 5, 64])
-def test_strips_cover_every_row_once_and_find_what_they_read(height: int, strip: int) -> None:
-    """In the order of the launches, each row once, and only after the rows around it of the convolution before."""
-    done: list[list[int]] = [[], [], []]
-    for number, first, end in skewed(height, strip):
-        assert 0 <= first < end <= height
-        if number:
-            assert {y for y in range(first - 1, end + 1) if 0 <= y < height} <= set(done[number - 1])
-        done[number] += range(first, end)
-    assert done == [list(range(height))] * 3

@@ -38,7 +38,7 @@ class TestPatchEmbedRowMomentsKernels(KernelContract):
             "tl.arange(0, ROWS), 0, tokens, features",
         ),
         "moments before the table": (
-            "leave(v, out_moments, first_row, tl",
-            "leave(v * 0.5, out_moments, first_row, tl",
+            "store_moments(v, out_moments, first_row, tl",
+            "store_moments(v * 0.5, out_moments, first_row, tl",
         ),
     }

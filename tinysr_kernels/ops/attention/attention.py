@@ -18,10 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
-from tinysr_kernels.launch.plan import Implementation, Launch, Library, Plan, blocks, power_of_2
+from tinysr_kernels.launch.plan import Launch, Library, Plan, cdiv, next_power_of_2
 from tinysr_kernels.ops import device_functions
 from tinysr_kernels.ops.attention.kernels import attention as attention_kernel
-from tinysr_kernels.ops.registry import Cost, check, check_choice, check_rank, plain, register, size, wide
+from tinysr_kernels.ops.call import Cost
+from tinysr_kernels.ops.checks import check, check_choice, check_rank
+from tinysr_kernels.ops.layout import contiguous_as, nbytes
+from tinysr_kernels.ops.reference_math import compute_dtype
+from tinysr_kernels.ops.registry import Implementation, register
 
 SCHEMA = "attention(Tensor qkv, int heads, float scale) -> Tensor"
 
@@ -39,10 +43,10 @@ def reference(qkv: Tensor, heads: int, scale: float) -> Tensor:
     Any floating dtype; the result has qkv's. Raises ValueError when qkv does not divide into 3 * heads.
     """
     n, tokens, features = _out_shape(qkv, heads)
-    wide_qkv = plain(qkv, wide(qkv.dtype)).view(n, tokens, 3, heads, features // heads)
+    wide_qkv = contiguous_as(qkv, compute_dtype(qkv.dtype)).view(n, tokens, 3, heads, features // heads)
     q, k, v = wide_qkv.permute(2, 0, 3, 1, 4).unbind(0)
     out = F.scaled_dot_product_attention(q, k, v, scale=scale)
-    return plain(out.transpose(1, 2).reshape(n, tokens, features), qkv.dtype)
+    return contiguous_as(out.transpose(1, 2).reshape(n, tokens, features), qkv.dtype)
 
 
 def fake(qkv: Tensor, heads: int, scale: float) -> Tensor:
@@ -54,7 +58,7 @@ def cost(qkv: Tensor, heads: int, scale: float) -> Cost:
     """FLOPs of the two products and 5 per score for the softmax; bytes of qkv and the result once."""
     n, tokens, features = _out_shape(qkv, heads)
     flops = n * tokens * tokens * (4 * features + 5 * heads)
-    return Cost(flops, size(qkv) + n * tokens * features * qkv.element_size())
+    return Cost(flops, nbytes(qkv) + n * tokens * features * qkv.element_size())
 
 
 @dataclass(frozen=True)
@@ -89,14 +93,14 @@ def bucket(qkv: Tensor, heads: int, **_: Any) -> str:
     """Calls that share a configuration, whatever their batch: dtype, heads, tokens up to a power of two."""
     tokens, features = _out_shape(qkv, heads)[1:]
     rest = "" if tokens % WHOLE == 0 else " ragged"
-    return f"{str(qkv.dtype).removeprefix('torch.')} {heads}x{features // heads} {power_of_2(tokens)}{rest}"
+    return f"{str(qkv.dtype).removeprefix('torch.')} {heads}x{features // heads} {next_power_of_2(tokens)}{rest}"
 
 
 def slices(width: int) -> tuple[int, int]:
     """Powers of two, of 16 or more, whose sum covers a head: the second is 0 where one is as narrow as two."""
-    whole = power_of_2(width)
+    whole = next_power_of_2(width)
     first = whole // 2
-    second = power_of_2(width - first)
+    second = next_power_of_2(width - first)
     return (first, second) if first >= 16 and second < first else (whole, 0)
 
 
@@ -106,10 +110,10 @@ def heuristic(gpu: Gpu, qkv: Tensor, heads: int, **_: Any) -> Config:
     width = features // heads
     if qkv.element_size() > 2:
         # Without tensor cores both operands of a product lie in registers: thin slices.
-        config = Config("wide", 64, 32, 8, 1, apart=False, depth=16, columns=power_of_2(width, most=256))
+        config = Config("wide", 64, 32, 8, 1, apart=False, depth=16, columns=next_power_of_2(width, most=256))
     elif width <= 64:
         # A tile of 128 queries reads keys and values half as often as one of 64; the small one fills a larger card.
-        large = blocks(tokens, 128) * heads >= gpu.multiprocessors
+        large = cdiv(tokens, 128) * heads >= gpu.multiprocessors
         return Config("flash", *((128, WHOLE, 8) if large else (64, WHOLE, 4)), 3)
     elif width <= 128:
         # Two loops, or 64 keys, would spill on some architecture.
@@ -128,12 +132,12 @@ def heuristic(gpu: Gpu, qkv: Tensor, heads: int, **_: Any) -> Config:
 
 def _parts(gpu: Gpu, tokens: int, width: int, heads: int, config: Config) -> int:
     """Into how many parts to split the keys: what fills the card in the fewest steps, a multiprocessor a program."""
-    programs = blocks(tokens, config.rows) * blocks(width, config.columns) * heads
-    steps = blocks(tokens, config.keys)
+    programs = cdiv(tokens, config.rows) * cdiv(width, config.columns) * heads
+    steps = cdiv(tokens, config.keys)
 
     def time(parts: int) -> int:
-        waves = blocks(programs * parts, gpu.multiprocessors)
-        return waves * (blocks(steps, parts) + (STORING if parts > 1 else 0))
+        waves = cdiv(programs * parts, gpu.multiprocessors)
+        return waves * (cdiv(steps, parts) + (STORING if parts > 1 else 0))
 
     best = min(range(1, min(MOST_PARTS, steps) + 1), key=time)
     # The sums of the parts take memory: not for a small gain.
@@ -149,7 +153,7 @@ def plan(config: Config, qkv: Tensor, heads: int, scale: float) -> Plan:
     check_choice("form", config.form, FORMS)
     width = features // heads
     out = qkv.new_empty((n, tokens, features))
-    given: dict[str, Any] = {"qkv": plain(qkv, qkv.dtype), "out": out}
+    given: dict[str, Any] = {"qkv": contiguous_as(qkv, qkv.dtype), "out": out}
     if config.form == "library":
         # The attention and the copy; heads that are no multiple of 8 it pads first: q, k and v are filled and copied.
         given |= {"heads": heads, "scale": scale}
@@ -166,13 +170,13 @@ def plan(config: Config, qkv: Tensor, heads: int, scale: float) -> Plan:
         "KEYS": config.keys,
         "STAGES": config.stages,
     }
-    rows = blocks(tokens, config.rows)
+    rows = cdiv(tokens, config.rows)
     if config.form == "flash":
         first, second = slices(width)
         given |= {"FIRST": first, "SECOND": second}
         return Plan(out, (Launch(attention_kernel.flash, (rows, heads, n), given, config.warps, config.stages),))
-    part = blocks(blocks(tokens, config.keys), config.parts) * config.keys
-    parts = blocks(tokens, part)
+    part = cdiv(cdiv(tokens, config.keys), config.parts) * config.keys
+    parts = cdiv(tokens, part)
     given |= {"part": part, "parts": parts, "DEPTH": config.depth, "COLUMNS": config.columns}
     split = parts > 1
     shapes = {
@@ -182,14 +186,14 @@ def plan(config: Config, qkv: Tensor, heads: int, scale: float) -> Plan:
     }
     scratch = {name: qkv.new_empty(s, dtype=torch.float32) if split else None for name, s in shapes.items()}
     given |= {**scratch, "out": None if split else out}
-    grid = (rows * parts * blocks(width, config.columns), heads, n)
+    grid = (rows * parts * cdiv(width, config.columns), heads, n)
     launch = Launch(attention_kernel.wide, grid, given, config.warps, config.stages)
     if not split:
         return Plan(out, (launch,))
-    columns = power_of_2(width)
+    columns = next_power_of_2(width)
     lanes = max(2048 // columns, 1)
     sizes = {"tokens": tokens, "heads": heads, "parts": parts, "WIDTH": width, "COLUMNS": columns, "ROWS": lanes}
-    merge = Launch(attention_kernel.merge, (blocks(tokens, lanes), heads, n), {**scratch, "out": out, **sizes}, 4, 1)
+    merge = Launch(attention_kernel.merge, (cdiv(tokens, lanes), heads, n), {**scratch, "out": out, **sizes}, 4, 1)
     return Plan(out, (launch, merge))
 
 
@@ -210,7 +214,7 @@ def space(gpu: Gpu, qkv: Tensor, heads: int, **_: Any) -> Iterator[Config]:
             yield Config("flash", rows, keys, warps, stages)
             yield Config("flash", rows, keys, warps, stages, apart=False)
         return
-    columns = power_of_2(width, most=256)
+    columns = next_power_of_2(width, most=256)
     depths = (64, columns) if half else (16, 32)
     for rows, keys, warps, stages in itertools.product((32, 64, 128), (32, 64), (4, 8), (1, 2)):
         for depth, parts in itertools.product(depths, (1, 2, 4, 8)):

@@ -24,34 +24,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu, gpu_of
-from tinysr_kernels.launch.plan import Implementation, Launch, Library, Plan, power_of_2
+from tinysr_kernels.launch.plan import Launch, Library, Plan, next_power_of_2
 from tinysr_kernels.ops import device_functions
+from tinysr_kernels.ops.call import Cost
+from tinysr_kernels.ops.checks import check, check_choice, check_epilogue, check_rank, check_shape, check_shortcut
 from tinysr_kernels.ops.conv import conv_tiles
 from tinysr_kernels.ops.conv.conv_norm import register_with_norm
 from tinysr_kernels.ops.conv.conv_tiles import Config
 from tinysr_kernels.ops.conv.kernels import conv3x3 as conv3x3_kernel
 from tinysr_kernels.ops.conv.kernels import conv_few as conv_few_kernel
+from tinysr_kernels.ops.layout import contiguous_as, empty_nhwc, nbytes, nhwc
 from tinysr_kernels.ops.norm import group_norm
 from tinysr_kernels.ops.norm.channel_moments import merged, register_with_moments
 from tinysr_kernels.ops.norm.kernels import group_norm as group_norm_kernel
 from tinysr_kernels.ops.norm.kernels import norm_silu_prologue as prologue_kernel
-from tinysr_kernels.ops.registry import (
-    Cost,
-    check,
-    check_choice,
-    check_epilogue,
-    check_rank,
-    check_shape,
-    check_shortcut,
-    empty_nhwc,
-    finish,
-    nhwc,
-    plain,
-    register,
-    shortcut_1x1,
-    size,
-    wide,
-)
+from tinysr_kernels.ops.reference_math import add_shortcut_1x1, compute_dtype, epilogue
+from tinysr_kernels.ops.registry import Implementation, register
 
 SCHEMA = (
     "conv3x3(Tensor x, Tensor weight, Tensor? bias=None, Tensor? residual=None, Tensor? shortcut=None, "
@@ -128,12 +116,12 @@ def reference(
     """
     norm = (norm_moments, norm_weight, norm_bias, norm_groups)
     _check(x, weight, bias, residual, shortcut, skip, shortcut_weight, stride, activation, *norm)
-    u = nhwc(x.to(wide(x.dtype)))
+    u = nhwc(x.to(compute_dtype(x.dtype)))
     if norm_moments is not None and norm_weight is not None and norm_bias is not None:
         u = group_norm.reference(u, None, norm_weight, norm_bias, norm_groups, norm_eps, True, norm_moments)
     y = F.conv2d(u, nhwc(weight.to(u.dtype)), stride=stride, padding=1)
-    y = shortcut_1x1(y, shortcut, skip, shortcut_weight)
-    return finish(y, bias, residual, activation, activate_residual, x.dtype)
+    y = add_shortcut_1x1(y, shortcut, skip, shortcut_weight)
+    return epilogue(y, bias, residual, activation, activate_residual, x.dtype)
 
 
 def fake(
@@ -182,7 +170,7 @@ def cost(
     flops = 2 * n * h * w * o * (9 * x.shape[1] + k)
     if norm_moments is not None:
         flops += 6 * x.numel()
-    moved = size(x, weight, bias, residual, shortcut, skip, shortcut_weight, norm_moments, norm_weight, norm_bias)
+    moved = nbytes(x, weight, bias, residual, shortcut, skip, shortcut_weight, norm_moments, norm_weight, norm_bias)
     return Cost(flops, moved + n * o * h * w * x.element_size())
 
 
@@ -192,7 +180,7 @@ def bucket(
     """Calls that share a configuration, whatever the batch: dtype, channels, pixels of the result, stride, extras."""
     o, h, w = _out_shape(x, weight, stride)[1:]
     other = ("" if shortcut is None else "+1x1") + ("" if norm_moments is None else " normed")
-    return f"{str(x.dtype).removeprefix('torch.')} {x.shape[1]}->{o} {power_of_2(h * w)} s{stride}{other}"
+    return f"{str(x.dtype).removeprefix('torch.')} {x.shape[1]}->{o} {next_power_of_2(h * w)} s{stride}{other}"
 
 
 def _sizes(
@@ -246,14 +234,14 @@ def plan(
     # The product runs in the widest dtype of its operands; networks give them all the same.
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in (x, weight, shortcut, skip) if t is not None))
     tail = conv_tiles.Tail(
-        None if bias is None else plain(bias, bias.dtype),
+        None if bias is None else contiguous_as(bias, bias.dtype),
         None if residual is None else nhwc(residual),
         activation,
         activate_residual,
     )
     prologue = None
     if norm_moments is not None and norm_weight is not None and norm_bias is not None:
-        moments_of_x, gain, shift = (plain(t, t.dtype) for t in (norm_moments, norm_weight, norm_bias))
+        moments_of_x, gain, shift = (contiguous_as(t, t.dtype) for t in (norm_moments, norm_weight, norm_bias))
         prologue = conv_tiles.Prologue(moments_of_x, gain, shift, norm_groups, norm_eps)
     launches: tuple[Launch | Library, ...]
     if config.form == "library":
@@ -281,7 +269,7 @@ def plan(
             "weight": nhwc(weight.to(dtype)),
             "shortcut": None if shortcut is None else nhwc(shortcut),
             "skip": None if skip is None else nhwc(skip),
-            "shortcut_weight": None if shortcut_weight is None else plain(shortcut_weight, dtype),
+            "shortcut_weight": None if shortcut_weight is None else contiguous_as(shortcut_weight, dtype),
         }
         launches = conv_tiles.launches(
             config, arguments, tail, out, stride=stride, take_moments=moments, prologue=prologue

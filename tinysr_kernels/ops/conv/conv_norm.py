@@ -23,26 +23,17 @@ import torch
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
-from tinysr_kernels.launch.plan import Implementation, Launch, Plan, blocks, power_of_2
+from tinysr_kernels.launch.plan import Launch, Plan, cdiv, next_power_of_2
+from tinysr_kernels.ops.call import Cost
+from tinysr_kernels.ops.checks import check, check_choice, check_rank, check_shape
 from tinysr_kernels.ops.conv import conv_tiles
 from tinysr_kernels.ops.conv.kernels import conv3x3 as conv3x3_kernel
 from tinysr_kernels.ops.conv.kernels import conv_norm as conv_norm_kernel
+from tinysr_kernels.ops.layout import contiguous_as, empty_nhwc, nbytes, nhwc
 from tinysr_kernels.ops.norm import channel_moments, group_norm
 from tinysr_kernels.ops.norm.kernels import channel_moments as moments_kernel
 from tinysr_kernels.ops.norm.kernels import group_norm as group_norm_kernel
-from tinysr_kernels.ops.registry import (
-    Cost,
-    Operator,
-    check,
-    check_choice,
-    check_rank,
-    check_shape,
-    empty_nhwc,
-    nhwc,
-    plain,
-    register,
-    size,
-)
+from tinysr_kernels.ops.registry import Implementation, Operator, register
 
 REQUIRED = "Tensor normed_weight, Tensor normed_bias, int normed_groups, float normed_eps"
 OPTIONAL = "bool normed_silu=True, Tensor? normed_skip=None"
@@ -115,7 +106,7 @@ def _norm_config(gpu: Gpu, out: Tensor, norm: Norm, parts: int) -> tuple[str, gr
     found = group_norm.heuristic(gpu, x=out, skip=norm.skip, groups=norm.groups, moments=None)
     if found.form == "single" and parts > 1:
         # All parts are loaded at once: with more than 4 numbers of each a thread, or 8 of two, some card would spill.
-        lanes = power_of_2(h * w, least=1, most=max((4096 if parts == 2 else 2048) // found.channels, 1))
+        lanes = next_power_of_2(h * w, least=1, most=max((4096 if parts == 2 else 2048) // found.channels, 1))
         found = dataclasses.replace(found, pixels=lanes, warps=16 if lanes * found.channels >= 2048 else 8)
     if found.form == "single":
         return "group", found
@@ -123,9 +114,9 @@ def _norm_config(gpu: Gpu, out: Tensor, norm: Norm, parts: int) -> tuple[str, gr
         return "split", found
     width = c // norm.groups
     # Rows of 64 bytes in half precision; of wider ones a program would have to merge more groups.
-    channels = power_of_2(c, most=max(32, power_of_2(width)))
-    lanes = power_of_2(h * w, least=1, most=max(4096 // channels, 1))
-    chunks = min(blocks(2 * gpu.multiprocessors, blocks(c, channels)), blocks(h * w, lanes))
+    channels = next_power_of_2(c, most=max(32, next_power_of_2(width)))
+    lanes = next_power_of_2(h * w, least=1, most=max(4096 // channels, 1))
+    chunks = min(cdiv(2 * gpu.multiprocessors, cdiv(c, channels)), cdiv(h * w, lanes))
     return "tiles", group_norm.Config("split", lanes, channels, chunks, 4, 3)
 
 
@@ -149,7 +140,7 @@ def normalised(config: Config, plan: Plan, norm: Norm) -> Plan:
             normed = empty_nhwc(out, shape)
             return Plan((out, normed), (*first, _merge(config, last, norm, normed, width)))
         if config.norm_form == "tiles" and last.kernel is conv3x3_kernel.conv and norm.skip is None:
-            if width == power_of_2(width, least=1) and width <= min(config.outputs, config.norm_channels):
+            if width == next_power_of_2(width, least=1) and width <= min(config.outputs, config.norm_channels):
                 normed = empty_nhwc(out, shape)
                 return Plan((out, normed), (*first, *_tiles(config, last, norm, out, normed, width)))
             launches = (*first, _leaving(config, last, out, out.shape[1]))
@@ -157,7 +148,7 @@ def normalised(config: Config, plan: Plan, norm: Norm) -> Plan:
         with_moments = channel_moments.merged(Plan(out, launches))
         launches, given = with_moments.launches, with_moments.result[1]
     form = {"group": "single", "tiles": "split", "split": "split"}[config.norm_form]
-    channels = max(config.norm_channels, power_of_2(width, least=1)) if form == "single" else config.norm_channels
+    channels = max(config.norm_channels, next_power_of_2(width, least=1)) if form == "single" else config.norm_channels
     chosen = group_norm.Config(
         form, config.norm_pixels, channels, config.norm_chunks, config.norm_warps, config.norm_stages
     )
@@ -169,7 +160,7 @@ def _merge(config: Config, last: Launch, norm: Norm, normed: Tensor, width: int)
     """conv3x3_kernel.merge with the norm in the same launch."""
     names = ("scratch_parts", "bias", "residual", "out", "pixels", "RESULTS", "ACTIVATION", "ACTIVATE_RESIDUAL")
     given = {name: last.arguments[name] for name in (*names, "PARTS")}
-    channels = max(config.norm_channels, power_of_2(width, least=1))
+    channels = max(config.norm_channels, next_power_of_2(width, least=1))
     given |= {
         **_affine(norm, normed),
         "skip": None if norm.skip is None else nhwc(norm.skip),
@@ -185,13 +176,13 @@ def _merge(config: Config, last: Launch, norm: Norm, normed: Tensor, width: int)
 
 
 def _affine(norm: Norm, normed: Tensor) -> dict[str, Any]:
-    gain, shift = (plain(t, t.dtype) for t in (norm.weight, norm.bias))
+    gain, shift = (contiguous_as(t, t.dtype) for t in (norm.weight, norm.bias))
     return {"gain": gain, "shift": shift, "normed": normed, "eps": norm.eps}
 
 
 def _leaving(config: Config, last: Launch, out: Tensor, groups: int) -> Launch:
     """conv3x3_kernel.conv with the moments of its tiles, for so many groups of its channels."""
-    parts = last.grid[0] // blocks(out.shape[1], config.outputs)
+    parts = last.grid[0] // cdiv(out.shape[1], config.outputs)
     scratch = out.new_empty((out.shape[0], 3, groups, parts), dtype=torch.float32)
     more = {"scratch_moments": scratch, "WIDTH": out.shape[1] // groups}
     return dataclasses.replace(last, arguments={**last.arguments, **more})
@@ -209,7 +200,7 @@ def _tiles(config: Config, last: Launch, norm: Norm, out: Tensor, normed: Tensor
         whole = scratch.new_empty((n, 2, norm.groups))
         yield channel_moments.merge(scratch, whole[:, 0], whole[:, 1])
         scratch = whole
-    chunk = blocks(h * w, config.norm_chunks)
+    chunk = cdiv(h * w, config.norm_chunks)
     given = {
         "x": out,
         "scratch_moments": scratch,
@@ -221,12 +212,12 @@ def _tiles(config: Config, last: Launch, norm: Norm, out: Tensor, normed: Tensor
         "WIDTH": width,
         "MERGED": merged,
         "SILU": norm.silu,
-        "PARTS": power_of_2(parts, least=1, most=max(2048 * width // config.norm_channels, 1)),
+        "PARTS": next_power_of_2(parts, least=1, most=max(2048 * width // config.norm_channels, 1)),
         "PIXELS": config.norm_pixels,
         "CHANNELS": config.norm_channels,
         "STAGES": config.norm_stages,
     }
-    grid = (blocks(h * w, chunk), blocks(c, config.norm_channels), n)
+    grid = (cdiv(h * w, chunk), cdiv(c, config.norm_channels), n)
     yield Launch(conv_norm_kernel.apply, grid, given, config.norm_warps, config.norm_stages)
 
 
@@ -284,7 +275,7 @@ def register_with_norm(operator: Operator, schema: str, operator_fake: Callable[
         """The operator's and group_norm's, but for the result that passes between them."""
         out = operator_fake(**_meta(conv))
         given = [t for t in conv.values() if isinstance(t, Tensor)]
-        more = size(*given, norm.weight, norm.bias, norm.skip) - size(*given)
+        more = nbytes(*given, norm.weight, norm.bias, norm.skip) - nbytes(*given)
         elements = math.prod(_shape(out, norm))
         least = operator.cost(**conv)
         flops = elements * (9 if norm.silu else 5)

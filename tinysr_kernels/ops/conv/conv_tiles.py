@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
-from tinysr_kernels.launch.plan import Launch, blocks, power_of_2
+from tinysr_kernels.launch.plan import Launch, cdiv, next_power_of_2
 from tinysr_kernels.ops.conv.kernels import conv3x3 as conv3x3_kernel
 from tinysr_kernels.ops.conv.kernels import conv_few as conv_few_kernel
 from tinysr_kernels.ops.norm import channel_moments
@@ -59,8 +59,8 @@ class Prologue:
     def scale(self) -> Launch:
         """What each channel's group makes of it, so that a program of many steps need not."""
         n, _, channels = self.moments.shape
-        members = power_of_2(self.width, least=1)
-        block = power_of_2(channels, most=max(1024 // members, 16))
+        members = next_power_of_2(self.width, least=1)
+        block = next_power_of_2(channels, most=max(1024 // members, 16))
         arguments = {
             "moments": self.moments,
             "weight": self.weight,
@@ -71,7 +71,7 @@ class Prologue:
             "MEMBERS": members,
             "CHANNELS": block,
         }
-        return Launch(prologue_kernel.scale, (blocks(channels, block), n), arguments, 4, 1)
+        return Launch(prologue_kernel.scale, (cdiv(channels, block), n), arguments, 4, 1)
 
 
 @dataclass(frozen=True)
@@ -93,15 +93,15 @@ def heuristic(gpu: Gpu, h: int, w: int, outputs: int, inputs: Sequence[int], ite
     # Loads of 16 bytes go past the registers, single channels through them.
     wide = all(c * itemsize % 16 == 0 for c in inputs)
     depths = _depths(inputs, phases)
-    block = power_of_2(outputs, most=128 if half and wide else 64 if half else 32)
+    block = next_power_of_2(outputs, most=128 if half and wide else 64 if half else 32)
     # Elsewhere slices of 64 cost 160 to 184 registers, where 32 take 128 to 152.
     deep = half and wide and gpu.capability[0] in FROM_SHARED
-    step = power_of_2(depths[0], most=64 if deep else 32 if half else 16)
+    step = next_power_of_2(depths[0], most=64 if deep else 32 if half else 16)
     # Larger tiles of float32 spill a register or two on some architecture in Triton 3.6 or 3.7, with 4 warps or 8.
     pixels = 128 if half else 32
     while pixels > 64 and _programs(pixels, block, h, w, outputs, phases) < gpu.multiprocessors:
         pixels //= 2
-    steps = sum(blocks(depth, step) for depth in depths)
+    steps = sum(cdiv(depth, step) for depth in depths)
 
     def sharing(block: int) -> int:
         """How many programs share a reduction: what fills the GPU. A part of fewer than 8 steps would mostly wait."""
@@ -133,12 +133,12 @@ MOST_SPLITS = 16
 
 def _columns(pixels: int, h: int, w: int) -> int:
     """Of a tile about as tall as wide, or narrower or flatter as the image is."""
-    return power_of_2(w, least=1, most=pixels // power_of_2(h, least=1, most=min(8, max(pixels // 8, 1))))
+    return next_power_of_2(w, least=1, most=pixels // next_power_of_2(h, least=1, most=min(8, max(pixels // 8, 1))))
 
 
 def _programs(pixels: int, block: int, h: int, w: int, outputs: int, phases: int) -> int:
     columns = _columns(pixels, h, w)
-    return blocks(h, pixels // columns) * blocks(w, columns) * blocks(outputs, block) * phases
+    return cdiv(h, pixels // columns) * cdiv(w, columns) * cdiv(outputs, block) * phases
 
 
 def space(
@@ -152,7 +152,7 @@ def space(
     sums = 4096 if gpu.capability[0] in FROM_SHARED and itemsize == 2 else 2048
     tiles = itertools.product((64, 128, 256), (32, 64, 128, 256), steps, (4, 8), (1, 2, 3, 4))
     for pixels, most, step, warps, stages in tiles:
-        block, step = power_of_2(outputs, most=most), power_of_2(depth, most=step)
+        block, step = next_power_of_2(outputs, most=most), next_power_of_2(depth, most=step)
         buffers = (pixels + block) * step * itemsize * stages
         if not 1024 * warps <= pixels * block <= sums * warps or buffers > gpu.shared_limit:
             continue
@@ -180,12 +180,12 @@ def launches(
     assert x is not None
     _, c, height, width = x.shape
     first, second = (0 if t is None else t.shape[1] for t in (shortcut, skip))
-    steps = sum(blocks(depth, config.slice) for depth in ((4 - enlarge) ** 2 * c, first, second))
-    share = blocks(steps, min(config.splits, steps))
-    parts = blocks(steps, share)
+    steps = sum(cdiv(depth, config.slice) for depth in ((4 - enlarge) ** 2 * c, first, second))
+    share = cdiv(steps, min(config.splits, steps))
+    parts = cdiv(steps, share)
     whole = parts == 1
     rows = config.pixels // config.columns
-    tiles = blocks(h // enlarge, rows) * blocks(w // enlarge, config.columns)
+    tiles = cdiv(h // enlarge, rows) * cdiv(w // enlarge, config.columns)
     scratch = None if whole else x.new_empty((parts, n, h, w, o), dtype=torch.float32)
     before = () if prologue is None else (prologue.scale(),)
     given: dict[str, Any] = {
@@ -217,7 +217,7 @@ def launches(
         "SLICE": config.slice,
         "WIDTH": 1,
     }
-    grid = (tiles * blocks(o, config.outputs) * enlarge**2, parts, n)
+    grid = (tiles * cdiv(o, config.outputs) * enlarge**2, parts, n)
     launch = Launch(conv3x3_kernel.conv, grid, given, config.warps, config.stages)
     return (*before, launch) if scratch is None else (*before, launch, *epilogue(scratch, tail, out))
 
@@ -228,9 +228,9 @@ MOST_FEW = 7
 
 def few(w: int, outputs: int, channels: int, itemsize: int) -> Config:
     """For as few results as that; pixels as the static checks have shown to spill nothing."""
-    columns = power_of_2(w + 2, least=4, most=32)
+    columns = next_power_of_2(w + 2, least=4, most=32)
     pixels = 512 if itemsize > 2 and channels % 8 == 0 else 256
-    return Config("few", pixels, columns, power_of_2(9 * outputs), 32, 1, 8, 1)
+    return Config("few", pixels, columns, next_power_of_2(9 * outputs), 32, 1, 8, 1)
 
 
 def few_launches(
@@ -255,17 +255,17 @@ def few_launches(
         "CHANNELS": c,
         "RESULTS": o,
         "NORM_WIDTH": width,
-        "MEMBERS": power_of_2(width, least=1),
+        "MEMBERS": next_power_of_2(width, least=1),
         "QUICK": x.element_size() == 2,
         "ACTIVATION": tail.activation,
         "ACTIVATE_RESIDUAL": tail.activate_residual,
         "PIXELS": config.pixels,
         "COLUMNS": config.columns,
         "SLICE": config.slice,
-        "PLACES": max(config.outputs, power_of_2(9 * o)),
-        "OUTPUTS": power_of_2(o, least=1),
+        "PLACES": max(config.outputs, next_power_of_2(9 * o)),
+        "OUTPUTS": next_power_of_2(o, least=1),
     }
-    grid = (blocks(h, config.pixels // config.columns - 2) * blocks(w, config.columns - 2), n)
+    grid = (cdiv(h, config.pixels // config.columns - 2) * cdiv(w, config.columns - 2), n)
     return (Launch(conv_few_kernel.few, grid, given, config.warps, config.stages),)
 
 
@@ -274,7 +274,7 @@ def epilogue(parts: Tensor, tail: Tail, out: Tensor) -> tuple[Launch, ...]:
     n, o, h, w = out.shape
     if parts is out and tail.bias is None and tail.residual is None and tail.activation == "none":
         return ()
-    block = power_of_2(o, most=64)
+    block = next_power_of_2(o, most=64)
     pixels = 1024 // block
     arguments = {
         "scratch_parts": parts,
@@ -289,7 +289,7 @@ def epilogue(parts: Tensor, tail: Tail, out: Tensor) -> tuple[Launch, ...]:
         "PIXELS": pixels,
         "OUTPUTS": block,
     }
-    return (Launch(conv3x3_kernel.merge, (blocks(h * w, pixels) * blocks(o, block), n), arguments, 4, 1),)
+    return (Launch(conv3x3_kernel.merge, (cdiv(h * w, pixels) * cdiv(o, block), n), arguments, 4, 1),)
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int, padding: int, out: Tensor) -> None:

@@ -21,22 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
-from tinysr_kernels.launch.plan import Implementation, Launch, Plan, blocks, power_of_2
+from tinysr_kernels.launch.plan import Launch, Plan, cdiv, next_power_of_2
 from tinysr_kernels.ops import device_functions
+from tinysr_kernels.ops.call import Cost
+from tinysr_kernels.ops.checks import check, check_rank, check_shape
 from tinysr_kernels.ops.conv.kernels import input_conv as input_conv_kernel
-from tinysr_kernels.ops.registry import (
-    Cost,
-    check,
-    check_rank,
-    check_shape,
-    empty_nhwc,
-    finish,
-    nhwc,
-    plain,
-    register,
-    size,
-    wide,
-)
+from tinysr_kernels.ops.layout import contiguous_as, empty_nhwc, nbytes, nhwc
+from tinysr_kernels.ops.reference_math import compute_dtype, epilogue
+from tinysr_kernels.ops.registry import Implementation, register
 
 SCHEMA = (
     "input_conv(Tensor x, Tensor weight, Tensor? bias=None, int stride=1, int padding=1, float border=0.0) -> Tensor"
@@ -70,10 +62,14 @@ def reference(
     The image is rounded to the weight's dtype. Raises ValueError naming argument, expected and found.
     """
     _out_shape(x, weight, bias, stride, padding)
-    u = x.to(wide(weight.dtype)) / 255 if x.dtype == torch.uint8 else x.to(weight.dtype).to(wide(weight.dtype))
+    u = (
+        x.to(compute_dtype(weight.dtype)) / 255
+        if x.dtype == torch.uint8
+        else x.to(weight.dtype).to(compute_dtype(weight.dtype))
+    )
     u = F.pad(u, (padding,) * 4, value=border)
     y = F.conv2d(nhwc(u), nhwc(weight.to(u.dtype)), stride=stride)
-    return finish(y, bias, None, "none", True, weight.dtype)
+    return epilogue(y, bias, None, "none", True, weight.dtype)
 
 
 def fake(
@@ -99,7 +95,7 @@ def cost(
     """FLOPs of the convolution; bytes of every tensor once."""
     n, o, h, w = _out_shape(x, weight, bias, stride, padding)
     flops = 2 * n * h * w * weight.numel()
-    return Cost(flops, size(x, weight, bias) + n * o * h * w * weight.element_size())
+    return Cost(flops, nbytes(x, weight, bias) + n * o * h * w * weight.element_size())
 
 
 @dataclass(frozen=True)
@@ -117,14 +113,14 @@ def bucket(x: Tensor, weight: Tensor, stride: int, padding: int, **_: Any) -> st
     _n, o, h, w = _out_shape(x, weight, None, stride, padding)
     kind = f"{x.shape[1]}x{weight.shape[2]}x{weight.shape[2]}->{o} s{stride}"
     names = "->".join(str(t.dtype).removeprefix("torch.") for t in (x, weight))
-    return f"{names} {kind} {power_of_2(h * w)}"
+    return f"{names} {kind} {next_power_of_2(h * w)}"
 
 
 def heuristic(gpu: Gpu, x: Tensor, weight: Tensor, **_: Any) -> Config:
     """A patch is shallow: the store of the result is what counts."""
-    outputs = power_of_2(weight.shape[0], most=64)
+    outputs = next_power_of_2(weight.shape[0], most=64)
     half = weight.element_size() == 2
-    return Config(64 if half else 32, outputs, power_of_2(weight[0].numel(), most=32 if half else 16), 4)
+    return Config(64 if half else 32, outputs, next_power_of_2(weight[0].numel(), most=32 if half else 16), 4)
 
 
 def plan(
@@ -136,7 +132,7 @@ def plan(
     arguments = {
         "x": x,
         "weight": nhwc(weight),
-        "bias": None if bias is None else plain(bias, bias.dtype),
+        "bias": None if bias is None else contiguous_as(bias, bias.dtype),
         "out": out,
         "border": float(border),
         "height": x.shape[2],
@@ -156,7 +152,7 @@ def plan(
         "OUTPUTS": config.outputs,
         "SLICE": config.slice,
     }
-    grid = (blocks(h * w, config.pixels), blocks(o, config.outputs), n)
+    grid = (cdiv(h * w, config.pixels), cdiv(o, config.outputs), n)
     return Plan(out, (Launch(input_conv_kernel.convolve, grid, arguments, config.warps, 1),))
 
 
@@ -167,7 +163,7 @@ def space(gpu: Gpu, x: Tensor, weight: Tensor, **_: Any) -> Iterator[Config]:
         (32, 64, 128), (32, 64, 128), (16, 32, 64) if half else (16,), (2, 4, 8)
     ):
         if pixels * outputs <= 2048 * warps:
-            yield Config(pixels, power_of_2(weight.shape[0], most=outputs), slice_, warps)
+            yield Config(pixels, next_power_of_2(weight.shape[0], most=outputs), slice_, warps)
 
 
 KERNELS = Implementation(

@@ -21,25 +21,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
-from tinysr_kernels.launch.plan import Implementation, Library, Plan, power_of_2
+from tinysr_kernels.launch.plan import Library, Plan, next_power_of_2
 from tinysr_kernels.ops import device_functions
+from tinysr_kernels.ops.call import Cost
+from tinysr_kernels.ops.checks import check_epilogue, check_rank, check_shape
 from tinysr_kernels.ops.conv import conv_tiles
 from tinysr_kernels.ops.conv.conv_norm import register_with_norm
 from tinysr_kernels.ops.conv.conv_tiles import Config
 from tinysr_kernels.ops.conv.kernels import conv3x3 as conv3x3_kernel
-from tinysr_kernels.ops.registry import (
-    Cost,
-    check_epilogue,
-    check_rank,
-    check_shape,
-    empty_nhwc,
-    finish,
-    nhwc,
-    plain,
-    register,
-    size,
-    wide,
-)
+from tinysr_kernels.ops.layout import contiguous_as, empty_nhwc, nbytes, nhwc
+from tinysr_kernels.ops.reference_math import compute_dtype, epilogue
+from tinysr_kernels.ops.registry import Implementation, register
 
 SCHEMA = 'upsample_conv(Tensor x, Tensor phases, Tensor? bias=None, str activation="none") -> Tensor'
 
@@ -76,7 +68,7 @@ def reference(x: Tensor, phases: Tensor, bias: Tensor | None = None, activation:
     Any floating dtype; the result has x's. Raises ValueError naming argument, expected and found.
     """
     shape = _out_shape(x, phases, bias, activation)
-    u = nhwc(x.to(wide(x.dtype)))
+    u = nhwc(x.to(compute_dtype(x.dtype)))
     h, w = x.shape[2:]
     # All phases at once: one row and one column more than each of them needs, on sides of its own.
     y = F.conv2d(u, nhwc(phases.to(u.dtype).flatten(0, 1)), padding=1)
@@ -85,7 +77,7 @@ def reference(x: Tensor, phases: Tensor, bias: Tensor | None = None, activation:
         for b in (0, 1):
             phase = y[:, (2 * a + b) * shape[1] :][:, : shape[1]]
             out[:, :, a::2, b::2] = phase[:, :, a : a + h, b : b + w]
-    return finish(out, bias, None, activation, True, x.dtype)
+    return epilogue(out, bias, None, activation, True, x.dtype)
 
 
 def fake(x: Tensor, phases: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
@@ -97,13 +89,13 @@ def cost(x: Tensor, phases: Tensor, bias: Tensor | None = None, activation: str 
     """FLOPs of the four 2x2 convolutions; bytes of every tensor once."""
     n, c, h, w = x.shape
     o = phases.shape[1]
-    return Cost(2 * 16 * n * h * w * c * o, size(x, phases, bias) + 4 * n * o * h * w * x.element_size())
+    return Cost(2 * 16 * n * h * w * c * o, nbytes(x, phases, bias) + 4 * n * o * h * w * x.element_size())
 
 
 def bucket(x: Tensor, phases: Tensor, **_: Any) -> str:
     """Calls that share a configuration, whatever the batch: dtype, channels, pixels of x up to a power of two."""
     c, h, w = x.shape[1:]
-    return f"{str(x.dtype).removeprefix('torch.')} {c}->{phases.shape[1]} {power_of_2(h * w)}"
+    return f"{str(x.dtype).removeprefix('torch.')} {c}->{phases.shape[1]} {next_power_of_2(h * w)}"
 
 
 def heuristic(gpu: Gpu, x: Tensor, phases: Tensor, **_: Any) -> Config:
@@ -115,7 +107,7 @@ def heuristic(gpu: Gpu, x: Tensor, phases: Tensor, **_: Any) -> Config:
 def plan(config: Config, x: Tensor, phases: Tensor, bias: Tensor | None, activation: str) -> Plan:
     """The launches; raises what the reference raises. Inputs that are not dense in their layout are copied once."""
     out = empty_nhwc(x, _out_shape(x, phases, bias, activation))
-    bias = None if bias is None else plain(bias, bias.dtype)
+    bias = None if bias is None else contiguous_as(bias, bias.dtype)
     if config.form == "library":
         return Plan(out, _library(x, phases, bias, activation, out))
     dtype = torch.promote_types(x.dtype, phases.dtype)

@@ -30,23 +30,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
-from tinysr_kernels.launch.plan import Implementation, Launch, Plan, blocks, power_of_2
+from tinysr_kernels.launch.plan import Launch, Plan, cdiv, next_power_of_2
 from tinysr_kernels.ops import device_functions
+from tinysr_kernels.ops.call import Cost
+from tinysr_kernels.ops.checks import check, check_rank, check_shape
 from tinysr_kernels.ops.image import resize
 from tinysr_kernels.ops.image.kernels import color as color_kernel
 from tinysr_kernels.ops.image.kernels import resize as resize_kernel
-from tinysr_kernels.ops.registry import (
-    Cost,
-    check,
-    check_rank,
-    check_shape,
-    empty_nhwc,
-    nhwc,
-    plain,
-    register,
-    size,
-    wide,
-)
+from tinysr_kernels.ops.layout import contiguous_as, empty_nhwc, nbytes, nhwc
+from tinysr_kernels.ops.reference_math import compute_dtype
+from tinysr_kernels.ops.registry import Implementation, register
 
 WAVELET_LEVELS = 5
 MOST_PARTS = 256
@@ -94,10 +87,13 @@ def adain_reference(
     Raises ValueError naming argument, expected and found.
     """
     _check_adain(x, style, eps, least, dtype)
-    u = plain(x, wide(torch.promote_types(x.dtype, style.dtype)))
+    u = contiguous_as(x, compute_dtype(torch.promote_types(x.dtype, style.dtype)))
     finite = torch.linalg.vector_norm(u, math.inf, dim=(1, 2, 3)) < math.inf
     u = u.clamp(0, 1) if clamp else u
-    (mean, variance), (style_mean, style_variance) = _moments(u), _moments(plain(_in_unit(style, u.dtype), u.dtype))
+    (mean, variance), (style_mean, style_variance) = (
+        _moments(u),
+        _moments(contiguous_as(_in_unit(style, u.dtype), u.dtype)),
+    )
     finite &= (variance < math.inf).all(1)
     gain = (style_variance + eps).sqrt() / (variance + eps).sqrt().clamp(min=least)
     mean, gain, style_mean = (t[:, :, None, None] for t in (mean, gain, style_mean))
@@ -124,7 +120,7 @@ def adain_cost(
 ) -> Cost:
     """FLOPs: 4 per element of both for the moments, 3 of x for the map; bytes of every tensor once."""
     flops = 4 * (x.numel() + style.numel()) + 3 * x.numel()
-    return Cost(flops, size(x, style) + x.numel() * (dtype or x.dtype).itemsize + x.shape[0])
+    return Cost(flops, nbytes(x, style) + x.numel() * (dtype or x.dtype).itemsize + x.shape[0])
 
 
 def _check_wavelet(x: Tensor, style: Tensor, factor: int, dtype: torch.dtype | None) -> None:
@@ -141,7 +137,7 @@ def wavelet_reference(x: Tensor, style: Tensor, factor: int, dtype: torch.dtype 
     Raises ValueError naming argument, expected and found.
     """
     _check_wavelet(x, style, factor, dtype)
-    u = x.to(wide(torch.promote_types(x.dtype, style.dtype)))
+    u = x.to(compute_dtype(torch.promote_types(x.dtype, style.dtype)))
     finite = torch.linalg.vector_norm(u, math.inf, dim=(1, 3)) < math.inf
     u = u.clamp(0, 1)
     low = resize.reference(_in_unit(style, u.dtype), factor).clamp(0, 1) - u
@@ -171,7 +167,7 @@ def wavelet_fake(x: Tensor, style: Tensor, factor: int, dtype: torch.dtype | Non
 def wavelet_cost(x: Tensor, style: Tensor, factor: int, dtype: torch.dtype | None = None) -> Cost:
     """FLOPs: 16 of the enlargement, 5 levels of 2 x 3 taps, the difference and the sum; bytes of every tensor once."""
     flags = x.shape[0] * x.shape[2]
-    moved = size(x, style) + x.numel() * (dtype or x.dtype).itemsize + flags
+    moved = nbytes(x, style) + x.numel() * (dtype or x.dtype).itemsize + flags
     return Cost(x.numel() * (16 + WAVELET_LEVELS * 12 + 2), moved)
 
 
@@ -179,7 +175,7 @@ def clamp_reference(x: Tensor, dtype: torch.dtype | None = None) -> Both:
     """Plain PyTorch; ValueError unless x has four dimensions and the dtype is floating or uint8."""
     check_rank("x", x, "N,C,H,W")
     _check_dtype(dtype)
-    u = x.to(wide(x.dtype))
+    u = x.to(compute_dtype(x.dtype))
     finite = torch.linalg.vector_norm(u, math.inf, dim=(1, 3)) < math.inf
     return _image(u.clamp(0, 1), dtype or x.dtype), finite
 
@@ -193,7 +189,7 @@ def clamp_fake(x: Tensor, dtype: torch.dtype | None = None) -> Both:
 
 def clamp_cost(x: Tensor, dtype: torch.dtype | None = None) -> Cost:
     """No FLOPs; bytes of every tensor once."""
-    return Cost(0, size(x) + x.numel() * (dtype or x.dtype).itemsize + x.shape[0] * x.shape[2])
+    return Cost(0, nbytes(x) + x.numel() * (dtype or x.dtype).itemsize + x.shape[0] * x.shape[2])
 
 
 @dataclass(frozen=True)
@@ -210,7 +206,7 @@ class Config:
 def bucket(x: Tensor, dtype: torch.dtype | None, **_: Any) -> str:
     """Calls that share a configuration: dtypes, channels, pixels of a sample up to a power of two."""
     names = (str(t).removeprefix("torch.") for t in (x.dtype, dtype or x.dtype))
-    return f"{'->'.join(names)} {x.shape[1]} {power_of_2(x.shape[2] * x.shape[3])}"
+    return f"{'->'.join(names)} {x.shape[1]} {next_power_of_2(x.shape[2] * x.shape[3])}"
 
 
 def _strides(x: Tensor, prefix: str = "") -> dict[str, int]:
@@ -226,8 +222,8 @@ def _dense(x: Tensor, rows: int | None = None) -> bool:
 def adain_heuristic(gpu: Gpu, x: Tensor, **_: Any) -> Config:
     """Whatever the batch, so that a sample's sums have the same order in any. 16 numbers a thread: wide stores."""
     numbers = x[0].numel()
-    parts = power_of_2(blocks(numbers, MOST_PARTS), least=256, most=1024)
-    return Config(power_of_2(numbers, least=256, most=4096), 8, parts)
+    parts = next_power_of_2(cdiv(numbers, MOST_PARTS), least=256, most=1024)
+    return Config(next_power_of_2(numbers, least=256, most=4096), 8, parts)
 
 
 def adain_plan(
@@ -246,12 +242,12 @@ def adain_plan(
     measured = {
         **shared,
         "x": x,
-        "x_blocks": blocks(h * w * c, config.parts),
+        "x_blocks": cdiv(h * w * c, config.parts),
         "x_pixels": h * w,
         "x_width": w,
         **_strides(x, "x_"),
         "style": style,
-        "style_blocks": blocks(style[0].numel(), config.parts),
+        "style_blocks": cdiv(style[0].numel(), config.parts),
         "style_pixels": style.shape[2] * style.shape[3],
         "style_width": style.shape[3],
         **_strides(style, "style_"),
@@ -275,11 +271,11 @@ def adain_plan(
         "CHANNELS": c,
         "CLAMP": clamp,
         "DENSE": _dense(x),
-        "GROUP": power_of_2(2 * c, least=1),
-        "PARTS": power_of_2(max(parts), least=1),
+        "GROUP": next_power_of_2(2 * c, least=1),
+        "PARTS": next_power_of_2(max(parts), least=1),
         "LANES": config.lanes,
     }
-    grid = (blocks(h * w * c, config.lanes), n)
+    grid = (cdiv(h * w * c, config.lanes), n)
     # Four numbers a thread, two of a large block: with more, registers spill on some architectures.
     warps = max(config.parts // (64 if config.parts >= 1024 else 128), 1)
     measure = Launch(color_kernel.measure, (sum(parts), n), measured, warps, 1)
@@ -288,7 +284,7 @@ def adain_plan(
 
 def _parts(numbers: int, lanes: int, channels: int) -> int:
     """One a block of so many numbers; where they take several blocks each, a multiple of the channels."""
-    least = blocks(numbers, lanes)
+    least = cdiv(numbers, lanes)
     return least if least <= MOST_PARTS else max(MOST_PARTS // channels, 1) * channels
 
 
@@ -300,7 +296,7 @@ def adain_space(gpu: Gpu, x: Tensor, **_: Any) -> Iterator[Config]:
 
 
 def _row(x: Tensor, most: int) -> int:
-    return power_of_2(x.shape[3] * x.shape[1], least=32, most=most)
+    return next_power_of_2(x.shape[3] * x.shape[1], least=32, most=most)
 
 
 def wavelet_heuristic(gpu: Gpu, x: Tensor, **_: Any) -> Config:
@@ -332,7 +328,7 @@ def wavelet_plan(config: Config, x: Tensor, style: Tensor, factor: int, dtype: t
             # The result is narrower than the bands: as many bytes a thread.
             "LANES": _row(x, 4 * config.lanes) if last else config.lanes,
         }
-        grid = (1 if last else blocks(w * c, config.lanes), h, n)
+        grid = (1 if last else cdiv(w * c, config.lanes), h, n)
         launches.append(Launch(color_kernel.blur, grid, arguments, config.warps, 1))
     return Plan((out, finite), tuple(launches))
 

@@ -19,10 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
-from tinysr_kernels.launch.plan import Implementation, Launch, Plan, blocks, power_of_2
+from tinysr_kernels.launch.plan import Launch, Plan, cdiv, next_power_of_2
 from tinysr_kernels.ops import device_functions
+from tinysr_kernels.ops.call import Cost
+from tinysr_kernels.ops.checks import check, check_rank
 from tinysr_kernels.ops.image.kernels import resize as resize_kernel
-from tinysr_kernels.ops.registry import Cost, check, check_rank, empty_nhwc, nhwc, register, size, wide
+from tinysr_kernels.ops.layout import empty_nhwc, nbytes, nhwc
+from tinysr_kernels.ops.reference_math import compute_dtype
+from tinysr_kernels.ops.registry import Implementation, register
 
 SCHEMA = "resize_bicubic(Tensor x, int factor, float mul=1.0, float add=0.0, ScalarType? dtype=None) -> Tensor"
 
@@ -49,7 +53,7 @@ def reference(x: Tensor, factor: int, mul: float = 1.0, add: float = 0.0, dtype:
     """
     _, _, height, width = _out_shape(x, factor, dtype)
     result = _dtype(x, dtype)
-    u = nhwc(x.to(wide(torch.promote_types(result, x.dtype))))
+    u = nhwc(x.to(compute_dtype(torch.promote_types(result, x.dtype))))
     y = F.interpolate(u, size=(height, width), mode="bicubic", align_corners=False)
     return nhwc((y * mul + add).to(result))
 
@@ -62,7 +66,7 @@ def fake(x: Tensor, factor: int, mul: float = 1.0, add: float = 0.0, dtype: torc
 def cost(x: Tensor, factor: int, mul: float = 1.0, add: float = 0.0, dtype: torch.dtype | None = None) -> Cost:
     """FLOPs: 2 passes of 4 taps and the affine map per output; bytes of x and the result once."""
     outputs = x.numel() * factor * factor
-    return Cost(outputs * 18, size(x) + outputs * _dtype(x, dtype).itemsize)
+    return Cost(outputs * 18, nbytes(x) + outputs * _dtype(x, dtype).itemsize)
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,12 @@ class Config:
 def bucket(x: Tensor, factor: int, dtype: torch.dtype | None, **_: Any) -> str:
     """Calls that share a configuration: dtypes, factor, numbers of the result a sample up to a power of two."""
     names = (str(t).removeprefix("torch.") for t in (x.dtype, _dtype(x, dtype)))
-    return f"{'->'.join(names)} x{factor} {power_of_2(x[0].numel() * factor * factor)}"
+    return f"{'->'.join(names)} x{factor} {next_power_of_2(x[0].numel() * factor * factor)}"
 
 
 def rows(x: Tensor, factor: int) -> Config:
     """Two numbers a thread; four gaps a program, of whose seven rows three are read again by the next."""
-    return Config(power_of_2(x.shape[3] * factor * x.shape[1], least=32, most=256), 4, 4)
+    return Config(next_power_of_2(x.shape[3] * factor * x.shape[1], least=32, most=256), 4, 4)
 
 
 def heuristic(gpu: Gpu, x: Tensor, factor: int, **_: Any) -> Config:
@@ -124,14 +128,14 @@ def launch(
         "STEPS": config.steps,
     }
     # Between h rows and around them lie h + 1 gaps.
-    grid = (blocks(w * factor * c, config.lanes), blocks(h + 1, config.steps), n)
+    grid = (cdiv(w * factor * c, config.lanes), cdiv(h + 1, config.steps), n)
     return Launch(resize_kernel.enlarge, grid, arguments, config.warps, 1)
 
 
 def space(gpu: Gpu, x: Tensor, factor: int, **_: Any) -> Iterator[Config]:
     """More and fewer numbers and rows a program."""
     for lanes, steps, warps in itertools.product((128, 256, 512, 1024), (1, 2, 4, 8), (2, 4, 8)):
-        yield Config(power_of_2(x.shape[3] * factor * x.shape[1], least=32, most=lanes), steps, warps)
+        yield Config(next_power_of_2(x.shape[3] * factor * x.shape[1], least=32, most=lanes), steps, warps)
 
 
 KERNELS = Implementation(Config, bucket, heuristic, plan, space, (resize_kernel.__name__, device_functions.__name__))

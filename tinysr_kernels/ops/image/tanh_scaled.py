@@ -16,10 +16,14 @@ import torch
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
-from tinysr_kernels.launch.plan import Implementation, Launch, Plan, blocks, power_of_2
+from tinysr_kernels.launch.plan import Launch, Plan, cdiv, next_power_of_2
 from tinysr_kernels.ops import device_functions
+from tinysr_kernels.ops.call import Cost
+from tinysr_kernels.ops.checks import check_rank
 from tinysr_kernels.ops.image.kernels import tanh_scaled as tanh_scaled_kernel
-from tinysr_kernels.ops.registry import Cost, check_rank, empty_nhwc, nhwc, register, size, wide
+from tinysr_kernels.ops.layout import empty_nhwc, nbytes, nhwc
+from tinysr_kernels.ops.reference_math import compute_dtype
+from tinysr_kernels.ops.registry import Implementation, register
 
 SCHEMA = "tanh_scaled(Tensor z, float gain) -> Tensor"
 
@@ -30,7 +34,7 @@ def reference(z: Tensor, gain: float) -> Tensor:
     Any floating dtype; the result has z's. Raises ValueError unless z has four dimensions.
     """
     check_rank("z", z, "N,C,H,W")
-    return nhwc(torch.tanh(nhwc(z).to(wide(z.dtype)) * gain).to(z.dtype))
+    return nhwc(torch.tanh(nhwc(z).to(compute_dtype(z.dtype)) * gain).to(z.dtype))
 
 
 def fake(z: Tensor, gain: float) -> Tensor:
@@ -41,7 +45,7 @@ def fake(z: Tensor, gain: float) -> Tensor:
 
 def cost(z: Tensor, gain: float) -> Cost:
     """FLOPs: 2 per element; bytes of z and the result once."""
-    return Cost(2 * z.numel(), size(z) + z.numel() * z.element_size())
+    return Cost(2 * z.numel(), nbytes(z) + z.numel() * z.element_size())
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Config:
 
 def bucket(z: Tensor, **_: Any) -> str:
     """Calls that share a configuration: dtype, numbers up to a power of two."""
-    return f"{str(z.dtype).removeprefix('torch.')} {power_of_2(z.numel())}"
+    return f"{str(z.dtype).removeprefix('torch.')} {next_power_of_2(z.numel())}"
 
 
 def heuristic(gpu: Gpu, z: Tensor, **_: Any) -> Config:
@@ -66,7 +70,7 @@ def plan(config: Config, z: Tensor, gain: float) -> Plan:
     """The launch; raises what the reference raises. What is not in channels_last is copied once."""
     out = fake(z, gain)
     arguments = {"z": nhwc(z), "out": out, "gain": float(gain), "numbers": z.numel(), "LANES": config.lanes}
-    grid = (blocks(z.numel(), config.lanes),)
+    grid = (cdiv(z.numel(), config.lanes),)
     return Plan(out, (Launch(tanh_scaled_kernel.scale, grid, arguments, config.warps, 1),))
 
 

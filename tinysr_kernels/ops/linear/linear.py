@@ -27,25 +27,18 @@ import torch
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu, gpu_of
-from tinysr_kernels.launch.plan import Implementation, Launch, Library, Plan, blocks, power_of_2
+from tinysr_kernels.launch.plan import Launch, Library, Plan, cdiv, next_power_of_2
 from tinysr_kernels.ops import device_functions
+from tinysr_kernels.ops.call import Cost
+from tinysr_kernels.ops.checks import check, check_choice, check_rank, check_shape
+from tinysr_kernels.ops.layout import contiguous_as, nbytes
 from tinysr_kernels.ops.linear import cublaslt
 from tinysr_kernels.ops.linear.kernels import linear as linear_kernel
 from tinysr_kernels.ops.norm import layer_norm
 from tinysr_kernels.ops.norm.kernels import row_moments as row_moments_kernel
 from tinysr_kernels.ops.norm.row_moments import PART, check_row_moments, merged, register_with_row_moments, scratch
-from tinysr_kernels.ops.registry import (
-    Cost,
-    check,
-    check_choice,
-    check_rank,
-    check_shape,
-    plain,
-    product,
-    register,
-    size,
-    wide,
-)
+from tinysr_kernels.ops.reference_math import compute_dtype, matmul
+from tinysr_kernels.ops.registry import Implementation, register
 
 LINEAR_ACTIVATIONS = ("none", "gelu_tanh", "geglu")
 SCHEMA = (
@@ -110,18 +103,18 @@ def reference(
     Any floating dtype; the result has x's. Raises ValueError naming argument, expected and found.
     """
     _check(x, weight, bias, residual, gate, activation, x2, weight2, row_moments, weight_sums)
-    dtype = wide(x.dtype)
-    added = None if bias is None else plain(bias, dtype)
+    dtype = compute_dtype(x.dtype)
+    added = None if bias is None else contiguous_as(bias, dtype)
     if row_moments is None or weight_sums is None:
-        v = product(plain(x, dtype), plain(weight, dtype), added)
+        v = matmul(contiguous_as(x, dtype), contiguous_as(weight, dtype), added)
     else:
         mean, variance = merged(row_moments.to(dtype), x.shape[-1])
-        v = product(plain(x, dtype), plain(weight, dtype))
+        v = matmul(contiguous_as(x, dtype), contiguous_as(weight, dtype))
         v.addcmul_(mean, weight_sums.to(dtype), value=-1).mul_((variance + eps).rsqrt())
         if added is not None:
             v += added
     if x2 is not None and weight2 is not None:
-        v += product(plain(x2, dtype), plain(weight2, dtype))
+        v += matmul(contiguous_as(x2, dtype), contiguous_as(weight2, dtype))
     if activation == "gelu_tanh":
         torch.ops.aten.gelu_(v, approximate="tanh")
     elif activation == "geglu":
@@ -131,7 +124,7 @@ def reference(
         v *= gate.to(dtype)
     if residual is not None:
         v += residual.to(dtype)
-    return plain(v, x.dtype)
+    return contiguous_as(v, x.dtype)
 
 
 def fake(
@@ -168,7 +161,7 @@ def cost(
     shape = _out_shape(x, weight, activation)
     rows = x.numel() // x.shape[-1]
     flops = 2 * rows * (weight.numel() + (0 if weight2 is None else weight2.numel()))
-    moved = size(x, weight, bias, residual, gate, x2, weight2, row_moments, weight_sums)
+    moved = nbytes(x, weight, bias, residual, gate, x2, weight2, row_moments, weight_sums)
     return Cost(flops, moved + rows * shape[-1] * x.element_size())
 
 
@@ -208,7 +201,7 @@ def bucket(x: Tensor, weight: Tensor, activation: str, x2: Tensor | None, row_mo
     """Calls that share a configuration: dtype, depths, features, rows of a sample to a power of two, what is fused."""
     depth = f"{x.shape[-1]}{'' if x2 is None else f'+{x2.shape[-1]}'}"
     fused = activation if row_moments is None else f"{activation} normed"
-    return f"{str(x.dtype).removeprefix('torch.')} {depth}->{weight.shape[0]} {power_of_2(_rows(x))} {fused}"
+    return f"{str(x.dtype).removeprefix('torch.')} {depth}->{weight.shape[0]} {next_power_of_2(_rows(x))} {fused}"
 
 
 def _rows(x: Tensor) -> int:
@@ -224,15 +217,15 @@ def heuristic(
     if x.element_size() == 4:
         # Products of float32 run without tensor cores, from registers.
         side = 32 if activation == "geglu" else 0
-        return Config("tile", 32, 32 if side else power_of_2(features, most=64), side, 16, 8, 4, 2)
+        return Config("tile", 32, 32 if side else next_power_of_2(features, most=64), side, 16, 8, 4, 2)
 
     def time(tile: tuple[int, int, int, float]) -> float:
         rows, columns, side, reach = tile
         width = columns + side
         if activation == "geglu":
             width //= 2
-        programs = blocks(_rows(x), rows) * blocks(features, width)
-        return blocks(programs, gpu.multiprocessors) * rows * (columns + side) / reach
+        programs = cdiv(_rows(x), rows) * cdiv(features, width)
+        return cdiv(programs, gpu.multiprocessors) * rows * (columns + side) / reach
 
     device_functions = [t for t in TILES if activation != "geglu" or t[2] == 0]
     rows, columns, side = min(device_functions, key=time)[:3]
@@ -271,13 +264,13 @@ def plan(
     # The product runs in the widest dtype of its operands; networks give them all the same.
     dtype = functools.reduce(torch.promote_types, (t.dtype for t in (x, weight, x2, weight2) if t is not None))
     given = {
-        "x": plain(x, x.dtype),
-        "weight": plain(weight, dtype),
-        "x2": None if x2 is None else plain(x2, x2.dtype),
-        "weight2": None if weight2 is None else plain(weight2, dtype),
-        "bias": None if bias is None else plain(bias, bias.dtype),
-        "residual": None if residual is None else plain(residual, residual.dtype),
-        "gate": None if gate is None else plain(gate, gate.dtype),
+        "x": contiguous_as(x, x.dtype),
+        "weight": contiguous_as(weight, dtype),
+        "x2": None if x2 is None else contiguous_as(x2, x2.dtype),
+        "weight2": None if weight2 is None else contiguous_as(weight2, dtype),
+        "bias": None if bias is None else contiguous_as(bias, bias.dtype),
+        "residual": None if residual is None else contiguous_as(residual, residual.dtype),
+        "gate": None if gate is None else contiguous_as(gate, gate.dtype),
         "out": out,
     }
     if config.form == "library":
@@ -290,8 +283,8 @@ def plan(
     check(not moments or narrow % PART == 0, f"row moments need blocks of whole {PART} features")
     arguments = {
         **given,
-        "row_moments": None if row_moments is None else plain(row_moments, row_moments.dtype),
-        "weight_sums": None if weight_sums is None else plain(weight_sums, weight_sums.dtype),
+        "row_moments": None if row_moments is None else contiguous_as(row_moments, row_moments.dtype),
+        "weight_sums": None if weight_sums is None else contiguous_as(weight_sums, weight_sums.dtype),
         "out_moments": scratch(out) if moments else None,
         "eps": eps,
         "rows": rows,
@@ -306,9 +299,9 @@ def plan(
         "WHOLE": depth % config.slice == 0 and second % config.slice == 0,
         "BAND": config.band,
         "PART": PART,
-        "PARTS": power_of_2(blocks(depth, PART), least=1),
+        "PARTS": next_power_of_2(cdiv(depth, PART), least=1),
     }
-    grid = (blocks(rows, config.rows) * blocks(features, width),)
+    grid = (cdiv(rows, config.rows) * cdiv(features, width),)
     return Plan(out, (Launch(linear_kernel.linear, grid, arguments, config.warps, config.stages),))
 
 

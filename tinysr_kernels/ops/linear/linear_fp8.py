@@ -28,22 +28,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
-from tinysr_kernels.launch.plan import KERNEL_DTYPES, Implementation, Launch, Plan, blocks, power_of_2
+from tinysr_kernels.launch.plan import Launch, Plan, cdiv, next_power_of_2
 from tinysr_kernels.ops import device_functions
+from tinysr_kernels.ops.call import KERNEL_DTYPES, Cost
+from tinysr_kernels.ops.checks import check, check_choice, check_rank, check_shape
+from tinysr_kernels.ops.layout import contiguous_as, nbytes
 from tinysr_kernels.ops.linear.kernels import linear_fp8 as linear_fp8_kernel
 from tinysr_kernels.ops.linear.kernels import quantize as quantize_kernel
 from tinysr_kernels.ops.linear.quantize import CAPABILITY, E4M3, SMALLEST, dequantized, quantized
-from tinysr_kernels.ops.registry import (
-    Cost,
-    check,
-    check_choice,
-    check_rank,
-    check_shape,
-    plain,
-    register,
-    size,
-    wide,
-)
+from tinysr_kernels.ops.reference_math import compute_dtype
+from tinysr_kernels.ops.registry import Implementation, register
 
 FP8_ACTIVATIONS = ("none", "gelu_tanh")
 STEP = 32
@@ -123,7 +117,9 @@ def _values(
     dtype: torch.dtype,
 ) -> Tensor:
     """act(v) in a wide dtype."""
-    v = F.linear(plain(dequantized(x, x_scale, dtype), dtype), plain(weight, dtype)) * weight_scale.to(dtype)
+    v = F.linear(contiguous_as(dequantized(x, x_scale, dtype), dtype), contiguous_as(weight, dtype)) * weight_scale.to(
+        dtype
+    )
     if bias is not None:
         v = v + bias.to(dtype)
     return F.gelu(v, approximate="tanh") if activation == "gelu_tanh" else v
@@ -144,10 +140,10 @@ def reference(
     The result is in `dtype`. Raises ValueError naming argument, expected and found.
     """
     _check(x, x_scale, weight, weight_scale, dtype, bias, residual, activation)
-    v = _values(x, x_scale, weight, weight_scale, bias, activation, wide(dtype))
+    v = _values(x, x_scale, weight, weight_scale, bias, activation, compute_dtype(dtype))
     if residual is not None:
         v = v + residual.to(v.dtype)
-    return plain(v, dtype)
+    return contiguous_as(v, dtype)
 
 
 def quantized_reference(
@@ -161,7 +157,9 @@ def quantized_reference(
 ) -> tuple[Tensor, Tensor]:
     """Plain PyTorch: (q [...,O] in e4m3, scale [...,O/out_group]), in float32 or, if `dtype` is wider, in that."""
     out, group = _check_quantized(x, x_scale, weight, weight_scale, dtype, bias, activation)
-    return quantized(_values(x, x_scale, weight, weight_scale, bias, activation, wide(dtype)), out[-1] // group)
+    return quantized(
+        _values(x, x_scale, weight, weight_scale, bias, activation, compute_dtype(dtype)), out[-1] // group
+    )
 
 
 def fake(
@@ -189,7 +187,7 @@ def quantized_fake(
 ) -> tuple[Tensor, Tensor]:
     """As `fake`."""
     out, group = _check_quantized(x, x_scale, weight, weight_scale, dtype, bias, activation)
-    return x.new_empty(out), x.new_empty((*out[:-1], out[-1] // group), dtype=wide(dtype))
+    return x.new_empty(out), x.new_empty((*out[:-1], out[-1] // group), dtype=compute_dtype(dtype))
 
 
 def cost(
@@ -204,7 +202,7 @@ def cost(
 ) -> Cost:
     """FLOPs of the matrix product; bytes of every tensor once."""
     rows = x.numel() // x.shape[-1]
-    moved = size(x, x_scale, weight, weight_scale, bias, residual)
+    moved = nbytes(x, x_scale, weight, weight_scale, bias, residual)
     return Cost(2 * rows * weight.numel(), moved + rows * weight.shape[0] * dtype.itemsize)
 
 
@@ -219,8 +217,8 @@ def quantized_cost(
 ) -> Cost:
     """FLOPs of the matrix product; bytes of every tensor once."""
     rows, features = x.numel() // x.shape[-1], weight.shape[0]
-    moved = size(x, x_scale, weight, weight_scale, bias)
-    written = rows * (features + features // out_group(features) * wide(dtype).itemsize)
+    moved = nbytes(x, x_scale, weight, weight_scale, bias)
+    written = rows * (features + features // out_group(features) * compute_dtype(dtype).itemsize)
     return Cost(2 * rows * weight.numel(), moved + written)
 
 
@@ -247,7 +245,7 @@ TILES = ((128, 128, 1.0), (64, 128, 0.9), (64, 64, 0.7))
 
 def bucket(x: Tensor, x_scale: Tensor, weight: Tensor, dtype: torch.dtype, activation: str, **_: Any) -> str:
     """Calls that share a configuration: result, groups, depth, features, rows of a sample, activation."""
-    shape = f"{x.shape[-1]}/{x_scale.shape[-1]}->{weight.shape[0]} {power_of_2(_rows(x))}"
+    shape = f"{x.shape[-1]}/{x_scale.shape[-1]}->{weight.shape[0]} {next_power_of_2(_rows(x))}"
     return f"{str(dtype).removeprefix('torch.')} {shape} {activation}"
 
 
@@ -262,8 +260,8 @@ def heuristic(gpu: Gpu, x: Tensor, weight: Tensor, **_: Any) -> Config:
 
     def time(tile: tuple[int, int, float]) -> float:
         rows, columns, reach = tile
-        programs = blocks(_rows(x), rows) * blocks(features, columns)
-        return blocks(programs, gpu.multiprocessors) * rows * columns / reach
+        programs = cdiv(_rows(x), rows) * cdiv(features, columns)
+        return cdiv(programs, gpu.multiprocessors) * rows * columns / reach
 
     # Where products read registers instead of shared memory, slices of 128 leave too few of them.
     slice_ = 128 if gpu.arch in (90, 100) else 64
@@ -293,12 +291,12 @@ def _launch(
     while groups > 1 and group % slice_:
         slice_ //= 2
     arguments = {
-        "x": plain(x, x.dtype),
-        "x_scale": plain(x_scale, x_scale.dtype),
-        "weight": plain(weight, weight.dtype),
-        "weight_scale": plain(weight_scale, weight_scale.dtype),
-        "bias": None if bias is None else plain(bias, bias.dtype),
-        "residual": None if residual is None else plain(residual, residual.dtype),
+        "x": contiguous_as(x, x.dtype),
+        "x_scale": contiguous_as(x_scale, x_scale.dtype),
+        "weight": contiguous_as(weight, weight.dtype),
+        "weight_scale": contiguous_as(weight_scale, weight_scale.dtype),
+        "bias": None if bias is None else contiguous_as(bias, bias.dtype),
+        "residual": None if residual is None else contiguous_as(residual, residual.dtype),
         "out": out,
         "out_scale": out_scale,
         "smallest": SMALLEST,
@@ -314,7 +312,7 @@ def _launch(
         "WHOLE": depth % slice_ == 0,
         "BAND": config.band,
     }
-    grid = (blocks(rows, config.rows) * blocks(features, columns),)
+    grid = (cdiv(rows, config.rows) * cdiv(features, columns),)
     return Launch(linear_fp8_kernel.linear, grid, arguments, config.warps, config.stages)
 
 

@@ -19,12 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
-from tinysr_kernels.launch.plan import Implementation, Launch, Plan, blocks, power_of_2
+from tinysr_kernels.launch.plan import Launch, Plan, cdiv, next_power_of_2
 from tinysr_kernels.ops import device_functions
+from tinysr_kernels.ops.call import Cost
+from tinysr_kernels.ops.checks import check, check_rank, check_shape
+from tinysr_kernels.ops.layout import contiguous_as, nbytes, nhwc
 from tinysr_kernels.ops.linear.kernels import linear as linear_kernel
 from tinysr_kernels.ops.norm.kernels import row_moments as row_moments_kernel
 from tinysr_kernels.ops.norm.row_moments import PART, register_with_row_moments, scratch
-from tinysr_kernels.ops.registry import Cost, check, check_rank, check_shape, nhwc, plain, register, size, wide
+from tinysr_kernels.ops.reference_math import compute_dtype
+from tinysr_kernels.ops.registry import Implementation, register
 
 SCHEMA = "patch_embed(Tensor z, Tensor weight, Tensor table) -> Tensor"
 
@@ -47,9 +51,9 @@ def reference(z: Tensor, weight: Tensor, table: Tensor) -> Tensor:
     Any floating dtype; the result has z's. Raises ValueError naming argument, expected and found.
     """
     _out_shape(z, weight, table)
-    dtype = wide(z.dtype)
-    patches = F.conv2d(plain(z, dtype), plain(weight, dtype), stride=weight.shape[2])
-    return plain(patches.flatten(2).transpose(1, 2) + table.to(dtype), z.dtype)
+    dtype = compute_dtype(z.dtype)
+    patches = F.conv2d(contiguous_as(z, dtype), contiguous_as(weight, dtype), stride=weight.shape[2])
+    return contiguous_as(patches.flatten(2).transpose(1, 2) + table.to(dtype), z.dtype)
 
 
 def fake(z: Tensor, weight: Tensor, table: Tensor) -> Tensor:
@@ -61,7 +65,7 @@ def cost(z: Tensor, weight: Tensor, table: Tensor) -> Cost:
     """FLOPs of the projection; bytes of every tensor once."""
     n, tokens, d = _out_shape(z, weight, table)
     flops = 2 * n * tokens * weight.numel()
-    return Cost(flops, size(z, weight, table) + n * tokens * d * z.element_size())
+    return Cost(flops, nbytes(z, weight, table) + n * tokens * d * z.element_size())
 
 
 @dataclass(frozen=True)
@@ -77,16 +81,16 @@ class Config:
 def bucket(z: Tensor, weight: Tensor, table: Tensor, **_: Any) -> str:
     """Calls that share a configuration: dtype, shape of the weight, tokens of a sample up to a power of two."""
     d, c, p = weight.shape[:3]
-    return f"{str(z.dtype).removeprefix('torch.')} {c}x{p}x{p}->{d} {power_of_2(table.shape[0])}"
+    return f"{str(z.dtype).removeprefix('torch.')} {c}x{p}x{p}->{d} {next_power_of_2(table.shape[0])}"
 
 
 def heuristic(gpu: Gpu, z: Tensor, weight: Tensor, **_: Any) -> Config:
     """All of a patch at once where it fits: the product is shallow, what counts is the store."""
     depth = weight[0].numel()
-    columns = power_of_2(weight.shape[0], most=128)
+    columns = next_power_of_2(weight.shape[0], most=128)
     if z.element_size() == 4:
-        return Config(32, power_of_2(columns, most=64), 16, 4)
-    return Config(64, columns, power_of_2(depth, most=64), 4)
+        return Config(32, next_power_of_2(columns, most=64), 16, 4)
+    return Config(64, columns, next_power_of_2(depth, most=64), 4)
 
 
 def plan(config: Config, z: Tensor, weight: Tensor, table: Tensor, moments: bool = False) -> Plan:
@@ -101,7 +105,7 @@ def plan(config: Config, z: Tensor, weight: Tensor, table: Tensor, moments: bool
     arguments = {
         "z": nhwc(z),
         "weight": nhwc(weight.to(torch.promote_types(z.dtype, weight.dtype))),
-        "table": plain(table, table.dtype),
+        "table": contiguous_as(table, table.dtype),
         "out": out,
         "out_moments": scratch(out) if moments else None,
         "tokens": n * tokens,
@@ -115,17 +119,17 @@ def plan(config: Config, z: Tensor, weight: Tensor, table: Tensor, moments: bool
         "SLICE": config.slice,
         "PART": PART,
     }
-    grid = (blocks(n * tokens, config.rows), blocks(d, config.columns))
+    grid = (cdiv(n * tokens, config.rows), cdiv(d, config.columns))
     return Plan(out, (Launch(linear_kernel.embed, grid, arguments, config.warps, 1),))
 
 
 def space(gpu: Gpu, z: Tensor, weight: Tensor, **_: Any) -> Iterator[Config]:
     """Tiles around the heuristic's."""
     half = z.element_size() == 2
-    depth = power_of_2(weight[0].numel(), most=64 if half else 16)
+    depth = next_power_of_2(weight[0].numel(), most=64 if half else 16)
     for rows, columns, warps in itertools.product((16, 32, 64, 128), (32, 64, 128), (2, 4, 8)):
         if rows * columns <= 2048 * warps:
-            yield Config(rows, power_of_2(weight.shape[0], most=columns), depth, warps)
+            yield Config(rows, next_power_of_2(weight.shape[0], most=columns), depth, warps)
 
 
 def _whole_parts(config: Config) -> Config:

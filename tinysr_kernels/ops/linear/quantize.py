@@ -20,9 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
-from tinysr_kernels.launch.plan import Implementation, Launch, Plan, blocks, power_of_2
+from tinysr_kernels.launch.plan import Launch, Plan, cdiv, next_power_of_2
+from tinysr_kernels.ops.call import Cost
+from tinysr_kernels.ops.checks import check
+from tinysr_kernels.ops.layout import contiguous_as, nbytes
 from tinysr_kernels.ops.linear.kernels import quantize as quantize_kernel
-from tinysr_kernels.ops.registry import Cost, check, plain, register, size, wide
+from tinysr_kernels.ops.reference_math import compute_dtype
+from tinysr_kernels.ops.registry import Implementation, register
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0
@@ -41,7 +45,7 @@ def quantized(v: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
     top = parts.abs().amax(-1, keepdim=True).clamp(min=SMALLEST)
     # A number divided by a tensor would be its reciprocal multiplied, with two roundings.
     q = (parts * (torch.full_like(top, LARGEST) / top)).clamp(-LARGEST, LARGEST)
-    return plain(q.flatten(-2), E4M3), plain((top / LARGEST)[..., 0], v.dtype)
+    return contiguous_as(q.flatten(-2), E4M3), contiguous_as((top / LARGEST)[..., 0], v.dtype)
 
 
 def dequantized(q: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -56,19 +60,19 @@ def _check(x: Tensor) -> None:
 def reference(x: Tensor) -> tuple[Tensor, Tensor]:
     """Plain PyTorch: (q, scale) of x [...,D] of any floating dtype. ValueError for a tensor without dimensions."""
     _check(x)
-    return quantized(plain(x, wide(x.dtype)))
+    return quantized(contiguous_as(x, compute_dtype(x.dtype)))
 
 
 def norm_reference(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Plain PyTorch: (q, scale) of x [...,D] normalised. ValueError for a tensor without dimensions."""
     _check(x)
-    return quantized(F.layer_norm(plain(x, wide(x.dtype)), x.shape[-1:], eps=eps))
+    return quantized(F.layer_norm(contiguous_as(x, compute_dtype(x.dtype)), x.shape[-1:], eps=eps))
 
 
 def fake(x: Tensor) -> tuple[Tensor, Tensor]:
     """Uninitialised results of the true shapes, dtypes and strides; raises what the reference raises."""
     _check(x)
-    return x.new_empty(x.shape, dtype=E4M3), x.new_empty((*x.shape[:-1], 1), dtype=wide(x.dtype))
+    return x.new_empty(x.shape, dtype=E4M3), x.new_empty((*x.shape[:-1], 1), dtype=compute_dtype(x.dtype))
 
 
 def norm_fake(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -79,7 +83,7 @@ def norm_fake(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def cost(x: Tensor) -> Cost:
     """FLOPs: 2 per element, for the largest and the quotient; bytes: x read once, q and scale written once."""
     rows = x.numel() // x.shape[-1]
-    return Cost(2 * x.numel(), size(x) + x.numel() + rows * wide(x.dtype).itemsize)
+    return Cost(2 * x.numel(), nbytes(x) + x.numel() + rows * compute_dtype(x.dtype).itemsize)
 
 
 def norm_cost(x: Tensor, eps: float) -> Cost:
@@ -97,12 +101,12 @@ class Config:
 
 def bucket(x: Tensor, **_: Any) -> str:
     """Calls that share a configuration: dtype, width, rows up to a power of two."""
-    return f"{str(x.dtype).removeprefix('torch.')} {x.shape[-1]} {power_of_2(x.numel() // x.shape[-1], least=1)}"
+    return f"{str(x.dtype).removeprefix('torch.')} {x.shape[-1]} {next_power_of_2(x.numel() // x.shape[-1], least=1)}"
 
 
 def heuristic(gpu: Gpu, x: Tensor, **_: Any) -> Config:
     """2048 elements a program where rows are shorter; at most 32 elements a thread where they are longer."""
-    columns = power_of_2(x.shape[-1])
+    columns = next_power_of_2(x.shape[-1])
     return Config(max(2048 // columns, 1), min(max(columns // 512, 4), 32))
 
 
@@ -115,7 +119,7 @@ def plan(config: Config, x: Tensor, eps: float | None = None) -> Plan:
     width = x.shape[-1]
     rows = x.numel() // width
     arguments = {
-        "x": plain(x, x.dtype),
+        "x": contiguous_as(x, x.dtype),
         "out": q,
         "scale": scale,
         "eps": eps or 0.0,
@@ -123,16 +127,16 @@ def plan(config: Config, x: Tensor, eps: float | None = None) -> Plan:
         "rows": rows,
         "width": width,
         "ROWS": config.rows,
-        "COLUMNS": power_of_2(width),
+        "COLUMNS": next_power_of_2(width),
         "NORMALISE": eps is not None,
     }
-    grid = (blocks(rows, config.rows),)
+    grid = (cdiv(rows, config.rows),)
     return Plan((q, scale), (Launch(quantize_kernel.quantize, grid, arguments, config.warps, 1),))
 
 
 def space(gpu: Gpu, x: Tensor, **_: Any) -> Iterator[Config]:
     """A few rows a program."""
-    columns = power_of_2(x.shape[-1])
+    columns = next_power_of_2(x.shape[-1])
     for rows, warps in itertools.product((1, 2, 4, 8), (1, 2, 4, 8, 16, 32)):
         if 4 * 32 * warps <= rows * columns <= 32 * 32 * warps:
             yield Config(rows, warps)

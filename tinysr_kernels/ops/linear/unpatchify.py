@@ -20,24 +20,17 @@ import torch
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
-from tinysr_kernels.launch.plan import Implementation, Launch, Plan, blocks, power_of_2
+from tinysr_kernels.launch.plan import Launch, Plan, cdiv, next_power_of_2
 from tinysr_kernels.ops import device_functions
+from tinysr_kernels.ops.call import Cost
+from tinysr_kernels.ops.checks import check, check_rank, check_shape
+from tinysr_kernels.ops.layout import contiguous_as, empty_nhwc, nbytes, nhwc
 from tinysr_kernels.ops.linear import linear
 from tinysr_kernels.ops.linear.kernels import linear as linear_kernel
 from tinysr_kernels.ops.norm.kernels import row_moments as row_moments_kernel
 from tinysr_kernels.ops.norm.row_moments import PART, check_row_moments
-from tinysr_kernels.ops.registry import (
-    Cost,
-    check,
-    check_rank,
-    check_shape,
-    empty_nhwc,
-    nhwc,
-    plain,
-    register,
-    size,
-    wide,
-)
+from tinysr_kernels.ops.reference_math import compute_dtype
+from tinysr_kernels.ops.registry import Implementation, register
 
 SCHEMA = (
     "unpatchify_subtract(Tensor t, Tensor weight, Tensor? bias, Tensor z, int patch_size, Tensor? row_moments=None, "
@@ -84,7 +77,7 @@ def reference(
     Any floating dtype; the result has z's. Raises ValueError naming argument, expected and found.
     """
     _check(t, weight, bias, z, patch_size, row_moments, weight_sums)
-    dtype = wide(t.dtype)
+    dtype = compute_dtype(t.dtype)
     v = linear.reference(t.to(dtype), weight.to(dtype), bias, row_moments=row_moments, weight_sums=weight_sums, eps=eps)
     n, c, h, w = z.shape
     p = patch_size
@@ -119,7 +112,7 @@ def cost(
 ) -> Cost:
     """FLOPs of the matrix product; bytes of every tensor once."""
     flops = 2 * t.shape[0] * t.shape[1] * weight.numel()
-    return Cost(flops, size(t, weight, bias, z, row_moments, weight_sums) + z.numel() * z.element_size())
+    return Cost(flops, nbytes(t, weight, bias, z, row_moments, weight_sums) + z.numel() * z.element_size())
 
 
 @dataclass(frozen=True)
@@ -135,13 +128,13 @@ class Config:
 
 def bucket(t: Tensor, weight: Tensor, **_: Any) -> str:
     """Calls that share a configuration: dtype, depth, features, tokens of a sample up to a power of two."""
-    return f"{str(t.dtype).removeprefix('torch.')} {t.shape[2]}->{weight.shape[0]} {power_of_2(t.shape[1])}"
+    return f"{str(t.dtype).removeprefix('torch.')} {t.shape[2]}->{weight.shape[0]} {next_power_of_2(t.shape[1])}"
 
 
 def heuristic(gpu: Gpu, t: Tensor, weight: Tensor, **_: Any) -> Config:
     """Small tiles: the product is narrow, and there must be enough of them."""
     half = t.element_size() == 2
-    return Config(16, power_of_2(weight.shape[0], most=32), 64 if half else 16, 4, 3 if half else 2)
+    return Config(16, next_power_of_2(weight.shape[0], most=32), 64 if half else 16, 4, 3 if half else 2)
 
 
 def plan(
@@ -161,13 +154,13 @@ def plan(
     dtype = functools.reduce(torch.promote_types, (t.dtype, weight.dtype))
     n, tokens, depth = t.shape
     arguments = {
-        "t": plain(t, t.dtype),
-        "weight": plain(weight, dtype),
-        "bias": None if bias is None else plain(bias, bias.dtype),
+        "t": contiguous_as(t, t.dtype),
+        "weight": contiguous_as(weight, dtype),
+        "bias": None if bias is None else contiguous_as(bias, bias.dtype),
         "z": nhwc(z),
         "out": out,
-        "row_moments": None if row_moments is None else plain(row_moments, row_moments.dtype),
-        "weight_sums": None if weight_sums is None else plain(weight_sums, weight_sums.dtype),
+        "row_moments": None if row_moments is None else contiguous_as(row_moments, row_moments.dtype),
+        "weight_sums": None if weight_sums is None else contiguous_as(weight_sums, weight_sums.dtype),
         "eps": eps,
         "tokens": n * tokens,
         "across": z.shape[3] // patch_size,
@@ -179,9 +172,9 @@ def plan(
         "SLICE": config.slice,
         "WHOLE": depth % config.slice == 0,
         "PART": PART,
-        "PARTS": power_of_2(blocks(depth, PART), least=1),
+        "PARTS": next_power_of_2(cdiv(depth, PART), least=1),
     }
-    grid = (blocks(n * tokens, config.rows), blocks(weight.shape[0], config.columns))
+    grid = (cdiv(n * tokens, config.rows), cdiv(weight.shape[0], config.columns))
     return Plan(out, (Launch(linear_kernel.unpatchify, grid, arguments, config.warps, config.stages),))
 
 
@@ -191,7 +184,7 @@ def space(gpu: Gpu, t: Tensor, weight: Tensor, **_: Any) -> Iterator[Config]:
     for rows, columns, slice_, warps, stages in itertools.product(
         (16, 32, 64), (16, 32, 64), (32, 64, 128) if half else (16, 32), (2, 4), (2, 3, 4)
     ):
-        config = Config(rows, power_of_2(weight.shape[0], most=columns), slice_, warps, stages)
+        config = Config(rows, next_power_of_2(weight.shape[0], most=columns), slice_, warps, stages)
         if (rows + config.columns) * slice_ * t.element_size() * stages <= gpu.shared_limit:
             yield config
 

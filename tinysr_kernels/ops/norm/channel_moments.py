@@ -18,10 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinysr_kernels.launch.plan import Launch, Plan, blocks, power_of_2
+from tinysr_kernels.launch.plan import Launch, Plan, cdiv, next_power_of_2
 from tinysr_kernels.ops.beside import register_beside
+from tinysr_kernels.ops.call import Cost, Operator
+from tinysr_kernels.ops.layout import nbytes, nhwc
 from tinysr_kernels.ops.norm.kernels import channel_moments as moments_kernel
-from tinysr_kernels.ops.registry import Operator, nhwc, wide
+from tinysr_kernels.ops.reference_math import compute_dtype
+from tinysr_kernels.ops.registry import Operator as OldOperator
 
 CACHED = 1 << 17
 """Numbers of a block of `of`: half a megabyte of float32."""
@@ -35,7 +38,7 @@ def of(out: Tensor) -> Tensor:
     n, channels, _, _ = out.shape
     pixels = nhwc(out).permute(0, 2, 3, 1).reshape(n, -1, channels)
     block = max(CACHED // channels, 1) if out.device.type == "cpu" else pixels.shape[1]
-    parts = [part.to(wide(out.dtype)) for part in pixels.split(block, 1)]
+    parts = [part.to(compute_dtype(out.dtype)) for part in pixels.split(block, 1)]
     means = torch.stack([part.mean(1) for part in parts], 1)
     squares = torch.stack([(part - part.mean(1, keepdim=True)).square_().sum(1) for part in parts], 1)
     counts = torch.tensor([part.shape[1] for part in parts], dtype=means.dtype, device=out.device)[:, None]
@@ -72,7 +75,7 @@ def merge(parts: Tensor, mean: Tensor, variance: Tensor) -> Launch:
         "stride": mean.stride(0),
         "channels": channels,
         "parts": count,
-        "PARTS": power_of_2(count, least=32, most=512),
+        "PARTS": next_power_of_2(count, least=32, most=512),
     }
     return Launch(moments_kernel.merge, (channels, n), arguments, 4, 1)
 
@@ -80,18 +83,47 @@ def merge(parts: Tensor, mean: Tensor, variance: Tensor) -> Launch:
 def take(image: Tensor) -> Launch:
     """The moments of blocks of pixels of an image [N,C,H,W], channels_last, some 1024 numbers each."""
     n, outputs, h, w = image.shape
-    block = power_of_2(outputs, most=64)
+    block = next_power_of_2(outputs, most=64)
     pixels = 1024 // block
     arguments = {
         "out": image,
-        "scratch_moments": scratch(image, blocks(h * w, pixels)),
+        "scratch_moments": scratch(image, cdiv(h * w, pixels)),
         "pixels": h * w,
         "outputs": outputs,
         "PIXELS": pixels,
         "OUTPUTS": block,
     }
-    grid = (blocks(h * w, pixels), blocks(outputs, block), n)
+    grid = (cdiv(h * w, pixels), cdiv(outputs, block), n)
     return Launch(moments_kernel.take, grid, arguments, 4, 1)
+
+
+class ChannelMoments(Operator):
+    """Mixin for a convolution: it also returns the channel statistics of its result. Goes before the convolution.
+
+    The convolution's plan fills `scratch_moments` where it can, if the call is one of these.
+    """
+
+    __slots__ = ()
+    returns = "(Tensor, Tensor)"
+
+    def reference(self) -> tuple[Tensor, Tensor]:
+        """The convolution's reference, and `of` its result."""
+        out = super().reference()
+        return out, of(out)
+
+    def empty(self) -> Any:
+        """The convolution's result, and [N,2,O] in float32 or wider."""
+        out: Tensor = super().empty()
+        return out, out.new_empty((out.shape[0], 2, out.shape[1]), dtype=compute_dtype(out.dtype))
+
+    def cost(self) -> Cost:
+        """The convolution's, 3 FLOPs per element of the result, and the bytes of the statistics."""
+        least, (out, moments) = super().cost(), self.empty()
+        return Cost(least.flops + 3 * out.numel(), least.bytes + nbytes(moments))
+
+    def plan(self, config: Any) -> Plan:
+        """The convolution's launches and one that merges the statistics of its tiles."""
+        return merged(super().plan(config))
 
 
 def _with_moments(plan: Callable[..., Plan]) -> Callable[..., Plan]:
@@ -103,11 +135,11 @@ def _with_moments(plan: Callable[..., Plan]) -> Callable[..., Plan]:
 
 
 def register_with_moments(
-    operator: Operator,
+    operator: OldOperator,
     schema: str,
     operator_fake: Callable[..., Tensor],
     heuristic: Callable[..., Any] | None = None,
-) -> Operator:
+) -> OldOperator:
     """Register `<name>_moments(...) -> (out, moments)` beside an operator of this schema.
 
     heuristic: of the launch configurations, where the operator's own does not serve; it looks at the same arguments.
@@ -122,6 +154,6 @@ def register_with_moments(
     kernels = dataclasses.replace(own, plan=_with_moments(own.plan), modules=modules, heuristic=chosen)
 
     def empty(out: Tensor) -> Tensor:
-        return out.new_empty((out.shape[0], 2, out.shape[1]), dtype=wide(out.dtype))
+        return out.new_empty((out.shape[0], 2, out.shape[1]), dtype=compute_dtype(out.dtype))
 
     return register_beside(operator, schema, "moments", operator_fake, of, empty, kernels)

@@ -19,23 +19,15 @@ import torch
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
-from tinysr_kernels.launch.plan import Implementation, Launch, Plan, blocks, power_of_2, programs_wanted
+from tinysr_kernels.launch.plan import Launch, Plan, cdiv, next_power_of_2, programs_wanted
 from tinysr_kernels.ops import device_functions
+from tinysr_kernels.ops.call import Cost
+from tinysr_kernels.ops.checks import check, check_rank, check_shape
+from tinysr_kernels.ops.layout import contiguous_as, empty_nhwc, nbytes, nhwc
 from tinysr_kernels.ops.norm.channel_moments import CACHED, of
 from tinysr_kernels.ops.norm.kernels import group_norm as group_norm_kernel
-from tinysr_kernels.ops.registry import (
-    Cost,
-    activate,
-    check,
-    check_rank,
-    check_shape,
-    empty_nhwc,
-    nhwc,
-    plain,
-    register,
-    size,
-    wide,
-)
+from tinysr_kernels.ops.reference_math import activate, compute_dtype
+from tinysr_kernels.ops.registry import Implementation, register
 
 SCHEMA = (
     "group_norm(Tensor x, Tensor? skip, Tensor weight, Tensor bias, int groups, float eps, bool silu=True, "
@@ -84,19 +76,19 @@ def reference(
     Any floating dtype; the result has x's. Raises ValueError naming argument, expected and found.
     """
     n, c, _, _ = _out_shape(x, skip, weight, bias, groups, moments, skip_moments)
-    dtype = wide(x.dtype)
+    dtype = compute_dtype(x.dtype)
     images = [x] if skip is None else [x, skip]
     if moments is None and c * x.shape[2] * x.shape[3] <= CACHED:
         # Contiguous planes, because torch takes the variance of channels_last ones as E[v^2] - mean^2: at a mean of 50
         # standard deviations that errs by 4.5e-4 in float32, against 2.6e-6 this way. torch.group_norm, unlike
         # torch.nn.functional's, accepts a group of a single element (a 1x1 image).
-        y = torch.group_norm(plain(torch.cat(images, 1), dtype), groups, weight.to(dtype), bias.to(dtype), eps)
+        y = torch.group_norm(contiguous_as(torch.cat(images, 1), dtype), groups, weight.to(dtype), bias.to(dtype), eps)
         return nhwc(activate(y, "silu" if silu else "none").to(x.dtype))
     if moments is None:  # of a large image, which is not copied twice for that
         parts = torch.cat([of(image) for image in images], 2)
     else:
         parts = moments if skip_moments is None else torch.cat([moments, skip_moments], 2)
-    means, variances = plain(parts, dtype).view(n, 2, groups, c // groups).unbind(1)
+    means, variances = contiguous_as(parts, dtype).view(n, 2, groups, c // groups).unbind(1)
     mean = means.mean(2, keepdim=True)
     variance = (variances + (means - mean).square()).mean(2, keepdim=True)
     each = [t.expand(means.shape).reshape(n, c, 1, 1) for t in (mean, (variance + eps).rsqrt())]
@@ -141,7 +133,7 @@ def cost(
     n, c, h, w = _out_shape(x, skip, weight, bias, groups, moments, skip_moments)
     elements = n * c * h * w
     flops = elements * ((3 if moments is None else 0) + 2 + (4 if silu else 0))
-    return Cost(flops, size(x, skip, weight, bias, moments, skip_moments) + elements * x.element_size())
+    return Cost(flops, nbytes(x, skip, weight, bias, moments, skip_moments) + elements * x.element_size())
 
 
 @dataclass(frozen=True)
@@ -169,7 +161,7 @@ def bucket(x: Tensor, skip: Tensor | None, groups: int, moments: Tensor | None, 
     c, h, w = x.shape[1:]
     other = "" if skip is None else f"+{skip.shape[1]}"
     variant = "" if moments is None else " given"
-    return f"{str(x.dtype).removeprefix('torch.')} {c}{other} in {groups} {power_of_2(h * w)}{variant}"
+    return f"{str(x.dtype).removeprefix('torch.')} {c}{other} in {groups} {next_power_of_2(h * w)}{variant}"
 
 
 def splits(pixels: int, width: int) -> bool:
@@ -183,16 +175,16 @@ def heuristic(gpu: Gpu, x: Tensor, skip: Tensor | None, groups: int, moments: Te
     pixels = x.shape[2] * x.shape[3]
     width = c // groups
     if moments is not None:
-        channels = power_of_2(c, most=64)
-        return Config("split", power_of_2(pixels, least=1, most=4096 // channels), channels, 1, 8, 1)
+        channels = next_power_of_2(c, most=64)
+        return Config("split", next_power_of_2(pixels, least=1, most=4096 // channels), channels, 1, 8, 1)
     if not splits(pixels, width):
-        inner = power_of_2(width, least=1)
-        lanes = power_of_2(pixels, least=1, most=max(4096 // inner, 1))
+        inner = next_power_of_2(width, least=1)
+        lanes = next_power_of_2(pixels, least=1, most=max(4096 // inner, 1))
         return Config("single", lanes, inner, 1, 8 if lanes * inner >= 2048 else 4, 1)
-    channels = power_of_2(c, most=64)
+    channels = next_power_of_2(c, most=64)
     # Twice as many would take 80 registers, and spill some of them in Triton 3.6.
     lanes = 2048 // channels
-    chunks = min(blocks(programs_wanted(gpu), blocks(c, channels)), blocks(pixels, lanes))
+    chunks = min(cdiv(programs_wanted(gpu), cdiv(c, channels)), cdiv(pixels, lanes))
     return Config("split", lanes, channels, chunks, 8, 3)
 
 
@@ -212,31 +204,31 @@ def plan(
     n, c, h, w = _out_shape(x, skip, weight, bias, groups, moments, skip_moments)
     out = empty_nhwc(x, (n, c, h, w))
     inputs = {"x": nhwc(x), "skip": None if skip is None else nhwc(skip)}
-    affine = {"weight": plain(weight, weight.dtype), "bias": plain(bias, bias.dtype)}
+    affine = {"weight": contiguous_as(weight, weight.dtype), "bias": contiguous_as(bias, bias.dtype)}
     sizes = {"pixels": h * w, "channels": c}
     depths = {"first_depth": x.shape[1], "second_depth": c - x.shape[1]}
     width = c // groups
     tile = {"PIXELS": config.pixels, "CHANNELS": config.channels}
-    tiles_of_out = (blocks(h * w, config.pixels), blocks(c, config.channels), n)
+    tiles_of_out = (cdiv(h * w, config.pixels), cdiv(c, config.channels), n)
     if moments is not None:
         both = {
-            "moments": plain(moments, moments.dtype),
-            "skip_moments": None if skip_moments is None else plain(skip_moments, skip_moments.dtype),
+            "moments": contiguous_as(moments, moments.dtype),
+            "skip_moments": None if skip_moments is None else contiguous_as(skip_moments, skip_moments.dtype),
         }
         given = {**inputs, **affine, **both, "out": out, "eps": eps, **sizes, **depths, "width": width, "SILU": silu}
-        given |= {"WIDTH": power_of_2(width, least=1), **tile}
+        given |= {"WIDTH": next_power_of_2(width, least=1), **tile}
         return Plan(out, (Launch(group_norm_kernel.given, tiles_of_out, given, config.warps, config.stages),))
     if config.form == "single":
         check(config.channels >= width, f"single needs at least {width} channels, found {config.channels}")
         given = {**inputs, **affine, "out": out, "eps": eps, **sizes, **depths, "width": width, "SILU": silu, **tile}
         return Plan(out, (Launch(group_norm_kernel.single, (groups, n), given, config.warps, config.stages),))
-    chunk = blocks(h * w, config.chunks)
-    chunks = blocks(h * w, chunk)
-    across = blocks(c, config.channels)
+    chunk = cdiv(h * w, config.chunks)
+    chunks = cdiv(h * w, chunk)
+    across = cdiv(c, config.channels)
     parts = {name: x.new_empty((n, chunks, c), dtype=torch.float32) for name in ("scratch_mean", "scratch_squares")}
     whole = {name: x.new_empty((n, groups), dtype=torch.float32) for name in ("scratch_center", "scratch_rstd")}
     split: dict[str, Any] = {"chunk": chunk, "chunks": chunks}
-    inner = power_of_2(width, least=1)
+    inner = next_power_of_2(width, least=1)
     return Plan(
         out,
         (
@@ -257,7 +249,7 @@ def plan(
                     **sizes,
                     "width": width,
                     **split,
-                    "CHUNKS": power_of_2(chunks, least=1, most=max(1024 // inner, 1)),
+                    "CHUNKS": next_power_of_2(chunks, least=1, most=max(1024 // inner, 1)),
                     "CHANNELS": inner,
                 },
                 4,
@@ -280,17 +272,17 @@ def space(gpu: Gpu, x: Tensor, skip: Tensor | None, groups: int, moments: Tensor
     pixels = x.shape[2] * x.shape[3]
     if moments is not None:
         for channels, elements, warps in itertools.product((32, 64, 128), (1024, 2048, 4096, 8192), (4, 8)):
-            channels = power_of_2(c, most=channels)
-            yield Config("split", power_of_2(pixels, least=1, most=elements // channels), channels, 1, warps, 1)
+            channels = next_power_of_2(c, most=channels)
+            yield Config("split", next_power_of_2(pixels, least=1, most=elements // channels), channels, 1, warps, 1)
         return
-    inner = power_of_2(c // groups, least=1)
+    inner = next_power_of_2(c // groups, least=1)
     if pixels * inner <= 4 * SINGLE_ELEMENTS:
         for elements, warps in itertools.product((1024, 2048, 4096, 8192), (4, 8)):
-            lanes = power_of_2(pixels, least=1, most=max(elements // inner, 1))
+            lanes = next_power_of_2(pixels, least=1, most=max(elements // inner, 1))
             yield Config("single", lanes, inner, 1, warps, 1)
     for channels, elements, programs in itertools.product((32, 64, 128), (2048, 4096), (1, 2, 4)):
-        channels, lanes = power_of_2(c, most=channels), elements // channels
-        chunks = min(blocks(programs * gpu.multiprocessors, blocks(c, channels)), blocks(pixels, lanes))
+        channels, lanes = next_power_of_2(c, most=channels), elements // channels
+        chunks = min(cdiv(programs * gpu.multiprocessors, cdiv(c, channels)), cdiv(pixels, lanes))
         for warps, stages in itertools.product((4, 8), (1, 3)):
             yield Config("split", lanes, channels, chunks, warps, stages)
 

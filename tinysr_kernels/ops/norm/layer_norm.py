@@ -17,10 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
-from tinysr_kernels.launch.plan import Implementation, Launch, Plan, blocks, power_of_2
+from tinysr_kernels.launch.plan import Launch, Plan, cdiv, next_power_of_2
 from tinysr_kernels.ops import device_functions
+from tinysr_kernels.ops.call import Cost
+from tinysr_kernels.ops.checks import check
+from tinysr_kernels.ops.layout import contiguous_as, nbytes
 from tinysr_kernels.ops.norm.kernels import layer_norm as layer_norm_kernel
-from tinysr_kernels.ops.registry import Cost, check, plain, register, size, wide
+from tinysr_kernels.ops.reference_math import compute_dtype
+from tinysr_kernels.ops.registry import Implementation, register
 
 SCHEMA = "layer_norm(Tensor x, float eps) -> Tensor"
 
@@ -35,7 +39,7 @@ def reference(x: Tensor, eps: float) -> Tensor:
     Raises ValueError for a tensor without dimensions.
     """
     _check(x)
-    return plain(F.layer_norm(plain(x, wide(x.dtype)), x.shape[-1:], eps=eps), x.dtype)
+    return contiguous_as(F.layer_norm(contiguous_as(x, compute_dtype(x.dtype)), x.shape[-1:], eps=eps), x.dtype)
 
 
 def fake(x: Tensor, eps: float) -> Tensor:
@@ -46,7 +50,7 @@ def fake(x: Tensor, eps: float) -> Tensor:
 
 def cost(x: Tensor, eps: float) -> Cost:
     """FLOPs: 5 per element; bytes: x read once, the result written once."""
-    return Cost(5 * x.numel(), size(x) + x.numel() * x.element_size())
+    return Cost(5 * x.numel(), nbytes(x) + x.numel() * x.element_size())
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,12 @@ class Config:
 
 def bucket(x: Tensor, **_: Any) -> str:
     """Calls that share a configuration: dtype, width, rows up to a power of two."""
-    return f"{str(x.dtype).removeprefix('torch.')} {x.shape[-1]} {power_of_2(x.numel() // x.shape[-1], least=1)}"
+    return f"{str(x.dtype).removeprefix('torch.')} {x.shape[-1]} {next_power_of_2(x.numel() // x.shape[-1], least=1)}"
 
 
 def heuristic(gpu: Gpu, x: Tensor, **_: Any) -> Config:
     """Whole rows of up to 4096; 2048 elements a program, whatever the number of rows."""
-    columns = power_of_2(x.shape[-1], most=4096)
+    columns = next_power_of_2(x.shape[-1], most=4096)
     return Config(max(2048 // columns, 1), columns, 4 if columns <= 2048 else 8)
 
 
@@ -76,7 +80,7 @@ def plan(config: Config, x: Tensor, eps: float) -> Plan:
     rows = x.numel() // width
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     arguments = {
-        "x": plain(x, x.dtype),
+        "x": contiguous_as(x, x.dtype),
         "out": out,
         "eps": eps,
         "rows": rows,
@@ -85,12 +89,12 @@ def plan(config: Config, x: Tensor, eps: float) -> Plan:
         "COLUMNS": config.columns,
         "WHOLE": config.columns >= width,
     }
-    return Plan(out, (Launch(layer_norm_kernel.normalise, (blocks(rows, config.rows),), arguments, config.warps, 1),))
+    return Plan(out, (Launch(layer_norm_kernel.normalise, (cdiv(rows, config.rows),), arguments, config.warps, 1),))
 
 
 def space(gpu: Gpu, x: Tensor, **_: Any) -> Iterator[Config]:
     """Whole rows, a few a program."""
-    columns = power_of_2(x.shape[-1], most=4096)
+    columns = next_power_of_2(x.shape[-1], most=4096)
     for rows, warps in itertools.product((1, 2, 4, 8), (1, 2, 4, 8)):
         if rows * columns <= 8192:
             yield Config(rows, columns, warps)

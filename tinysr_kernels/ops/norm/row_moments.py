@@ -24,10 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinysr_kernels.launch.plan import Launch, Plan, blocks, power_of_2
+from tinysr_kernels.launch.plan import Launch, Plan, cdiv, next_power_of_2
 from tinysr_kernels.ops.beside import register_beside
+from tinysr_kernels.ops.checks import check, check_shape
 from tinysr_kernels.ops.norm.kernels import row_moments as row_moments_kernel
-from tinysr_kernels.ops.registry import Operator, check, check_shape, wide
+from tinysr_kernels.ops.reference_math import compute_dtype
+from tinysr_kernels.ops.registry import Operator
 
 PART = 32
 """Features that share a mean and squared deviations: a divisor of every tile's width, 96 and 192 included."""
@@ -35,13 +37,13 @@ PART = 32
 
 def shape(rows: tuple[int, ...], features: int) -> tuple[int, ...]:
     """The shape of the moments of rows [...] of so many features."""
-    return (*rows, 2, blocks(features, PART))
+    return (*rows, 2, cdiv(features, PART))
 
 
 def of(out: Tensor) -> Tensor:
     """[...,F] -> [...,2,ceil(F/32)] in float32 or wider."""
     features = out.shape[-1]
-    whole = F.pad(out.to(wide(out.dtype)), (0, -features % PART)).unflatten(-1, (-1, PART))
+    whole = F.pad(out.to(compute_dtype(out.dtype)), (0, -features % PART)).unflatten(-1, (-1, PART))
     inside = F.pad(whole.new_ones(features), (0, -features % PART)).view(-1, PART)
     mean = whole.sum(-1) / inside.sum(-1)
     squares = ((whole - mean[..., None]) * inside).square().sum(-1)
@@ -50,7 +52,7 @@ def of(out: Tensor) -> Tensor:
 
 def merged(row_moments: Tensor, features: int) -> tuple[Tensor, Tensor]:
     """[...,2,ceil(F/32)] -> mean and biased variance of each row, [...,1] both, in float32 or wider."""
-    means, squares = row_moments.to(wide(row_moments.dtype)).unbind(-2)
+    means, squares = row_moments.to(compute_dtype(row_moments.dtype)).unbind(-2)
     counts = torch.full_like(means[..., :1], PART).expand_as(means).clone()
     counts[..., -1] -= -features % PART
     mean = (means * counts).sum(-1, keepdim=True) / features
@@ -87,7 +89,7 @@ def take(out: Tensor) -> Launch:
     """The moments of the rows of a result [...,F] in memory."""
     features = out.shape[-1]
     number = out.numel() // features
-    rows, columns = 16, power_of_2(features, least=PART, most=128)
+    rows, columns = 16, next_power_of_2(features, least=PART, most=128)
     arguments = {
         "out": out,
         "out_moments": scratch(out),
@@ -97,7 +99,7 @@ def take(out: Tensor) -> Launch:
         "COLUMNS": columns,
         "PART": PART,
     }
-    grid = (blocks(number, rows), blocks(features, columns))
+    grid = (cdiv(number, rows), cdiv(features, columns))
     return Launch(row_moments_kernel.take, grid, arguments, 4, 1)
 
 
@@ -125,7 +127,7 @@ def register_with_row_moments(
         return with_row_moments(own.plan(config, **arguments, moments=True))
 
     def empty(out: Tensor) -> Tensor:
-        return out.new_empty(shape(tuple(out.shape[:-1]), out.shape[-1]), dtype=wide(out.dtype))
+        return out.new_empty(shape(tuple(out.shape[:-1]), out.shape[-1]), dtype=compute_dtype(out.dtype))
 
     modules = (*own.modules, row_moments_kernel.__name__, __name__)
     kernels = dataclasses.replace(own, heuristic=heuristic, space=space, plan=plan, modules=modules)

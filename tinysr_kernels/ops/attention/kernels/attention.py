@@ -14,7 +14,7 @@ has a key, so that no highest score stays at minus infinity.
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.device_functions import await_inputs, product, rounded
+from tinysr_kernels.ops.device_functions import await_inputs, tile_dot, round_to
 
 
 @jit
@@ -112,25 +112,25 @@ def flash(  # type: ignore[no-untyped-def]
             values = keys + features
             left = tokens - begin
             k = _tile(keys, key_lane, left, stride, front, WIDTH, FIRST > WIDTH, REST)
-            scores = product(first_q, tl.trans(k), tl.full((ROWS, KEYS), 0.0, tl.float32))
+            scores = tile_dot(first_q, tl.trans(k), tl.full((ROWS, KEYS), 0.0, tl.float32))
             if SECOND > 0:
                 k = _tile(keys, key_lane, left, stride, back, WIDTH, FIRST + SECOND > WIDTH, REST)
-                scores = product(second_q, tl.trans(k), scores)
+                scores = tile_dot(second_q, tl.trans(k), scores)
             powers, again, highest, total = _weigh(scores, highest, total, key_lane, left, scale, NEGATIVE, REST)
             v = _tile(values, key_lane, left, stride, front, WIDTH, FIRST > WIDTH, REST)
-            weights = rounded(powers, v.dtype)
-            first_sum = product(weights, v, first_sum * again[:, None])
+            weights = round_to(powers, v.dtype)
+            first_sum = tile_dot(weights, v, first_sum * again[:, None])
             if SECOND > 0:
                 v = _tile(values, key_lane, left, stride, back, WIDTH, FIRST + SECOND > WIDTH, REST)
-                second_sum = product(weights, v, second_sum * again[:, None])
+                second_sum = tile_dot(weights, v, second_sum * again[:, None])
     result = out + (sample + top) * features + tl.program_id(1) * WIDTH
     there = (lane < rows_left)[:, None]
     at = result + (lane[:, None] * features + front[None, :])
-    v = rounded(first_sum / total[:, None], out.dtype.element_ty)
+    v = round_to(first_sum / total[:, None], out.dtype.element_ty)
     tl.store(at, v, mask=there & (front < WIDTH)[None, :])
     if SECOND > 0:
         at = result + (lane[:, None] * features + back[None, :])
-        v = rounded(second_sum / total[:, None], out.dtype.element_ty)
+        v = round_to(second_sum / total[:, None], out.dtype.element_ty)
         tl.store(at, v, mask=there & (back < WIDTH)[None, :])
 
 
@@ -187,21 +187,21 @@ def wide(  # type: ignore[no-untyped-def]
             scores = tl.full((ROWS, KEYS), 0.0, tl.float32)
             if DEPTH >= WIDTH:
                 k = _tile(keys, key_lane, left, stride, inner, WIDTH, DEPTH > WIDTH, REST)
-                scores = product(q, tl.trans(k), scores)
+                scores = tile_dot(q, tl.trans(k), scores)
             else:
                 # The queries come from the cache again for every tile of keys: no program could hold them.
                 for piece in range(0, WIDTH, DEPTH):
                     q = _tile(queries, lane, rows_left, stride, piece + inner, WIDTH, WIDTH % DEPTH > 0, True)
                     k = _tile(keys, key_lane, left, stride, piece + inner, WIDTH, WIDTH % DEPTH > 0, REST)
-                    scores = product(q, tl.trans(k), scores)
+                    scores = tile_dot(q, tl.trans(k), scores)
             powers, again, highest, total = _weigh(scores, highest, total, key_lane, left, scale, NEGATIVE, REST)
             v = _tile(keys + features, key_lane, left, stride, column, WIDTH, WIDTH % COLUMNS > 0, REST)
-            sums = product(rounded(powers, v.dtype), v, sums * again[:, None])
+            sums = tile_dot(round_to(powers, v.dtype), v, sums * again[:, None])
     there = lane < rows_left
     known = there[:, None] & (column < WIDTH)[None, :]
     if scratch_out is None:
         at = out + (sample + top) * features + tl.program_id(1) * WIDTH
-        v = rounded(sums / total[:, None], out.dtype.element_ty)
+        v = round_to(sums / total[:, None], out.dtype.element_ty)
         tl.store(at + (lane[:, None] * features + column[None, :]), v, mask=known)
     else:
         row = ((tl.program_id(2).to(tl.int64) * heads + tl.program_id(1)) * parts + number) * tokens + top
@@ -249,5 +249,5 @@ def merge(  # type: ignore[no-untyped-def]
         highest = new
     features = heads * WIDTH
     at = out + (sample * tokens + top) * features + tl.program_id(1) * WIDTH
-    v = rounded(sums / total[:, None], out.dtype.element_ty)
+    v = round_to(sums / total[:, None], out.dtype.element_ty)
     tl.store(at + (lane[:, None] * features + column[None, :]), v, mask=known)

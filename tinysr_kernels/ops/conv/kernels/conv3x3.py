@@ -13,9 +13,9 @@ All sums are float32.
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.device_functions import add_product, await_inputs, bias_row, finish, product, rounded
-from tinysr_kernels.ops.norm.kernels.channel_moments import leave, of_groups, of_tile
-from tinysr_kernels.ops.norm.kernels.norm_silu_prologue import normed
+from tinysr_kernels.ops.device_functions import accumulate_matmul, await_inputs, bias_row, tile_dot, epilogue, round_to
+from tinysr_kernels.ops.norm.kernels.channel_moments import group_moments, store_moments, tile_moments
+from tinysr_kernels.ops.norm.kernels.norm_silu_prologue import norm_silu
 
 
 @jit
@@ -76,10 +76,10 @@ def _taps(  # type: ignore[no-untyped-def]
             columns = tl.load(weight + start, mask=there & (k[:, None] < DEPTH), other=0.0)
         if scale is not None:
             mean, gain = tl.load(scale + chan)[None, :], tl.load(scale + CHANNELS + chan)[None, :]
-            y = normed(rows, mean, gain, tl.load(norm_bias + chan).to(tl.float32)[None, :], QUICK)
+            y = norm_silu(rows, mean, gain, tl.load(norm_bias + chan).to(tl.float32)[None, :], QUICK)
             # Outside the image stand zeros behind the norm, not before it.
-            rows = rounded(tl.where(seen, y, 0.0), columns.dtype)
-        acc = product(rows.to(columns.dtype), columns, acc)
+            rows = round_to(tl.where(seen, y, 0.0), columns.dtype)
+        acc = tile_dot(rows.to(columns.dtype), columns, acc)
     return acc
 
 
@@ -167,7 +167,7 @@ def conv(  # type: ignore[no-untyped-def]
         # The shortcut's slices follow those of the taps, and the skip's follow them.
         begin -= tl.cdiv(DEPTH, SLICE) * SLICE
         end -= tl.cdiv(DEPTH, SLICE) * SLICE
-        acc = add_product(
+        acc = accumulate_matmul(
             acc,
             shortcut + base * FIRST,
             shortcut_weight,
@@ -184,7 +184,7 @@ def conv(  # type: ignore[no-untyped-def]
         if skip is not None:
             begin -= tl.cdiv(FIRST, SLICE) * SLICE
             end -= tl.cdiv(FIRST, SLICE) * SLICE
-            acc = add_product(
+            acc = accumulate_matmul(
                 acc,
                 skip + base * SECOND,
                 shortcut_weight + FIRST,
@@ -205,15 +205,17 @@ def conv(  # type: ignore[no-untyped-def]
         tl.store(scratch_parts + (part * samples * out_height * out_width + base) * RESULTS + at, acc, mask=known)
     else:
         beta = bias_row(bias, outs, RESULTS, OUTPUTS)
-        stored = finish(acc, beta, residual, out, base * RESULTS, at, known, ACTIVATION, ACTIVATE_RESIDUAL)
+        stored = epilogue(acc, beta, residual, out, base * RESULTS, at, known, ACTIVATION, ACTIVATE_RESIDUAL)
         if scratch_moments is not None:
-            count, mean, squares = of_tile(stored.to(tl.float32), inside)
+            count, mean, squares = tile_moments(stored.to(tl.float32), inside)
             tiles = tl.num_programs(0) // tl.cdiv(RESULTS, OUTPUTS)
             if WIDTH > 1:
-                mean, squares = of_groups(count, mean, squares, WIDTH)
+                mean, squares = group_moments(count, mean, squares, WIDTH)
                 outs = block // PHASES * (OUTPUTS // WIDTH) + tl.arange(0, OUTPUTS // WIDTH)
                 count *= WIDTH
-            leave(scratch_moments, sample, tile * PHASES + phase, tiles, outs, RESULTS // WIDTH, count, mean, squares)
+            store_moments(
+                scratch_moments, sample, tile * PHASES + phase, tiles, outs, RESULTS // WIDTH, count, mean, squares
+            )
 
 
 @jit
@@ -245,4 +247,4 @@ def merge(  # type: ignore[no-untyped-def]
         first = samples * part * pixels * RESULTS + base
         acc += tl.load(scratch_parts + first + at, mask=known, other=0.0).to(tl.float32)
     beta = bias_row(bias, outs, RESULTS, OUTPUTS)
-    finish(acc, beta, residual, out, base, at, known, ACTIVATION, ACTIVATE_RESIDUAL)
+    epilogue(acc, beta, residual, out, base, at, known, ACTIVATION, ACTIVATE_RESIDUAL)

@@ -8,8 +8,8 @@ put through a GroupNorm before, once a tile where the nine taps of an implicit p
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.device_functions import await_inputs, bias_row, finish, product, rounded
-from tinysr_kernels.ops.norm.kernels.norm_silu_prologue import mean_and_gain, normed
+from tinysr_kernels.ops.device_functions import await_inputs, bias_row, tile_dot, epilogue, round_to
+from tinysr_kernels.ops.norm.kernels.norm_silu_prologue import mean_and_gain, norm_silu
 
 
 @jit
@@ -68,9 +68,9 @@ def few(  # type: ignore[no-untyped-def]
         if moments is not None:
             mean, gain = mean_and_gain(moments, norm_weight, norm_eps, sample, chan, CHANNELS, NORM_WIDTH, MEMBERS)
             shift = tl.load(norm_bias + chan, mask=there, other=0.0).to(tl.float32)
-            y = normed(rows, mean[None, :], gain[None, :], shift[None, :], QUICK)
-            rows = rounded(tl.where(known, y, 0.0), columns.dtype)
-        sums = product(rows.to(columns.dtype), columns, sums)
+            y = norm_silu(rows, mean[None, :], gain[None, :], shift[None, :], QUICK)
+            rows = round_to(tl.where(known, y, 0.0), columns.dtype)
+        sums = tile_dot(rows.to(columns.dtype), columns, sums)
     # What belongs to a pixel stands with its neighbour in the tap's direction; beyond the tile nothing is asked for.
     source = lane[:, None] + ((tap // 3 - 1) * COLUMNS + tap % 3 - 1)[None, :]
     shifted = tl.gather(sums, tl.minimum(tl.maximum(source, 0), PIXELS - 1), 0)
@@ -84,4 +84,4 @@ def few(  # type: ignore[no-untyped-def]
     known = (inner & inside)[:, None] & (outs[None, :] < RESULTS)
     beta = bias_row(bias, outs, RESULTS, OUTPUTS)
     at = pixel[:, None] * RESULTS + outs[None, :]
-    finish(acc, beta, residual, out, base * RESULTS, at, known, ACTIVATION, ACTIVATE_RESIDUAL)
+    epilogue(acc, beta, residual, out, base * RESULTS, at, known, ACTIVATION, ACTIVATE_RESIDUAL)

@@ -12,7 +12,7 @@ Statistics are (mean, sum of squared deviations), never sums of squares; every s
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.device_functions import await_inputs, finish, rounded
+from tinysr_kernels.ops.device_functions import await_inputs, epilogue, round_to
 from tinysr_kernels.ops.norm.kernels.group_norm import follow, image_tile, normalise, rstd_of
 
 
@@ -44,7 +44,7 @@ def _finished(  # type: ignore[no-untyped-def]
     beta = tl.full(chan.shape, 0.0, tl.float32)
     if bias is not None:
         beta = tl.load(bias + chan, mask=front, other=0.0).to(tl.float32)
-    v = finish(acc, beta[None, :], residual, out, start * RESULTS, at, mine, ACTIVATION, ACTIVATE_RESIDUAL)
+    v = epilogue(acc, beta[None, :], residual, out, start * RESULTS, at, mine, ACTIVATION, ACTIVATE_RESIDUAL)
     v = v.to(tl.float32)
     if skip is not None:
         at = lane[:, None] * SECOND + (chan[None, :] - RESULTS)
@@ -126,7 +126,7 @@ def merge(  # type: ignore[no-untyped-def]
             v = image_tile(out, skip, start, lane, chan, known, RESULTS, SECOND)
         y = normalise(v, center, rstd, gamma, beta, SILU)
         at = lane[:, None] * (RESULTS + SECOND) + chan[None, :]
-        tl.store(normed + start * (RESULTS + SECOND) + at, rounded(y, normed.dtype.element_ty), mask=known)
+        tl.store(normed + start * (RESULTS + SECOND) + at, round_to(y, normed.dtype.element_ty), mask=known)
 
 
 @jit
@@ -200,4 +200,4 @@ def apply(  # type: ignore[no-untyped-def]
         place = base + step * PIXELS * RESULTS + (pixel[:, None] * RESULTS + chan[None, :])
         v = tl.load(x + place, mask=known, other=0.0).to(tl.float32)
         y = normalise(v, center, rstd, gamma, beta, SILU)
-        tl.store(normed + place, rounded(y, normed.dtype.element_ty), mask=known)
+        tl.store(normed + place, round_to(y, normed.dtype.element_ty), mask=known)

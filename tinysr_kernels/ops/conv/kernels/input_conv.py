@@ -6,7 +6,7 @@ Bytes go into the product as they are, which every dtype holds exactly, and its 
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.device_functions import await_inputs, bias_row, product, rounded
+from tinysr_kernels.ops.device_functions import await_inputs, bias_row, tile_dot, round_to
 
 
 @jit
@@ -59,7 +59,7 @@ def convolve(  # type: ignore[no-untyped-def]
         rows = tl.where(inside, tl.load(x + at, mask=seen, other=0).to(tl.float32), border * UNIT)
         at = weight + outs[None, :] * DEPTH + k[:, None]
         columns = tl.load(at, mask=(outs < outputs)[None, :] & (k < DEPTH)[:, None], other=0.0)
-        acc = product(rounded(rows, columns.dtype), columns, acc)
+        acc = tile_dot(round_to(rows, columns.dtype), columns, acc)
     v = acc * (1.0 / UNIT) + bias_row(bias, outs, outputs, OUTPUTS)
     at = (sample * out_height * out_width + first) * outputs + (lane[:, None] * outputs + outs[None, :])
-    tl.store(out + at, rounded(v, out.dtype.element_ty), mask=there[:, None] & (outs < outputs)[None, :])
+    tl.store(out + at, round_to(v, out.dtype.element_ty), mask=there[:, None] & (outs < outputs)[None, :])

@@ -8,7 +8,7 @@ sums them up once; four such sums in turn give the FACTOR rows of the result tha
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.device_functions import await_inputs, rounded, unit_range
+from tinysr_kernels.ops.device_functions import await_inputs, round_to, unit_range
 
 
 @jit
@@ -96,7 +96,7 @@ def enlarge(  # type: ignore[no-untyped-def]
             if base is not None:
                 taken = tl.load(base + y.to(tl.int64) * base_row_stride, mask=there, other=0.0).to(tl.float32)
                 v = unit_range(v) - unit_range(taken)
-            tl.store(out + y.to(tl.int64) * length + lane, rounded(v, out.dtype.element_ty), mask=there)
+            tl.store(out + y.to(tl.int64) * length + lane, round_to(v, out.dtype.element_ty), mask=there)
         above = upper
         upper = lower
         lower = below

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.device_functions import await_inputs, rounded
+from tinysr_kernels.ops.device_functions import await_inputs, round_to
 
 
 @jit
@@ -26,4 +26,4 @@ def scale(  # type: ignore[no-untyped-def]
     u = tl.load(z + at, mask=known, other=0.0).to(WIDE) * gain
     e = tl.exp(-2.0 * tl.abs(u))
     v = (1.0 - e) / (1.0 + e)
-    tl.store(out + at, rounded(tl.where(u < 0, -v, v), out.dtype.element_ty), mask=known)
+    tl.store(out + at, round_to(tl.where(u < 0, -v, v), out.dtype.element_ty), mask=known)

@@ -14,8 +14,8 @@ its rows and normalises its sums instead; one whose result does leaves them (ops
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.device_functions import await_inputs, gelu_tanh, product, rounded
-from tinysr_kernels.ops.norm.kernels.row_moments import leave, merged
+from tinysr_kernels.ops.device_functions import await_inputs, tile_dot, gelu_tanh, round_to
+from tinysr_kernels.ops.norm.kernels.row_moments import merge_row_moments, store_row_moments
 
 
 @jit
@@ -51,13 +51,13 @@ def _products(  # type: ignore[no-untyped-def]
             known = k < depth - start
             rows = tl.load(at_x + start, mask=known[None, :], other=0.0)
             columns = tl.load(at_weight + start, mask=known[:, None], other=0.0)
-        acc = product(rows.to(columns.dtype), columns, acc)
+        acc = tile_dot(rows.to(columns.dtype), columns, acc)
         if SECOND:
             if WHOLE:
                 more = tl.load(at_side + start)
             else:
                 more = tl.load(at_side + start, mask=known[:, None], other=0.0)
-            side = product(rows.to(more.dtype), more, side)
+            side = tile_dot(rows.to(more.dtype), more, side)
     return acc, side
 
 
@@ -74,7 +74,7 @@ def _normalised(v, mean, rstd, weight_sums, column, features):  # type: ignore[n
 
 
 @jit
-def _finish(  # type: ignore[no-untyped-def]
+def _epilogue(  # type: ignore[no-untyped-def]
     v,  # [ROWS,COLUMNS] float32, with its activation but for gelu_tanh
     first_row,  # int64
     row,  # [ROWS] counted from there
@@ -102,10 +102,10 @@ def _finish(  # type: ignore[no-untyped-def]
         v *= _vector(gate, column, features)
     if residual is not None:
         v += tl.load(residual + first_row * features + at, mask=known, other=0.0).to(tl.float32)
-    v = rounded(v, out.dtype.element_ty)
+    v = round_to(v, out.dtype.element_ty)
     tl.store(out + first_row * features + at, v, mask=known)
     if out_moments is not None:
-        leave(v, out_moments, first_row, row, begin, rows, features, PART)
+        store_row_moments(v, out_moments, first_row, row, begin, rows, features, PART)
 
 
 @jit
@@ -160,7 +160,7 @@ def linear(  # type: ignore[no-untyped-def]
     if GEGLU:
         side_taken += features
     if row_moments is not None:
-        mean, rstd = merged(row_moments, first_row, last, depth, eps, PART, PARTS)
+        mean, rstd = merge_row_moments(row_moments, first_row, last, depth, eps, PART, PARTS)
     acc = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
     side = tl.full((ROWS, LANES), 0.0, tl.float32)
     acc, side = _products(
@@ -180,12 +180,12 @@ def linear(  # type: ignore[no-untyped-def]
             acc += _vector(bias, column, features)
             side += _vector(bias + features, side_column, features)
         acc *= _gelu(side)
-        _finish(acc, first_row, row, begin, None, residual, gate, out, out_moments, rows, features, ACTIVATION, PART)
+        _epilogue(acc, first_row, row, begin, None, residual, gate, out, out_moments, rows, features, ACTIVATION, PART)
     else:
-        _finish(acc, first_row, row, begin, bias, residual, gate, out, out_moments, rows, features, ACTIVATION, PART)
+        _epilogue(acc, first_row, row, begin, bias, residual, gate, out, out_moments, rows, features, ACTIVATION, PART)
         if SECOND:
             begin += COLUMNS
-            _finish(
+            _epilogue(
                 side, first_row, row, begin, bias, residual, gate, out, out_moments, rows, features, ACTIVATION, PART
             )
 
@@ -222,7 +222,7 @@ def unpatchify(  # type: ignore[no-untyped-def]
     last = tl.minimum(tl.arange(0, ROWS), (tokens - 1 - first_row).to(tl.int32))
     acc = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
     if row_moments is not None:
-        mean, rstd = merged(row_moments, first_row, last, depth, eps, PART, PARTS)
+        mean, rstd = merge_row_moments(row_moments, first_row, last, depth, eps, PART, PARTS)
     acc, _ = _products(acc, acc, t + first_row * depth, weight, last, taken, taken, depth, False, SLICE, WHOLE)
     if row_moments is not None:
         acc = _normalised(acc, mean, rstd, weight_sums, column, FEATURES)
@@ -237,7 +237,7 @@ def unpatchify(  # type: ignore[no-untyped-def]
     at = (y * (across * PATCH) + place) * CHANNELS + (column % CHANNELS)[None, :]
     known = (row < tokens)[:, None] & (column < FEATURES)[None, :]
     v = tl.load(z + at, mask=known, other=0.0).to(tl.float32) - acc
-    tl.store(out + at, rounded(v, out.dtype.element_ty), mask=known)
+    tl.store(out + at, round_to(v, out.dtype.element_ty), mask=known)
 
 
 @jit
@@ -276,11 +276,11 @@ def embed(  # type: ignore[no-untyped-def]
         rows = tl.load(z + at, mask=(row < tokens)[:, None] & (k < DEPTH)[None, :], other=0.0)
         at = weight + column[None, :] * DEPTH + k[:, None]
         columns = tl.load(at, mask=(column < features)[None, :] & (k < DEPTH)[:, None], other=0.0)
-        acc = product(rows.to(columns.dtype), columns, acc)
+        acc = tile_dot(rows.to(columns.dtype), columns, acc)
     known = (row < tokens)[:, None] & (column < features)[None, :]
     at = table + (row % sample_tokens)[:, None] * features + column[None, :]
     acc += tl.load(at, mask=known, other=0.0).to(tl.float32)
-    v = rounded(acc, out.dtype.element_ty)
+    v = round_to(acc, out.dtype.element_ty)
     tl.store(out + row[:, None] * features + column[None, :], v, mask=known)
     if out_moments is not None:
-        leave(v, out_moments, first_row, tl.arange(0, ROWS), begin, tokens, features, PART)
+        store_row_moments(v, out_moments, first_row, tl.arange(0, ROWS), begin, tokens, features, PART)

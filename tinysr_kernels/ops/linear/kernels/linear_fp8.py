@@ -8,7 +8,7 @@ to sums that they hold in fewer digits. Programs run in bands of rows, as linear
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.device_functions import await_inputs, gelu_tanh, product, rounded
+from tinysr_kernels.ops.device_functions import await_inputs, tile_dot, gelu_tanh, round_to
 from tinysr_kernels.ops.linear.kernels.quantize import scaled
 
 
@@ -65,7 +65,7 @@ def linear(  # type: ignore[no-untyped-def]
             known = k < depth - start
             a = tl.load(at_x + start, mask=known[None, :], other=0.0)
             b = tl.load(at_weight + start, mask=known[:, None], other=0.0)
-        sums = product(a, b, tl.full((ROWS, COLUMNS), 0.0, tl.float32))
+        sums = tile_dot(a, b, tl.full((ROWS, COLUMNS), 0.0, tl.float32))
         if GROUP > 0:
             acc += sums * tl.load(at_scale + start // GROUP).to(tl.float32)[:, None]
         else:
@@ -88,4 +88,4 @@ def linear(  # type: ignore[no-untyped-def]
         tl.store(out + first_row * features + at, scaled(v, top), mask=mask)
         tl.store(out_scale + (first_row + row) * across + block, tl.div_rn(top, 448.0), mask=there)
     else:
-        tl.store(out + first_row * features + at, rounded(v, out.dtype.element_ty), mask=mask)
+        tl.store(out + first_row * features + at, round_to(v, out.dtype.element_ty), mask=mask)

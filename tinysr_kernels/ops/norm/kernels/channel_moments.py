@@ -23,7 +23,7 @@ def _in_parts(v):  # type: ignore[no-untyped-def]
 
 
 @jit
-def of_tile(v, inside):  # type: ignore[no-untyped-def]
+def tile_moments(v, inside):  # type: ignore[no-untyped-def]
     """Pixels, mean [OUTPUTS] and squared deviations [OUTPUTS] of a float32 tile [PIXELS,OUTPUTS], where inside."""
     count = tl.sum(inside.to(tl.float32), 0)
     known = tl.where(inside[:, None], v, 0.0)
@@ -35,7 +35,7 @@ def of_tile(v, inside):  # type: ignore[no-untyped-def]
 
 
 @jit
-def joined(count, mean, squares, more, more_mean, more_squares):  # type: ignore[no-untyped-def]
+def merge_moments(count, mean, squares, more, more_mean, more_squares):  # type: ignore[no-untyped-def]
     """Chan's rule: the moments of two sets of pixels together."""
     total = count + more
     share = more / tl.maximum(total, 1.0)
@@ -44,7 +44,7 @@ def joined(count, mean, squares, more, more_mean, more_squares):  # type: ignore
 
 
 @jit
-def of_groups(count, mean, squares, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+def group_moments(count, mean, squares, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
     """Mean and squared deviations of groups of WIDTH neighbouring channels, all of `count` pixels each."""
     means = tl.reshape(mean, (mean.shape[0] // WIDTH, WIDTH))
     center = tl.sum(means, 1) / WIDTH
@@ -54,7 +54,7 @@ def of_groups(count, mean, squares, WIDTH: tl.constexpr):  # type: ignore[no-unt
 
 
 @jit
-def leave(scratch_moments, sample, part, parts, outs, outputs, count, mean, squares):  # type: ignore[no-untyped-def]
+def store_moments(scratch_moments, sample, part, parts, outs, outputs, count, mean, squares):  # type: ignore[no-untyped-def]
     """Store a tile's moments as number `part` in scratch_moments [N,3,outputs,parts] float32."""
     at = scratch_moments + sample * 3 * outputs * parts + outs.to(tl.int64) * parts + part
     step = outputs * parts
@@ -83,8 +83,8 @@ def take(  # type: ignore[no-untyped-def]
     known = inside[:, None] & (outs[None, :] < outputs)
     at = (sample * pixels + start) * outputs + (lane[:, None] * outputs + outs[None, :])
     v = tl.load(out + at, mask=known, other=0.0).to(tl.float32)
-    count, mean, squares = of_tile(v, inside)
-    leave(scratch_moments, sample, tl.program_id(0), tl.num_programs(0), outs, outputs, count, mean, squares)
+    count, mean, squares = tile_moments(v, inside)
+    store_moments(scratch_moments, sample, tl.program_id(0), tl.num_programs(0), outs, outputs, count, mean, squares)
 
 
 @jit

@@ -10,7 +10,7 @@ normalises. No atomics: the order of every sum is fixed, so results repeat bit f
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.device_functions import activate, await_inputs, rounded
+from tinysr_kernels.ops.device_functions import activate, await_inputs, round_to
 
 
 @jit
@@ -107,7 +107,7 @@ def single(  # type: ignore[no-untyped-def]
         v = image_tile(x, skip, start, lane, chan, known, first_depth, second_depth)
         y = normalise(v, center, rstd, gamma, beta, SILU)
         at = out + start * channels + (lane[:, None] * channels + chan[None, :])
-        tl.store(at, rounded(y, out.dtype.element_ty), mask=known)
+        tl.store(at, round_to(y, out.dtype.element_ty), mask=known)
 
 
 @jit
@@ -228,7 +228,7 @@ def apply(  # type: ignore[no-untyped-def]
     beta = tl.load(bias + chan, mask=there, other=0.0).to(tl.float32)[None, :]
     y = normalise(v, center, rstd, gamma, beta, SILU)
     at = out + start * channels + (lane[:, None] * channels + chan[None, :])
-    tl.store(at, rounded(y, out.dtype.element_ty), mask=known)
+    tl.store(at, round_to(y, out.dtype.element_ty), mask=known)
 
 
 @jit
@@ -288,4 +288,4 @@ def given(  # type: ignore[no-untyped-def]
     beta = tl.load(bias + chan, mask=there, other=0.0).to(tl.float32)[None, :]
     y = normalise(v, center[None, :], rstd[None, :], gamma, beta, SILU)
     at = out + start * channels + (lane[:, None] * channels + chan[None, :])
-    tl.store(at, rounded(y, out.dtype.element_ty), mask=known)
+    tl.store(at, round_to(y, out.dtype.element_ty), mask=known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.device_functions import await_inputs, rounded
+from tinysr_kernels.ops.device_functions import await_inputs, round_to
 
 
 @jit
@@ -30,7 +30,7 @@ def normalise(  # type: ignore[no-untyped-def]
         deviation = tl.where(known, v - mean, 0.0)
         variance = tl.sum(deviation * deviation, 1)[:, None] / width
         y = deviation * tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
-        tl.store(out + at + inner[None, :], rounded(y, out.dtype.element_ty), mask=known)
+        tl.store(out + at + inner[None, :], round_to(y, out.dtype.element_ty), mask=known)
     else:
         total = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
         for start in range(0, width, COLUMNS):
@@ -47,4 +47,4 @@ def normalise(  # type: ignore[no-untyped-def]
         for start in range(0, width, COLUMNS):
             known = there & (start + inner < width)[None, :]
             v = tl.load(x + at + start + inner[None, :], mask=known, other=0.0).to(tl.float32)
-            tl.store(out + at + start + inner[None, :], rounded((v - mean) * rstd, out.dtype.element_ty), mask=known)
+            tl.store(out + at + start + inner[None, :], round_to((v - mean) * rstd, out.dtype.element_ty), mask=known)

@@ -22,7 +22,7 @@ def _tanh_rounded(v):  # type: ignore[no-untyped-def]
 
 
 @jit
-def normed(v, mean, gain, shift, QUICK: tl.constexpr):  # type: ignore[no-untyped-def]
+def norm_silu(v, mean, gain, shift, QUICK: tl.constexpr):  # type: ignore[no-untyped-def]
     """SiLU((v - mean) * gain + shift) in float32; everything broadcasts. QUICK: to half precision's digits.
 
     0.5 y (1 + tanh(y / 2)) takes one special function, where the quotient y / (1 + exp(-y)), which float32 needs,

@@ -11,7 +11,7 @@ from tinysr_kernels.ops.device_functions import await_inputs
 
 
 @jit
-def leave(v, out_moments, first_row, row, begin, rows, features, PART: tl.constexpr):  # type: ignore[no-untyped-def]
+def store_row_moments(v, out_moments, first_row, row, begin, rows, features, PART: tl.constexpr):  # type: ignore[no-untyped-def]
     """Store the moments of a tile v [ROWS,COLUMNS], as it is stored itself, in out_moments [rows,2,parts] float32.
 
     first_row: int64; row [ROWS] counted from there; begin: the tile's first feature, a multiple of PART.
@@ -33,7 +33,7 @@ def leave(v, out_moments, first_row, row, begin, rows, features, PART: tl.conste
 
 
 @jit
-def merged(row_moments, first_row, row, depth, eps, PART: tl.constexpr, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
+def merge_row_moments(row_moments, first_row, row, depth, eps, PART: tl.constexpr, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Mean and 1 / sqrt(variance + eps), both [ROWS] float32, of rows `first_row + row` of `depth` features.
 
     row_moments [rows,2,parts]; PARTS: at least parts.
@@ -70,4 +70,4 @@ def take(  # type: ignore[no-untyped-def]
     column = begin + tl.arange(0, COLUMNS)
     known = (row < rows - first_row)[:, None] & (column < features)[None, :]
     at = out + first_row * features + (row[:, None] * features + column[None, :])
-    leave(tl.load(at, mask=known, other=0.0), out_moments, first_row, row, begin, rows, features, PART)
+    store_row_moments(tl.load(at, mask=known, other=0.0), out_moments, first_row, row, begin, rows, features, PART)
