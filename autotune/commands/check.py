@@ -26,7 +26,6 @@ from autotune.search.candidates import Candidate, candidates
 from autotune.search.cost_model import Built, predict
 from autotune.search.work import Item, Target, all_items
 from benchmarks.hardware.limits import Ceilings, ceilings
-from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.config_file import installed
 from tinysr_kernels.launch.device import Gpu
 
@@ -129,7 +128,7 @@ def _works(wanted: Sequence[Target], gpu: Gpu, most: Ceilings) -> list[Work]:
     floors = {item.key: item.calls * most.floor(item.cost, item.bits) for item in items}
     made = []
     for item in sorted(items, key=lambda item: -floors[item.key]):
-        incumbent = configs.choose(item.op, item.implementation, gpu, item.arguments).config
+        incumbent = item.call.choose(gpu).config
         found = candidates(item, gpu, incumbent)
         ordered = sorted(found.all, key=lambda c: (c is not found.incumbent, predict(item, c, gpu, most)))
         made.append(Work(item, floors[item.key] / sum(floors.values()), ordered, Counter(found.removed)))

@@ -53,14 +53,14 @@ def rows(target: Target, gpu: Gpu) -> Iterator[Row]:
     found = calls_of(target, gpu)
     most = ceilings(gpu)
     for item in items(found):
-        choice = configs.choose(item.op, item.implementation, gpu, item.arguments)
+        choice = item.call.choose(gpu)
         config = " ".join(f"{k}={v}" for k, v in vars(choice.config).items())
         us = before = None
         if choice.entry is not None:
             us, before = choice.entry.time_us, choice.entry.incumbent_us
         floor = 1e6 * (most.floor(item.cost, item.bits) + LAUNCH)
         with assume(gpu):
-            candidate = Candidate(choice.config, item.implementation.plan(choice.config, **item.arguments))
+            candidate = Candidate(choice.config, item.call.plan(choice.config))
         guess = round(1e6 * predict(item, candidate, gpu, most), 3)
         yield Row(item.op, item.bucket, item.calls, choice.source, config, us, before, guess, round(floor, 3))
     others: dict[str, list[float]] = {}
@@ -109,8 +109,7 @@ def main(options: argparse.Namespace) -> int:
 
 def contribute(file: Path, out: Path, facts: Facts) -> None:
     """Write the entries of a user's file that count into another. InputError if there are none."""
-    kernels = {name: operator.kernels for name, operator in REGISTRY.items() if operator.kernels is not None}
-    content = export(file, facts, kernels)
+    content = export(file, facts, REGISTRY)
     if not content.get("operations"):
         raise InputError(f"{file} has no entry that counts here; `python -m autotune run` makes some")
     if out.is_dir():

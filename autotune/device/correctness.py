@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_leaves
 
 from autotune.device.answers import Failure
 from autotune.search.work import Item
-from benchmarks.subjects.inputs import draw_inputs
+from benchmarks.subjects.inputs import drawn
 from tinysr_kernels.launch.plan import Plan
-from tinysr_kernels.ops import REGISTRY
+from tinysr_kernels.ops import Operator
 
 FEW = 1 << 16
 """Elements of a result up to which several draws are pooled, because the errors of a handful are mostly luck."""
@@ -53,7 +53,7 @@ class EachRounded(TorchDispatchMode):
 class Truth:
     """One draw of an item's inputs with the exact result and eager's, on the device."""
 
-    inputs: dict[str, Any]
+    call: Operator
     exact: tuple[Tensor, ...]
     eager: tuple[Tensor, ...]
 
@@ -66,17 +66,16 @@ def truths(item: Item, device: torch.device, draw: int) -> list[Truth]:
 
 
 def _truth(item: Item, device: torch.device, seed: int) -> Truth:
-    reference = REGISTRY[item.op].reference
-    inputs = draw_inputs(item.arguments, device, seed)
-    exact = _tensors(reference(**{name: _double(value) for name, value in inputs.items()}))
-    eager = _tensors(reference(**inputs))
+    call = drawn(item.call, device, seed)
+    exact = _tensors(type(call)(**{name: _double(value) for name, value in call.arguments.items()}).reference())
+    eager = _tensors(call.reference())
     halves = {t.dtype for t in eager if t.dtype in (torch.float16, torch.bfloat16)}
     if halves:
-        with EachRounded(halves.pop(), _tensors(list(inputs.values()))):
-            coarse = _tensors(reference(**inputs))
+        with EachRounded(halves.pop(), call.tensors):
+            coarse = _tensors(call.reference())
         # What the operation gives in float32, such as moments, eager too computes in float32.
         eager = tuple(e if e.dtype == torch.float32 else c for e, c in zip(eager, coarse, strict=True))
-    return Truth(inputs, exact, eager)
+    return Truth(call, exact, eager)
 
 
 def _double(value: Any) -> Any:
@@ -91,7 +90,7 @@ def verdict(item: Item, config: Any, known: list[Truth]) -> Failure | None:
     """What is wrong with the configuration's results, if anything is. Raises what its launches raise."""
     results = []
     for truth in known:
-        plan = item.implementation.plan(config, **truth.inputs)
+        plan = truth.call.plan(config)
         result = tuple(t.clone() for t in _tensors(poisoned(plan).run()))
         again = _tensors(poisoned(plan, zero=True).run())
         differs = any(not torch.equal(a, b) for a, b in zip(result, again, strict=True))

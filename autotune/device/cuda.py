@@ -20,10 +20,11 @@ from autotune.device.worker import Broken
 from autotune.search.work import Item, Target, model_of
 from benchmarks.measure.nvml import Monitor
 from benchmarks.measure.timing import READING_MS, captured, rotation
-from benchmarks.subjects.inputs import draw_inputs
+from benchmarks.subjects.inputs import draw_inputs, drawn
 from tinysr_kernels.checkpoint import Checkpoint
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.plan import Plan
+from tinysr_kernels.ops import Operator
 from tinysr_kernels.runtime.compiled import CompiledSR
 
 WHOLE_MS = 40.0
@@ -51,7 +52,7 @@ class Bench:
         torch.zeros(1, device=self.device)  # the context, before NVML lists who has one
         self.monitor = Monitor(str(self.properties.uuid))
         self.item = ""
-        self.inputs: list[dict[str, Any]] = []
+        self.inputs: list[Operator] = []
         self.truths: dict[int, list[Truth]] = {}
         self.prepared: OrderedDict[Any, Prepared] = OrderedDict()
         self.models: OrderedDict[Any, tuple[CompiledSR, torch.Tensor, int]] = OrderedDict()
@@ -136,9 +137,9 @@ class Bench:
             self.prepared.popitem(last=False)
         if not self.inputs:
             copies = rotation(item.cost.bytes, self.properties.L2_cache_size)
-            self.inputs = [draw_inputs(item.arguments, self.device, seed) for seed in range(copies)]
+            self.inputs = [drawn(item.call, self.device, seed) for seed in range(copies)]
         # Results lie ready before the capture, so that each set of inputs has its own, as cold as they are.
-        plans = [item.implementation.plan(config, **inputs) for inputs in self.inputs]
+        plans = [call.plan(config) for call in self.inputs]
         graph, calls = captured([plan.run for plan in plans])
         prepared = Prepared(graph, calls, 1, plans)
         us, _ = self._time(lambda: _replay(prepared), prepared.calls)

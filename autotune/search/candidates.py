@@ -62,13 +62,12 @@ def candidates(item: Item, gpu: Gpu, incumbent: Any) -> Candidates:
     """
     found: dict[Any, Candidate] = {}
     removed: Counter[str] = Counter()
-    kernels = item.implementation
     with assume(gpu):
-        first = Candidate(incumbent, kernels.plan(incumbent, **item.arguments))
+        first = Candidate(incumbent, item.call.plan(incumbent))
         found[_launches(first.plan)] = first
-        for config in (kernels.heuristic(gpu, **item.arguments), *kernels.space(gpu, **item.arguments)):
+        for config in (item.call.heuristic(gpu), *item.call.space(gpu)):
             try:
-                plan = kernels.plan(config, **item.arguments)
+                plan = item.call.plan(config)
             except ValueError:
                 removed[REFUSED] += 1
                 continue

@@ -11,23 +11,22 @@ import dataclasses
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tinysr_kernels.launch import config_file
 from tinysr_kernels.launch.config_file import SCHEMA, Facts, hashes_of, seal
-from tinysr_kernels.launch.plan import Implementation
+from tinysr_kernels.launch.plan import Tunable
 
 
 @dataclass(frozen=True)
 class Found:
     """A new entry. beaten: the seal of the file's entry that was the incumbent, if it was one."""
 
-    op: str
+    operator: type[Tunable]
     bucket: str
-    implementation: Implementation
     config: Any
     time_us: float
     incumbent_us: float
@@ -63,18 +62,18 @@ def seal_of(path: Path, op: str, bucket: str) -> str | None:
     return raw if isinstance(raw, str) else None
 
 
-def export(path: Path, facts: Facts, implementations: dict[str, Implementation]) -> dict[str, Any]:
+def export(path: Path, facts: Facts, operators: Mapping[str, type[Tunable]]) -> dict[str, Any]:
     """The file's content with only those entries that count here: what may be contributed."""
     content, _ = config_file.read(path)
     if not content or config_file.conflicts(content, facts):
         return {}
     there = dict(_items(content.get("operations")))
     operations: dict[str, Any] = {}
-    for op, implementation in implementations.items():
+    for op, operator in operators.items():
         entries = _items(dict(_items(there.get(op))).get("entries"))
-        good = {b: raw for b, raw in entries if config_file.entry(content, facts, op, implementation, b)[0]}
+        good = {b: raw for b, raw in entries if config_file.entry(content, facts, operator, b)[0]}
         if good:
-            operations[op] = {**hashes_of(implementation), "entries": good}
+            operations[op] = {**hashes_of(operator), "entries": good}
     return {**content, "operations": operations}
 
 
@@ -116,14 +115,14 @@ def _kept(content: dict[str, Any], facts: Facts) -> dict[str, Any]:
 
 
 def _enter(merged: dict[str, Any], facts: Facts, one: Found) -> None:
-    hashes = hashes_of(one.implementation)
-    operation = merged["operations"].get(one.op)
+    hashes = hashes_of(one.operator)
+    operation = merged["operations"].get(one.operator.name)
     if operation is None or any(operation[name] != value for name, value in hashes.items()):
         # Entries of other source count nowhere.
-        operation = merged["operations"][one.op] = {**hashes, "entries": {}}
+        operation = merged["operations"][one.operator.name] = {**hashes, "entries": {}}
     there = operation["entries"].get(one.bucket)
     if there is not None and there["seal"] != one.beaten:
-        entry, _ = config_file.entry(merged, facts, one.op, one.implementation, one.bucket)
+        entry, _ = config_file.entry(merged, facts, one.operator, one.bucket)
         if entry is not None and entry.time_us <= one.time_us:
             return
     raw = {
@@ -132,7 +131,7 @@ def _enter(merged: dict[str, Any], facts: Facts, one: Found) -> None:
         "incumbent_us": round(one.incumbent_us, 4),
         "candidates": one.candidates,
     }
-    operation["entries"][one.bucket] = _sealed(one.op, one.bucket, hashes, raw)
+    operation["entries"][one.bucket] = _sealed(one.operator.name, one.bucket, hashes, raw)
 
 
 def _sealed(op: str, bucket: str, hashes: dict[str, str], raw: dict[str, Any]) -> dict[str, Any]:

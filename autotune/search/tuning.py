@@ -75,7 +75,7 @@ def tune(
     gpu = device.facts.gpu
     races, beaten = [], {}
     for item in items:
-        choice = configs.choose(item.op, item.implementation, gpu, item.arguments)
+        choice = item.call.choose(gpu)
         races.append(start(item, candidates(item, gpu, choice.config), device))
         if choice.source == str(file):
             beaten[item.key] = seal_of(file, item.op, item.bucket)
@@ -161,9 +161,8 @@ def _found(race: Race, beaten: str | None) -> Found:
     # An incumbent that failed has no time; what took its place then gains nothing.
     incumbent_us = race.incumbent_us if math.isfinite(race.incumbent_us) else race.champion_us
     return Found(
-        item.op,
+        type(item.call),
         item.bucket,
-        item.implementation,
         race.champion.config,
         race.champion_us,
         incumbent_us,

@@ -5,9 +5,9 @@ The calls are counted from the dispatch of the whole model on meta tensors, so n
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +18,9 @@ from tinysr_kernels.checkpoint import Checkpoint, load
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.families import Family
 from tinysr_kernels.launch.device import Gpu
-from tinysr_kernels.launch.plan import Implementation
 from tinysr_kernels.nets import check_quantize, fold, to_fp8
-from tinysr_kernels.ops import REGISTRY
-from tinysr_kernels.ops.call import Cost
+from tinysr_kernels.ops import Cost, Operator
 from tinysr_kernels.ops.linear.quantize import CAPABILITY
-from tinysr_kernels.ops.registry import Operator
 from tinysr_kernels.ops.trace import Call, ReadingOnes
 from tinysr_kernels.runtime.compiled import CompiledSR
 
@@ -53,18 +50,30 @@ class Target:
         return f"{model}, {self.batch} x {self.size[0]}x{self.size[1]}, {dtype}{quantize}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Item:
-    """A shape bucket of an operation, by the call in it that takes longest; arguments are on meta tensors.
+    """A shape bucket of an operator, by the call in it that takes longest, on meta tensors.
 
     calls: how often the bucket is called, over all targets together.
     """
 
-    op: str
-    bucket: str
-    arguments: dict[str, Any]
-    cost: Cost
+    call: Operator
     calls: int
+
+    @property
+    def op(self) -> str:
+        """The operator's name."""
+        return self.call.name
+
+    @functools.cached_property
+    def bucket(self) -> str:
+        """The bucket."""
+        return self.call.bucket()
+
+    @functools.cached_property
+    def cost(self) -> Cost:
+        """FLOPs and bytes of a call."""
+        return self.call.cost()
 
     @property
     def key(self) -> str:
@@ -72,16 +81,9 @@ class Item:
         return f"{self.op} {self.bucket}"
 
     @property
-    def implementation(self) -> Implementation:
-        """The operation's kernels."""
-        kernels = REGISTRY[self.op].kernels
-        assert kernels is not None  # `items` makes none for other operations
-        return kernels
-
-    @property
     def bits(self) -> int:
         """Of what it multiplies, which the first floating tensor says; 16 where there is none, as networks compute."""
-        floating = (v for v in self.arguments.values() if isinstance(v, Tensor) and v.is_floating_point())
+        floating = (v for v in self.call.tensors if v.is_floating_point())
         first = next(floating, None)
         return 16 if first is None else 8 * first.dtype.itemsize
 
@@ -129,26 +131,19 @@ def calls_of(target: Target, gpu: Gpu, *, plan_launches: bool = False) -> list[C
     return calls(model_of(target), *target.size, target.batch, gpu, plan_launches=plan_launches)
 
 
-def tunable(call: Call) -> Operator | None:
-    """The call's operator if kernels compute it."""
-    operator = REGISTRY.get(call.op)
-    if operator is None or operator.kernels is None or not operator.kernels.takes(call.arguments):
-        return None
-    return operator
-
-
 def items(found: Iterable[Call]) -> list[Item]:
-    """One item for each (operation, bucket) among the calls, in order of first occurrence."""
+    """One item per (operator, bucket) among the calls that kernels compute, in order of first occurrence."""
     groups: dict[tuple[str, str], list[Call]] = {}
     for call in found:
         operator = tunable(call)
-        if operator is not None and operator.kernels is not None:
-            groups.setdefault((call.op, operator.kernels.bucket(**call.arguments)), []).append(call)
-    made = []
-    for (op, bucket), same in groups.items():
-        longest = max(same, key=_weight)
-        made.append(Item(op, bucket, dict(longest.arguments), longest.cost, len(same)))
-    return made
+        if operator is not None:
+            groups.setdefault((call.op, operator.bucket()), []).append(call)
+    return [Item(operator, len(same)) for same in groups.values() if (operator := max(same, key=_weight).operator)]
+
+
+def tunable(call: Call) -> Operator | None:
+    """The call of an operator, if kernels compute it."""
+    return call.operator if call.operator is not None and call.operator.kernels_apply else None
 
 
 def _weight(call: Call) -> tuple[int, int]:

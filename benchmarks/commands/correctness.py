@@ -19,7 +19,7 @@ from benchmarks.measure.session import Session, add_arguments, session
 
 SUMMARY = "The kernels' tests on this GPU, and the compute sanitizer if it is there."
 ROOT = Path(__file__).parents[2]
-TESTS = ROOT / "tests" / "kernels"
+TESTS = ROOT / "tests" / "ops"
 SMALL = ("test_patch_embed_kernel.py",)
 NOT_ON_A_GPU = ("test_static.py", "test_networks.py")
 """Tests of machine code, which need none, and of whole networks, which e2e and quality run anyway."""
@@ -29,13 +29,13 @@ SANITIZER_SECONDS = 60.0
 ONE_CALL = """
 import torch
 from benchmarks.subjects.network_calls import main_calls
-from benchmarks.subjects.inputs import draw_inputs
+from benchmarks.subjects.inputs import drawn
 from tinysr_kernels.ops import REGISTRY
 device = torch.device("cuda", torch.cuda.current_device())
-for name, operator in REGISTRY.items():
-    several = sorted(main_calls(name, "float16"), key=lambda one: operator.cost(**one[1]).bytes)
-    if operator.kernels and several:
-        operator.plan(**draw_inputs(several[0][1], device, 0))[0].run()
+for name in REGISTRY:
+    calls = sorted((call for _, call in main_calls(name, "float16")), key=lambda call: call.cost().bytes)
+    if calls:
+        drawn(calls[0], device, 0).planned()[0].run()
 torch.cuda.synchronize()
 """
 __all__ = ["SUMMARY", "add_arguments", "main", "measure"]
@@ -43,7 +43,7 @@ __all__ = ["SUMMARY", "add_arguments", "main", "measure"]
 
 def files(cuda: bool) -> list[Path]:
     """What is run, the shortest first."""
-    found = sorted(TESTS.glob("test_*_kernel.py"), key=lambda path: path.stat().st_size)
+    found = sorted(TESTS.rglob("test_*_kernel.py"), key=lambda path: path.stat().st_size)
     return found if cuda else [path for path in found if path.name in SMALL]
 
 

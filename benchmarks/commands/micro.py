@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,12 @@ from benchmarks.measure.session import Session, session
 from benchmarks.measure.session import add_arguments as add_common
 from benchmarks.measure.timing import Work, graphed, in_a_row, record, rotation
 from benchmarks.subjects.eager import eager, has_eager, in_own_dtype
-from benchmarks.subjects.inputs import draw_inputs
+from benchmarks.subjects.inputs import drawn
 from benchmarks.subjects.network_calls import main_calls
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import gpu_at
 from tinysr_kernels.launch.plan import Library
-from tinysr_kernels.ops import REGISTRY
+from tinysr_kernels.ops import REGISTRY, Operator
 from tinysr_kernels.ops.call import Cost
 
 SUMMARY = "Each operation at the networks' real shapes against PyTorch eager, torch.compile and the libraries."
@@ -44,14 +44,18 @@ Run = Callable[[], Any]
 class Case:
     """One call of an operation, on meta tensors."""
 
-    op: str
     dtype: str
-    arguments: Mapping[str, Any]
+    call: Operator
+
+    @property
+    def op(self) -> str:
+        """The operator's name."""
+        return self.call.name
 
     @property
     def cost(self) -> Cost:
         """FLOPs and least bytes."""
-        return REGISTRY[self.op].cost(**self.arguments)
+        return self.call.cost()
 
     @property
     def key(self) -> str:
@@ -69,39 +73,37 @@ class Case:
         def of(value: Any) -> str:
             return "x".join(map(str, value.shape)) if isinstance(value, Tensor) else str(value)
 
-        return " ".join(f"{name}={of(v)}" for name, v in self.arguments.items() if v is not None)
+        return " ".join(f"{name}={of(v)}" for name, v in self.call.arguments.items() if v is not None)
 
 
 def cases(cpu: bool) -> list[Case]:
     """All calls, those that must take longest first; on a CPU the cheapest of each operation, in float32."""
     found = []
     for op in REGISTRY:
-        several = [Case(op, dtype, given) for dtype, given in main_calls(op, "float32" if cpu else None)]
+        several = [Case(dtype, call) for dtype, call in main_calls(op, "float32" if cpu else None)]
         several.sort(key=lambda case: (case.cost.bytes, case.cost.flops))
         found += several[:ON_CPU] if cpu else several
     return found if cpu else sorted(found, key=lambda case: (-case.cost.bytes, -case.cost.flops))
 
 
-def runs(peer: str, case: Case, inputs: list[dict[str, Any]]) -> list[Run] | None:
-    """The call once for each set of inputs, as the peer computes it; None where it does not."""
-    operator = REGISTRY[case.op]
-    first = next(v for v in inputs[0].values() if isinstance(v, Tensor))
+def runs(peer: str, calls: list[Operator]) -> list[Run] | None:
+    """The same call on several sets of inputs, as the peer computes each; None where it does not."""
+    on_cpu = calls[0].first.device.type == "cpu"
     if peer == "ours":
-        if first.device.type == "cpu" or operator.kernels is None:
-            return [functools.partial(operator.reference, **one) for one in inputs]
-        # Results lie ready, so that each set of inputs has its own, as cold as they are.
-        return [operator.plan(**one)[0].run for one in inputs]
+        if on_cpu:
+            return [call.reference for call in calls]
+        # Results are allocated beforehand, so that each set of inputs has its own, as cold as they are.
+        return [call.planned()[0].run for call in calls]
     if peer == "library":
-        if operator.kernels is None or first.device.type == "cpu":
+        if on_cpu:
             return None
-        for config in operator.kernels.space(gpu_at(first.device), **inputs[0]):
-            plan = operator.kernels.plan(config, **inputs[0])
-            if any(isinstance(launch, Library) for launch in plan.launches):
-                return [operator.kernels.plan(config, **one).run for one in inputs]
+        for config in calls[0].space(gpu_at(calls[0].first.device)):
+            if any(isinstance(launch, Library) for launch in calls[0].plan(config).launches):
+                return [call.plan(config).run for call in calls]
         return None
-    if not has_eager(case.op):
+    if not has_eager(calls[0].name):
         return None
-    functions, own = zip(*(eager(case.op, one) for one in inputs), strict=True)
+    functions, own = zip(*(eager(call) for call in calls), strict=True)
     function = torch.compile(functions[0], dynamic=False) if peer == "compile" else functions[0]
     return [functools.partial(function, **one) for one in own]
 
@@ -111,7 +113,8 @@ def measure_call(made: Session, case: Case, peers: tuple[str, ...]) -> None:
     limits = physical(made)
     cost = case.cost
     l2 = torch.cuda.get_device_properties(made.device).L2_cache_size if made.cuda else 0
-    inputs = [draw_inputs(case.arguments, made.device, i) for i in range(rotation(cost.bytes, l2) if made.cuda else 2)]
+    sets = rotation(cost.bytes, l2) if made.cuda else 2
+    inputs = [drawn(case.call, made.device, seed) for seed in range(sets)]
     rotated = len(inputs) * cost.bytes >= 2 * l2
     # Products of 8 bits run at twice the rate of those of 16.
     least = Cost(cost.flops // 2, cost.bytes) if "fp8" in case.op else cost
@@ -122,7 +125,7 @@ def measure_call(made: Session, case: Case, peers: tuple[str, ...]) -> None:
         with made.guarded(f"{case.key}: {peer}", case.labels(peer)), own:
             if peer == "compile":
                 made.need(COMPILE_SECONDS)
-            found = runs(peer, case, inputs)
+            found = runs(peer, inputs)
             if found is not None:
                 works[peer] = graphed(found, floor_us=floor) if made.cuda else in_a_row(found)
     # Every graph is captured: what runs now no longer asks for backend and dtype. On a CPU all is float32.

@@ -27,12 +27,12 @@ from torch import Tensor
 
 from benchmarks.hardware.occupancy import resident_warps
 from benchmarks.static.machine_code import Compiled, Variant, compile_all, variant
-from benchmarks.subjects.network_calls import CALLS, Arguments, main_calls
+from benchmarks.subjects.network_calls import CALLS, main_calls
 from benchmarks.subjects.networks import DTYPES
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.device import GPUS, Gpu, assume
 from tinysr_kernels.launch.plan import Launch, Plan
-from tinysr_kernels.ops import REGISTRY
+from tinysr_kernels.ops import REGISTRY, Operator
 
 SUMMARY = "Registers, spills, shared memory and instructions of every kernel on every architecture; needs no GPU."
 RESULTS = Path(__file__).parents[1] / "results"
@@ -121,11 +121,10 @@ def narrow(code: Mapping[str, Any], one: Work) -> tuple[str, ...]:
     return tuple(found)
 
 
-def wanted(ops: Iterable[str], arch: int, dtypes: Iterable[str] | None) -> Iterator[tuple[str, str, Arguments]]:
+def wanted(ops: Iterable[str], arch: int, dtypes: Iterable[str] | None) -> Iterator[tuple[str, str, Operator]]:
     """(operator, dtype, call) to compile for an architecture: all calls in `dtypes`, or the choice described above."""
     for op in ops:
-        kernels = REGISTRY[op].kernels
-        if kernels is None or GPUS[arch].capability < kernels.capability:
+        if GPUS[arch].capability < REGISTRY[op].capability:
             continue
         if dtypes is not None:
             yield from ((op, dtype, call) for dtype in dtypes for call in CALLS[op](DTYPES[dtype]))
@@ -143,10 +142,10 @@ def work(ops: Iterable[str], archs: Iterable[int], dtypes: Iterable[str] | None 
     distinct: dict[Variant, Work] = {}
     ops = list(ops)
     for arch in archs:
-        for op, dtype, arguments in wanted(ops, arch, dtypes):
+        for op, dtype, call in wanted(ops, arch, dtypes):
             for gpu in cards(arch):
                 with assume(gpu):
-                    plan, choice = REGISTRY[op].plan(**arguments)
+                    plan, choice = call.planned()
                 for launch in plan.launches:
                     if isinstance(launch, Launch):
                         made = variant(arch, launch)

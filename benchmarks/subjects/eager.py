@@ -8,15 +8,16 @@ Moments that our kernels leave for the next one have no counterpart here, and ar
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinysr_kernels.ops import REGISTRY
+from tinysr_kernels.ops import REGISTRY, Operator
 from tinysr_kernels.ops.layout import nhwc
 
 SUFFIXES = ("_moments", "_row_moments")
@@ -26,14 +27,14 @@ SUFFIXES = ("_moments", "_row_moments")
 def in_own_dtype() -> Iterator[None]:
     """Inside, references compute in the dtype of what they are given."""
     modules = [vars(module) for name, module in sys.modules.items() if name.startswith("tinysr_kernels.ops.")]
-    kept = [(names, names["wide"]) for names in modules if "wide" in names]
+    kept = [(names, names["compute_dtype"]) for names in modules if "compute_dtype" in names]
     try:
         for names, _ in kept:
-            names["wide"] = _same
+            names["compute_dtype"] = _same
         yield
     finally:
-        for names, wide in kept:
-            names["wide"] = wide
+        for names, original in kept:
+            names["compute_dtype"] = original
 
 
 def _same(dtype: torch.dtype) -> torch.dtype:
@@ -53,22 +54,27 @@ def base_of(op: str) -> str:
     return op
 
 
-def eager(op: str, inputs: Mapping[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """A function, the same for all calls of an operation, and its arguments for this call.
+def eager(call: Operator) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """A function, the same for all calls of an operator, and its arguments for this call.
 
     Vectors come in the dtype that eager networks keep them in, the activations' own.
     """
-    name = base_of(op)
-    first = next(value for value in inputs.values() if isinstance(value, Tensor))
-    dtype = first.dtype if first.is_floating_point() else torch.float32
-    own = {k: v.to(dtype) if isinstance(v, Tensor) and v.dtype == torch.float32 else v for k, v in inputs.items()}
+    name = base_of(call.name)
+    dtype = call.first.dtype if call.first.is_floating_point() else torch.float32
+    own = {
+        k: v.to(dtype) if isinstance(v, Tensor) and v.dtype == torch.float32 else v for k, v in call.arguments.items()
+    }
     if name == "upsample_conv":
         # A dense kernel of the same size; its values do not matter to the time.
         own["weight"] = nhwc(F.pad(own.pop("phases")[0], (0, 1, 0, 1)))
         return _upsample_conv, own
     if name == "group_norm":
         return _group_norm, {k: v for k, v in own.items() if not k.endswith("moments")}
-    return REGISTRY[name].reference, own
+    return functools.partial(_reference, REGISTRY[name]), own
+
+
+def _reference(operator: type[Operator], **inputs: Any) -> Any:
+    return operator(**inputs).reference()
 
 
 def _upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:

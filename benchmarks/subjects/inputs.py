@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinysr_kernels.ops import Operator
+
 POSITIVE = ("scale", "variance", "rstd")
 """Parts of the names of tensors whose values are."""
 SPREAD = 64.0
@@ -33,6 +35,11 @@ def draw_inputs(arguments: Mapping[str, Any], device: torch.device, seed: int) -
             value = made[id(value)]
         inputs[name] = value
     return inputs
+
+
+def drawn(call: Operator, device: torch.device, seed: int) -> Operator:
+    """The same call on random tensors (`draw_inputs`) of the device."""
+    return type(call)(**draw_inputs(call.arguments, device, seed))
 
 
 def _random(name: str, like: Tensor, scaled: Any, device: torch.device, generator: torch.Generator) -> Tensor:

@@ -17,9 +17,7 @@ from torch import Tensor
 from benchmarks.static.plan import calls
 from benchmarks.subjects.networks import DTYPES, OWN_DTYPE, VARIANTS, network
 from tinysr_kernels.families import FAMILIES
-from tinysr_kernels.ops import REGISTRY
-
-Arguments = dict[str, Any]
+from tinysr_kernels.ops import REGISTRY, Operator
 
 SIZES = ((128, 128), (256, 256))
 BATCHES = (1, 4)
@@ -33,10 +31,10 @@ HALF = torch.float16
 class Found:
     """A call in half precision; main: the dtypes in which a released network makes it for one 128x128 image.
 
-    Each network with its own colour fix, and with wavelet, which users may ask for.
+    Each network with its own color fix, and with wavelet, which users may ask for.
     """
 
-    arguments: Arguments
+    call: Operator
     main: set[str] = field(default_factory=set)
 
 
@@ -53,29 +51,28 @@ def found() -> Mapping[str, list[Found]]:
             for color_fix, size, batch in [*runs, ("wavelet", sizes[0], 1)]:
                 model.color_fix = color_fix
                 main = size == SIZES[0] and batch == 1 and variant != "large"
-                for call in calls(model, *size, batch, plan_launches=False):
-                    if call.arguments:
-                        arguments = dict(call.arguments)
-                        one = distinct[call.op].setdefault(_key(arguments), Found(arguments))
+                for traced in calls(model, *size, batch, plan_launches=False):
+                    if traced.operator is not None:
+                        one = distinct[traced.op].setdefault(_key(traced.operator), Found(traced.operator))
                         one.main |= {OWN_DTYPE[family]} if main else set()
-    for op in ("sepconv", "conv3x3"):
-        for one in list(distinct[op].values()):
-            if one.main and one.arguments["norm_moments"] is None and one.arguments["x"].shape[2] >= LARGE:
-                normed = _normed(one.arguments)
-                distinct[op].setdefault(_key(normed), Found(normed)).main |= one.main
+    convolutions = distinct["conv3x3"]
+    for one in list(convolutions.values()):
+        if one.main and one.call.arguments["norm_moments"] is None and one.call.first.shape[2] >= LARGE:
+            normed = _normed(one.call)
+            convolutions.setdefault(_key(normed), Found(normed)).main |= one.main
     return {name: list(by_key.values()) for name, by_key in distinct.items()}
 
 
-def _normed(arguments: Arguments) -> Arguments:
-    """A convolution's call with GroupNorm and SiLU on its way in, which operators offer and no network takes."""
-    x: Tensor = arguments["x"]
+def _normed(call: Operator) -> Operator:
+    """A convolution's call with GroupNorm and SiLU as its prologue, where the heuristic takes another form for it."""
+    x = call.first
     n, c = x.shape[:2]
     norm = {"norm_moments": x.new_empty((n, 2, c), dtype=torch.float32), "norm_groups": 1, "norm_eps": 1e-5}
     norm |= {name: x.new_empty(c, dtype=torch.float32) for name in ("norm_weight", "norm_bias")}
-    return {**arguments, **norm}
+    return type(call)(**{**call.arguments, **norm})
 
 
-def _key(arguments: Arguments) -> Any:
+def _key(call: Operator) -> Any:
     """Equal for calls whose tensors agree in everything but their values."""
 
     def of(value: Any) -> Any:
@@ -83,34 +80,34 @@ def _key(arguments: Arguments) -> Any:
             return value
         return value.dtype, value.shape, value.stride(), value.storage_offset()
 
-    return tuple((name, of(value)) for name, value in arguments.items())
+    return tuple(of(value) for value in call.arguments.values())
 
 
-def network_calls(op: str, dtype: torch.dtype) -> Iterator[Arguments]:
+def network_calls(op: str, dtype: torch.dtype) -> Iterator[Operator]:
     """All distinct calls of an operator in a compute dtype; what is wider in them stays."""
     for one in found()[op]:
-        yield _in_dtype(one.arguments, dtype)
+        yield _in_dtype(one.call, dtype)
 
 
-def main_calls(op: str, dtype: str | None = None) -> Iterator[tuple[str, Arguments]]:
+def main_calls(op: str, dtype: str | None = None) -> Iterator[tuple[str, Operator]]:
     """(dtype, call) of the released networks for one 128x128 image, in their own dtypes or in a given one."""
     for one in found()[op]:
         for name in sorted(one.main):
             if dtype is None:
-                yield name, _in_dtype(one.arguments, DTYPES[name])
+                yield name, _in_dtype(one.call, DTYPES[name])
         if dtype is not None and one.main:
-            yield dtype, _in_dtype(one.arguments, DTYPES[dtype])
+            yield dtype, _in_dtype(one.call, DTYPES[dtype])
 
 
-def _in_dtype(arguments: Arguments, dtype: torch.dtype) -> Arguments:
+def _in_dtype(call: Operator, dtype: torch.dtype) -> Operator:
     def convert(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.to(dtype) if value.dtype == HALF else value
         return dtype if value is HALF else value
 
-    return {name: convert(value) for name, value in arguments.items()}
+    return type(call)(**{name: convert(value) for name, value in call.arguments.items()})
 
 
-CALLS: dict[str, Callable[[torch.dtype], Iterator[Arguments]]] = {
+CALLS: dict[str, Callable[[torch.dtype], Iterator[Operator]]] = {
     name: functools.partial(network_calls, name) for name in sorted(REGISTRY)
 }

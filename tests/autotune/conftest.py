@@ -9,14 +9,14 @@ import pytest
 
 from autotune.commands import check
 from autotune.device import gpu
-from tests.autotune.simulated import OP, OPERATOR
+from tests.autotune.simulated import OP, Simulated
 from tinysr_kernels.launch import configs
 from tinysr_kernels.ops import REGISTRY
 
 
 @pytest.fixture(autouse=True)
 def _simulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setitem(REGISTRY, OP, OPERATOR)
+    monkeypatch.setitem(REGISTRY, OP, Simulated)
     monkeypatch.setenv(configs.USER_FOLDER, str(tmp_path / "user"))
     monkeypatch.setattr(configs, "BUNDLED", tmp_path / "bundled")
     for module in (check, gpu):

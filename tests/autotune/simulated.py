@@ -25,9 +25,8 @@ from benchmarks.hardware.limits import Ceilings, ceilings
 from tinysr_kernels.launch.config_file import Facts, installed
 from tinysr_kernels.launch.device import GPUS, Gpu
 from tinysr_kernels.launch.kernel import jit
-from tinysr_kernels.launch.plan import Implementation, Launch, Library, Plan, cdiv
-from tinysr_kernels.ops.call import Cost
-from tinysr_kernels.ops.registry import Operator
+from tinysr_kernels.launch.plan import Launch, Library, Plan, cdiv
+from tinysr_kernels.ops.call import Cost, Operator
 
 OP = "simulated"
 TARGET = Target(family="tinysr-unet")
@@ -54,42 +53,57 @@ def library(x: Tensor, out: Tensor) -> None:
     """Never runs."""
 
 
-def bucket(x: Tensor, **_: Any) -> str:
-    return f"{x.shape[0]} x {x.shape[1]}"
+@dataclass(slots=True, eq=False)
+class Simulated(Operator):
+    """An operator of one tensor that nobody registers."""
 
+    name = OP
+    config = Config
+    tuned_by = ("x",)
 
-def heuristic(gpu: Gpu, x: Tensor, **_: Any) -> Config:
-    return Config("tile", 32, 32, 4, 2)
+    x: Tensor
 
+    def check(self) -> None:
+        """Everything fits."""
 
-def plan(config: Config, x: Tensor) -> Plan:
-    if config.form == "tile" and config.depth > x.shape[1]:
-        raise ValueError(f"depth must be at most {x.shape[1]}, found {config.depth}")
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if config.form == "library":
-        return Plan(out, (Library(library, {"x": x, "out": out}),))
-    grid = (cdiv(x.shape[0], config.block),)
-    arguments = {"x": x, "out": out, "BLOCK": config.block, "DEPTH": config.depth}
-    return Plan(out, (Launch(kernel, grid, arguments, config.warps, config.stages),))
+    def reference(self) -> Tensor:
+        return self.x
 
+    def empty(self) -> Tensor:
+        return torch.empty_like(self.x)
 
-def space(gpu: Gpu, x: Tensor, **_: Any) -> Iterator[Config]:
-    yield Config("library", 0, 0, 4, 1)
-    for block, depth, warps, stages in itertools.product((16, 32, 64, 128), (16, 32, 64), (2, 4, 8), (1, 2)):
-        yield Config("tile", block, depth, warps, stages)
+    def cost(self) -> Cost:
+        return Cost(2 * self.x.numel() * 1024, 2 * self.x.nbytes)
 
+    def bucket(self) -> str:
+        return f"{self.x.shape[0]} x {self.x.shape[1]}"
 
-OPERATOR = Operator(OP, lambda x: x, lambda x: Cost(0, 0), Implementation(Config, bucket, heuristic, plan, space))
+    def heuristic(self, gpu: Gpu) -> Config:
+        return Config("tile", 32, 32, 4, 2)
+
+    def plan(self, config: Config) -> Plan:
+        x = self.x
+        if config.form == "tile" and config.depth > x.shape[1]:
+            raise ValueError(f"depth must be at most {x.shape[1]}, found {config.depth}")
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        if config.form == "library":
+            return Plan(out, (Library(library, {"x": x, "out": out}),))
+        grid = (cdiv(x.shape[0], config.block),)
+        arguments = {"x": x, "out": out, "BLOCK": config.block, "DEPTH": config.depth}
+        return Plan(out, (Launch(kernel, grid, arguments, config.warps, config.stages),))
+
+    def space(self, gpu: Gpu) -> Iterator[Config]:
+        yield Config("library", 0, 0, 4, 1)
+        for block, depth, warps, stages in itertools.product((16, 32, 64, 128), (16, 32, 64), (2, 4, 8), (1, 2)):
+            yield Config("tile", block, depth, warps, stages)
 
 
 def make_items(count: int = 3) -> list[Item]:
     """Items of the simulated operation, the first with most of the time."""
-    made = []
-    for i in range(count):
-        x = torch.empty(4096 >> i, 1024, dtype=torch.float16, device="meta")
-        cost = Cost(2 * x.numel() * 1024, 2 * x.nbytes)
-        made.append(Item(OP, bucket(x), {"x": x}, cost, 3 + i))
-    return made
+    shapes = [(4096 >> i, 1024) for i in range(count)]
+    return [
+        Item(Simulated(torch.empty(shape, dtype=torch.float16, device="meta")), 3 + i) for i, shape in enumerate(shapes)
+    ]
 
 
 @dataclass
@@ -161,7 +175,7 @@ class SimulatedDevice:
         return self._fates[key]
 
     def _fate(self, item: Item, candidate: Candidate) -> str:
-        if candidate.config == heuristic(self.facts.gpu, **item.arguments):
+        if candidate.config == item.call.heuristic(self.facts.gpu):
             return ""
         point = self.chance("fate", item.key, candidate.key)
         for name in ("spill", "wrong", "wrong_sometimes", "crash", "hang", "breaks_later"):
@@ -214,8 +228,8 @@ class SimulatedDevice:
         self.now += 0.05
         total = 0.0
         for item in ITEMS:
-            config = entries.get(OP, {}).get(item.bucket, heuristic(self.facts.gpu, **item.arguments))
-            total += item.calls * self.true_us(item, Candidate(config, plan(config, **item.arguments)))
+            config = entries.get(OP, {}).get(item.bucket, item.call.heuristic(self.facts.gpu))
+            total += item.calls * self.true_us(item, Candidate(config, item.call.plan(config)))
         return self._reading(total * (self.pdl_factor if pdl else 1), "whole", f"{entries} {pdl}")
 
     def clock(self) -> float:
@@ -255,7 +269,7 @@ ITEMS = make_items()
 def candidates_of(key: str) -> Candidates:
     """The candidates of one of ITEMS."""
     item = next(item for item in ITEMS if item.key == key)
-    return candidates(item, GPUS[90], heuristic(GPUS[90], **item.arguments))
+    return candidates(item, GPUS[90], item.call.heuristic(GPUS[90]))
 
 
 _guesses: dict[Any, float] = {}

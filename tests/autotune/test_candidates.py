@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,11 +11,11 @@ from autotune.search.candidates import REFUSED, REPEATED, Candidate, candidates
 from autotune.search.cost_model import Built, occupancy, predict
 from autotune.search.work import Item, Target, all_items, calls_of, items, tunable
 from benchmarks.hardware.limits import ceilings
-from tests.autotune.simulated import CEILINGS, ITEMS, OP, Config, heuristic, make_items, plan, space
+from tests.autotune.simulated import CEILINGS, ITEMS, OP, Config, Simulated, make_items
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch.device import GPUS, Gpu
 from tinysr_kernels.launch.plan import Launch, Plan
-from tinysr_kernels.ops import REGISTRY
+from tinysr_kernels.ops import Operator
 from tinysr_kernels.ops.trace import Call
 
 H200 = GPUS[90]
@@ -29,17 +29,26 @@ def test_every_launch_of_the_network_is_in_one_item() -> None:
     assert len({item.key for item in found}) == len(found)
     assert sum(item.calls for item in found) == sum(tunable(call) is not None for call in calls)
     for item in found:
-        assert item.bucket == item.implementation.bucket(**item.arguments)
-        assert item.cost == REGISTRY[item.op].cost(**item.arguments)
+        assert item.bucket == item.call.bucket()
+        assert item.cost == item.call.cost()
 
 
 def test_an_item_stands_for_its_largest_call() -> None:
     item = ITEMS[0]
-    small, large = (Call(OP, (), (), make_items()[i].cost, arguments=item.arguments) for i in (1, 0))
+    small, large = (Call(OP, (), (), make_items()[i].cost, operator=item.call) for i in (1, 0))
     merged = items([small, large, small])
     assert len(merged) == 1
-    assert merged[0].cost == large.cost
+    assert merged[0].call is large.operator
     assert merged[0].calls == 3
+
+
+@dataclass(slots=True, eq=False)
+class Several(Operator):
+    """An operator of up to two tensors."""
+
+    n: int
+    t0: torch.Tensor | None
+    t1: torch.Tensor | None
 
 
 @pytest.mark.parametrize(
@@ -53,14 +62,14 @@ def test_an_item_stands_for_its_largest_call() -> None:
     ],
 )
 def test_what_is_multiplied(dtypes: tuple[torch.dtype, ...], bits: int) -> None:
-    arguments = {f"t{i}": torch.empty(2, dtype=dtype, device="meta") for i, dtype in enumerate(dtypes)}
-    assert Item(OP, "", {**arguments, "n": 3}, ITEMS[0].cost, 1).bits == bits
+    tensors = [torch.empty(2, dtype=dtype, device="meta") for dtype in dtypes]
+    assert Item(Several(3, *tensors, *[None] * (2 - len(tensors))), 1).bits == bits
 
 
 def test_the_model_counts_what_launches_leave_for_each_other() -> None:
     """A shared reduction writes and reads its parts; the launch that moves most is the one that counts."""
     item = ITEMS[0]
-    one = candidates(item, H200, heuristic(H200, **item.arguments)).incumbent
+    one = candidates(item, H200, item.call.heuristic(H200)).incumbent
     (main,) = one.plan.launches
     assert isinstance(main, Launch)
     parts = torch.empty(64, 4096, 1024, device="meta")
@@ -102,7 +111,7 @@ def test_each_set_of_launches_once_and_the_incumbent_first() -> None:
     assert found.incumbent.config == incumbent
     configs = [c.config for c in found.all]
     assert len(set(configs)) == len(configs)
-    assert set(configs) == set(space(H200, **item.arguments))
+    assert set(configs) == set(item.call.space(H200))
     # The heuristic's choice and the incumbent are in the space too.
     assert found.removed == {REPEATED: 2}
     assert sum(c.library for c in found.all) == 1
@@ -119,7 +128,7 @@ def test_what_the_operation_refuses_is_removed() -> None:
 
 def test_real_operations_have_candidates() -> None:
     for item in all_items([DEMO], H200)[:12]:
-        incumbent = item.implementation.heuristic(H200, **item.arguments)
+        incumbent = item.call.heuristic(H200)
         found = candidates(item, H200, incumbent)
         assert len(found.all) > 1
         times = [predict(item, c, H200, CEILINGS) for c in found.all]
@@ -127,7 +136,7 @@ def test_real_operations_have_candidates() -> None:
 
 
 def launch(config: Config, rows: int = 4096) -> Launch:
-    made = plan(config, torch.empty(rows, 1024, dtype=torch.float16, device="meta")).launches[0]
+    made = Simulated(torch.empty(rows, 1024, dtype=torch.float16, device="meta")).plan(config).launches[0]
     assert isinstance(made, Launch)
     return made
 
@@ -146,7 +155,7 @@ def test_occupancy() -> None:
 def test_the_model_prefers_what_costs_less() -> None:
     """Full waves to ragged ones, and more programs on a multiprocessor to fewer."""
     item = ITEMS[0]
-    found = {c.config: c for c in candidates(item, H200, heuristic(H200, **item.arguments)).all}
+    found = {c.config: c for c in candidates(item, H200, item.call.heuristic(H200)).all}
     one = found[Config("tile", 64, 64, 2, 1)]
     lean, fat = Built(((32, 8192),)), Built(((255, 200 * 1024),))
     assert predict(item, one, H200, CEILINGS, lean) <= predict(item, one, H200, CEILINGS, fat)

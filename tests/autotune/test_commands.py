@@ -125,7 +125,7 @@ def test_compilations_are_shared_contained_and_kept(tmp_path: Path, monkeypatch:
     """Real compilations: each distinct one once, now and later; one that is no kernel at all is a fault, no error."""
     pytest.importorskip("triton.backends.nvidia", reason="the compiler's own tools are needed")
     item = norm_item()
-    some = candidates(item, GPUS[90], item.implementation.heuristic(GPUS[90], **item.arguments)).all[:2]
+    some = candidates(item, GPUS[90], item.call.heuristic(GPUS[90])).all[:2]
     kept = tmp_path / "kept"
     monkeypatch.setattr(static, "RESULTS", tmp_path)
     builder = Builder(GPUS[90], 1, kept)
@@ -178,7 +178,7 @@ def test_what_is_recalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_crashes_of_the_compiler_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They may be the machine's fault, short of memory or of time."""
     item = norm_item()
-    some = candidates(item, GPUS[90], item.implementation.heuristic(GPUS[90], **item.arguments)).all[:1]
+    some = candidates(item, GPUS[90], item.call.heuristic(GPUS[90])).all[:1]
 
     def crash(workers: Any, method: str, tasks: Any, seconds: float, done: Any) -> None:
         for place, _ in enumerate(tasks):
@@ -223,8 +223,8 @@ def test_show_and_export_of_what_was_measured(
     from autotune.search.work import Target, all_items
 
     item: Item = all_items([Target(ckpt="demo")], GPUS[90])[0]
-    config = list(item.implementation.space(GPUS[90], **item.arguments))[-1]
-    measured = found(config, 1.25, bucket=item.bucket, implementation=item.implementation)
+    config = list(item.call.space(GPUS[90]))[-1]
+    measured = found(config, 1.25, bucket=item.bucket, operator=type(item.call))
     merge(file, FACTS, [type(measured)(**{**vars(measured), "op": item.op})])
     configs.forget()
     out = tmp_path / "contributed"
@@ -242,7 +242,7 @@ def test_show_and_export_of_what_was_measured(
     (out / "NVIDIA H200.json").rename(configs.BUNDLED / "NVIDIA H200.json")
     file.unlink()
     configs.forget()
-    choice = configs.choose(item.op, item.implementation, GPUS[90], item.arguments)
+    choice = item.call.choose(GPUS[90])
     assert (choice.config, Path(choice.source).parent) == (config, configs.BUNDLED)
 
 

@@ -116,7 +116,7 @@ def _synchronize(device: Any = None) -> None:
 
 
 def config_of(item: Item) -> Any:
-    return item.implementation.heuristic(GPUS[90], **item.arguments)
+    return item.call.heuristic(GPUS[90])
 
 
 def test_a_reading_is_the_time_of_one_call(bench: Bench) -> None:

@@ -45,10 +45,9 @@ def judged(family: str, arch: int) -> list[Judged]:
     gpu, most = GPUS[arch], ceilings(GPUS[arch])
     found = []
     for item in all_items([Target(family)], gpu):
-        kernels = item.implementation
         with assume(gpu):
-            choice = _candidate(item, kernels.heuristic(gpu, **item.arguments))
-            space = list(kernels.space(gpu, **item.arguments))
+            choice = _candidate(item, item.call.heuristic(gpu))
+            space = list(item.call.space(gpu))
             some = space if len(space) <= RIVALS else random.Random(0).sample(space, RIVALS)
             rivals = [_candidate(item, config) for config in some]
         assert choice is not None
@@ -59,7 +58,7 @@ def judged(family: str, arch: int) -> list[Judged]:
 
 def _candidate(item: Item, config: Any) -> Candidate | None:
     try:
-        return Candidate(config, item.implementation.plan(config, **item.arguments))
+        return Candidate(config, item.call.plan(config))
     except ValueError:
         return None
 

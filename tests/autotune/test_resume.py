@@ -22,10 +22,10 @@ from tests.autotune.simulated import (
     FACTS,
     ITEMS,
     OP,
-    OPERATOR,
     TARGET,
     Config,
     Odds,
+    Simulated,
     SimulatedDevice,
     candidates_of,
 )
@@ -125,7 +125,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Config], l
 
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(REGISTRY, OP, OPERATOR)
+        patch.setitem(REGISTRY, OP, Simulated)
         patch.setenv(configs.USER_FOLDER, str(folder))
         patch.setattr(tuning, "candidates", lambda item, gpu, incumbent: candidates_of(item.key))
         outcome, device = run(folder / "NVIDIA H200.json", folder / "samples")
@@ -238,7 +238,7 @@ def test_two_processes_at_once(file: Path, tmp_path: Path) -> None:
     content, _ = config_file.read(file)
     assert set(content["operations"][OP]["entries"]) == {item.bucket for item in ITEMS}
     for item in ITEMS:
-        assert configs.choose(OP, item.implementation, GPUS[90], item.arguments).source == str(file)
+        assert item.call.choose(GPUS[90]).source == str(file)
 
 
 def test_many_writers_at_once(file: Path) -> None:
@@ -246,7 +246,7 @@ def test_many_writers_at_once(file: Path) -> None:
 
     def write(writer: int) -> None:
         for i in range(15):
-            merge(file, FACTS, [Found(OP, f"{writer} {i}", OPERATOR.kernels, CONFIG, 1.0, 2.0, 3)])
+            merge(file, FACTS, [Found(Simulated, f"{writer} {i}", CONFIG, 1.0, 2.0, 3)])
 
     children = []
     for writer in range(4):

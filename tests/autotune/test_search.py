@@ -29,7 +29,6 @@ from tests.autotune.simulated import (
     Odds,
     SimulatedDevice,
     candidates_of,
-    heuristic,
 )
 from tinysr_kernels.launch import config_file, configs
 from tinysr_kernels.launch.device import GPUS
@@ -106,7 +105,7 @@ def test_a_calm_device_is_tuned_to_the_best(file: Path) -> None:
     assert outcome.kept
     for race in outcome.races:
         config = race.champion.config
-        choice = configs.choose(OP, race.item.implementation, GPUS[90], race.item.arguments)
+        choice = race.item.call.choose(GPUS[90])
         assert (choice.config, choice.source) == (config, str(file))
         assert choice.entry is not None
         assert choice.entry.time_us == pytest.approx(device.true_us(race.item, race.champion), rel=0.02)
@@ -119,7 +118,7 @@ def test_what_lies_in_the_file_is_the_next_incumbent(file: Path) -> None:
     again = tune([TARGET], ITEMS, SimulatedDevice(8, CALM), file, budget=40)
     # candidates_of gives the heuristic as the incumbent whatever is chosen; ask the choice itself.
     for race in again.races:
-        choice = configs.choose(OP, race.item.implementation, GPUS[90], race.item.arguments)
+        choice = race.item.call.choose(GPUS[90])
         assert choice.config in (found[race.item.key], race.champion.config)
 
 
@@ -205,7 +204,7 @@ def test_a_broken_incumbent_is_replaced(file: Path) -> None:
 
     class Broken(SimulatedDevice):
         def _fate(self, item: Item, candidate: Candidate) -> str:
-            if candidate.config == heuristic(GPUS[90], **item.arguments):
+            if candidate.config == item.call.heuristic(GPUS[90]):
                 return "wrong"
             return ""
 
@@ -222,7 +221,7 @@ def test_what_fails_after_it_won_is_dropped(file: Path) -> None:
 
     class Breaks(SimulatedDevice):
         def sample(self, item: Item, candidate: Candidate) -> Sample | Failure:
-            incumbent = candidate.config == heuristic(GPUS[90], **item.arguments)
+            incumbent = candidate.config == item.call.heuristic(GPUS[90])
             if not incumbent and self.asked[item.key, candidate.key] >= 60:
                 return Failure("error", "illegal memory access")
             return super().sample(item, candidate)
@@ -342,6 +341,6 @@ def test_sources_are_the_files_own(file: Path) -> None:
     """Entries carry the hashes of the operation they were measured on."""
     run(SimulatedDevice(7, CALM), file, 1e6)
     content, _ = config_file.read(file)
-    assert content["operations"][OP]["kernel_hash"] == config_file.kernel_hash(ITEMS[0].implementation)
+    assert content["operations"][OP]["kernel_hash"] == config_file.kernel_hash(type(ITEMS[0].call))
     assert content["device"]["name"] == "NVIDIA H200"
     assert content["driver"] == "570.10"

@@ -14,19 +14,29 @@ from hypothesis import strategies as st
 from autotune.search import log as log_module
 from autotune.search.log import Log, append, read_records
 from autotune.search.store import Found, export, merge, seal_of
-from tests.autotune.simulated import FACTS, ITEMS, OP, OPERATOR, Config
-from tinysr_kernels.launch import config_file, configs
+from tests.autotune.simulated import FACTS, ITEMS, OP, Config, Simulated
+from tinysr_kernels.launch import config_file
 from tinysr_kernels.launch.device import GPUS
 
 CONFIG = Config("tile", 16, 16, 2, 1)
 OTHER = Config("tile", 64, 32, 8, 2)
 ITEM = ITEMS[0]
-KERNELS = OPERATOR.kernels
-assert KERNELS is not None
+
+
+class Second(Simulated):
+    """Another operator of the same kernels."""
+
+    __slots__ = ()
+    name = "second"
+
+
+def of_other_source(operator: type[Simulated]) -> type[Simulated]:
+    """The operator as if it had been written in another file."""
+    return type("Changed", (operator,), {"__slots__": (), "__module__": "tinysr_kernels.ops.device_functions"})
 
 
 def found(config: Config = CONFIG, time_us: float = 5.0, **changes: Any) -> Found:
-    return Found(OP, **{"bucket": ITEM.bucket, "implementation": KERNELS, "config": config, "time_us": time_us,
+    return Found(**{"operator": Simulated, "bucket": ITEM.bucket, "config": config, "time_us": time_us,
                         "incumbent_us": 8.0, "candidates": 40, **changes})  # fmt: skip
 
 
@@ -36,7 +46,7 @@ def entries(file: Path) -> dict:
 
 def test_what_is_written_counts(file: Path) -> None:
     merge(file, FACTS, [found()])
-    choice = configs.choose(OP, KERNELS, GPUS[90], ITEM.arguments)
+    choice = ITEM.call.choose(GPUS[90])
     assert choice.config == CONFIG
     assert choice.source == str(file)
     content = json.loads(file.read_text(encoding="utf-8"))
@@ -50,7 +60,7 @@ def test_what_is_written_counts(file: Path) -> None:
     }
     assert (content["driver"], content["triton"], content["torch"]) == (FACTS.driver, FACTS.triton, FACTS.torch)
     operation = content["operations"][OP]
-    assert {name: operation[name] for name in config_file.WHAT} == config_file.hashes_of(KERNELS)
+    assert {name: operation[name] for name in config_file.WHAT} == config_file.hashes_of(Simulated)
     raw = operation["entries"][ITEM.bucket]
     assert raw["config"] == dataclasses.asdict(CONFIG)
     assert (raw["time_us"], raw["incumbent_us"], raw["candidates"]) == (5.0, 8.0, 40)
@@ -60,7 +70,7 @@ def test_what_is_written_counts(file: Path) -> None:
 
 def test_other_buckets_and_operations_stay(file: Path) -> None:
     merge(file, FACTS, [found(), found(bucket="another")])
-    merge(file, FACTS, [Found("second", "b", KERNELS, CONFIG, 1.0, 2.0, 3)])
+    merge(file, FACTS, [Found(Second, "b", CONFIG, 1.0, 2.0, 3)])
     merge(file, FACTS, [found(OTHER, bucket="third")])
     assert set(entries(file)) == {ITEM.bucket, "another", "third"}
     assert set(config_file.read(file)[0]["operations"]) == {OP, "second"}
@@ -89,7 +99,7 @@ def test_entries_of_other_versions_say_so(file: Path) -> None:
     assert both[ITEM.bucket]["environment"] == {"driver": "550.1", "triton": FACTS.triton, "torch": "2.11.0"}
     assert "environment" not in both["new"]
     content, _ = config_file.read(file)
-    entry, why = config_file.entry(content, FACTS, OP, KERNELS, ITEM.bucket)
+    entry, why = config_file.entry(content, FACTS, Simulated, ITEM.bucket)
     assert entry is not None, why
     assert config_file.differences(content, FACTS, entry) == [
         f"driver 550.1, here {FACTS.driver}",
@@ -101,9 +111,8 @@ def test_entries_of_other_versions_say_so(file: Path) -> None:
 
 
 def test_entries_of_other_kernels_go_when_new_ones_come(file: Path) -> None:
-    changed = dataclasses.replace(KERNELS, modules=("tinysr_kernels.ops.device_functions",))
-    merge(file, FACTS, [found(bucket="old", implementation=changed)])
-    merge(file, FACTS, [Found("second", "b", KERNELS, CONFIG, 1.0, 2.0, 3)])
+    merge(file, FACTS, [found(bucket="old", operator=of_other_source(Simulated))])
+    merge(file, FACTS, [Found(Second, "b", CONFIG, 1.0, 2.0, 3)])
     assert set(entries(file)) == {"old"}
     merge(file, FACTS, [found()])
     assert set(entries(file)) == {ITEM.bucket}
@@ -132,16 +141,15 @@ def test_damaged_entries_are_not_carried_on(file: Path) -> None:
 
 
 def test_export_holds_what_counts(file: Path) -> None:
-    stale = dataclasses.replace(KERNELS, modules=("tinysr_kernels.ops.device_functions",))
-    merge(file, FACTS, [found(), Found("second", "b", stale, CONFIG, 1.0, 2.0, 3)])
-    made = export(file, FACTS, {OP: KERNELS, "second": KERNELS})
+    merge(file, FACTS, [found(), Found(of_other_source(Second), "b", CONFIG, 1.0, 2.0, 3)])
+    made = export(file, FACTS, {OP: Simulated, "second": Second})
     assert set(made["operations"]) == {OP}
     assert made["device"]["name"] == "NVIDIA H200"
-    assert export(file, dataclasses.replace(FACTS, gpu=GPUS[80]), {OP: KERNELS}) == {}
-    assert export(file.with_name("none"), FACTS, {OP: KERNELS}) == {}
+    assert export(file, dataclasses.replace(FACTS, gpu=GPUS[80]), {OP: Simulated}) == {}
+    assert export(file.with_name("none"), FACTS, {OP: Simulated}) == {}
     for damage in ([], {OP: []}, {OP: {"entries": 1}}):
         file.write_text(json.dumps({**made, "operations": damage}))
-        assert export(file, FACTS, {OP: KERNELS})["operations"] == {}
+        assert export(file, FACTS, {OP: Simulated})["operations"] == {}
 
 
 KEY = ("sample", "item", "{}")

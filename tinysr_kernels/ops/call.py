@@ -15,8 +15,6 @@ the meta device included. `REGISTRY` lists the classes by name: benchmarks, tuni
 from __future__ import annotations
 
 import dataclasses
-import functools
-import operator
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -116,7 +114,7 @@ class Operator:
     @classmethod
     def fields(cls) -> tuple[str, ...]:
         """Names of the arguments, in the schema's order."""
-        return _fields(cls)
+        return tuple(cls.__dataclass_fields__)  # type: ignore[attr-defined]
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -151,7 +149,7 @@ class Operator:
 
     def lookup_key(self) -> tuple[Any, ...]:
         """What `bucket` and `heuristic` depend on, hashable; calls of equal keys get the same configuration."""
-        values = _getter(type(self))(self)
+        values = [getattr(self, name) for name in self.tuned_by]
         return tuple([(v.shape, v.dtype) if isinstance(v, Tensor) else v for v in values])
 
     def choose(self, gpu: Gpu) -> configs.Choice:
@@ -216,19 +214,6 @@ def _word(field: dataclasses.Field[Any], types: dict[str, Any]) -> str:
     if field.default is dataclasses.MISSING:
         return word
     return f'{word}="{field.default}"' if isinstance(field.default, str) else f"{word}={field.default}"
-
-
-@functools.cache
-def _fields(cls: type[Operator]) -> tuple[str, ...]:
-    return tuple(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
-
-
-@functools.cache
-def _getter(cls: type[Operator]) -> Callable[[Operator], tuple[Any, ...]]:
-    names = cls.tuned_by
-    if len(names) == 1:  # attrgetter of a single name gives no tuple
-        return lambda call: (getattr(call, names[0]),)
-    return operator.attrgetter(*names)
 
 
 def _implementation(cls: type[Operator]) -> Callable[..., Any]:

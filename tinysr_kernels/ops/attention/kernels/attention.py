@@ -14,7 +14,7 @@ has a key, so that no highest score stays at minus infinity.
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.device_functions import await_inputs, tile_dot, round_to
+from tinysr_kernels.ops.device_functions import await_inputs, round_to, tile_dot
 
 
 @jit

@@ -13,7 +13,7 @@ All sums are float32.
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.device_functions import accumulate_matmul, await_inputs, bias_row, tile_dot, epilogue, round_to
+from tinysr_kernels.ops.device_functions import accumulate_matmul, await_inputs, bias_row, epilogue, round_to, tile_dot
 from tinysr_kernels.ops.norm.kernels.channel_moments import group_moments, store_moments, tile_moments
 from tinysr_kernels.ops.norm.kernels.norm_silu_prologue import norm_silu
 

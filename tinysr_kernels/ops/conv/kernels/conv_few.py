@@ -8,7 +8,7 @@ put through a GroupNorm before, once a tile where the nine taps of an implicit p
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.device_functions import await_inputs, bias_row, tile_dot, epilogue, round_to
+from tinysr_kernels.ops.device_functions import await_inputs, bias_row, epilogue, round_to, tile_dot
 from tinysr_kernels.ops.norm.kernels.norm_silu_prologue import mean_and_gain, norm_silu
 
 

@@ -6,7 +6,7 @@ Bytes go into the product as they are, which every dtype holds exactly, and its 
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.device_functions import await_inputs, bias_row, tile_dot, round_to
+from tinysr_kernels.ops.device_functions import await_inputs, bias_row, round_to, tile_dot
 
 
 @jit

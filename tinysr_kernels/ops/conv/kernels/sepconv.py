@@ -12,7 +12,7 @@ Depthwise weights and sums are float32; the finished sums are rounded once, to t
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.device_functions import accumulate_matmul, await_inputs, bias_row, tile_dot, epilogue, round_to
+from tinysr_kernels.ops.device_functions import accumulate_matmul, await_inputs, bias_row, epilogue, round_to, tile_dot
 from tinysr_kernels.ops.norm.kernels.channel_moments import merge_moments, store_moments, tile_moments
 
 

@@ -14,7 +14,7 @@ its rows and normalises its sums instead; one whose result does leaves them (ops
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.device_functions import await_inputs, tile_dot, gelu_tanh, round_to
+from tinysr_kernels.ops.device_functions import await_inputs, gelu_tanh, round_to, tile_dot
 from tinysr_kernels.ops.norm.kernels.row_moments import merge_row_moments, store_row_moments
 
 

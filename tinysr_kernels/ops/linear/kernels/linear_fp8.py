@@ -8,7 +8,7 @@ to sums that they hold in fewer digits. Programs run in bands of rows, as linear
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
-from tinysr_kernels.ops.device_functions import await_inputs, tile_dot, gelu_tanh, round_to
+from tinysr_kernels.ops.device_functions import await_inputs, gelu_tanh, round_to, tile_dot
 from tinysr_kernels.ops.linear.kernels.quantize import scaled
 
 
