@@ -19,7 +19,8 @@ PYTEST_ARGS ?= $(WORKERS) -m "not mutation"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test mutations lint static tables benchmarks cpu-benchmarks format wheel check-wheel clean
+.PHONY: help demo test mutations lint static tables benchmarks cpu-benchmarks docs examples format \
+    wheel check-wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +63,14 @@ cpu-benchmarks: $(VENV)/.ready-test ## the speedups over eager PyTorch on this C
 	@mkdir -p build
 	$(BIN)/python -m benchmarks cpu --json build/cpu.json
 
+docs: $(VENV)/.ready-docs ## build the documentation site in build/docs; a warning is an error
+	rm -rf build/docs
+	$(BIN)/python -m sphinx -b html -c docs -d build/doctrees -W --keep-going -n -q . build/docs
+	@echo "documentation: build/docs/index.html"
+
+examples: $(VENV)/.ready-test ## run every file of examples/; results go to build/examples
+	@set -e; for file in examples/*.py; do echo "$$file"; $(BIN)/python $$file; done
+
 format: $(VENV)/.ready-dev ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -93,6 +102,10 @@ $(VENV)/.ready-runtime: $(REQUIREMENTS) | $(BIN)/python
 
 $(VENV)/.ready-test: $(VENV)/.ready-runtime
 	$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/.ready-docs: $(VENV)/.ready-runtime
+	$(PIP) -e '.[docs]'
 	@touch $@
 
 # Beside the installed one, for ahead-of-time compilation alone.
