@@ -41,7 +41,7 @@ def test_tutorial_runs(tmp_path: Path) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
     command(programs / "python", '"$@"')
-    entry = "import sys; from tinysr_kernels.cli import main; sys.exit(main())"
+    entry = "import sys; from tinysr_kernels.cli.main import main; sys.exit(main())"
     command(programs / "tinysr", f"-c '{entry}' \"$@\"")
     work = tmp_path / "checkout"
     work.mkdir()

@@ -119,8 +119,7 @@ def test_each_set_of_launches_once_and_the_incumbent_first() -> None:
 
 def test_what_the_operation_refuses_is_removed() -> None:
     x = torch.empty(64, 20, dtype=torch.float16, device="meta")
-    item = make_items()[0]
-    narrow = type(item)(OP, "narrow", {"x": x}, item.cost, 1)
+    narrow = Item(Simulated(x), 1)
     found = candidates(narrow, H200, Config("tile", 16, 16, 2, 1))
     assert found.removed[REFUSED] > 10
     assert all(c.config.depth <= 20 for c in found.all)

@@ -16,36 +16,36 @@ def test_every_operator_is_called_by_some_network(op: str) -> None:
     calls = list(CALLS[op](torch.float16))
     assert calls
     for call in calls:
-        assert all(t.is_meta for t in call.values() if isinstance(t, Tensor))
-        REGISTRY[op].cost(**call)  # complete arguments, by name
+        assert all(t.is_meta for t in call.tensors)
+        call.check()
 
 
 @pytest.mark.parametrize("op", ["sepconv", "linear"])
 def test_calls_are_distinct_and_the_same_in_every_dtype(op: str) -> None:
     def shapes(dtype: torch.dtype) -> list[str]:
         return [
-            str({k: (v.shape, v.stride()) if isinstance(v, Tensor) else v for k, v in c.items()})
+            str({k: (v.shape, v.stride()) if isinstance(v, Tensor) else v for k, v in c.arguments.items()})
             for c in CALLS[op](dtype)
         ]
 
     half = shapes(torch.float16)
     assert half == shapes(torch.bfloat16) == shapes(torch.float32)
     for call in CALLS[op](torch.bfloat16):
-        assert not any(v.dtype == torch.float16 for v in call.values() if isinstance(v, Tensor))
+        assert not any(v.dtype == torch.float16 for v in call.tensors)
     assert len(set(half)) == len(half)
 
 
 def test_the_released_networks_shapes_are_among_them() -> None:
     """TinySR's products and AdcSR's head width, each in the dtype that is its family's own."""
-    linear = {(dtype, tuple(c["weight"].shape)) for dtype, c in main_calls("linear")}
+    linear = {(dtype, tuple(c.weight.shape)) for dtype, c in main_calls("linear")}
     assert {("float16", (4608, 1536)), ("float16", (6144, 1536)), ("bfloat16", (7680, 960))} <= linear
-    widths = {(dtype, c["qkv"].shape[2] // 3 // c["heads"]) for dtype, c in main_calls("attention")}
+    widths = {(dtype, c.qkv.shape[2] // 3 // c.heads) for dtype, c in main_calls("attention")}
     assert {("float16", 64), ("bfloat16", 48), ("bfloat16", 256)} <= widths
-    batches = {one.arguments["x"].shape[0] for one in found()["linear"]}
+    batches = {one.call.first.shape[0] for one in found()["linear"]}
     assert {1, 4, 8} <= batches
     assert all(name in DTYPES for one in found()["linear"] for name in one.main)
 
 
 def test_awkward_widths_are_among_them() -> None:
-    channels = {call["x"].shape[1] for op in ("sepconv", "conv3x3", "group_norm") for call in CALLS[op](torch.float16)}
+    channels = {call.first.shape[1] for op in ("sepconv", "conv3x3", "group_norm") for call in CALLS[op](torch.float16)}
     assert {63, 10, 45, 30, 210} <= channels

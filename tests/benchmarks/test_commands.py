@@ -21,7 +21,7 @@ from benchmarks.measure.timing import BelowFloor, Work
 from benchmarks.reports import plots, report
 from benchmarks.subjects import peers
 from benchmarks.subjects.eager import base_of, eager, has_eager, in_own_dtype
-from benchmarks.subjects.inputs import draw_inputs
+from benchmarks.subjects.inputs import drawn
 from benchmarks.subjects.models import image, model
 from benchmarks.subjects.network_calls import CALLS
 from benchmarks.subjects.networks import VARIANTS
@@ -98,14 +98,14 @@ def test_micro(op: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("op", sorted(filter(has_eager, REGISTRY)))
 def test_every_operation_has_an_eager_form(op: str) -> None:
     """Of the same shape as ours gives, but for moments."""
-    calls = sorted(CALLS[op](torch.float32), key=lambda given: REGISTRY[op].cost(**given).bytes)
+    calls = sorted(CALLS[op](torch.float32), key=lambda call: call.cost().bytes)
     if not calls:
         pytest.skip("no network calls it")
-    inputs = draw_inputs(calls[0], CPU, 0)
-    function, arguments = eager(op, inputs)
+    call = drawn(calls[0], CPU, 0)
+    function, arguments = eager(call)
     with in_own_dtype():
         result = function(**arguments)
-    expected = REGISTRY[op].reference(**inputs)
+    expected = call.reference()
     first, wanted = (one[0] if isinstance(one, tuple) else one for one in (result, expected))
     assert first.shape == wanted.shape
     assert base_of(op) in REGISTRY

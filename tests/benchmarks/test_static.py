@@ -96,12 +96,12 @@ def test_a_part_of_the_work_keeps_the_rest(
 def test_the_digest_follows_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own source, and that of a function it calls in another module."""
     with assume(GPUS[90]):
-        plan = REGISTRY["sepconv"].plan(**next(CALLS["sepconv"](torch.float16)))[0]
+        plan = next(CALLS["sepconv"](torch.float16)).planned()[0]
     made = machine_code.variant(90, plan.launches[0])
     before = made.digest
-    assert "def product(" in machine_code.source(sepconv_kernel.march)
+    assert "def tile_dot(" in machine_code.source(sepconv_kernel.march)
     read = machine_code.inspect.getsource
-    for changed in (sepconv_kernel.march.function, device_functions.product.function):
+    for changed in (sepconv_kernel.march.function, device_functions.tile_dot.function):
         with monkeypatch.context() as patch:
             other = {changed: read(changed) + "#"}
             patch.setattr(machine_code.inspect, "getsource", lambda f, other=other: other.get(f) or read(f))
@@ -124,13 +124,12 @@ def test_every_architecture_gets_the_networks_own_calls(arch: int) -> None:
 
 
 def _runs_on(op: str, arch: int) -> bool:
-    kernels = REGISTRY[op].kernels
-    return kernels is not None and kernels.capability <= GPUS[arch].capability
+    return REGISTRY[op].capability <= GPUS[arch].capability
 
 
 def _has_own_launches(op: str) -> bool:
     calls = [call for _, call in main_calls(op)] or list(CALLS[op](torch.float16))
-    return any(isinstance(launch, static.Launch) for call in calls for launch in REGISTRY[op].plan(**call)[0].launches)
+    return any(isinstance(launch, static.Launch) for call in calls for launch in call.planned()[0].launches)
 
 
 def work(arch: int = 90, warps: int = 4, hot: str = "") -> static.Work:
@@ -170,7 +169,7 @@ def test_hot_tensors_are_the_large_ones_of_whole_rows() -> None:
     x = torch.empty(1, 512, 512, 64, dtype=torch.float16, device="meta").permute(0, 3, 1, 2)
     taps, points = torch.empty(64, 3, 3, device="meta"), torch.empty(64, 64, dtype=torch.float16, device="meta")
     with assume(GPUS[90]):
-        plan = REGISTRY["sepconv"].plan(x, taps, points, residual=x.clone())[0]
+        plan = REGISTRY["sepconv"](x, taps, points, residual=x.clone()).planned()[0]
     assert static._hot(plan, plan.launches[0]) == ({"x", "residual"}, {"out"})
 
 
@@ -225,7 +224,7 @@ def test_who_waits_before_touching_memory(text: str, expected: bool) -> None:
 @pytest.mark.parametrize("arch", sorted(GPUS))
 def test_not_waiting_is_a_fault_where_launches_may_begin_early(arch: int) -> None:
     with assume(GPUS[arch]):
-        plan = REGISTRY["layer_norm"].plan(torch.empty(9, 64, dtype=torch.float16, device="meta"), 1e-5)[0]
+        plan = REGISTRY["layer_norm"](torch.empty(9, 64, dtype=torch.float16, device="meta"), 1e-5).planned()[0]
     one = static.Work(machine_code.variant(arch, plan.launches[0]), "layer_norm", "")
     code = {**dataclasses.asdict(CODE), "shared_limit": GPUS[arch].shared_limit}
     assert static.faults(code, one) == ()

@@ -15,17 +15,15 @@ from tinysr_kernels.launch.device import GPUS, Gpu
 from tinysr_kernels.ops import REGISTRY
 
 H200 = GPUS[90]
-MEASURED = {"form": "tile", "rows": 1, "pixels": 16, "channels": 32, "outputs": 64, "warps": 2, "stages": 3}
+MEASURED = {"form": "tile", "rows": 1, "block_m": 16, "block_k": 32, "block_n": 64, "num_warps": 2, "num_stages": 3}
 OPERATOR = REGISTRY["sepconv"]
-assert OPERATOR.kernels is not None
-KERNELS = OPERATOR.kernels
-ARGUMENTS = OPERATOR.arguments(
+CALL = OPERATOR(
     torch.empty(1, 64, 32, 32, dtype=torch.float16, device="meta"),
     torch.empty(64, 3, 3, dtype=torch.float16, device="meta"),
     torch.empty(64, 64, dtype=torch.float16, device="meta"),
 )
-BUCKET = KERNELS.bucket(**ARGUMENTS)
-HASHES = config_file.hashes_of(KERNELS)
+BUCKET = CALL.bucket()
+HASHES = config_file.hashes_of(OPERATOR)
 DEVICE = {
     "name": H200.name,
     "capability": [9, 0],
@@ -71,7 +69,7 @@ def write(folder: Path, data: object, gpu: Gpu = H200) -> str:
 
 
 def choose(gpu: Gpu = H200) -> configs.Choice:
-    return configs.choose("sepconv", KERNELS, gpu, ARGUMENTS)
+    return configs.choose(CALL, gpu)
 
 
 @contextlib.contextmanager

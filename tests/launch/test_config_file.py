@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,8 @@ from tests.launch.files import (
     DEVICE,
     H200,
     HASHES,
-    KERNELS,
     MEASURED,
+    OPERATOR,
     choose,
     content,
     entry,
@@ -30,7 +32,7 @@ from tests.launch.files import (
     write,
 )
 from tinysr_kernels.launch import config_file, configs
-from tinysr_kernels.ops import REGISTRY
+from tinysr_kernels.ops import REGISTRY, Operator
 from tinysr_kernels.ops.conv.sepconv import Config
 
 HARD: dict[str, tuple[dict, str]] = {
@@ -53,11 +55,11 @@ HARD: dict[str, tuple[dict, str]] = {
     "no seal": ({"operations": operation(entries={BUCKET: without(entry(), "seal")})}, "was changed after"),
     "more": ({"operations": operation(entries={BUCKET: entry({**MEASURED, "more": 1})})}, "configuration is none"),
     "fewer": ({"operations": operation(entries={BUCKET: entry({"form": "tile"})})}, "configuration is none"),
-    "text": ({"operations": operation(entries={BUCKET: entry({**MEASURED, "warps": "4"})})}, "configuration is none"),
+    "text": ({"operations": operation(entries={BUCKET: entry({**MEASURED, "num_warps": "4"})})}, "configuration is none"),
     "time": ({"operations": operation(entries={BUCKET: entry(time_us=-1)})}, "configuration is none"),
     "refused": (
-        {"operations": operation(entries={BUCKET: entry({**MEASURED, "form": "march", "channels": 16})})},
-        "march needs at least 64 channels",
+        {"operations": operation(entries={BUCKET: entry({**MEASURED, "form": "march", "block_k": 16})})},
+        "march needs block_k of at least 64 channels",
     ),
     "older entry": (
         {"operations": operation(entries={BUCKET: entry(environment={"triton": "3.0.0"})})},
@@ -245,13 +247,29 @@ def test_damaged_bytes_are_never_used(folders: tuple[Path, Path], data: st.DataO
 
 def test_hashes_follow_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other kernels, another hash; source that cannot be read is trusted by no file."""
-    other = dataclasses.replace(KERNELS, modules=(*KERNELS.modules, "tinysr_kernels.ops.norm.kernels.layer_norm"))
-    assert config_file.kernel_hash(other) != config_file.kernel_hash(KERNELS)
-    assert config_file.space_hash(other) == config_file.space_hash(KERNELS)
-    layer_norm = REGISTRY["layer_norm"].kernels
-    assert layer_norm is not None
-    assert config_file.space_hash(dataclasses.replace(KERNELS, space=layer_norm.space)) != HASHES["space_hash"]
-    built_in = dataclasses.replace(KERNELS, space=len)
+
+    def variant(**attributes: Any) -> type[Operator]:
+        return type("Variant", (OPERATOR,), {"__slots__": (), "__module__": OPERATOR.__module__, **attributes})
+
+    other = variant(__module__="tinysr_kernels.ops.norm.layer_norm")
+    assert config_file.kernel_hash(variant()) == config_file.kernel_hash(OPERATOR)
+    assert config_file.kernel_hash(other) != config_file.kernel_hash(OPERATOR)
+    assert config_file.space_hash(other) == config_file.space_hash(OPERATOR)
+    assert config_file.space_hash(variant(space=REGISTRY["linear"].space)) != HASHES["space_hash"]
+    built_in = variant(space=len)
     assert config_file.space_hash(built_in) == ""
     unreadable = content(operations=operation(space_hash=""))
-    assert config_file.entry(unreadable, config_file.facts(H200), "sepconv", built_in, BUCKET)[0] is None
+    assert config_file.entry(unreadable, config_file.facts(H200), built_in, BUCKET)[0] is None
+
+
+def test_hashes_reach_every_module_with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change in the kernels, the statistics, the device functions or the launch code is another hash."""
+    before = config_file.kernel_hash(REGISTRY["sepconv_moments"])
+    read = inspect.getsource
+    for name in ("conv.kernels.sepconv", "conv.sepconv_tiles", "norm.kernels.channel_moments", "device_functions"):
+        changed = sys.modules[f"tinysr_kernels.ops.{name}"]
+        with monkeypatch.context() as patch:
+            patch.setattr(inspect, "getsource", lambda one, changed=changed: read(one) + "#" * (one is changed))
+            config_file.kernel_hash.cache_clear()
+            assert config_file.kernel_hash(REGISTRY["sepconv_moments"]) != before, name
+    config_file.kernel_hash.cache_clear()

@@ -82,7 +82,7 @@ def test_network_equals_its_reference(name: str, tmp_path: Path) -> None:
         found = model(image[0].float().to(DEVICE)).cpu().double()
     assert float((found - exact[0]).norm() / exact.norm()) < BOUND
     run = {call.op for call in model.launches if call.source != "reference"}
-    assert run == {call.op for call in model.launches if call.op in REGISTRY and REGISTRY[call.op].kernels}
+    assert run == {call.op for call in model.launches if call.op in REGISTRY}
 
 
 def test_programmatic_dependent_launch_changes_no_bit(tmp_path: Path) -> None:

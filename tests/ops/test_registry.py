@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.ops.cases import CASES
-from tinysr_kernels.ops import REGISTRY
+from tinysr_kernels.ops import REGISTRY, Operator
+from tinysr_kernels.ops.call import register, schema
 from tinysr_kernels.ops.layout import contiguous_as, empty_nhwc, nbytes, nhwc
 from tinysr_kernels.ops.reference_math import compute_dtype
-from tinysr_kernels.ops.registry import register
 
 HERE = Path(__file__).parent
 
@@ -26,26 +29,53 @@ def test_every_operator_has_cases() -> None:
 @pytest.mark.parametrize("name", sorted(REGISTRY))
 def test_every_operator_has_its_tests(name: str) -> None:
     """One stem per operation: the module that defines it, and the test file that holds its contract."""
-    module = inspect.getmodule(REGISTRY[name].reference)
+    module = inspect.getmodule(REGISTRY[name])
     assert module is not None
     stem = module.__name__.rsplit(".", 1)[1]
     assert f'op = "{name}"' in next(HERE.rglob(f"test_{stem}.py")).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
-def test_signatures_agree(name: str) -> None:
-    """Reference and cost take what the schema says, under the same names, in the same order, with its defaults."""
-    entry = REGISTRY[name]
-    schema = entry.overload._schema
-    declared = [a.name for a in schema.arguments]
-    for function in (entry.reference, entry.cost):
-        parameters = inspect.signature(function).parameters
-        assert list(parameters) == declared
-        for argument in schema.arguments:
-            default = parameters[argument.name].default
-            assert (default is inspect.Parameter.empty) == (not argument.has_default_value())
-            assert default is inspect.Parameter.empty or default == argument.default_value
-    assert str(schema.arguments[0].type) == "Tensor"
+def test_the_schema_is_the_fields(name: str) -> None:
+    """Names, order, defaults, and which arguments are keywords; the first is a tensor."""
+    fields = dataclasses.fields(REGISTRY[name])  # type: ignore[arg-type]
+    arguments = REGISTRY[name].overload()._schema.arguments
+    assert [a.name for a in arguments] == [f.name for f in sorted(fields, key=lambda f: f.kw_only)]
+    for argument in arguments:
+        (field,) = (f for f in fields if f.name == argument.name)
+        assert argument.kwarg_only == field.kw_only
+        assert argument.has_default_value() == (field.default is not dataclasses.MISSING)
+        assert not argument.has_default_value() or argument.default_value == field.default
+    assert str(arguments[0].type) == "Tensor"
+    assert set(REGISTRY[name].tuned_by) <= {f.name for f in fields}
+
+
+def test_schemas_of_every_type() -> None:
+    @dataclass(slots=True, eq=False)
+    class Some(Operator):
+        name = "some"
+        x: Tensor
+        y: Tensor | None
+        dtype: torch.dtype
+        n: int = 3
+        eps: float = 1e-6
+        flag: bool = False
+        word: str = "none"
+        out: torch.dtype | None = None
+        keyword: Tensor | None = field(default=None, kw_only=True)
+
+    class SomeMoments(Some):
+        __slots__ = ()
+        name = "some_moments"
+        returns = "(Tensor, Tensor)"
+
+    arguments = (
+        'Tensor x, Tensor? y, ScalarType dtype, int n=3, float eps=1e-06, bool flag=False, str word="none", '
+        "ScalarType? out=None, *, Tensor? keyword=None"
+    )
+    assert schema(Some) == f"some({arguments}) -> Tensor"
+    assert schema(SomeMoments) == f"some_moments({arguments}) -> (Tensor, Tensor)"
+    torch._C.parse_schema(f"tests::{schema(SomeMoments)}")
 
 
 def test_a_new_operator_without_cases_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,10 +86,10 @@ def test_a_new_operator_without_cases_is_noticed(monkeypatch: pytest.MonkeyPatch
 
 def test_a_name_is_registered_once() -> None:
     with pytest.raises(RuntimeError, match="layer_norm"):
-        register("layer_norm(Tensor x, float eps) -> Tensor", lambda: None, lambda: None, lambda: None)
+        register(REGISTRY["layer_norm"])
 
 
-def test_size_counts_memory_once() -> None:
+def test_nbytes_counts_memory_once() -> None:
     x = torch.empty(2, 3, 5, dtype=torch.float16)
     assert nbytes(x) == 60
     assert nbytes(x, None, x) == 60
@@ -78,7 +108,7 @@ def test_size_counts_memory_once() -> None:
         (torch.float64, torch.float64),
     ],
 )
-def test_wide(dtype: torch.dtype, expected: torch.dtype) -> None:
+def test_compute_dtype(dtype: torch.dtype, expected: torch.dtype) -> None:
     assert compute_dtype(dtype) == expected
 
 
@@ -94,7 +124,7 @@ def test_nhwc_has_one_set_of_strides(shape: tuple[int, ...]) -> None:
     assert nhwc(dense) is dense
 
 
-def test_plain_keeps_what_is_plain() -> None:
+def test_contiguous_tensors_are_not_copied() -> None:
     x = torch.rand(3, 4)
     assert contiguous_as(x, torch.float32).data_ptr() == x.data_ptr()
     assert contiguous_as(x.T[:, :1].expand(4, 1), torch.float32).stride() == (1, 1)
