@@ -1,4 +1,4 @@
-"""Look inside a built wheel: one package, its data, its command, nothing of the checkout beside it.
+"""FrameFormat inside a built wheel: one package, its data, its command, nothing of the checkout beside it.
 
 python .ci/check_wheel.py dist/tinysr_kernels-0.1.0-py3-none-any.whl
 """
@@ -39,7 +39,7 @@ def problems(path: Path) -> list[str]:
     if "tinysr = tinysr_kernels.cli.main:main" not in commands:
         found.append("the command tinysr is not registered")
     if metadata["License-Expression"] != "Apache-2.0":
-        found.append(f"licence is {metadata['License-Expression']!r}, expected 'Apache-2.0'")
+        found.append(f"license is {metadata['License-Expression']!r}, expected 'Apache-2.0'")
     return found
 
 

@@ -15,15 +15,15 @@ from PIL import Image
 SCALE = 4
 # name -> (width, height) of the input as it is to be seen, mode of the result as Pillow reads it
 EXPECTED = {
-    "grey.png": ((13, 9), "L"),
-    "grey_alpha.png": ((13, 9), "LA"),
+    "gray.png": ((13, 9), "L"),
+    "gray_alpha.png": ((13, 9), "LA"),
     "bilevel.png": ((13, 9), "L"),
     "palette.png": ((13, 9), "RGB"),
     "palette_transparent.png": ((13, 9), "RGBA"),
-    "colour.jpg": ((31, 17), "RGB"),
+    "color.jpg": ((31, 17), "RGB"),
     "alpha.png": ((13, 9), "RGBA"),
-    "grey_sixteen.png": ((13, 9), "I;16"),
-    "colour_sixteen.png": ((13, 9), "RGB"),
+    "gray_16bit.png": ((13, 9), "I;16"),
+    "color_sixteen.png": ((13, 9), "RGB"),
     "cmyk.jpg": ((16, 16), "RGB"),
     "rotated.jpg": ((16, 24), "RGB"),
     "one_pixel.png": ((1, 1), "RGB"),
@@ -58,17 +58,17 @@ def make(folder: Path) -> None:
         pixels = random.integers(0, 256, (height, width, channels), dtype=np.uint8)
         return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
 
-    colour = picture(13, 9)
-    palette = colour.convert("P", palette=Image.Palette.ADAPTIVE, colors=8)
-    picture(13, 9, 1).save(folder / "grey.png")
-    picture(13, 9, 2).save(folder / "grey_alpha.png")
+    color = picture(13, 9)
+    palette = color.convert("P", palette=Image.Palette.ADAPTIVE, colors=8)
+    picture(13, 9, 1).save(folder / "gray.png")
+    picture(13, 9, 2).save(folder / "gray_alpha.png")
     picture(13, 9, 1).convert("1").save(folder / "bilevel.png")
     palette.save(folder / "palette.png")
     palette.save(folder / "palette_transparent.png", transparency=3)
-    picture(31, 17).save(folder / "colour.jpg")
+    picture(31, 17).save(folder / "color.jpg")
     picture(13, 9, 4).save(folder / "alpha.png")
-    Image.fromarray(random.integers(0, 65536, (9, 13), dtype=np.uint16)).save(folder / "grey_sixteen.png")
-    (folder / "colour_sixteen.png").write_bytes(png_sixteen(random.integers(0, 65536, (9, 13, 3), dtype=np.uint16)))
+    Image.fromarray(random.integers(0, 65536, (9, 13), dtype=np.uint16)).save(folder / "gray_16bit.png")
+    (folder / "color_sixteen.png").write_bytes(png_sixteen(random.integers(0, 65536, (9, 13, 3), dtype=np.uint16)))
     picture(16, 16).convert("CMYK").save(folder / "cmyk.jpg")
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying on its side
@@ -77,7 +77,7 @@ def make(folder: Path) -> None:
     picture(2, 37).save(folder / "narrow.png")
     Image.new("RGB", (20, 20), "white").save(folder / "white.png")
     Image.new("RGB", (20, 20), "black").save(folder / "black.png")
-    whole = (folder / "colour.jpg").read_bytes()
+    whole = (folder / "color.jpg").read_bytes()
     (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.png").write_bytes(b"")
     (folder / "text.jpg").write_text("not a picture\n")
@@ -101,9 +101,9 @@ def problems(output: Path, errors: str) -> list[str]:
         mean = float(np.asarray(Image.open(output / name)).mean())
         if abs(mean - level) > 2:
             found.append(f"{name}: expected a mean of about {level}, found {mean:.1f}")
-    depth, kind = (output / "colour_sixteen.png").read_bytes()[24:26]
+    depth, kind = (output / "color_sixteen.png").read_bytes()[24:26]
     if (depth, kind) != (16, 2):
-        found.append(f"colour_sixteen.png: expected 16 bits RGB, found depth {depth}, colour type {kind}")
+        found.append(f"color_sixteen.png: expected 16 bits RGB, found depth {depth}, color type {kind}")
     return found
 
 
