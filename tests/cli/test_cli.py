@@ -98,8 +98,15 @@ def test_arguments_reach_the_model_and_the_encoder(compiled, folder):
         "--device cpu --dtype float32 --quantize fp8 --color-fix wavelet --scale 4 --tile 64 --format webp --lossless"
     )
     assert upscale(folder / "in" / "a.png", "-o", folder / "out", *options.split()) == 0
-    given = {"device": "cpu", "dtype": "float32", "quantize": "fp8", "color_fix": "wavelet", "upscale": 4, "tile": 64}
-    assert compiled == [("demo", given)]
+    expected = {
+        "device": "cpu",
+        "dtype": "float32",
+        "quantize": "fp8",
+        "color_fix": "wavelet",
+        "upscale": 4,
+        "tile": 64,
+    }
+    assert compiled == [("demo", expected)]
     with Image.open(folder / "out" / "a.webp") as image:
         assert image.size == (12, 8)
 

@@ -103,8 +103,8 @@ def test_graphs_are_shared_by_strides_but_not_by_dtypes(small: Network) -> None:
     model = running(small, engine)
     lr = photo(8, 12)
     expected = model(lr, now=True)
-    for given in (lr.contiguous(), lr.flip(3).flip(3), torch.cat([lr, lr], 3)[..., :12]):
-        assert torch.equal(model(given), expected)
+    for image in (lr.contiguous(), lr.flip(3).flip(3), torch.cat([lr, lr], 3)[..., :12]):
+        assert torch.equal(model(image), expected)
     assert engine.count("capture") == 1
     floats = model(lr / 255, now=True)
     assert engine.count("capture") == 2

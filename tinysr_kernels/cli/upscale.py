@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
         "upscale",
         help="upscale images and videos",
         description="Upscale images and videos: files, folders and globs.",
-        epilog="With one input and an OUTPUT with an image or video suffix, that file is written; otherwise OUTPUT is a "
+        epilog="One input and an OUTPUT with an image or video suffix: that file is written. Otherwise OUTPUT is a "
         "folder. Results keep the name of their input and, if it can be written, its format.",
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a file, a folder or a quoted glob")

@@ -32,7 +32,7 @@ def in_order(
     on_error: OnError = "raise",
     stop: Callable[[], None] | None = None,
 ) -> Generator[Result | Exception, None, None]:
-    """Yield work(item) for all items in order, computed by `workers` threads, `ahead` items in flight.
+    """Yield work(item) for all items in order, by `workers` threads with at most `ahead` items in flight.
 
     The calling thread iterates over the items. on_error: "raise" raises the error of an item in its turn and ends the
     iteration; "yield" yields the error in place of the result and continues. An error of the iterator itself is always

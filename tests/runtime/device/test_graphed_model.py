@@ -31,8 +31,8 @@ def plain() -> tinysr_kernels.CompiledSR:
 def test_the_compiled_model_counts_its_graphs(recorder: Recorder, plain: tinysr_kernels.CompiledSR) -> None:
     model = tinysr_kernels.compile("demo", device="cpu", max_graph_shapes=2)
     pixels = photo(9, 14)[0].permute(1, 2, 0).numpy()
-    for given in (pixels, Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1), pixels[None]):
-        found, expected = model(given), plain(given)
+    for image in (pixels, Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1), pixels[None]):
+        found, expected = model(image), plain(image)
         assert type(found) is type(expected)
         assert np.array_equal(np.asarray(found), np.asarray(expected))
     info = model.info()
