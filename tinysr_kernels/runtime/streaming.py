@@ -36,8 +36,8 @@ def in_order(
 
     The calling thread iterates over the items. on_error: "raise" raises the error of an item in its turn and ends the
     iteration; "yield" yields the error in place of the result and continues. An error of the iterator itself is always
-    raised, after the results of the items before it. Closing the generator cancels items that have not started and waits
-    for the others; `stop` is called first and may shorten that. Raises InputError at once for invalid arguments.
+    raised, after the results of the items before it. Closing the generator cancels items that have not started and
+    waits for the others; `stop` is called first and may shorten that. Raises InputError at once for invalid arguments.
     """
     if on_error not in ("raise", "yield"):
         raise InputError(f"on_error must be 'raise' or 'yield', found {on_error!r}")
