@@ -1,7 +1,7 @@
-"""A folder of pictures of every kind, and the check of what `tinysr upscale` made of it.
+"""Create a folder with images of many types, and check what `tinysr upscale` wrote for it.
 
 python .ci/mixed_folder.py make FOLDER
-python .ci/mixed_folder.py check OUTPUT ERRORS     (ERRORS: what the command wrote to stderr)
+python .ci/mixed_folder.py check OUTPUT ERRORS     (ERRORS: the command's stderr)
 """
 
 import struct
@@ -13,17 +13,17 @@ import numpy as np
 from PIL import Image
 
 SCALE = 4
-# name -> (width, height) of the input as it is to be seen, mode of the result as Pillow reads it
+# name -> (width, height) of the upright input in pixels, Pillow's mode of the result
 EXPECTED = {
-    "grey.png": ((13, 9), "L"),
-    "grey_alpha.png": ((13, 9), "LA"),
+    "gray.png": ((13, 9), "L"),
+    "gray_alpha.png": ((13, 9), "LA"),
     "bilevel.png": ((13, 9), "L"),
     "palette.png": ((13, 9), "RGB"),
     "palette_transparent.png": ((13, 9), "RGBA"),
-    "colour.jpg": ((31, 17), "RGB"),
+    "color.jpg": ((31, 17), "RGB"),
     "alpha.png": ((13, 9), "RGBA"),
-    "grey_sixteen.png": ((13, 9), "I;16"),
-    "colour_sixteen.png": ((13, 9), "RGB"),
+    "gray16.png": ((13, 9), "I;16"),
+    "rgb16.png": ((13, 9), "RGB"),
     "cmyk.jpg": ((16, 16), "RGB"),
     "rotated.jpg": ((16, 24), "RGB"),
     "one_pixel.png": ((1, 1), "RGB"),
@@ -31,11 +31,11 @@ EXPECTED = {
     "white.png": ((20, 20), "RGB"),
     "black.png": ((20, 20), "RGB"),
 }
-BROKEN = ("truncated.jpg", "empty.png", "text.jpg", "Thumbs.db")
+CORRUPT = ("truncated.jpg", "empty.png", "text.jpg", "Thumbs.db")
 
 
-def png_sixteen(pixels: np.ndarray) -> bytes:
-    """uint16 [H,W,3] as a PNG file, which Pillow cannot write."""
+def png_16bit(pixels: np.ndarray) -> bytes:
+    """uint16 [H,W,3] as the bytes of a PNG file, which Pillow cannot write."""
     height, width, _ = pixels.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     chunks = (
@@ -50,43 +50,43 @@ def png_sixteen(pixels: np.ndarray) -> bytes:
 
 
 def make(folder: Path) -> None:
-    """Write the pictures of EXPECTED and the broken files."""
+    """Write the images of EXPECTED and the corrupt files."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
 
-    def picture(width: int, height: int, channels: int = 3) -> Image.Image:
+    def noise(width: int, height: int, channels: int = 3) -> Image.Image:
         pixels = random.integers(0, 256, (height, width, channels), dtype=np.uint8)
         return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
 
-    colour = picture(13, 9)
-    palette = colour.convert("P", palette=Image.Palette.ADAPTIVE, colors=8)
-    picture(13, 9, 1).save(folder / "grey.png")
-    picture(13, 9, 2).save(folder / "grey_alpha.png")
-    picture(13, 9, 1).convert("1").save(folder / "bilevel.png")
+    color = noise(13, 9)
+    palette = color.convert("P", palette=Image.Palette.ADAPTIVE, colors=8)
+    noise(13, 9, 1).save(folder / "gray.png")
+    noise(13, 9, 2).save(folder / "gray_alpha.png")
+    noise(13, 9, 1).convert("1").save(folder / "bilevel.png")
     palette.save(folder / "palette.png")
     palette.save(folder / "palette_transparent.png", transparency=3)
-    picture(31, 17).save(folder / "colour.jpg")
-    picture(13, 9, 4).save(folder / "alpha.png")
-    Image.fromarray(random.integers(0, 65536, (9, 13), dtype=np.uint16)).save(folder / "grey_sixteen.png")
-    (folder / "colour_sixteen.png").write_bytes(png_sixteen(random.integers(0, 65536, (9, 13, 3), dtype=np.uint16)))
-    picture(16, 16).convert("CMYK").save(folder / "cmyk.jpg")
+    noise(31, 17).save(folder / "color.jpg")
+    noise(13, 9, 4).save(folder / "alpha.png")
+    Image.fromarray(random.integers(0, 65536, (9, 13), dtype=np.uint16)).save(folder / "gray16.png")
+    (folder / "rgb16.png").write_bytes(png_16bit(random.integers(0, 65536, (9, 13, 3), dtype=np.uint16)))
+    noise(16, 16).convert("CMYK").save(folder / "cmyk.jpg")
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its side
-    picture(24, 16).save(folder / "rotated.jpg", exif=exif)
-    picture(1, 1).save(folder / "one_pixel.png")
-    picture(2, 37).save(folder / "narrow.png")
+    exif[0x0112] = 6  # stored rotated by 90 degrees
+    noise(24, 16).save(folder / "rotated.jpg", exif=exif)
+    noise(1, 1).save(folder / "one_pixel.png")
+    noise(2, 37).save(folder / "narrow.png")
     Image.new("RGB", (20, 20), "white").save(folder / "white.png")
     Image.new("RGB", (20, 20), "black").save(folder / "black.png")
-    whole = (folder / "colour.jpg").read_bytes()
-    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    complete = (folder / "color.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(complete[: len(complete) // 2])
     (folder / "empty.png").write_bytes(b"")
-    (folder / "text.jpg").write_text("not a picture\n")
+    (folder / "text.jpg").write_text("not an image\n")
     (folder / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0" + bytes(100))
 
 
 def problems(output: Path, errors: str) -> list[str]:
-    """What is wrong with the results, in words; empty when nothing is."""
-    found = [f"{name} was not named among the errors" for name in BROKEN if name not in errors]
+    """Descriptions of all problems of the results; empty if they are correct."""
+    found = [f"{name} is not named in the errors" for name in CORRUPT if name not in errors]
     present = {path.name for path in output.iterdir()}
     found += [f"{name}: unexpected" for name in sorted(present - EXPECTED.keys())]
     found += [f"{name}: missing" for name in sorted(EXPECTED.keys() - present)]
@@ -96,19 +96,19 @@ def problems(output: Path, errors: str) -> list[str]:
             if image.size != (SCALE * width, SCALE * height) or image.mode != mode:
                 found.append(f"{name}: expected {mode} of {SCALE * width}x{SCALE * height}, found {image}")
             if image.getexif().get(0x0112, 1) != 1:
-                found.append(f"{name}: would be turned twice")
+                found.append(f"{name}: the orientation would be applied twice")
     for name, level in (("white.png", 255), ("black.png", 0)):
         mean = float(np.asarray(Image.open(output / name)).mean())
         if abs(mean - level) > 2:
             found.append(f"{name}: expected a mean of about {level}, found {mean:.1f}")
-    depth, kind = (output / "colour_sixteen.png").read_bytes()[24:26]
+    depth, kind = (output / "rgb16.png").read_bytes()[24:26]
     if (depth, kind) != (16, 2):
-        found.append(f"colour_sixteen.png: expected 16 bits RGB, found depth {depth}, colour type {kind}")
+        found.append(f"rgb16.png: expected 16-bit RGB, found depth {depth}, color type {kind}")
     return found
 
 
 def main(arguments: list[str]) -> int:
-    """Run one of the two steps; 1 when the check finds something."""
+    """Run one of the two steps; the exit code is 1 if the check finds a problem."""
     if arguments[:1] == ["make"] and len(arguments) == 2:
         make(Path(arguments[1]))
         return 0
@@ -116,7 +116,7 @@ def main(arguments: list[str]) -> int:
         found = problems(Path(arguments[1]), Path(arguments[2]).read_text(encoding="utf-8"))
         for line in found:
             print(f"mixed folder: {line}", file=sys.stderr)
-        print(f"mixed folder: {len(EXPECTED)} pictures and {len(BROKEN)} broken files, {len(found)} problems")
+        print(f"mixed folder: {len(EXPECTED)} images and {len(CORRUPT)} corrupt files, {len(found)} problems")
         return bool(found)
     print(__doc__, file=sys.stderr)
     return 2

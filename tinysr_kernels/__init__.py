@@ -2,9 +2,9 @@
 
     import tinysr_kernels
     model = tinysr_kernels.compile("demo")
-    enlarged = model(image)          # PIL image, numpy array or torch tensor; the same kind comes back
+    upscaled = model(image)          # PIL image, numpy array or torch tensor; the result has the same type
 
-Importing this module is light: torch, Triton and the image libraries load on first use.
+Importing this package is cheap: torch, Triton and the image libraries are imported on first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command: what it writes where, what it says, and its exit codes. With a model that repeats pixels."""
+"""The command `tinysr`: outputs, messages and exit codes, with a model that repeats pixels."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from PIL import Image
 
 import tinysr_kernels
 from tests import ROOT
-from tests.runtime.pictures import FakeModel, picture
+from tests.runtime.sample_images import FakeModel, sample_image
 from tinysr_kernels.cli.main import main
 from tinysr_kernels.errors import CheckpointError, InputError
 
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """Replaces compile(); the arguments of its calls."""
+    """Replace compile(); yields the arguments of its calls."""
     calls = []
 
     def fake(checkpoint, **options):
@@ -39,8 +39,8 @@ def compiled(monkeypatch):
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "in").mkdir()
-    picture("RGB", 3, 2).save(tmp_path / "in" / "a.png")
-    picture("CMYK", 3, 2).save(tmp_path / "in" / "b.jpg")
+    sample_image("RGB", 3, 2).save(tmp_path / "in" / "a.png")
+    sample_image("CMYK", 3, 2).save(tmp_path / "in" / "b.jpg")
     (tmp_path / "in" / "notes.txt").write_text("remember the milk")
     return tmp_path
 
@@ -58,39 +58,39 @@ def test_one_file(compiled, folder, capsys):
         assert image.size == (12, 8)
 
 
-def test_a_folder_with_a_file_that_is_no_picture(compiled, folder, capsys):
+def test_a_folder_with_a_file_that_is_not_an_image(compiled, folder, capsys):
     assert upscale(folder / "in", "-o", folder / "out", "--report", folder / "report.jsonl") == 1
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [str(folder / "out" / "a.png"), str(folder / "out" / "b.jpg")]
     assert captured.err.splitlines() == [
         f"tinysr: {folder / 'in' / 'b.jpg'}: CMYK was converted to RGB",
-        f"tinysr: error: {folder / 'in' / 'notes.txt'}: not an image but text, beginning with 'remember the milk'",
+        f"tinysr: error: {folder / 'in' / 'notes.txt'}: text, not an image (begins with 'remember the milk')",
         "tinysr: 2 done, 1 failed",
     ]
     lines = [json.loads(line) for line in (folder / "report.jsonl").read_text().splitlines()]
     assert [line["status"] for line in lines] == ["done", "done", "failed"]
 
 
-def test_quiet_leaves_errors_only(compiled, folder, capsys):
+def test_quiet_prints_errors_only(compiled, folder, capsys):
     assert upscale(folder / "in", "-o", folder / "out", "--quiet") == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert len(captured.err.splitlines()) == 1
 
 
-def test_resuming_loads_no_model_where_nothing_is_left(compiled, folder, capsys):
+def test_resuming_a_finished_run_loads_no_model(compiled, folder, capsys):
     upscale(folder / "in", "-o", folder / "out")
     assert len(compiled) == 1
     (folder / "in" / "notes.txt").unlink()
     assert upscale(folder / "in", "-o", folder / "out", "--skip-existing") == 0
     assert len(compiled) == 1
-    assert "0 done, 2 there already" in capsys.readouterr().err
+    assert "0 done, 2 skipped (exists)" in capsys.readouterr().err
 
 
-def test_strict_stops_and_says_what_was_not_tried(compiled, folder, capsys):
+def test_strict_stops_and_counts_the_rest(compiled, folder, capsys):
     (folder / "in" / "0.txt").write_text("first of all")
     assert upscale(folder / "in", "-o", folder / "out", "--strict") == 1
-    assert "0 done, 1 failed, 3 not tried" in capsys.readouterr().err
+    assert "0 done, 1 failed, 3 not started" in capsys.readouterr().err
 
 
 def test_arguments_reach_the_model_and_the_encoder(compiled, folder):
@@ -98,8 +98,15 @@ def test_arguments_reach_the_model_and_the_encoder(compiled, folder):
         "--device cpu --dtype float32 --quantize fp8 --color-fix wavelet --scale 4 --tile 64 --format webp --lossless"
     )
     assert upscale(folder / "in" / "a.png", "-o", folder / "out", *options.split()) == 0
-    given = {"device": "cpu", "dtype": "float32", "quantize": "fp8", "color_fix": "wavelet", "upscale": 4, "tile": 64}
-    assert compiled == [("demo", given)]
+    expected = {
+        "device": "cpu",
+        "dtype": "float32",
+        "quantize": "fp8",
+        "color_fix": "wavelet",
+        "upscale": 4,
+        "tile": 64,
+    }
+    assert compiled == [("demo", expected)]
     with Image.open(folder / "out" / "a.webp") as image:
         assert image.size == (12, 8)
 
@@ -136,7 +143,7 @@ def test_errors_before_the_first_file_exit_with_2(compiled, folder, capsys, monk
         assert image.size == (3, 2)
 
     def refuse(*_arguments, **_options):
-        raise InputError("tile must be a whole number of at least 16")
+        raise InputError("tile must be an integer of at least 16")
 
     monkeypatch.setattr(tinysr_kernels, "compile", refuse)
     assert upscale(source, "-o", folder / "b.png", "--tile", "1") == 2
@@ -159,7 +166,7 @@ def test_interruption_exits_with_130(compiled, folder, capsys, monkeypatch):
 
     monkeypatch.setattr(FakeModel, "enlarge", interrupt)
     assert upscale(folder / "in", "-o", folder / "out", "--report", folder / "report.jsonl") == 130
-    assert "--skip-existing goes on" in capsys.readouterr().err
+    assert "resume with --skip-existing" in capsys.readouterr().err
     assert json.loads((folder / "report.jsonl").read_text())["status"] == "interrupted"
 
 
@@ -179,7 +186,7 @@ def test_convert(compiled, tmp_path, capsys):
     assert main(["convert", "demo", str(tmp_path / "no" / "out.safetensors")]) == 2
 
 
-def test_env_tells_versions_and_nothing_private(capsys, monkeypatch, tmp_path):
+def test_env_prints_versions_and_nothing_private(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", "/home/someone-secret")
     monkeypatch.setenv("TRITON_CACHE_DIR", "/home/someone-secret/cache")
     assert main(["env"]) == 0
@@ -195,7 +202,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def test_help_loads_neither_torch_nor_images():
+def test_help_imports_neither_torch_nor_image_libraries():
     script = (
         "import sys; from tinysr_kernels.cli.main import main\n"
         "try: main(['upscale', '--help'])\n"
@@ -213,13 +220,13 @@ def test_help_loads_neither_torch_nor_images():
     assert version.stdout.strip() == f"tinysr {tinysr_kernels.__version__}"
 
 
-@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signals_leave_whole_files_and_their_exit_code(folder, number, code):
+def test_signals_leave_complete_files_and_set_the_exit_code(folder, number, code):
     script = f"""
 import sys, time
 import tinysr_kernels
-from tests.runtime.pictures import FakeModel
+from tests.runtime.sample_images import FakeModel
 from tinysr_kernels.cli.main import main
 class Slow(FakeModel):
     def enlarge(self, rgb):

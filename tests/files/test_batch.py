@@ -1,4 +1,4 @@
-"""A run over many files: names settled beforehand, every failure by name, nothing overwritten, nothing partial."""
+"""Runs over many files: planned names, failures reported per file, no input overwritten, no partial result."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.runtime.pictures import FakeModel, noise, picture
+from tests.runtime.sample_images import FakeModel, noise, sample_image
 from tinysr_kernels.errors import InputError, NonFiniteOutput
 from tinysr_kernels.files import batch
 from tinysr_kernels.files.batch import Settings
 from tinysr_kernels.files.encode import Encoding
 from tinysr_kernels.files.jobs import Job, is_video, plan_jobs
-from tinysr_kernels.files.picture_io import read_picture, write_picture
+from tinysr_kernels.files.picture_io import read_image, write_image
 from tinysr_kernels.runtime.images.metadata import Metadata
 
 
 def save(path: Path, image: Image.Image | None = None, **options) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    (image or picture("RGB", 3, 2)).save(path, **options)
+    (image or sample_image("RGB", 3, 2)).save(path, **options)
     return path
 
 
@@ -42,10 +42,10 @@ def test_one_file_to_one_file(tmp_path):
     source = save(tmp_path / "a.png")
     (job,) = plan_jobs([source], tmp_path / "b.jpg")
     assert job.output == tmp_path / "b.jpg"
-    assert job.reserve == tmp_path / "b.png"
+    assert job.fallback == tmp_path / "b.png"
 
 
-def test_a_folder_where_the_output_has_no_picture_suffix(tmp_path):
+def test_an_output_without_an_image_suffix_is_a_folder(tmp_path):
     source = save(tmp_path / "a.png")
     assert names(plan_jobs([source], tmp_path / "out"), tmp_path) == ["out/a.png"]
     (tmp_path / "folder.png").mkdir()
@@ -57,7 +57,7 @@ def test_a_folder_where_the_output_has_no_picture_suffix(tmp_path):
     ("output", "message"),
     [("b.gif", "cannot write .gif"), ("b.heic", "cannot write .heic"), ("notes.txt", "is a file")],
 )
-def test_outputs_that_fit_nothing(tmp_path, output, message):
+def test_unusable_outputs_are_refused(tmp_path, output, message):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(InputError, match=message):
         plan_jobs([save(tmp_path / "a.png")], tmp_path / output)
@@ -65,11 +65,11 @@ def test_outputs_that_fit_nothing(tmp_path, output, message):
 
 def test_several_inputs_need_a_folder(tmp_path):
     sources = [save(tmp_path / "a.png"), save(tmp_path / "b.png")]
-    with pytest.raises(InputError, match="2 inputs do not fit into one file"):
+    with pytest.raises(InputError, match="cannot write 2 inputs to one file"):
         plan_jobs(sources, tmp_path / "c.png")
-    with pytest.raises(InputError, match="do not fit"):
+    with pytest.raises(InputError, match="inputs to one file"):
         plan_jobs([tmp_path], tmp_path / "c.png")
-    with pytest.raises(InputError, match="no input"):
+    with pytest.raises(InputError, match="no inputs"):
         plan_jobs([], tmp_path / "out")
     with pytest.raises(InputError, match="contradicts"):
         plan_jobs(sources[:1], tmp_path / "c.png", suffix=".jpg")
@@ -87,7 +87,7 @@ def test_formats_are_kept_where_they_can_be_written(tmp_path):
     assert names(jobs, tmp_path / "out") == ["a.webp", "b.webp", "c.webp", "d.webp", "e.webp"]
 
 
-def test_a_clash_keeps_the_old_suffix_in_the_stem(tmp_path):
+def test_name_collisions_append_the_old_suffix_to_the_stem(tmp_path):
     for name in ("in/a.jpg", "in/a.png", "in/A.webp", "in/b.png", "other/b.png", "in/a_png.gif"):
         save(tmp_path / name)
     jobs = plan_jobs([tmp_path / "in", tmp_path / "other"], tmp_path / "out", suffix=".png")
@@ -106,14 +106,14 @@ def test_a_clash_keeps_the_old_suffix_in_the_stem(tmp_path):
     assert len({str(job.output).casefold() for job in backwards}) == 6
 
 
-def test_reserve_names_never_meet_other_results(tmp_path):
+def test_fallback_names_never_collide_with_other_results(tmp_path):
     for name in ("a.jpg", "a.png", "b.webp"):
         save(tmp_path / "in" / name)
     jobs = plan_jobs([tmp_path / "in"], tmp_path / "out")
-    assert [job.reserve.name for job in jobs] == ["a_jpg.png", "a.png", "b.png"]
+    assert [job.fallback.name for job in jobs] == ["a_jpg.png", "a.png", "b.png"]
 
 
-def test_recursion_mirrors_folders_and_leaves_the_output_out(tmp_path):
+def test_recursion_mirrors_folders_and_skips_the_output(tmp_path):
     for name in ("a.png", "x/b.png", "x/y/c.png", "out/old.png"):
         save(tmp_path / name)
     jobs = plan_jobs([tmp_path], tmp_path / "out", recursive=True)
@@ -121,7 +121,7 @@ def test_recursion_mirrors_folders_and_leaves_the_output_out(tmp_path):
     flat = plan_jobs([tmp_path], tmp_path / "out")
     assert [(job.source.name, job.problem) for job in flat] == [
         ("a.png", None),
-        ("x", "a sub-folder; --recursive enters it"),
+        ("x", "a subfolder; use --recursive to include it"),
     ]
 
 
@@ -170,7 +170,7 @@ def test_inputs_are_never_overwritten(tmp_path):
     assert run([second], tmp_path, suffix=".webp")[0].status == "done"
 
 
-def test_films_are_told_by_their_first_bytes():
+def test_videos_are_detected_by_their_first_bytes():
     assert is_video(b"\0\0\0\x20ftypisom" + b"\0" * 50)
     assert is_video(b"\x1aE\xdf\xa3" + b"\0" * 60)
     assert is_video(b"RIFF\0\0\0\0AVI LIST")
@@ -178,11 +178,11 @@ def test_films_are_told_by_their_first_bytes():
         assert not is_video(head)
 
 
-# The folder of the issue
+# A folder with every type of file
 
 
 def fill(folder: Path) -> dict[str, tuple[str, tuple[int, int]] | None]:
-    """Every kind of file; what each must become: mode and size, None for a failure."""
+    """Write every type of file. Returns the expected mode and size of each result, None for a failure."""
     folder.mkdir()
     expected: dict[str, tuple[str, tuple[int, int]] | None] = {}
 
@@ -190,28 +190,28 @@ def fill(folder: Path) -> dict[str, tuple[str, tuple[int, int]] | None]:
         save(folder / name, image, **options)
         expected[name] = (mode, (image.width * 4, image.height * 4))
 
-    add("grey.png", picture("L", 9, 7), "L")
-    add("grey.jpg", picture("L", 9, 7), "L")
-    add("bilevel.png", picture("1", 9, 7), "L")
-    add("palette.png", picture("P", 9, 7), "RGB")
-    add("palette-hole.png", picture("P+", 9, 7), "RGBA", transparency=0)
-    add("alpha.png", picture("RGBA", 9, 7), "RGBA")
-    add("grey-alpha.png", picture("LA", 9, 7), "LA")
-    add("sixteen-grey.png", picture("I;16", 9, 7), "I;16")
-    add("cmyk.jpg", picture("CMYK", 9, 7), "RGB")
-    add("cmyk.tif", picture("CMYK", 9, 7), "RGB")
-    add("one.png", picture("RGB", 1, 1), "RGB")
-    add("thin.png", picture("RGB", 2, 37), "RGB")
+    add("gray.png", sample_image("L", 9, 7), "L")
+    add("gray.jpg", sample_image("L", 9, 7), "L")
+    add("bilevel.png", sample_image("1", 9, 7), "L")
+    add("palette.png", sample_image("P", 9, 7), "RGB")
+    add("palette-hole.png", sample_image("P+", 9, 7), "RGBA", transparency=0)
+    add("alpha.png", sample_image("RGBA", 9, 7), "RGBA")
+    add("gray-alpha.png", sample_image("LA", 9, 7), "LA")
+    add("gray16.png", sample_image("I;16", 9, 7), "I;16")
+    add("cmyk.jpg", sample_image("CMYK", 9, 7), "RGB")
+    add("cmyk.tif", sample_image("CMYK", 9, 7), "RGB")
+    add("one.png", sample_image("RGB", 1, 1), "RGB")
+    add("thin.png", sample_image("RGB", 2, 37), "RGB")
     add("white.png", Image.new("RGB", (20, 20), "white"), "RGB")
     add("black.png", Image.new("RGB", (20, 20)), "RGB")
-    add("wrong-suffix.jpg", picture("RGB", 9, 7), "RGB", format="PNG")
+    add("wrong-suffix.jpg", sample_image("RGB", 9, 7), "RGB", format="PNG")
     exif = Image.Exif()
     exif[0x0112] = 6
-    save(folder / "rotated.jpg", picture("RGB", 9, 7), exif=exif)
+    save(folder / "rotated.jpg", sample_image("RGB", 9, 7), exif=exif)
     expected["rotated.jpg"] = ("RGB", (28, 36))
-    write_picture(folder / "sixteen-rgb.png", noise(7, 9, 3, "uint16"))
-    write_picture(folder / "sixteen-rgb.tif", noise(7, 9, 3, "uint16"))
-    expected["sixteen-rgb.png"] = expected["sixteen-rgb.tif"] = ("RGB;16", (36, 28))
+    write_image(folder / "rgb16.png", noise(7, 9, 3, "uint16"))
+    write_image(folder / "rgb16.tif", noise(7, 9, 3, "uint16"))
+    expected["rgb16.png"] = expected["rgb16.tif"] = ("RGB;16", (36, 28))
     whole = io.BytesIO()
     Image.fromarray(noise(64, 64)).save(whole, "JPEG")
     for name, data in {
@@ -225,12 +225,12 @@ def fill(folder: Path) -> dict[str, tuple[str, tuple[int, int]] | None]:
         expected[name] = None
     (folder / "sub").mkdir()
     expected["sub"] = None
-    save(folder / "frames.gif", picture("P", 5, 5), save_all=True, append_images=[picture("P", 5, 5, seed=1)])
+    save(folder / "frames.gif", sample_image("P", 5, 5), save_all=True, append_images=[sample_image("P", 5, 5, seed=1)])
     expected["frames.gif"] = None
     return expected
 
 
-def test_the_folder_of_everything(tmp_path):
+def test_a_folder_with_every_type_of_file(tmp_path):
     expected = fill(tmp_path / "in")
     with open(tmp_path / "report.jsonl", "w", encoding="utf-8") as report:
         jobs = plan_jobs([tmp_path / "in"], tmp_path / "out")
@@ -249,7 +249,7 @@ def test_the_folder_of_everything(tmp_path):
         mode, size = wanted
         assert line["status"] == "done", line
         assert tuple(line["output_size"]) == size
-        written = read_picture(line["output"])
+        written = read_image(line["output"])
         assert (written.mode, written.size) == (mode, size)
         assert line["seconds"] >= 0
     assert expected == {}
@@ -259,7 +259,7 @@ def test_the_folder_of_everything(tmp_path):
     assert notices["white.png"] == []
 
 
-def test_a_second_run_skips_what_is_there(tmp_path):
+def test_a_second_run_skips_existing_results(tmp_path):
     fill(tmp_path / "in")
     model = FakeModel()
     first = run([tmp_path / "in"], tmp_path / "out", model=model)
@@ -273,22 +273,22 @@ def test_a_second_run_skips_what_is_there(tmp_path):
 
 
 def test_results_that_do_not_fit_the_format_become_png(tmp_path):
-    save(tmp_path / "in" / "alpha.webp", picture("RGBA", 5, 4), lossless=True)
-    save(tmp_path / "in" / "alpha.png", picture("LA", 5, 4))
+    save(tmp_path / "in" / "alpha.webp", sample_image("RGBA", 5, 4), lossless=True)
+    save(tmp_path / "in" / "alpha.png", sample_image("LA", 5, 4))
     save(tmp_path / "in" / "long.png", Image.new("L", (4100, 1)))
     results = run([tmp_path / "in"], tmp_path / "out", suffix=".jpg")
     assert [Path(result.output).name for result in results] == ["alpha_png.png", "alpha_webp.png", "long.jpg"]
-    assert results[0].notices == ["JPEG holds no transparency: written as alpha_png.png"]
+    assert results[0].notices == ["JPEG does not support transparency: written as alpha_png.png"]
     (result,) = run([tmp_path / "in" / "long.png"], tmp_path / "long.webp")
     assert result.output == str(tmp_path / "long.png")
     assert "16383" in result.notices[0]
-    # Such a result counts as existing too.
+    # The fallback counts as an existing result too.
     again = run([tmp_path / "in"], tmp_path / "out", Settings(skip_existing=True), suffix=".jpg")
     assert {result.status for result in again} == {"skipped"}
 
 
 class Failing(FakeModel):
-    """Fails for pictures two pixels wide."""
+    """Fails for images two pixels wide."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__()
@@ -302,7 +302,7 @@ class Failing(FakeModel):
 
 def three(folder: Path) -> Path:
     for name, width in (("a.png", 3), ("b.png", 2), ("c.png", 3)):
-        save(folder / name, picture("RGB", width, 3))
+        save(folder / name, sample_image("RGB", width, 3))
     return folder
 
 
@@ -344,7 +344,7 @@ def test_an_interruption_discards_the_current_file_and_flushes_the_report(tmp_pa
 
 def test_a_folder_that_cannot_be_written_is_an_error_of_each_file(tmp_path):
     source = save(tmp_path / "in" / "a.png")
-    (tmp_path / "out").write_text("a file stands in the way")
+    (tmp_path / "out").write_text("a file with the name of the folder")
     jobs = [Job(source, Path("a.png"), tmp_path / "out" / "a.png", tmp_path / "out" / "a.png")]
     (result,) = batch.run(jobs, FakeModel())
     assert result.status == "failed"
@@ -352,15 +352,15 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_each_file(tmp_path):
 
 
 def test_frames_limits_and_encoding_reach_the_files(tmp_path):
-    save(tmp_path / "a.gif", picture("P", 5, 5), save_all=True, append_images=[picture("P", 5, 5, seed=1)])
+    save(tmp_path / "a.gif", sample_image("P", 5, 5), save_all=True, append_images=[sample_image("P", 5, 5, seed=1)])
     (result,) = run([tmp_path / "a.gif"], tmp_path / "a.png", Settings(frame=1))
     assert result.status == "done"
     (result,) = run([tmp_path / "a.gif"], tmp_path / "a.png", Settings(frame=1, max_pixels=24))
     assert "the limit is 24" in result.error["message"]
     source = tmp_path / "b.png"
-    write_picture(source, np.zeros((3, 3, 3), np.uint8), Metadata(xmp=b"<x/>"))
+    write_image(source, np.zeros((3, 3, 3), np.uint8), Metadata(xmp=b"<x/>"))
     (result,) = run([source], tmp_path / "c.png", Settings(encoding=Encoding(strip=True)))
-    assert read_picture(result.output).metadata.xmp is None
+    assert read_image(result.output).metadata.xmp is None
 
 
 def test_the_report_is_plain_json_whatever_the_names(tmp_path):

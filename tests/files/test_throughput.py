@@ -1,4 +1,4 @@
-"""Folders by several workers: the same files as one after another, whatever is wrong with some of them."""
+"""Folders with several workers: the same files as sequentially, also if some of them fail."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.files.test_batch import Failing, fill, save, three
 from tests.files.test_batch import run as run_all
 from tests.runtime.device.recorder import Recorder
 from tests.runtime.device.test_graphed_model import recorder  # noqa: F401  (a fixture)
-from tests.runtime.pictures import FakeModel, noise, picture
+from tests.runtime.sample_images import FakeModel, noise, sample_image
 from tinysr_kernels.errors import NonFiniteOutput
 from tinysr_kernels.files import batch
 from tinysr_kernels.files.batch import Result, Settings
@@ -39,7 +39,7 @@ def without_times(results: list[Result], folder: Path) -> list[dict[str, object]
     return rows
 
 
-def test_the_folder_of_everything_gives_the_same_by_several_workers(tmp_path):
+def test_several_workers_give_the_same_files(tmp_path):
     fill(tmp_path / "in")
     report = io.StringIO()
     alone = run_all([tmp_path / "in"], tmp_path / "alone")
@@ -52,8 +52,8 @@ def test_the_folder_of_everything_gives_the_same_by_several_workers(tmp_path):
     assert [json.loads(line)["input"] for line in report.getvalue().splitlines()] == [each.input for each in alone]
 
 
-class Meeting(FakeModel):
-    """A network that waits, the first two times, until most other pictures have been read and wait as well."""
+class WaitingModel(FakeModel):
+    """A network whose first two calls wait until most other images have been read and are queued."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,17 +70,17 @@ class Meeting(FakeModel):
         return super().enlarge(rgb)
 
 
-def test_pictures_of_one_shape_share_batches(tmp_path, monkeypatch):
+def test_images_of_equal_shape_share_batches(tmp_path, monkeypatch):
     for i in range(12):
-        save(tmp_path / "in" / f"{i:02}.png", picture("RGB", 5 if i % 3 else 7, 4, seed=i))
-    model = Meeting()
-    upscale = batch.upscale_picture
+        save(tmp_path / "in" / f"{i:02}.png", sample_image("RGB", 5 if i % 3 else 7, 4, seed=i))
+    model = WaitingModel()
+    upscale = batch.upscale_image_file
 
     def counted(*args, **options):
         model.read.append(1)
         return upscale(*args, **options)
 
-    monkeypatch.setattr(batch, "upscale_picture", counted)
+    monkeypatch.setattr(batch, "upscale_image_file", counted)
     results = run_all([tmp_path / "in"], tmp_path / "out", Settings(workers=8), model)
     assert [result.status for result in results] == ["done"] * 12
     assert sum(model.batches) == 12
@@ -92,7 +92,7 @@ def test_pictures_of_one_shape_share_batches(tmp_path, monkeypatch):
 
 
 def test_a_compiled_model_gives_the_same_files(tmp_path, recorder: Recorder):  # noqa: F811
-    """Through graphs, batches and three threads, against one picture after another without any of it."""
+    """With graphs, batches and three threads, against sequential processing without them."""
     model = tinysr_kernels.compile("demo", device="cpu")
     for i in range(6):
         save(tmp_path / "in" / f"{i}.png", Image.fromarray(noise(9, 12, 4 if i == 3 else 3, seed=i)))
@@ -102,7 +102,7 @@ def test_a_compiled_model_gives_the_same_files(tmp_path, recorder: Recorder):  #
     run_all([tmp_path / "in"], tmp_path / "alone", None, plain)
     for name in contents(tmp_path / "alone"):
         pixels = [np.asarray(Image.open(tmp_path / folder / name)).astype(int) for folder in ("alone", "together")]
-        assert abs(pixels[0] - pixels[1]).max() <= 1  # PyTorch's convolutions round a batch otherwise than one image
+        assert abs(pixels[0] - pixels[1]).max() <= 1  # PyTorch's convolutions round differently in a batch
 
 
 @pytest.mark.parametrize("error", [NonFiniteOutput("NaN"), ValueError("surprise"), MemoryError()])
@@ -113,7 +113,7 @@ def test_one_failure_never_stops_the_others(tmp_path, error):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
 
 
-def test_strict_runs_one_after_another(tmp_path):
+def test_strict_runs_sequentially(tmp_path):
     model = Failing(ValueError("x"))
     results = run_all([three(tmp_path / "in")], tmp_path / "out", Settings(strict=True, workers=4), model)
     assert [result.status for result in results] == ["done", "failed"]
@@ -123,7 +123,7 @@ def test_strict_runs_one_after_another(tmp_path):
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143)])
 def test_an_interruption_ends_all_workers_and_leaves_no_partial_file(tmp_path, error):
     for i in range(12):
-        save(tmp_path / "in" / f"{i:02}.png", picture("RGB", 2 if i == 4 else 3, 3, seed=i))
+        save(tmp_path / "in" / f"{i:02}.png", sample_image("RGB", 2 if i == 4 else 3, 3, seed=i))
     jobs = plan_jobs([tmp_path / "in"], tmp_path / "out")
     report = io.StringIO()
     with pytest.raises(type(error)):
@@ -142,10 +142,10 @@ def test_an_interruption_ends_all_workers_and_leaves_no_partial_file(tmp_path, e
     assert len(list((tmp_path / "out").iterdir())) == 12
 
 
-def test_many_pixels_are_not_under_way_at_once(tmp_path, monkeypatch):
+def test_the_pixels_in_flight_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "DEVICE_PIXELS", 3 * 20)
     for i in range(8):
-        save(tmp_path / "in" / f"{i}.png", picture("RGB", 5, 4, seed=i))
+        save(tmp_path / "in" / f"{i}.png", sample_image("RGB", 5, 4, seed=i))
     now, most, lock = [0], [0], threading.Lock()
 
     class Counting(FakeModel):
@@ -163,7 +163,7 @@ def test_many_pixels_are_not_under_way_at_once(tmp_path, monkeypatch):
     assert most[0] <= 3
 
 
-def test_how_many_workers():
+def test_the_number_of_workers():
     model = FakeModel()
     assert batch._workers(model, Settings()) == 1
     assert batch._workers(model, Settings(workers=5)) == 5

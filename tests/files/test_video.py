@@ -1,4 +1,4 @@
-"""Videos: every frame at its own time, all audio untouched, gaps filled and counted, whole files or none."""
+"""Videos: every frame keeps its timestamp, audio is unchanged, gaps are filled and counted, outputs are complete."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.runtime.pictures import SCALE, FakeModel
+from tests.runtime.sample_images import SCALE, FakeModel
 from tinysr_kernels.errors import InputError, TinySRError
 from tinysr_kernels.files import batch, video
 from tinysr_kernels.files.batch import Settings
 from tinysr_kernels.files.jobs import plan_jobs
 from tinysr_kernels.files.video import upscale_video
-from tinysr_kernels.files.video_in import Converter, look_of
+from tinysr_kernels.files.video_in import Converter, frame_format
 
 av = pytest.importorskip("av")
 
-TICKS = 12800
+TIME_BASE = 12800
 
 
 def frames_of(count: int, width: int, height: int) -> list[np.ndarray]:
-    """Smooth, coloured, each different, so that codecs keep them apart."""
+    """Smooth color frames that differ from each other after compression."""
     y, x = np.mgrid[0:height, 0:width]
     result = []
     for index in range(count):
@@ -41,30 +41,30 @@ def make(
     audio: int = 2,
     matrix: int = 0,
     full_range: bool = False,
-    turn: int = 0,
+    rotation: int = 0,
     pixel_format: str = "yuv420p",
 ) -> None:
-    """A film whose frames last unequally long, with audio tracks of different pitch."""
+    """Write a video with variable frame durations and audio tracks of different pitch."""
     with av.open(str(path), "w") as output:
         stream = output.add_stream(codec, rate=25)
         stream.width, stream.height = size
         stream.pix_fmt = pixel_format
         context = stream.codec_context
-        context.time_base, context.gop_size = Fraction(1, TICKS), 4
+        context.time_base, context.gop_size = Fraction(1, TIME_BASE), 4
         if matrix:
             context.colorspace = context.color_primaries = matrix
             context.color_trc = 1
         if full_range:
             context.color_range = 2
-        if turn:
-            stream.set_display_rotation(turn)
+        if rotation:
+            stream.set_display_rotation(rotation)
         tracks = [output.add_stream("aac", rate=44100) for _ in range(audio)]
         for track, language in zip(tracks, ("eng", "fra"), strict=False):
             track.metadata["language"] = language
         time = 0
         for index, pixels in enumerate(frames_of(count, *size)):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts, frame.time_base = time, Fraction(1, TICKS)
+            frame.pts, frame.time_base = time, Fraction(1, TIME_BASE)
             time += 512 * (1 + index % 3)
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
@@ -84,10 +84,10 @@ def times(path: Path) -> list[Fraction]:
 
 
 def images(path: Path) -> list[np.ndarray]:
-    """By the matrix and range that the file states, which PyAV's own conversion does not always heed."""
+    """Frames converted with the matrix and range of the file, which PyAV's own conversion may ignore."""
     with av.open(str(path)) as container:
         context = container.streams.video[0].codec_context
-        return [Converter(look_of(frame, context)).to_rgb(frame) for frame in container.decode(video=0)]
+        return [Converter(frame_format(frame, context)).to_rgb(frame) for frame in container.decode(video=0)]
 
 
 def audio(path: Path) -> list[list[tuple[bytes, Fraction]]]:
@@ -106,13 +106,13 @@ def enlarge(source: Path, target: Path, **options) -> video.VideoReport:
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
-def test_times_and_audio_are_kept(tmp_path, suffix):
+def test_timestamps_and_audio_are_kept(tmp_path, suffix):
     source, target = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
     make(source)
     report = enlarge(source, target)
     assert report == video.VideoReport(12, 0, (48, 36), (192, 144), 2)
     assert times(target) == times(source)
-    assert len(set(np.diff(times(source)))) == 3  # it does vary
+    assert len(set(np.diff(times(source)))) == 3  # the durations vary
     assert audio(target) == audio(source)
     with av.open(str(target)) as container:
         assert [stream.language for stream in container.streams.audio] == ["eng", "fra"]
@@ -136,12 +136,12 @@ def test_odd_sizes(tmp_path, size):
 
 @pytest.mark.parametrize("full_range", [False, True])
 @pytest.mark.parametrize("matrix", [0, 1, 6, 9])
-def test_samples_keep_their_meaning(tmp_path, matrix, full_range):
+def test_color_matrix_and_range_are_kept(tmp_path, matrix, full_range):
     make(tmp_path / "a.mp4", audio=0, matrix=matrix, full_range=full_range, count=2)
     enlarge(tmp_path / "a.mp4", tmp_path / "b.mp4", crf=1)
     with av.open(str(tmp_path / "a.mp4")) as first, av.open(str(tmp_path / "b.mp4")) as second:
         before, after = next(first.decode(video=0)), next(second.decode(video=0))
-        # An untagged small film is taken for BT.601, and the large one says so: players would guess BT.709 there.
+        # An untagged small video is BT.601. The output is tagged so, because players would assume BT.709 for its size.
         assert after.colorspace == (matrix or 5)
         assert after.color_range == (2 if full_range else 1)
         if matrix:
@@ -151,13 +151,13 @@ def test_samples_keep_their_meaning(tmp_path, matrix, full_range):
         assert abs(luma[0].mean() - luma[1].mean()) < 0.5
 
 
-@pytest.mark.parametrize("turn", [90, 180, -90])
-def test_rotation_is_applied(tmp_path, turn):
+@pytest.mark.parametrize("rotation", [90, 180, -90])
+def test_rotation_is_applied(tmp_path, rotation):
     if not hasattr(av.video.stream.VideoStream, "set_display_rotation"):
         pytest.skip("this PyAV cannot write a rotation")
-    make(tmp_path / "a.mp4", audio=0, turn=turn, count=2)
+    make(tmp_path / "a.mp4", audio=0, rotation=rotation, count=2)
     report = enlarge(tmp_path / "a.mp4", tmp_path / "b.mp4")
-    assert report.input_size == ((48, 36) if turn == 180 else (36, 48))
+    assert report.input_size == ((48, 36) if rotation == 180 else (36, 48))
     with av.open(str(tmp_path / "a.mp4")) as first, av.open(str(tmp_path / "b.mp4")) as second:
         before, after = next(first.decode(video=0)), next(second.decode(video=0))
     assert after.rotation == 0
@@ -167,7 +167,7 @@ def test_rotation_is_applied(tmp_path, turn):
 
 
 def damage(source: Path, target: Path, broken: set[int]) -> None:
-    """Copy a film, spoiling the data of some of its packets."""
+    """Copy a video and corrupt some of its packets."""
     with av.open(str(source)) as first, av.open(str(target), "w") as second:
         streams = {stream.index: second.add_stream_from_template(stream) for stream in first.streams}
         number = 0
@@ -186,14 +186,14 @@ def damage(source: Path, target: Path, broken: set[int]) -> None:
 
 @pytest.mark.parametrize("broken", [{5}, {0}, {11}, {3, 4, 5}])
 def test_corrupt_frames_are_repeated_and_counted(tmp_path, caplog, broken):
-    # PNG frames stand alone: what is spoiled is exactly one frame each.
+    # PNG frames are independent: each corrupt packet costs exactly one frame.
     make(tmp_path / "whole.mov", codec="png", pixel_format="rgb24")
     damage(tmp_path / "whole.mov", tmp_path / "a.mov", broken)
     report = enlarge(tmp_path / "a.mov", tmp_path / "b.mov", crf=4)
     assert (report.frames, report.repeated) == (12, len(broken))
     assert times(tmp_path / "b.mov") == times(tmp_path / "whole.mov")
     assert audio(tmp_path / "b.mov") == audio(tmp_path / "whole.mov")
-    assert f"{len(broken)} corrupt frames were repeated" in caplog.text
+    assert f"{len(broken)} corrupt frames were replaced" in caplog.text
     originals, shown = images(tmp_path / "whole.mov"), images(tmp_path / "b.mov")
     good = [index for index in range(12) if index not in broken]
     for index in range(12):
@@ -204,16 +204,16 @@ def test_corrupt_frames_are_repeated_and_counted(tmp_path, caplog, broken):
     assert not (tmp_path / "c.mov").exists()
 
 
-def test_corruption_between_predicted_frames_loses_no_time(tmp_path):
+def test_corruption_between_predicted_frames_keeps_timestamps(tmp_path):
     make(tmp_path / "whole.mp4")
     damage(tmp_path / "whole.mp4", tmp_path / "a.mp4", {5})
     report = enlarge(tmp_path / "a.mp4", tmp_path / "b.mp4")
-    # The spoiled frame, and the one that the decoder drops where it meets the error.
+    # The corrupt frame, and the one that the decoder drops because of the error.
     assert (report.frames, report.repeated) == (12, 2)
     assert times(tmp_path / "b.mp4") == times(tmp_path / "whole.mp4")
 
 
-def test_a_film_that_breaks_off_is_kept_as_far_as_it_goes(tmp_path):
+def test_a_truncated_video_is_kept_up_to_the_error(tmp_path):
     make(tmp_path / "a.mkv", codec="ffv1", audio=1)
     data = (tmp_path / "a.mkv").read_bytes()
     (tmp_path / "a.mkv").write_bytes(data[: len(data) // 2])
@@ -224,9 +224,13 @@ def test_a_film_that_breaks_off_is_kept_as_far_as_it_goes(tmp_path):
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"", "not a video"), (b"\0\0\0\x20ftypisom" + b"\0" * 200, "not a video"), (b"text" * 50, "not a video")],
+    [
+        (b"", "not a readable video"),
+        (b"\0\0\0\x20ftypisom" + b"\0" * 200, "not a readable video"),
+        (b"text" * 50, "not a readable video"),
+    ],
 )
-def test_what_is_no_video(tmp_path, data, message):
+def test_other_files_are_refused(tmp_path, data, message):
     (tmp_path / "a.mp4").write_bytes(data)
     with pytest.raises(InputError, match=message):
         enlarge(tmp_path / "a.mp4", tmp_path / "b.mp4")
@@ -235,20 +239,20 @@ def test_what_is_no_video(tmp_path, data, message):
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
-def test_sound_alone_is_no_video(tmp_path):
-    make(tmp_path / "film.mp4", count=1)
-    with av.open(str(tmp_path / "film.mp4")) as first, av.open(str(tmp_path / "a.mp4"), "w") as second:
+def test_audio_only_is_refused(tmp_path):
+    make(tmp_path / "video.mp4", count=1)
+    with av.open(str(tmp_path / "video.mp4")) as first, av.open(str(tmp_path / "a.mp4"), "w") as second:
         stream = second.add_stream_from_template(first.streams.audio[0])
         for packet in first.demux(audio=0):
             if packet.dts is not None:
                 packet.stream = stream
                 second.mux(packet)
-    with pytest.raises(InputError, match="no video in this file"):
+    with pytest.raises(InputError, match="no video stream"):
         enlarge(tmp_path / "a.mp4", tmp_path / "b.mp4")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("x")])
-def test_an_interruption_leaves_nothing(tmp_path, error):
+def test_an_interruption_leaves_no_partial_file(tmp_path, error):
     make(tmp_path / "a.mp4")
     (tmp_path / "b.mp4").write_bytes(b"as it was")
 
@@ -264,20 +268,20 @@ def test_an_interruption_leaves_nothing(tmp_path, error):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
 
 
-def test_lost_frames_are_noticed(tmp_path):
+def test_missing_frames_raise_an_error(tmp_path):
     make(tmp_path / "a.mp4")
 
     def stream(frames):
         yield from list(FakeModel().stream(frames))[:-1]
 
-    with pytest.raises(TinySRError, match="12 frames were due, 11 encoded, 11 stored"):
+    with pytest.raises(TinySRError, match="expected 12 frames, found 11 encoded and 11 stored"):
         upscale_video(tmp_path / "a.mp4", tmp_path / "b.mp4", stream, SCALE)
-    with pytest.raises(TinySRError, match="where"):
+    with pytest.raises(TinySRError, match="expected a frame of shape"):
         upscale_video(tmp_path / "a.mp4", tmp_path / "b.mp4", lambda frames: iter(frames), SCALE)
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
-def test_a_network_may_take_frames_ahead_of_giving_results(tmp_path):
+def test_a_stream_may_buffer_frames(tmp_path):
     make(tmp_path / "a.mp4")
 
     def ahead(frames):
@@ -311,27 +315,27 @@ def test_webm(tmp_path):
     make(tmp_path / "a.webm", codec="libvpx-vp9", audio=0, count=4)
     assert enlarge(tmp_path / "a.webm", tmp_path / "b.webm").frames == 4
     make(tmp_path / "a.mp4", count=2)
-    with pytest.raises(InputError, match=r"audio cannot be kept.*\.mkv"):
+    with pytest.raises(InputError, match=r"audio cannot be copied.*\.mkv"):
         enlarge(tmp_path / "a.mp4", tmp_path / "c.webm")
 
 
-def test_more_than_eight_bits_are_said(tmp_path, caplog):
+def test_reduction_to_8_bits_is_noticed(tmp_path, caplog):
     make(tmp_path / "a.mkv", codec="ffv1", pixel_format="yuv420p10le", audio=0, count=2)
     enlarge(tmp_path / "a.mkv", tmp_path / "b.mkv")
     assert "10-bit video" in caplog.text
 
 
-def test_subtitles_are_kept_or_said_to_be_left_out(tmp_path, caplog):
-    make(tmp_path / "film.mkv", count=3, audio=1)
+def test_subtitles_are_copied_or_dropped_with_a_notice(tmp_path, caplog):
+    make(tmp_path / "video.mkv", count=3, audio=1)
     (tmp_path / "a.srt").write_text("1\n00:00:00,000 --> 00:00:00,100\nHello\n")
     with (
-        av.open(str(tmp_path / "film.mkv")) as film,
+        av.open(str(tmp_path / "video.mkv")) as video_file,
         av.open(str(tmp_path / "a.srt")) as text,
         av.open(str(tmp_path / "a.mkv"), "w") as output,
     ):
-        streams = [*film.streams, text.streams.subtitles[0]]
+        streams = [*video_file.streams, text.streams.subtitles[0]]
         copies = {id(stream): output.add_stream_from_template(stream) for stream in streams}
-        for packet in [*text.demux(), *film.demux()]:
+        for packet in [*text.demux(), *video_file.demux()]:
             if packet.size:
                 packet.stream = copies[id(packet.stream)]
                 output.mux(packet)
@@ -341,10 +345,10 @@ def test_subtitles_are_kept_or_said_to_be_left_out(tmp_path, caplog):
         assert b"Hello" in bytes(packet)
     assert caplog.text == ""
     enlarge(tmp_path / "a.mkv", tmp_path / "b.mp4")
-    assert "subtitle was left out" in caplog.text
+    assert "subtitle stream dropped" in caplog.text
 
 
-def test_without_pyav_the_remedy_is_named(tmp_path, monkeypatch):
+def test_missing_pyav_names_the_install_command(tmp_path, monkeypatch):
     make(tmp_path / "a.mp4", count=1)
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(InputError, match=r"tinysr-kernels\[video\]"):

@@ -1,4 +1,4 @@
-"""Videos whose frames fail in the network, and which thread does what."""
+"""Videos with frames that fail in the network, and the threads that decode and encode."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.files.test_video import enlarge, images, make, times
-from tests.runtime.pictures import SCALE
+from tests.runtime.sample_images import SCALE
 from tinysr_kernels.errors import NonFiniteOutput, OutOfMemory
 from tinysr_kernels.files import batch
 from tinysr_kernels.files.batch import Settings
@@ -19,7 +19,7 @@ from tinysr_kernels.runtime.streaming import in_order
 
 
 @pytest.mark.parametrize("failing", [{3}, {0}, {11}, {4, 5, 6}, {0, 11}])
-def test_frames_that_cannot_be_enlarged_are_repeated_and_counted(tmp_path, caplog, failing):
+def test_failed_frames_are_replaced_and_counted(tmp_path, caplog, failing):
     make(tmp_path / "a.mp4")
 
     def stream(frames):
@@ -29,7 +29,7 @@ def test_frames_that_cannot_be_enlarged_are_repeated_and_counted(tmp_path, caplo
     report = upscale_video(tmp_path / "a.mp4", tmp_path / "b.mp4", stream, SCALE, crf=4)
     assert (report.frames, report.repeated) == (12, len(failing))
     assert times(tmp_path / "b.mp4") == times(tmp_path / "a.mp4")
-    assert f"{len(failing)} frames could not be enlarged" in caplog.text
+    assert f"{len(failing)} frames were not finite in any dtype" in caplog.text
     assert "corrupt" not in caplog.text
     before, after = images(tmp_path / "a.mp4"), images(tmp_path / "b.mp4")
     good = [index for index in range(12) if index not in failing]
@@ -39,7 +39,7 @@ def test_frames_that_cannot_be_enlarged_are_repeated_and_counted(tmp_path, caplo
 
 
 @pytest.mark.parametrize(("failing", "error"), [(range(12), NonFiniteOutput("NaN")), ({3}, OutOfMemory("full"))])
-def test_a_film_without_a_good_frame_or_with_another_error_fails(tmp_path, failing, error):
+def test_a_video_without_a_good_frame_or_with_another_error_fails(tmp_path, failing, error):
     make(tmp_path / "a.mp4")
 
     def stream(frames):
@@ -51,8 +51,8 @@ def test_a_film_without_a_good_frame_or_with_another_error_fails(tmp_path, faili
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
-def test_the_encoder_has_a_thread_of_its_own(tmp_path, monkeypatch):
-    """Decoding and the network's results stay with the caller; all writing is one other thread's."""
+def test_the_encoder_has_its_own_thread(tmp_path, monkeypatch):
+    """The caller's thread decodes frames and consumes results; one other thread does all writing."""
     make(tmp_path / "a.mp4", audio=1)
     reading, writing = set(), set()
     to_rgb, to_yuv = Converter.to_rgb, Converter.to_yuv
@@ -73,8 +73,8 @@ def test_the_encoder_has_a_thread_of_its_own(tmp_path, monkeypatch):
     assert reading.isdisjoint(writing)
 
 
-class Spoiling:
-    """A model that cannot enlarge its third frame."""
+class FailsOnThirdFrame:
+    """A model that fails on its third frame."""
 
     def __init__(self) -> None:
         self.upscale = SCALE
@@ -94,12 +94,14 @@ class Spoiling:
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_in_a_run_a_frame_costs_the_film_only_if_strict(tmp_path, strict):
+def test_a_failed_frame_fails_the_video_only_if_strict(tmp_path, strict):
     make(tmp_path / "a.mp4")
-    (result,) = batch.run(plan_jobs([tmp_path / "a.mp4"], tmp_path / "b.mp4"), Spoiling(), Settings(strict=strict))
+    (result,) = batch.run(
+        plan_jobs([tmp_path / "a.mp4"], tmp_path / "b.mp4"), FailsOnThirdFrame(), Settings(strict=strict)
+    )
     assert result.status == ("failed" if strict else "done")
     if strict:
         assert result.error["type"] == "NonFiniteOutput"
     else:
         assert (result.frames, times(tmp_path / "b.mp4")) == (12, times(tmp_path / "a.mp4"))
-        assert any("1 frames could not be enlarged" in message for message in result.notices)
+        assert any("1 frames were not finite" in message for message in result.notices)

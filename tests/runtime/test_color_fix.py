@@ -1,4 +1,4 @@
-"""The colour fixes against their formulas, and on flat images."""
+"""The color fixes against their formulas, and on flat images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tinysr_kernels.runtime.color_fix import fix_colors
 
 
 def pair(seed: int = 0) -> tuple[Tensor, Tensor]:
-    """An enlarged image with overshoot and its original, of different colours."""
+    """An enlarged image with overshoot and its original, of different colors."""
     generator = torch.Generator().manual_seed(seed)
     lr = torch.rand((2, 3, 9, 7), generator=generator, dtype=torch.float64) * 0.5 + 0.2
     sr = torch.rand((2, 3, 36, 28), generator=generator, dtype=torch.float64) * 1.3 - 0.1
@@ -79,7 +79,7 @@ def test_the_gain_of_a_flat_result_is_bounded() -> None:
     assert finite.all()
 
 
-def test_one_pixel_keeps_its_colour() -> None:
+def test_one_pixel_keeps_its_color() -> None:
     lr = torch.tensor([0.2, 0.5, 0.9]).view(1, 3, 1, 1)
     sr = lr.expand(1, 3, 4, 4) + 0.1
     for family in ("adcsr", "tinysr-dit"):

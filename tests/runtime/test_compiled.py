@@ -66,7 +66,7 @@ def test_windows_of_the_release_s_overlap_still_move_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("color_fix", ["adain", "wavelet", "none"])
-def test_tinysr_colour_fixes(color_fix: tinysr_kernels.families.ColorFix, tmp_path: Path) -> None:
+def test_tinysr_color_fixes(color_fix: tinysr_kernels.families.ColorFix, tmp_path: Path) -> None:
     written = write_tinysr(tmp_path)
     model = tinysr_kernels.compile(tmp_path, color_fix=color_fix)
     lr = image(32, 33)

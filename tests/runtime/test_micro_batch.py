@@ -11,20 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.runtime.pictures import nearest
-from tinysr_kernels.runtime.micro_batch import Gatherer, Room, Stopped
-from tinysr_kernels.runtime.notices import collected, notice
+from tests.runtime.sample_images import nearest
+from tinysr_kernels.runtime.micro_batch import Budget, MicroBatcher, Stopped
+from tinysr_kernels.runtime.notices import collect_notices, notice
 
-SOON = 20  # seconds after which a test that waits has failed
+TIMEOUT = 20  # seconds until a waiting test fails
 
 
-def gathered(gatherer: Callable[..., Tensor], images: list[Tensor]) -> list[Any]:
-    """What each of several threads gets that ask at once: a result or an error."""
+def run_threads(enlarge: Callable[..., Tensor], images: list[Tensor]) -> list[Any]:
+    """The result or error of each image, requested by as many threads at once."""
     found: list[Any] = [None] * len(images)
 
     def work(i: int) -> None:
         try:
-            found[i] = gatherer(images[i])
+            found[i] = enlarge(images[i])
         except Exception as error:  # noqa: BLE001
             found[i] = error
 
@@ -32,24 +32,24 @@ def gathered(gatherer: Callable[..., Tensor], images: list[Tensor]) -> list[Any]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(SOON)
+        thread.join(TIMEOUT)
     return found
 
 
 class Slow:
-    """A network whose first call waits until `count` further requests wait as well."""
+    """A network whose first call waits until `count` further requests are queued."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.shapes: list[tuple[int, ...]] = []
-        self.gatherer: Gatherer | None = None
+        self.batcher: MicroBatcher | None = None
 
     def __call__(self, rgb: Tensor) -> Tensor:
         self.shapes.append(tuple(rgb.shape))
-        end = time.monotonic() + SOON
+        end = time.monotonic() + TIMEOUT
         while len(self.shapes) == 1 and time.monotonic() < end:
-            assert self.gatherer is not None
-            if len(self.gatherer._waiting) == self.count:
+            assert self.batcher is not None
+            if len(self.batcher._waiting) == self.count:
                 break
             time.sleep(0.001)
         if (rgb[:, 0, 0, 0] == 1).any():
@@ -58,15 +58,15 @@ class Slow:
         return nearest(rgb)
 
 
-def gather(images: list[Tensor], pixels: int = 1 << 20) -> tuple[list[Any], Slow]:
+def run_batched(images: list[Tensor], max_pixels: int = 1 << 20) -> tuple[list[Any], Slow]:
     network = Slow(len(images) - 1)
-    network.gatherer = Gatherer(network, pixels, turns=1)
-    return gathered(network.gatherer, images), network
+    network.batcher = MicroBatcher(network, max_pixels, max_in_flight=1)
+    return run_threads(network.batcher, images), network
 
 
-def test_requests_of_one_shape_become_batches_of_few_sizes() -> None:
+def test_requests_of_equal_shape_become_batches_of_power_of_two_sizes() -> None:
     images = [torch.rand(1, 3, 4, 5) * 0.9 for _ in range(8)]
-    found, network = gather(images)
+    found, network = run_batched(images)
     assert [shape[0] for shape in network.shapes] == [1, 4, 2, 1]
     for image, large in zip(images, found, strict=True):
         assert torch.equal(large, nearest(image))
@@ -75,59 +75,59 @@ def test_requests_of_one_shape_become_batches_of_few_sizes() -> None:
 def test_shapes_and_dtypes_are_not_mixed_and_batches_are_bounded() -> None:
     images = [torch.rand(1, 3, 4, 5) * 0.9 for _ in range(3)] + [torch.rand(1, 3, 5, 4) * 0.9 for _ in range(3)]
     images += [image.double() for image in images]
-    found, network = gather(images, pixels=2 * 4 * 5)
+    found, network = run_batched(images, max_pixels=2 * 4 * 5)
     assert max(shape[0] for shape in network.shapes) == 2
     assert len(network.shapes) < len(images)
     for image, large in zip(images, found, strict=True):
         assert torch.equal(large, nearest(image))
 
 
-def test_an_error_of_a_batch_goes_to_the_image_it_belongs_to() -> None:
+def test_an_error_is_raised_only_for_the_image_that_causes_it() -> None:
     images = [torch.rand(1, 3, 4, 5) * 0.9 for _ in range(5)]
     images[3][0, 0, 0, 0] = 1
-    found, _ = gather(images)
+    found, _ = run_batched(images)
     assert [isinstance(each, ValueError) for each in found] == [False, False, False, True, False]
 
 
 def test_every_thread_gets_the_notices_of_its_batch() -> None:
     messages: list[list[str]] = []
     network = Slow(4)
-    network.gatherer = Gatherer(network, 1 << 20, turns=1)
+    network.batcher = MicroBatcher(network, 1 << 20, max_in_flight=1)
 
-    def asking(image: Tensor) -> Tensor:
-        assert network.gatherer is not None
-        with collected() as own:
-            result = network.gatherer(image)
+    def request(image: Tensor) -> Tensor:
+        assert network.batcher is not None
+        with collect_notices() as own:
+            result = network.batcher(image)
         messages.append(list(own))
         return result
 
-    gathered(asking, [torch.rand(1, 3, 2, 2) * 0.9 for _ in range(5)])
+    run_threads(request, [torch.rand(1, 3, 2, 2) * 0.9 for _ in range(5)])
     assert sorted(messages) == [["1 at once"], *[["4 at once"]] * 4]
 
 
-def test_results_go_where_they_are_wanted() -> None:
-    gatherer = Gatherer(nearest, 1 << 20)
-    assert not gatherer.takes_bytes
+def test_out_receives_the_result() -> None:
+    batcher = MicroBatcher(nearest, 1 << 20)
+    assert not batcher.takes_bytes
     image, out = torch.rand(1, 3, 2, 2), torch.empty(1, 3, 8, 8)
-    assert gatherer(image, out=out) is out
+    assert batcher(image, out=out) is out
     assert torch.equal(out, nearest(image))
 
 
 def test_nothing_is_computed_after_a_stop() -> None:
     calls: list[int] = []
-    gatherer = Gatherer(lambda rgb: calls.append(1) or rgb, 1 << 20)
-    gatherer.stop()
+    batcher = MicroBatcher(lambda rgb: calls.append(1) or rgb, 1 << 20)
+    batcher.stop()
     with pytest.raises(Stopped):
-        gatherer(torch.rand(1, 3, 2, 2))
+        batcher(torch.rand(1, 3, 2, 2))
     assert calls == []
 
 
-def test_room_is_shared_and_too_large_ones_are_alone() -> None:
-    room, lock, now = Room(10), threading.Lock(), [0]
+def test_a_budget_is_shared_and_larger_amounts_run_alone() -> None:
+    budget, lock, now = Budget(10), threading.Lock(), [0]
     most: list[int] = []
 
     def take(amount: int) -> None:
-        with room.taken(amount):
+        with budget.reserve(amount):
             with lock:
                 now[0] += amount
                 most.append(now[0])
@@ -139,7 +139,7 @@ def test_room_is_shared_and_too_large_ones_are_alone() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(SOON)
+        thread.join(TIMEOUT)
     assert now == [0]
     assert max(each for each in most if each != 25) <= 10
     assert 25 in most

@@ -72,7 +72,7 @@ def test_saved_and_loaded_it_is_the_same(folder: Path, tmp_path: Path, dtype: st
     assert all(torch.equal(t.float(), twice[name].float()) for name, t in stored.items())
 
 
-def test_a_folded_file_is_quantised_on_request(folder: Path, tmp_path: Path) -> None:
+def test_a_folded_file_is_quantized_on_request(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "folded.safetensors"
     tinysr_kernels.compile(folder).save(path)
     lr = random_image(8, 8)
@@ -98,7 +98,7 @@ def test_the_kernels_compute_what_the_cpu_emulates(folder: Path) -> None:
 def test_older_gpus_are_refused_by_name(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
 ) -> None:
-    """Before anything is folded or placed, for public checkpoints and for files that are quantised already."""
+    """Before anything is folded or placed, for public checkpoints and for files that are quantized already."""
     path = tmp_path / "fp8.safetensors"
     tinysr_kernels.compile(folder, quantize="fp8").save(path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -1,4 +1,4 @@
-"""Networks on images: what is captured, what is shared, and what happens when memory or a dtype's range run out."""
+"""Running networks on images: what is captured and shared, and out-of-memory and overflow handling."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tinysr_kernels.families import TinySRConfig
 from tinysr_kernels.nets import LatentNetwork, Network, PixelNetwork
 from tinysr_kernels.runtime import runner, tiled_inference
 from tinysr_kernels.runtime.color_fix import fix_colors
-from tinysr_kernels.runtime.device.engine import Direct, Engine
+from tinysr_kernels.runtime.device.engine import EagerEngine, Engine
 from tinysr_kernels.runtime.device.graphs import Graphs
 from tinysr_kernels.runtime.runner import Runner
 from tinysr_kernels.runtime.tiled_inference import Limits
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def unet(dtype: torch.dtype, overflow: float = 0.0) -> Network:
-    """A small network; `overflow` is what one of its biases gets, far inside."""
+    """A small network; `overflow` is the value of one of its inner biases."""
     unet, decoder, config = unet_parts("separable")
     tensors = {f"unet.{k}": v for k, v in unet.state_dict().items()}
     tensors |= {f"decoder.{k}": v for k, v in decoder.state_dict().items()}
@@ -62,7 +62,7 @@ def running(
     return Runner(
         of,
         lambda sr, lr, dtype: fix_colors(sr, lr, "adain", family, 4, dtype),
-        Graphs(engine or Direct(CPU), 0 if engine is None else graphs),
+        Graphs(engine or EagerEngine(CPU), 0 if engine is None else graphs),
         limits or Limits(),
         dtype=dtype,
         backend="reference",
@@ -81,7 +81,7 @@ def photo(height: int, width: int, batch: int = 1, seed: int = 0) -> Tensor:
 # Graphs
 
 
-def test_an_image_is_one_graph_from_bytes_to_bytes(small: Network) -> None:
+def test_an_image_is_one_graph_from_uint8_to_uint8(small: Network) -> None:
     plain, engine = running(small), Recorder()
     model = running(small, engine)
     for seed in range(4):
@@ -89,7 +89,7 @@ def test_an_image_is_one_graph_from_bytes_to_bytes(small: Network) -> None:
         sr = model(lr)
         assert sr.dtype == torch.uint8
         assert torch.equal(sr, plain(lr))
-    assert engine.events == ["plain", "warm", "capture", "replay", "replay", "replay"]
+    assert engine.events == ["launch", "warm-up", "capture", "replay", "replay", "replay"]
     (graph,) = engine.graphs
     assert [(t.dtype, tuple(t.shape)) for t in (*graph.inputs, *graph.outputs)] == [
         (torch.uint8, (1, 3, 8, 12)),
@@ -98,13 +98,13 @@ def test_an_image_is_one_graph_from_bytes_to_bytes(small: Network) -> None:
     ]
 
 
-def test_other_strides_are_the_same_step_and_other_dtypes_another(small: Network) -> None:
+def test_graphs_are_shared_by_strides_but_not_by_dtypes(small: Network) -> None:
     engine = Recorder()
     model = running(small, engine)
     lr = photo(8, 12)
     expected = model(lr, now=True)
-    for given in (lr.contiguous(), lr.flip(3).flip(3), torch.cat([lr, lr], 3)[..., :12]):
-        assert torch.equal(model(given), expected)
+    for image in (lr.contiguous(), lr.flip(3).flip(3), torch.cat([lr, lr], 3)[..., :12]):
+        assert torch.equal(model(image), expected)
     assert engine.count("capture") == 1
     floats = model(lr / 255, now=True)
     assert engine.count("capture") == 2
@@ -134,14 +134,14 @@ def test_windows_and_tiles_of_a_latent_network_are_steps(latent: Network) -> Non
         assert torch.equal(model(lr), plain(lr))
     names = {tuple(graph.inputs[0].shape[1:]) for graph in engine.graphs}
     assert names == {(3, 224, 224), (4, 8, 8), (4, 28, 28)}
-    # an image in one piece is a step by itself, its windows part of it
+    # an image in one piece is a single step that includes its windows
     engine.events.clear()
     for _ in range(2):
         model(photo(16, 40), now=True)
     assert engine.count("replay") == 2
 
 
-def test_a_large_image_in_host_memory_travels_by_tiles(small: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_image_in_host_memory_is_copied_by_tiles(small: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     lr = photo(40, 40)
     whole = running(small, Recorder(), Limits(tile=16))(lr)
     monkeypatch.setattr(runner, "DEVICE_PIXELS", 1000)
@@ -150,7 +150,7 @@ def test_a_large_image_in_host_memory_travels_by_tiles(small: Network, monkeypat
     assert engine.most_copying == 0
 
 
-def test_a_batch_runs_in_parts_with_the_results_of_each_image(small: Network) -> None:
+def test_a_batch_runs_in_parts_with_the_same_results(small: Network) -> None:
     lr = photo(8, 12, batch=5)
     parts = running(small, limits=Limits(batch_pixels=8 * 12 * 2))
     found, out = parts(lr), torch.empty((5, 3, 32, 48), dtype=torch.uint8)
@@ -161,7 +161,7 @@ def test_a_batch_runs_in_parts_with_the_results_of_each_image(small: Network) ->
 
 
 def test_eight_threads_and_many_shapes(small: Network) -> None:
-    """One model, mixed sizes, fewer graphs than sizes: every result has the bits it has alone, memory is bounded."""
+    """One model, mixed sizes, fewer graphs than sizes: every result is bit-identical, and graphs are bounded."""
     plain, engine = running(small), Recorder()
     model = running(small, engine, graphs=3)
     sizes = [(4 + 4 * (i % 3), 8 + 4 * (i % 2)) for i in range(6)]
@@ -184,8 +184,10 @@ def test_eight_threads_and_many_shapes(small: Network) -> None:
 # Memory
 
 
-def scarce(monkeypatch: pytest.MonkeyPatch, pixels: int, error: type[Exception] = torch.OutOfMemoryError) -> list[int]:
-    """A network that cannot take more than so many pixels; the pixels of every call that it could."""
+def limit_memory(
+    monkeypatch: pytest.MonkeyPatch, pixels: int, error: type[Exception] = torch.OutOfMemoryError
+) -> list[int]:
+    """Make the network fail above `pixels` per call; returns a list of the pixels of its successful calls."""
     forward, sizes = PixelNetwork.forward, list[int]()
 
     def limited(self: PixelNetwork, x: Tensor) -> Tensor:
@@ -201,14 +203,14 @@ def scarce(monkeypatch: pytest.MonkeyPatch, pixels: int, error: type[Exception] 
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
-def test_out_of_memory_leads_to_smaller_tiles_and_stays_there(small, monkeypatch, caplog, error) -> None:
+def test_out_of_memory_reduces_tiles_permanently(small, monkeypatch, caplog, error) -> None:
     lr = photo(40, 40)
     expected = running(small, limits=Limits(tile=24))(lr)
-    sizes = scarce(monkeypatch, 24 * 24, error)
+    sizes = limit_memory(monkeypatch, 24 * 24, error)
     model = running(small)
     assert torch.equal(model(lr), expected)
     assert [record.getMessage() for record in caplog.records] == [
-        "out of memory: going on with tiles of 24x24 pixels"
+        "out of memory: continuing with tiles of 24x24 pixels"
     ]  # 40 * 40 / 2 pixels are 28 a side, and tiles are 2^k or 3 * 2^k
     caplog.clear()
     sizes.clear()
@@ -216,20 +218,20 @@ def test_out_of_memory_leads_to_smaller_tiles_and_stays_there(small, monkeypatch
     assert set(sizes) == {24 * 24}
     assert caplog.text == ""
     with pytest.raises(OutOfMemory, match="tile of 32x32"):
-        running(small, limits=Limits(tile=32))(lr)  # an explicit setting stays
+        running(small, limits=Limits(tile=32))(lr)  # an explicit setting is kept
 
 
 def test_out_of_memory_halves_a_batch_of_images_first(small, monkeypatch, caplog) -> None:
     lr = photo(8, 8, batch=7)
     expected = torch.cat([running(small)(one[None]) for one in lr])
-    sizes = scarce(monkeypatch, 3 * 8 * 8)
+    sizes = limit_memory(monkeypatch, 3 * 8 * 8)
     found = running(small)(lr)
     torch.testing.assert_close(found.float(), expected.float(), rtol=0, atol=1)
     assert sizes == [192, 192, 64]
     assert "batches of 3 images" in caplog.text
 
 
-def test_out_of_memory_gives_the_graphs_up_before_it_shrinks_anything(small, monkeypatch, caplog) -> None:
+def test_out_of_memory_drops_graphs_before_it_reduces_sizes(small, monkeypatch, caplog) -> None:
     engine = Recorder()
     model = running(small, engine)
     model(photo(8, 8), now=True)
@@ -242,12 +244,12 @@ def test_out_of_memory_gives_the_graphs_up_before_it_shrinks_anything(small, mon
 
     monkeypatch.setattr(PixelNetwork, "forward", while_graphs_are_held)
     model(photo(16, 16))
-    assert engine.events[-4:] == ["plain", "drop", "trim", "plain"]
+    assert engine.events[-4:] == ["launch", "drop", "trim", "launch"]
     assert caplog.text == ""
 
 
-def test_no_memory_at_all_is_a_typed_error(small, latent, monkeypatch) -> None:
-    scarce(monkeypatch, 1)
+def test_out_of_memory_at_the_minimum_is_a_typed_error(small, latent, monkeypatch) -> None:
+    limit_memory(monkeypatch, 1)
     with pytest.raises(OutOfMemory, match=r"tile of 16x16 pixels.*free"):
         running(small)(photo(40, 12))
 
@@ -275,8 +277,8 @@ def half_or_wider(overflow: float) -> Callable[[torch.dtype], Network]:
 
 
 @pytest.mark.parametrize("graphs", [False, True])
-def test_overflow_goes_to_the_next_dtype_that_holds_it(graphs: bool, caplog) -> None:
-    """A network whose activations leave float16 is run again in bfloat16, and not in float32."""
+def test_overflow_is_recomputed_in_the_next_wider_dtype(graphs: bool, caplog) -> None:
+    """A network whose activations overflow float16 is rerun in bfloat16, not in float32."""
     networks = half_or_wider(1e6)
     engine = Recorder() if graphs else None
     model = running(networks, engine, dtype=torch.float16)
@@ -284,12 +286,12 @@ def test_overflow_goes_to_the_next_dtype_that_holds_it(graphs: bool, caplog) -> 
         lr = photo(8, 8, seed=i)
         assert torch.equal(model(lr), running(networks, dtype=torch.bfloat16)(lr))
     assert model.retries == 3
-    assert "torch.float16 overflowed; what it could not hold was computed in torch.bfloat16" in caplog.text
+    assert "torch.float16 overflowed; the affected parts were recomputed in torch.bfloat16" in caplog.text
     if engine is not None:
         assert engine.count("capture") == 1  # the flag is part of the graph
 
 
-def test_precision_comes_last() -> None:
+def test_overflow_in_all_dtypes_is_an_error() -> None:
     networks = half_or_wider(1e39)
     model = running(networks, dtype=torch.bfloat16)
     with pytest.raises(NonFiniteOutput, match="not finite"):
@@ -300,7 +302,7 @@ def test_precision_comes_last() -> None:
 
 
 def spiked(dtype: torch.dtype, seen: list[tuple[torch.dtype, int]]) -> Network:
-    """A network whose float16 form gives infinity where a tile has a white first pixel."""
+    """A network that outputs infinity in float16 for a tile whose first pixel is white."""
     network = unet(dtype)
     forward = network.forward
 
@@ -314,7 +316,7 @@ def spiked(dtype: torch.dtype, seen: list[tuple[torch.dtype, int]]) -> Network:
     return network
 
 
-def test_only_the_image_of_a_batch_that_overflowed_is_computed_again() -> None:
+def test_only_the_overflowed_image_of_a_batch_is_recomputed() -> None:
     seen: list[tuple[torch.dtype, int]] = []
     networks = {d: spiked(d, seen) for d in (torch.float16, torch.bfloat16, torch.float32)}
     lr = photo(8, 8, batch=3)
@@ -331,7 +333,7 @@ def test_only_the_image_of_a_batch_that_overflowed_is_computed_again() -> None:
     assert torch.equal(found[1:2], running(networks.__getitem__, dtype=torch.bfloat16)(lr[1:2]))
 
 
-def test_only_the_tiles_that_overflowed_are_computed_wider() -> None:
+def test_only_the_overflowed_tiles_are_recomputed() -> None:
     seen: list[tuple[torch.dtype, int]] = []
     networks = {d: spiked(d, seen) for d in (torch.float16, torch.bfloat16, torch.float32)}
     lr = photo(16, 44)

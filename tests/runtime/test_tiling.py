@@ -14,15 +14,15 @@ from torch.nn import functional as F
 from tinysr_kernels.nets.tiny_vae import Decoder, Encoder, halo
 from tinysr_kernels.runtime.tiling import (
     apply_with_halo,
-    batches,
+    batch_sizes,
+    batched,
     blend_windows,
     gaussian_window,
     halo_windows,
-    in_batches,
     pad_sides,
     pad_to,
     ramp_window,
-    starts,
+    window_starts,
 )
 
 
@@ -50,7 +50,7 @@ def test_padding_keeps_the_image_and_mirrors_it(height: int, width: int, below: 
 @given(st.integers(1, 1000), st.integers(1, 128), st.integers(0, 64))
 def test_windows_cover_everything_in_order(length: int, window: int, overlap: int) -> None:
     overlap = min(overlap, window - 1)
-    found = starts(length, window, overlap)
+    found = window_starts(length, window, overlap)
     assert found[0] == 0
     if length <= window:
         assert found == [0]
@@ -70,7 +70,7 @@ def test_gaussian_weights_follow_the_formula() -> None:
 
 
 def test_blending_restores_a_pointwise_function() -> None:
-    """What does not depend on the neighbourhood is the same in windows as on the whole, whatever the weights."""
+    """What does not depend on the neighborhood is the same in windows as on the whole, whatever the weights."""
     x = torch.rand((2, 3, 37, 50), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     seen = []
 
@@ -141,11 +141,11 @@ def test_windows_with_a_halo_keep_everything_once_and_at_a_distance(length: int,
 
 @given(st.integers(0, 100), st.sampled_from([1, 2, 3, 8]))
 def test_batches_come_in_few_sizes(count: int, most: int) -> None:
-    sizes = batches(count, most)
+    sizes = batch_sizes(count, most)
     assert sum(sizes) == count
     assert sizes == sorted(sizes, reverse=True)
     assert set(sizes) <= {most, 1, 2, 4}
-    assert [list(group) for group in in_batches(list(range(count)), most)] == [
+    assert [list(group) for group in batched(list(range(count)), most)] == [
         list(range(sum(sizes[:i]), sum(sizes[: i + 1]))) for i in range(len(sizes))
     ]
 

@@ -1,1 +1,1 @@
-"""The command `tinysr`: a file per sub-command."""
+"""The command `tinysr`, one file per subcommand."""

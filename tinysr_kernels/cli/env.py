@@ -1,4 +1,4 @@
-"""`tinysr env`: what a bug report needs to know of this machine."""
+"""`tinysr env`: versions, devices and settings for bug reports."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tinysr_kernels.cli.terminal import print_facts
 
 
 def add_parser(commands: Any) -> None:
-    """Add the sub-command to the subparsers of `argparse`."""
-    parser = commands.add_parser("env", help="what a bug report needs to know of this machine")
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    """Add the subcommand to argparse's subparsers."""
+    parser = commands.add_parser("env", help="print versions, devices and settings for bug reports")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(command=run)
 
 

@@ -1,7 +1,7 @@
 """The command `tinysr`: upscale files, folders and videos; describe and convert checkpoints; describe the machine.
 
-Exit codes: 0 all done; 1 some inputs failed, each named, the others written; 2 wrong usage or a checkpoint that
-cannot be used; 130 and 143 after Ctrl-C and SIGTERM, with no partial file left.
+Exit codes: 0 all inputs done; 1 some inputs failed, each is named and the others are written; 2 wrong usage or an
+unusable checkpoint; 130 after Ctrl-C and 143 after SIGTERM, without partial files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SUBCOMMANDS = (upscale, info, convert, env)
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="tinysr", description="One-step diffusion super-resolution: pictures and videos, four times larger."
+        prog="tinysr", description="One-step diffusion super-resolution of images and videos."
     )
     parser.add_argument("--version", action="version", version=f"tinysr {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -37,10 +37,10 @@ def _terminate(signum: int, _frame: object) -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with the given arguments (default: the process's) and return its exit code."""
+    """Run the command with the arguments (default: those of the process) and return its exit code."""
     arguments = _parser().parse_args(argv)
     previous = None
-    with suppress(ValueError):  # not the main thread: whoever runs it there minds the signals
+    with suppress(ValueError):  # not in the main thread: signals are left to the caller
         previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         return arguments.command(arguments)
@@ -48,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"tinysr: error: {error}")
         return 2
     except KeyboardInterrupt:
-        say("tinysr: interrupted; finished results are complete, --skip-existing goes on from here")
+        say("tinysr: interrupted; finished results are complete, resume with --skip-existing")
         return 130
-    except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else 1
-    except BrokenPipeError:  # the reader of our output has gone, as in `tinysr info x | head`
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    except BrokenPipeError:  # stdout was closed by its reader, as in `tinysr info x | head`
         sys.stderr.close()
         return 1
     finally:

@@ -1,4 +1,4 @@
-"""What the sub-commands share: argument types, and how they print."""
+"""Shared by the subcommands: argument types and printing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 def integer_between(least: int, most: int | None = None) -> Any:
-    """An argparse type: an integer between two bounds, both included."""
+    """An argparse type: an integer from `least` to `most` (None: unbounded), both inclusive."""
 
     def integer(text: str) -> int:
         value = int(text)
         if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"{value} is outside {least} to {'any' if most is None else most}")
+            limits = f"at least {least}" if most is None else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"expected an integer {limits}, found {value}")
         return value
 
     return integer
@@ -32,7 +33,7 @@ def say(message: str) -> None:
 
 
 def print_facts(facts: dict[str, Any], as_json: bool) -> None:
-    """Print `key  value` lines, one line per entry of a list, or JSON."""
+    """Print `key  value` lines, with one line per entry of a list, or JSON."""
     if as_json:
         print(json.dumps(facts, indent=2, ensure_ascii=False, default=str))
         return

@@ -1,10 +1,10 @@
-"""Many files, one after another: each is done whole, skipped or failed by name, and none stops the rest.
+"""Process many files: each one is done, skipped or failed, and a failure never stops the others.
 
-A run can be broken off at any moment (Ctrl-C, SIGTERM, a lost machine): finished results are complete files, the
-current one leaves nothing behind, and `skip_existing` goes on where it stopped.
+A run may be interrupted at any time (Ctrl-C, SIGTERM, power loss): finished results are complete files, the current one
+leaves no partial file, and `skip_existing` resumes the run.
 
-With several workers, pictures are read and written by as many threads while the network computes for others, and
-pictures of one shape that wait for it become one batch.
+With several workers, threads read and write images while the network runs on others, and images of equal shape that
+wait for the network are batched.
 """
 
 from __future__ import annotations
@@ -24,41 +24,42 @@ import numpy as np
 import torch
 
 from tinysr_kernels.errors import InputError, TinySRError
-from tinysr_kernels.files.encode import Encoding, has_alpha, unfit
+from tinysr_kernels.files.encode import Encoding, has_alpha, unsupported_reason
 from tinysr_kernels.files.jobs import Job
-from tinysr_kernels.files.picture_io import read_picture, upscale_picture, write_picture
+from tinysr_kernels.files.picture_io import read_image, upscale_image_file, write_image
 from tinysr_kernels.files.video import upscale_video
 from tinysr_kernels.runtime.images.arrays import DEVICE_PIXELS, Enlarge
-from tinysr_kernels.runtime.micro_batch import Gatherer, Room
-from tinysr_kernels.runtime.notices import collected, held, notice
+from tinysr_kernels.runtime.micro_batch import Budget, MicroBatcher
+from tinysr_kernels.runtime.notices import collect_notices, defer_notices, notice
 from tinysr_kernels.runtime.streaming import OnError, in_order
 from tinysr_kernels.runtime.tiled_inference import BATCH_PIXELS
 
 GPU_WORKERS = 8
-"""Pictures under way at once when the network runs on a GPU: reading and writing take longer than the network."""
+"""Images in flight when the network runs on a GPU: reading and writing take longer than the network."""
 
 
 class Model(Protocol):
-    """What a run needs of a compiled model."""
+    """The interface of a compiled model that a run uses."""
 
     upscale: int
     device: torch.device
 
     @property
     def enlarge(self) -> Enlarge:
-        """RGB [N,3,H,W] in [0,1] -> [N,3,s*H,s*W], same dtype and device; see images.py."""
+        """RGB [N,3,H,W] in [0,1] -> [N,3,s*H,s*W], same dtype and device; see runtime/images/arrays.py."""
 
     def stream(self, frames: Iterable[np.ndarray], *, on_error: OnError = "raise") -> Iterator[Any]:
-        """Frames uint8 [H,W,3] -> enlarged frames, in order, or an error in place of one."""
+        """Frames uint8 [H,W,3] -> upscaled frames in order; with "yield" an error takes the place of a failed frame."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """encoding: of pictures. frame: of files with several. max_pixels: None lets the free memory decide.
+    """Options of a run.
 
-    skip_existing: leave results alone that are there. strict: stop at the first failure, also of a video's frame.
-    crf: quality of H.264 video, 0 (lossless) to 51. workers: pictures under way at once; None takes GPU_WORKERS, at
-    most one a processor, for a model on a GPU and 1 elsewhere. With strict it is 1.
+    encoding: of images. frame: index in files with several frames. max_pixels: limit on the pixels of an input; None
+    derives it from the free memory. skip_existing: do not process inputs whose result exists. strict: stop at the first
+    failure, including a failed video frame. crf: H.264 quality, 0 (lossless) to 51. workers: images in flight; None
+    means GPU_WORKERS for a model on a GPU, at most one per CPU core, else 1. With strict it is 1.
     """
 
     encoding: Encoding = field(default_factory=Encoding)
@@ -72,7 +73,11 @@ class Settings:
 
 @dataclass
 class Result:
-    """One line of the report. status: done, skipped (exists), failed or interrupted; sizes are (width, height)."""
+    """One line of the report.
+
+    status: done, skipped (the result exists), failed or interrupted. seconds: wall-clock time. Sizes are (width,
+    height) in pixels. mode: Pillow's mode of the input, or "video". error: `type` and `message` of a failure.
+    """
 
     input: str
     output: str | None = None
@@ -86,44 +91,44 @@ class Result:
     error: dict[str, str] | None = None
 
     def as_json(self) -> str:
-        """One line of JSON."""
+        """The result as one line of JSON."""
         return json.dumps(asdict(self), ensure_ascii=False)
 
 
 @dataclass
-class _Means:
-    """What the pictures of a run are enlarged with. room: low-resolution pixels under way, None without a limit."""
+class _Context:
+    """What the jobs of a run share. budget: limits the low-resolution pixels in flight; None for no limit."""
 
     model: Model
     settings: Settings
     enlarge: Enlarge
-    room: Room | None = None
+    budget: Budget | None = None
 
-    def place(self, pixels: int) -> AbstractContextManager[None]:
-        """Inside, so many pixels are under way."""
-        return nullcontext() if self.room is None else self.room.taken(pixels)
+    def reserve(self, pixels: int) -> AbstractContextManager[None]:
+        """Count the pixels as in flight inside the block; wait until the budget allows it."""
+        return nullcontext() if self.budget is None else self.budget.reserve(pixels)
 
 
-def _picture(job: Job, means: _Means, result: Result) -> None:
+def _upscale_image(job: Job, context: _Context, result: Result) -> None:
     assert job.output is not None
-    assert job.reserve is not None
-    settings, scale = means.settings, means.model.upscale
-    picture = read_picture(job.source, frame=settings.frame, max_pixels=settings.max_pixels, upscale=scale)
-    result.input_size, result.mode = picture.size, picture.mode
-    size = (picture.size[0] * scale, picture.size[1] * scale)
-    with means.place(picture.size[0] * picture.size[1]):
-        image, metadata = upscale_picture(picture, means.enlarge, scale, device=means.model.device)
+    assert job.fallback is not None
+    settings, scale = context.settings, context.model.upscale
+    loaded = read_image(job.source, frame=settings.frame, max_pixels=settings.max_pixels, upscale=scale)
+    result.input_size, result.mode = loaded.size, loaded.mode
+    size = (loaded.size[0] * scale, loaded.size[1] * scale)
+    with context.reserve(loaded.size[0] * loaded.size[1]):
+        image, metadata = upscale_image_file(loaded, context.enlarge, scale, device=context.model.device)
         output = job.output
-        reason = unfit(output.suffix, size, has_alpha(image))
-        if reason and job.reserve != output:
-            notice(f"{reason}: written as {job.reserve.name}")
-            output = job.reserve
+        reason = unsupported_reason(output.suffix, size, has_alpha(image))
+        if reason and job.fallback != output:
+            notice(f"{reason}: written as {job.fallback.name}")
+            output = job.fallback
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_picture(output, image, metadata, settings.encoding)
+        write_image(output, image, metadata, settings.encoding)
     result.output, result.output_size = str(output), size
 
 
-def _video(job: Job, model: Model, settings: Settings, result: Result) -> None:
+def _upscale_video(job: Job, model: Model, settings: Settings, result: Result) -> None:
     assert job.output is not None
     job.output.parent.mkdir(parents=True, exist_ok=True)
     stream = partial(model.stream, on_error="raise" if settings.strict else "yield")
@@ -132,36 +137,36 @@ def _video(job: Job, model: Model, settings: Settings, result: Result) -> None:
     result.mode, result.frames, result.output = "video", report.frames, str(job.output)
 
 
-def _exists(job: Job) -> Path | None:
-    return next((path for path in (job.output, job.reserve) if path is not None and path.exists()), None)
+def _existing_result(job: Job) -> Path | None:
+    return next((path for path in (job.output, job.fallback) if path is not None and path.exists()), None)
 
 
-def pending(job: Job, settings: Settings) -> bool:
-    """Whether a job needs the model: it has no problem known beforehand, and no result to be left alone."""
-    return not job.problem and not (settings.skip_existing and _exists(job))
+def needs_model(job: Job, settings: Settings) -> bool:
+    """Whether a job will run the network: it has no known problem and no existing result to skip."""
+    return not job.problem and not (settings.skip_existing and _existing_result(job))
 
 
-def _run_one(job: Job, means: _Means | None, settings: Settings, result: Result) -> None:
-    """Do one job and fill the result in; only interruptions come through."""
+def _run_one(job: Job, context: _Context | None, settings: Settings, result: Result) -> None:
+    """Run one job and fill in its result. Only KeyboardInterrupt and SystemExit propagate."""
     try:
         if job.problem:
             raise InputError(f"{job.source}: {job.problem}")
-        existing = _exists(job) if settings.skip_existing else None
+        existing = _existing_result(job) if settings.skip_existing else None
         if existing is not None:
             result.status, result.output = "skipped", str(existing)
             return
-        assert means is not None
+        assert context is not None
         if job.video:
-            _video(job, means.model, settings, result)
+            _upscale_video(job, context.model, settings, result)
         else:
-            _picture(job, means, result)
+            _upscale_image(job, context, result)
         result.status = "done"
     except (TinySRError, OSError) as error:
         message = str(error)
         if not message.startswith(str(job.source)):
             message = f"{job.source}: {message}"
         result.error = {"type": type(error).__name__, "message": message}
-    except Exception as error:  # noqa: BLE001  one file must not stop the others, whatever is wrong with it
+    except Exception as error:  # noqa: BLE001  one file must never stop the others
         message = f"{job.source}: unexpected {type(error).__name__}: {error}"
         result.error = {"type": type(error).__name__, "message": message}
 
@@ -171,13 +176,13 @@ def _result(job: Job) -> Result:
 
 
 def _timed(
-    job: Job, means: _Means | None, settings: Settings, notices: AbstractContextManager[list[str]], result: Result
+    job: Job, context: _Context | None, settings: Settings, notices: AbstractContextManager[list[str]], result: Result
 ) -> Result:
-    """One job with its notices and seconds, written into the result, which is returned."""
+    """Run one job and return its result with notices and wall-clock time."""
     started = time.perf_counter()
     with notices as messages:
         try:
-            _run_one(job, means, settings, result)
+            _run_one(job, context, settings, result)
         except BaseException:
             result.status = "interrupted"
             raise
@@ -189,40 +194,40 @@ def _timed(
     return result
 
 
-def _one_by_one(jobs: Iterable[Job], means: _Means | None, settings: Settings) -> Iterator[Result]:
+def _run_sequential(jobs: Iterable[Job], context: _Context | None, settings: Settings) -> Iterator[Result]:
     for job in jobs:
         result = _result(job)
         try:
-            _timed(job, means, settings, collected(), result)
+            _timed(job, context, settings, collect_notices(), result)
         except BaseException:
             yield result
             raise
         yield result
 
 
-def _side_by_side(jobs: Sequence[Job], model: Model, settings: Settings, workers: int) -> Iterator[Result]:
-    """Pictures by several threads, results in the order of the jobs."""
-    gatherer = Gatherer(model.enlarge, BATCH_PIXELS)
-    means = _Means(model, settings, gatherer, Room(DEVICE_PIXELS))
+def _run_parallel(jobs: Sequence[Job], model: Model, settings: Settings, workers: int) -> Iterator[Result]:
+    """Process images in several threads; results come in the order of the jobs."""
+    batcher = MicroBatcher(model.enlarge, BATCH_PIXELS)
+    context = _Context(model, settings, batcher, Budget(DEVICE_PIXELS))
 
     def work(job: Job) -> Result:
-        return _timed(job, means, settings, held(), _result(job))
+        return _timed(job, context, settings, defer_notices(), _result(job))
 
     finished = 0
     try:
-        with closing(in_order(work, jobs, workers=workers, ahead=2 * workers, stop=gatherer.stop)) as results:
+        with closing(in_order(work, jobs, workers=workers, ahead=2 * workers, stop=batcher.stop)) as results:
             for result in results:
                 assert isinstance(result, Result)
                 finished += 1
-                with collected():  # whoever follows the log gets them; the result has them already
+                with collect_notices():  # pass them to other log handlers; the result has them already
                     for message in result.notices:
                         notice(message)
                 yield result
     except (KeyboardInterrupt, SystemExit):
         if finished < len(jobs):
-            broken = _result(jobs[finished])
-            broken.status, broken.output = "interrupted", None
-            yield broken
+            interrupted = _result(jobs[finished])
+            interrupted.status, interrupted.output = "interrupted", None
+            yield interrupted
         raise
 
 
@@ -236,13 +241,13 @@ def _workers(model: Model | None, settings: Settings) -> int:
 
 def _results(jobs: Sequence[Job], model: Model | None, settings: Settings) -> Generator[Result, None, None]:
     workers = _workers(model, settings)
-    means = None if model is None else _Means(model, settings, model.enlarge)
-    # Videos run alone: they fill the device by themselves.
+    context = None if model is None else _Context(model, settings, model.enlarge)
+    # Videos run one at a time: each one saturates the device.
     for video, group in itertools.groupby(jobs, key=lambda job: job.video):
         if video or workers == 1 or model is None:
-            yield from _one_by_one(group, means, settings)
+            yield from _run_sequential(group, context, settings)
         else:
-            yield from _side_by_side(list(group), model, settings, workers)
+            yield from _run_parallel(list(group), model, settings, workers)
 
 
 def run(
@@ -253,12 +258,11 @@ def run(
     report: TextIO | None = None,
     on_result: Callable[[Result], Any] | None = None,
 ) -> list[Result]:
-    """Enlarge every job; results are given in the order of the jobs.
+    """Run all jobs and return their results in the order of the jobs; with `strict` up to the first failure.
 
-    model: may be None where no job is `pending`.
-    report: a text stream that gets one line of JSON for each job as soon as it ends. on_result: called likewise.
-    Returns the results; with `strict` they end with the first failure. KeyboardInterrupt and SystemExit come through
-    after the current file is discarded and reported as interrupted.
+    model: may be None if no job `needs_model`. report: a text stream that receives one line of JSON per job as soon as
+    the job ends. on_result: is called with each result at the same time, except for interrupted ones.
+    KeyboardInterrupt and SystemExit propagate after the current file is discarded and reported as interrupted.
     """
     settings = settings or Settings()
     results: list[Result] = []

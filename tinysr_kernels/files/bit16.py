@@ -1,9 +1,9 @@
-"""16-bit colour, which Pillow's modes lack: read whole through Pillow's decoders, written as PNG.
+"""16-bit RGB(A) and gray + alpha, for which Pillow has no modes: read through Pillow's decoders, written as PNG.
 
-Pillow opens 16-bit RGB(A) files as 8-bit modes: its unpackers keep the high byte of each sample. Which byte is the
-high one is said by the raw mode ("RGB;16B" big endian, "RGB;16L" little endian), so the same data unpacked a
-second time with the other byte order gives exactly the low bytes. That works for every filter, interlacing and
-compression that Pillow and libtiff know.
+Pillow opens 16-bit RGB(A) files in 8-bit modes: its unpackers keep only the high byte of each sample. The raw mode
+("RGB;16B" big endian, "RGB;16L" little endian) selects that byte, so decoding the file a second time with the opposite
+byte order yields exactly the low bytes. This works with every filter, interlacing and compression that Pillow and
+libtiff support.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from PIL import Image
 
 from tinysr_kernels.runtime.images.metadata import Metadata
 
-_PNG_STRIP_BYTES = 1 << 20  # bounds the temporaries of filtering; the speed does not depend on it
-_OTHER = {"B": "L", "L": "B", "N": "L" if sys.byteorder == "big" else "B"}
+_PNG_STRIP_BYTES = 1 << 20  # bounds the temporary buffers of filtering; does not affect speed
+_OPPOSITE_ORDER = {"B": "L", "L": "B", "N": "L" if sys.byteorder == "big" else "B"}
 
 
 def _raw_modes(image: Image.Image) -> list[str]:
-    """The raw modes of an image file's tiles, before it is loaded; empty for any other image."""
+    """The raw modes of an opened file's tiles, before it is loaded; empty for any other image."""
     modes = []
     for tile in getattr(image, "tile", []):
         arguments = tile[3]
@@ -35,7 +35,7 @@ def _raw_modes(image: Image.Image) -> list[str]:
 
 
 def drops_bits(image: Image.Image) -> bool:
-    """Whether Pillow would load 8 bits of an opened file's 16."""
+    """Whether Pillow would truncate the samples of an opened file to 8 bits."""
     if image.format == "JPEG2000" and image.mode in ("LA", "RGB", "RGBA"):
         return _jpeg2000_depth(image) > 8
     if image.format == "PPM" and image.mode in ("RGB", "CMYK"):
@@ -45,7 +45,7 @@ def drops_bits(image: Image.Image) -> bool:
 
 
 def _jpeg2000_depth(image: Image.Image) -> int:
-    """Bits per sample from the codestream's SIZ marker (ISO 15444-1, A.5.1); 8 where it is not found."""
+    """Bits per sample from the codestream's SIZ marker (ISO 15444-1, A.5.1); 8 if the marker is not found."""
     stream = getattr(image, "fp", None)
     if stream is None:
         return 8
@@ -59,12 +59,12 @@ def _jpeg2000_depth(image: Image.Image) -> int:
     return (head[marker + 42] & 0x7F) + 1
 
 
-def readable(image: Image.Image) -> bool:
-    """Whether load_sixteen can read an opened file: PNG or TIFF, samples interleaved, RGB(A) or grey + alpha."""
+def can_load_16bit(image: Image.Image) -> bool:
+    """Whether load_16bit can read an opened file: PNG or TIFF with interleaved samples, RGB(A) or gray + alpha."""
     modes = _raw_modes(image)
     if image.format not in ("PNG", "TIFF") or image.mode not in ("RGB", "RGBA") or not modes:
         return False
-    if getattr(image, "tag_v2", {}).get(284, 1) != 1:  # PlanarConfiguration: one plane for each channel
+    if getattr(image, "tag_v2", {}).get(284, 1) != 1:  # PlanarConfiguration: separate planes per channel
         return False
     return all(mode.split(";")[0] in ("RGB", "RGBA", "RGBX", "RGBa", "LA") for mode in modes) and all(
         ";16" in mode for mode in modes
@@ -72,7 +72,7 @@ def readable(image: Image.Image) -> bool:
 
 
 def _load_as(image: Image.Image, change: Callable[[str], str]) -> np.ndarray:
-    """Load an opened file with other raw modes. Pillow's tiles are (codec, box, offset, arguments)."""
+    """Load an opened file with changed raw modes -> uint16 array. A tile is (codec, box, offset, arguments)."""
     tiles = []
     for tile in image.tile:  # type: ignore[attr-defined]
         arguments = tile[3]
@@ -86,25 +86,25 @@ def _load_as(image: Image.Image, change: Callable[[str], str]) -> np.ndarray:
     return np.asarray(image).astype(np.uint16)
 
 
-def load_sixteen(image: Image.Image, again: Callable[[], Image.Image]) -> np.ndarray:
-    """An opened file for which `readable` holds -> uint16 [H,W,2|3|4], alpha not premultiplied.
+def load_16bit(image: Image.Image, reopen: Callable[[], Image.Image]) -> np.ndarray:
+    """An opened file for which `can_load_16bit` holds -> uint16 [H,W,2|3|4], alpha not premultiplied.
 
-    image is loaded by this and keeps the metadata; again() opens the same frame a second time. A PNG's transparent
-    colour becomes alpha.
+    image: is loaded in place and keeps its metadata. reopen: opens the same frame a second time. The transparent color
+    of a PNG (tRNS) becomes alpha. Raises what Pillow's decoders raise on damaged data.
     """
     mode = _raw_modes(image)[0]
     if mode.startswith("LA"):
-        # Four bytes a pixel: grey high, grey low, alpha high, alpha low.
+        # Four bytes per pixel: gray high, gray low, alpha high, alpha low.
         raw = _load_as(image, lambda _: "RGBA")
         return raw[..., 0::2] * 256 + raw[..., 1::2]
     high = _load_as(image, lambda raw_mode: raw_mode.replace("RGBa", "RGBA"))
-    with again() as second:
-        low = _load_as(second, lambda raw_mode: raw_mode[:-1].replace("RGBa", "RGBA") + _OTHER[raw_mode[-1]])
+    with reopen() as second:
+        low = _load_as(second, lambda raw_mode: raw_mode[:-1].replace("RGBa", "RGBA") + _OPPOSITE_ORDER[raw_mode[-1]])
     pixels = high * 256 + low
     if mode.startswith("RGBa"):
         alpha = pixels[..., 3:].astype(np.uint32)
-        colour = (pixels[..., :3].astype(np.uint64) * 65535 + alpha // 2) // np.maximum(alpha, 1)
-        pixels[..., :3] = np.minimum(colour, 65535)
+        color = (pixels[..., :3].astype(np.uint64) * 65535 + alpha // 2) // np.maximum(alpha, 1)
+        pixels[..., :3] = np.minimum(color, 65535)
     key = image.info.get("transparency")
     if isinstance(key, tuple) and pixels.shape[-1] == 3:
         alpha16 = np.where((pixels == np.array(key)).all(-1), 0, 65535).astype(np.uint16)
@@ -112,15 +112,15 @@ def load_sixteen(image: Image.Image, again: Callable[[], Image.Image]) -> np.nda
     return pixels
 
 
-def to_eight(pixels: np.ndarray) -> np.ndarray:
+def to_8bit(pixels: np.ndarray) -> np.ndarray:
     """uint16 -> uint8 of the same shape, rounded to nearest (65535 / 255 = 257)."""
     return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _filtered(rows: np.ndarray, above: np.ndarray, step: int) -> bytes:
-    """PNG filtering (ISO 15948, 9.2): rows and the rows above them, uint8 [R,B]; step: bytes of a pixel.
+    """PNG filtering (ISO 15948, 9.2) of rows, given the rows above them, both uint8 [R,B]; step: bytes per pixel.
 
-    Each row takes the filter with the smallest sum of absolute differences, the heuristic of section 12.8.
+    Each row uses the filter with the smallest sum of absolute differences, the heuristic of section 12.8.
     """
     left, corner = np.zeros_like(rows), np.zeros_like(rows)
     left[:, step:], corner[:, step:] = rows[:, :-step], above[:, :-step]
@@ -153,10 +153,10 @@ def _png_metadata(metadata: Metadata) -> Iterator[bytes]:
 
 
 def encode_png(pixels: np.ndarray, metadata: Metadata) -> bytes:
-    """uint16 [H,W,C], C = 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha -> a 16-bit PNG file with its metadata."""
+    """uint16 [H,W,C], C = 1 gray, 2 gray + alpha, 3 RGB, 4 RGB + alpha -> the bytes of a 16-bit PNG file."""
     height, width, channels = pixels.shape
-    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    color_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
     parts = [b"\x89PNG\r\n\x1a\n", _chunk(b"IHDR", header), *_png_metadata(metadata)]
     packer = zlib.compressobj(6)
     line = width * channels * 2

@@ -1,4 +1,4 @@
-"""Images to the bytes of a file: which formats there are, what each can hold, and how it is written."""
+"""Encode images to file bytes: the output formats, their limits, and the options each is written with."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from PIL import Image, PngImagePlugin, features
 
 from tinysr_kernels.errors import InputError
-from tinysr_kernels.files.bit16 import encode_png, to_eight
+from tinysr_kernels.files.bit16 import encode_png, to_8bit
 from tinysr_kernels.files.tiff import encode_tiff
 from tinysr_kernels.runtime.images.metadata import Metadata
-from tinysr_kernels.runtime.images.pil import colour_space, grey_sixteen, lab_to_rgb
+from tinysr_kernels.runtime.images.pil import color_space, gray_16bit, lab_to_rgb
 from tinysr_kernels.runtime.notices import notice
 
 FORMATS = {
@@ -27,16 +27,19 @@ FORMATS = {
     ".bmp": "BMP",
     ".avif": "AVIF",
 }
-# The longest side. JPEG's header could say 65535, libjpeg stops at 65500.
-_LONGEST = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65536}
-_WITHOUT_ALPHA = ("JPEG", "BMP")
-_WITHOUT_GREY = ("WEBP", "AVIF")
-_MARKER_LIMIT = 65533 - 29  # a JPEG segment, less the longest header that EXIF and XMP carry in it
+# The maximum side in pixels. A JPEG header can state 65535, but libjpeg stops at 65500.
+_MAX_SIDE = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65536}
+_NO_ALPHA = ("JPEG", "BMP")
+_RGB_ONLY = ("WEBP", "AVIF")
+_MARKER_LIMIT = 65533 - 29  # a JPEG segment minus the longest header that EXIF and XMP put in it
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """quality: of JPEG, WebP and AVIF, 1 to 100. lossless: for WebP. strip: leave EXIF, XMP and resolution out."""
+    """Options of the encoders.
+
+    quality: of JPEG, WebP and AVIF, 1 to 100. lossless: for WebP. strip: drop EXIF, XMP and resolution.
+    """
 
     quality: int = 95
     lossless: bool = False
@@ -44,24 +47,27 @@ class Encoding:
 
 
 def writable(suffix: str) -> bool:
-    """Whether files of this suffix (".png", any case) can be written."""
+    """Whether files with this suffix (".png", in any case) can be written."""
     form = FORMATS.get(suffix.lower())
     return form is not None and (form not in ("WEBP", "AVIF") or bool(features.check(form.lower())))
 
 
-def unfit(suffix: str, size: tuple[int, int], alpha: bool) -> str | None:
-    """Why a picture of this size (w, h), with or without real transparency, must go to PNG instead; None if not."""
+def unsupported_reason(suffix: str, size: tuple[int, int], alpha: bool) -> str | None:
+    """Why the format cannot store an image of this size (width, height); None if it can.
+
+    alpha: whether any pixel is not opaque.
+    """
     form = FORMATS[suffix.lower()]
-    longest = _LONGEST.get(form)
-    if longest and max(size) > longest:
-        return f"{form} ends at {longest} pixels a side, the picture has {size[0]}x{size[1]}"
-    if alpha and form in _WITHOUT_ALPHA:
-        return f"{form} holds no transparency"
+    max_side = _MAX_SIDE.get(form)
+    if max_side and max(size) > max_side:
+        return f"{form} is limited to {max_side} pixels per side, the image is {size[0]}x{size[1]}"
+    if alpha and form in _NO_ALPHA:
+        return f"{form} does not support transparency"
     return None
 
 
 def has_alpha(image: Image.Image | np.ndarray) -> bool:
-    """Whether any pixel of an image is not opaque."""
+    """Whether any pixel is not opaque. image: PIL, or uint8 or uint16 [H,W] or [H,W,1..4]."""
     if isinstance(image, np.ndarray):
         return image.shape[-1] in (2, 4) and bool((image[..., -1] < np.iinfo(image.dtype).max).any())
     if image.mode == "P" and image.has_transparency_data:
@@ -71,7 +77,7 @@ def has_alpha(image: Image.Image | np.ndarray) -> bool:
     return False
 
 
-_TO_WRITE = {
+_MODE_AS_WRITTEN = {
     "La": "LA",
     "RGBa": "RGBA",
     "RGBX": "RGB",
@@ -85,16 +91,16 @@ _TO_WRITE = {
 
 
 def _to_array(image: Image.Image | np.ndarray) -> np.ndarray:
-    """Any image -> uint8 or uint16 [H,W,1..4], the four layouts that every format here understands."""
+    """Any image -> uint8 or uint16 [H,W,C] with C = 1 gray, 2 gray + alpha, 3 RGB, 4 RGB + alpha."""
     if isinstance(image, np.ndarray):
         return image[..., None] if image.ndim == 2 else image
     if image.mode == "LAB":
-        notice("LAB was written as RGB")
+        notice("LAB was converted to RGB")
         image = lab_to_rgb(image)
     if image.mode.startswith("I"):
-        wide = np.asarray(image).clip(0, 65535).astype(np.uint16) if image.mode == "I" else grey_sixteen(image)
+        wide = np.asarray(image).clip(0, 65535).astype(np.uint16) if image.mode == "I" else gray_16bit(image)
         return wide[..., None]
-    mode = _TO_WRITE.get(image.mode, image.mode)
+    mode = _MODE_AS_WRITTEN.get(image.mode, image.mode)
     if mode not in ("L", "LA", "RGB", "RGBA"):
         raise InputError(f"cannot write an image of mode {image.mode}; convert it to RGB")
     pixels = np.asarray(image.convert(mode))
@@ -102,46 +108,47 @@ def _to_array(image: Image.Image | np.ndarray) -> np.ndarray:
 
 
 def encode(image: Image.Image | np.ndarray, suffix: str, metadata: Metadata, encoding: Encoding) -> bytes:
-    """image: PIL, or uint8 or uint16 [H,W,1..4] -> the bytes of a file of the suffix's format.
+    """Encode an image in the format of the suffix -> the bytes of the file.
 
-    Raises InputError for an unknown suffix or a picture that the format cannot hold (see `unfit`).
+    image: PIL, or uint8 or uint16 [H,W,1..4]. Raises InputError for an unknown suffix, and for an image that the format
+    cannot store (see `unsupported_reason`).
     """
     form = FORMATS.get(suffix.lower())
     if form is None or not writable(suffix):
         known = " ".join(name for name in FORMATS if writable(name))
-        raise InputError(f"cannot write {suffix or 'a file without suffix'}; choose one of {known}")
+        raise InputError(f"cannot write {suffix or 'a file without a suffix'}; choose one of {known}")
     size = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
     pixels = _to_array(image)
-    reason = unfit(suffix, size, has_alpha(pixels))
+    reason = unsupported_reason(suffix, size, has_alpha(pixels))
     if reason:
         raise InputError(f"{reason}; write PNG instead")
     if encoding.strip:
         metadata = metadata.stripped()
-    if form in _WITHOUT_ALPHA and pixels.shape[-1] in (2, 4):
-        pixels = pixels[..., :-1]  # opaque, as `unfit` has seen
+    if form in _NO_ALPHA and pixels.shape[-1] in (2, 4):
+        pixels = pixels[..., :-1]  # opaque: checked above
     if form == "TIFF":
         return encode_tiff(pixels, metadata)
     if pixels.dtype == np.uint16:
         if form == "PNG":
             return encode_png(pixels, metadata)
-        notice(f"{form} holds 8 bits a channel, the picture had 16")
-        pixels = to_eight(pixels)
-    if form in _WITHOUT_GREY and (metadata.icc or b"")[16:20] == b"GRAY":
-        pixels, metadata = _grey_in_srgb(pixels, metadata)
-    plain = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
+        notice(f"{form} stores 8 bits per channel: the 16-bit image was rounded")
+        pixels = to_8bit(pixels)
+    if form in _RGB_ONLY and (metadata.icc or b"")[16:20] == b"GRAY":
+        pixels, metadata = _gray_to_srgb(pixels, metadata)
+    pil_image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
     stream = io.BytesIO()
-    plain.save(stream, format=form, **_options(form, metadata, encoding))
+    pil_image.save(stream, format=form, **_options(form, metadata, encoding))
     return stream.getvalue()
 
 
-def _grey_in_srgb(pixels: np.ndarray, metadata: Metadata) -> tuple[np.ndarray, Metadata]:
-    """uint8 [H,W,C] with a grey profile, which an RGB file may not carry -> the same greys in sRGB, no profile."""
-    space, _ = colour_space(metadata.icc)
+def _gray_to_srgb(pixels: np.ndarray, metadata: Metadata) -> tuple[np.ndarray, Metadata]:
+    """uint8 [H,W,C] with a gray profile, which is invalid in an RGB file -> sRGB values and no profile."""
+    space, _ = color_space(metadata.icc)
     if space is not None:
         levels = torch.linspace(0, 1, 256, dtype=torch.float64).expand(1, 3, 1, 256)
         table = (space.to_srgb(levels)[0, 0, 0] * 255).round().to(torch.uint8).numpy()
         pixels = np.concatenate([table[pixels[..., :1]], pixels[..., 1:]], -1)
-        notice("the grey ICC profile was applied, the format stores RGB only")
+        notice("the gray ICC profile was applied and dropped, because the format stores RGB only")
     return pixels, replace(metadata, icc=None)
 
 
@@ -149,10 +156,10 @@ def _options(form: str, metadata: Metadata, encoding: Encoding) -> dict[str, Any
     exif, xmp = metadata.exif, metadata.xmp
     if form == "JPEG":
         if exif and len(exif) > _MARKER_LIMIT:
-            notice("EXIF is too long for JPEG and was left out")
+            notice("EXIF is too long for JPEG and was dropped")
             exif = None
         if xmp and len(xmp) > _MARKER_LIMIT:
-            notice("XMP is too long for JPEG and was left out")
+            notice("XMP is too long for JPEG and was dropped")
             xmp = None
     options: dict[str, Any] = {"exif": exif, "icc_profile": metadata.icc, "dpi": metadata.dpi}
     if form == "PNG":

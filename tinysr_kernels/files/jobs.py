@@ -1,11 +1,11 @@
-"""Which files go in and under which names the results come out, settled before the first is enlarged.
+"""Plan a run: find the input files and choose all output names before the first image is upscaled.
 
-Names. One input file and an output with a picture's or a video's suffix: that file. Otherwise the output is a
-folder: each result has its input's name there, sub-folders mirrored, in the input's format where it can be written
-and PNG where not (`suffix` asks for one format for all). Where several results would share a name, all of them keep
-their old suffix in the stem (a.jpg and a.png -> a_jpg.png and a_png.png), and those that still agree are numbered
-in order. Every picture also has a PNG name in reserve, for results that the chosen format cannot hold. No result
-ever takes the name of an input.
+Naming. One input file and an output with an image or video suffix: the result is that file. Otherwise the output is a
+folder. Each result keeps its input's name, with subfolders mirrored. It keeps the input's format if that can be
+written, else it is PNG; `suffix` forces one format for all images. If several results would share a name, each gets
+its old suffix appended to the stem (a.jpg and a.png -> a_jpg.png and a_png.png), and remaining duplicates are
+numbered. Every image also has a PNG fallback name, used if the chosen format cannot store the result. A result never
+overwrites an input.
 """
 
 from __future__ import annotations
@@ -20,31 +20,33 @@ from pathlib import Path
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.files.encode import FORMATS, writable
 
-# Containers that hold exact timestamps and the codecs of this package.
+# Containers that store exact timestamps and the codecs used here.
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
-_PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"crx ")
+_IMAGE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"crx ")
 _OTHER_SUFFIXES = (".gif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".tga", ".ico", ".psd", ".svg", ".pdf", ".avi")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One input and where its result goes. problem: why it cannot be done, then there is no output.
+    """One input file and its output path.
 
-    reserve: the PNG that is written instead where the output's format cannot hold the result (else the same).
+    relative: path of the input below the input folder; the output mirrors it. fallback: the PNG to write instead if the
+    output's format cannot store the result; equal to output for PNG and video. problem: why the job cannot run; then
+    output and fallback are None.
     """
 
     source: Path
     relative: Path
     output: Path | None = None
-    reserve: Path | None = None
+    fallback: Path | None = None
     video: bool = False
     problem: str | None = None
 
 
 def is_video(head: bytes) -> bool:
-    """Whether a file that begins so (64 bytes) is a film: MP4 and MOV, Matroska and WebM, AVI, FLV, Ogg, MPEG."""
+    """Whether the first 64 bytes of a file are those of a video: MP4, MOV, Matroska, WebM, AVI, FLV, Ogg or MPEG."""
     if head[4:8] == b"ftyp":
-        return head[8:12] not in _PICTURE_BRANDS
+        return head[8:12] not in _IMAGE_BRANDS
     return (
         head[:4] in (b"\x1aE\xdf\xa3", b"FLV\x01", b"OggS", b"\0\0\1\xba", b"\0\0\1\xb3")
         or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
@@ -53,8 +55,8 @@ def is_video(head: bytes) -> bool:
     )
 
 
-def _identity(path: Path) -> object:
-    """Equal for two names of one file, also through links and on file systems that ignore case."""
+def _file_key(path: Path) -> object:
+    """A key that is equal for two paths to the same file, also through links and on case-insensitive file systems."""
     try:
         status = os.stat(path)
     except OSError:
@@ -72,19 +74,19 @@ def _in_folder(folder: Path, recursive: bool, exclude: Path | None) -> Iterator[
         path = folder / entry.name
         if not entry.is_dir():
             yield Job(path, Path(entry.name))
-        elif exclude is not None and _identity(path) == _identity(exclude):
+        elif exclude is not None and _file_key(path) == _file_key(exclude):
             continue
         elif not recursive:
-            yield Job(path, Path(entry.name), problem="a sub-folder; --recursive enters it")
+            yield Job(path, Path(entry.name), problem="a subfolder; use --recursive to include it")
         elif entry.is_symlink():
-            yield Job(path, Path(entry.name), problem="a link to a folder; not entered, links can lead in circles")
+            yield Job(path, Path(entry.name), problem="a link to a folder; not followed, because links can form cycles")
         else:
             for job in _in_folder(path, recursive, exclude):
                 yield replace(job, relative=Path(entry.name) / job.relative)
 
 
 def _in_pattern(pattern: str) -> Iterator[Job]:
-    """The files of a glob; sub-folders below its fixed part are mirrored."""
+    """The files that match a glob; subfolders below its fixed part are mirrored."""
     fixed = Path(pattern)
     while glob.has_magic(str(fixed)):
         fixed = fixed.parent
@@ -97,10 +99,13 @@ def _in_pattern(pattern: str) -> Iterator[Job]:
 
 
 def find_inputs(inputs: Iterable[str | os.PathLike[str]], recursive: bool, exclude: Path | None) -> list[Job]:
-    """Every file that the inputs name (files, folders, quoted globs), each once; `exclude` is the output folder."""
+    """Jobs without outputs for all files that the inputs (files, folders, quoted globs) name, without duplicates.
+
+    recursive: whether to enter subfolders. exclude: a folder to skip, the output folder.
+    """
     jobs: list[Job] = []
-    for given in inputs:
-        text = os.fspath(given)
+    for item in inputs:
+        text = os.fspath(item)
         path = Path(text)
         if path.is_dir():
             inside = list(_in_folder(path, recursive, exclude))
@@ -112,7 +117,7 @@ def find_inputs(inputs: Iterable[str | os.PathLike[str]], recursive: bool, exclu
     seen: set[object] = set()
     unique = []
     for job in jobs:
-        identity = _identity(job.source)
+        identity = _file_key(job.source)
         if identity not in seen:
             seen.add(identity)
             unique.append(job)
@@ -142,10 +147,10 @@ def _suffix(job: Job, wanted: str | None) -> str:
 
 
 def _key(path: Path) -> str:
-    return str(path).casefold()  # two names that differ in case alone are one file on many systems
+    return str(path).casefold()  # many file systems ignore case
 
 
-def _free(path: Path, taken: set[str]) -> Path:
+def _unique(path: Path, taken: set[str]) -> Path:
     number, candidate = 1, path
     while _key(candidate) in taken:
         number += 1
@@ -160,27 +165,27 @@ def _with_old_suffix(job: Job, suffix: str) -> Path:
 
 
 def _name_outputs(jobs: Sequence[Job], folder: Path, wanted: str | None) -> list[Job]:
-    todo = [job for job in jobs if not job.problem]
-    plain = {job.source: job.relative.with_name(job.relative.stem + _suffix(job, wanted)) for job in todo}
+    runnable = [job for job in jobs if not job.problem]
+    plain = {job.source: job.relative.with_name(job.relative.stem + _suffix(job, wanted)) for job in runnable}
     shared = Counter(_key(path) for path in plain.values())
     taken: set[str] = set()
     outputs: dict[Path, Path] = {}
-    for unique in (True, False):  # names that nobody else wants come first, whatever the order of the inputs
-        for job in todo:
+    for unshared in (True, False):  # unshared names first, so that the order of the inputs does not change them
+        for job in runnable:
             path = plain[job.source]
-            if (shared[_key(path)] == 1) == unique:
-                outputs[job.source] = _free(path if unique else _with_old_suffix(job, path.suffix), taken)
+            if (shared[_key(path)] == 1) == unshared:
+                outputs[job.source] = _unique(path if unshared else _with_old_suffix(job, path.suffix), taken)
     named = []
     for job in jobs:
         if job.problem:
             named.append(job)
             continue
         output = outputs[job.source]
-        reserve = output
+        fallback = output
         if not job.video and output.suffix.lower() != ".png":
-            reserve = output.with_suffix(".png")
-            reserve = _free(_with_old_suffix(job, ".png") if _key(reserve) in taken else reserve, taken)
-        named.append(replace(job, output=folder / output, reserve=folder / reserve))
+            fallback = output.with_suffix(".png")
+            fallback = _unique(_with_old_suffix(job, ".png") if _key(fallback) in taken else fallback, taken)
+        named.append(replace(job, output=folder / output, fallback=folder / fallback))
     return named
 
 
@@ -191,18 +196,18 @@ def _single(job: Job, output: Path) -> Job:
     if job.video != (suffix in VIDEO_SUFFIXES):
         kind, known = ("a video", VIDEO_SUFFIXES) if job.video else ("an image", tuple(filter(writable, FORMATS)))
         return replace(job, problem=f"{kind} cannot be written to {output.name}; choose one of {' '.join(known)}")
-    return replace(job, output=output, reserve=output if job.video else output.with_suffix(".png"))
+    return replace(job, output=output, fallback=output if job.video else output.with_suffix(".png"))
 
 
 def _guard_inputs(jobs: Sequence[Job]) -> list[Job]:
-    """Refuse the jobs that would write over any input."""
-    inputs = {_identity(job.source) for job in jobs if not job.problem}
+    """Mark the jobs that would overwrite an input as problems; drop fallbacks that would."""
+    inputs = {_file_key(job.source) for job in jobs if not job.problem}
     guarded = []
     for job in jobs:
-        if job.output is not None and _identity(job.output) in inputs:
-            job = replace(job, output=None, reserve=None, problem=f"{job.output} is an input and is never overwritten")
-        elif job.output is not None and job.reserve is not None and _identity(job.reserve) in inputs:
-            job = replace(job, reserve=job.output)
+        if job.output is not None and _file_key(job.output) in inputs:
+            job = replace(job, output=None, fallback=None, problem=f"{job.output} is an input and is never overwritten")
+        elif job.output is not None and job.fallback is not None and _file_key(job.fallback) in inputs:
+            job = replace(job, fallback=job.output)
         guarded.append(job)
     return guarded
 
@@ -214,15 +219,16 @@ def plan_jobs(
     recursive: bool = False,
     suffix: str | None = None,
 ) -> list[Job]:
-    """What is to be done, in order, with what cannot be done among it (Job.problem). Only reads; creates nothing.
+    """The jobs of a run in order, including inputs that cannot be processed (Job.problem). Creates no file or folder.
 
-    inputs: files, folders, globs. output: a file or a folder, see above. suffix: ".png" and the like for all images.
-    Raises InputError for an output that fits no input: a file for several, or a format that cannot be written.
+    inputs: files, folders, globs. output: a file or a folder, see above. suffix: format of all images, such as ".png".
+    Raises InputError if there are no inputs, if several inputs are to go into one file, and if the output's format
+    cannot be written.
     """
     if suffix is not None and not writable(suffix):
         raise InputError(f"cannot write {suffix}; choose one of {' '.join(filter(writable, FORMATS))}")
     if not inputs:
-        raise InputError("no input was given")
+        raise InputError("no inputs")
     target = Path(output)
     end = target.suffix.lower()
     as_folder = target.is_dir() or os.fspath(output).endswith(("/", os.sep))
@@ -230,11 +236,11 @@ def plan_jobs(
     if not as_folder and end in _OTHER_SUFFIXES:
         raise InputError(f"cannot write {end}; choose one of {' '.join([*filter(writable, FORMATS), *VIDEO_SUFFIXES])}")
     if target.exists() and not as_folder and not named_file:
-        raise InputError(f"{target} is a file; the output must be a folder, or end in a picture's suffix")
+        raise InputError(f"{target} is a file; the output must be a folder, or end in an image or video suffix")
     jobs = [_sniff(job) for job in find_inputs(inputs, recursive, None if named_file else target)]
     if named_file:
         if len(jobs) != 1 or Path(inputs[0]).is_dir():
-            raise InputError(f"{len(jobs)} inputs do not fit into one file {target}; name a folder as the output")
+            raise InputError(f"cannot write {len(jobs)} inputs to one file {target}; use a folder as the output")
         if suffix is not None and end != suffix:
             raise InputError(f"--format {suffix[1:]} contradicts the output {target.name}")
         jobs = [_single(jobs[0], target)]

@@ -1,7 +1,8 @@
-"""Picture files: read by content, checked by their header first; written whole or not at all.
+"""Read and write image files. The format of an input is detected from its content; outputs are written atomically.
 
-Reading keeps 16 bits where PNG and TIFF hold them (sixteen.py). Writing chooses the format by suffix and keeps EXIF,
-XMP, ICC profile and resolution. Nothing here knows of networks except `upscale_picture`, which joins the two sides.
+The header is checked against size limits before pixels are decoded. Reading keeps 16 bits per sample of PNG and TIFF
+(bit16.py). Writing chooses the format by suffix and keeps EXIF, XMP, ICC profile and resolution.
+`upscale_image_file` connects both to the network.
 """
 
 from __future__ import annotations
@@ -19,37 +20,38 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tinysr_kernels.errors import InputError, TinySRError
-from tinysr_kernels.files.bit16 import drops_bits, load_sixteen, readable
+from tinysr_kernels.files.bit16 import can_load_16bit, drops_bits, load_16bit
 from tinysr_kernels.files.encode import Encoding, encode
 from tinysr_kernels.runtime.device.host_memory import check_size
 from tinysr_kernels.runtime.images import metadata as meta
 from tinysr_kernels.runtime.images.arrays import Enlarge, enlarge_pixels
 from tinysr_kernels.runtime.images.metadata import Metadata
-from tinysr_kernels.runtime.images.pil import colour_space, pick_frame, upscale_loaded
+from tinysr_kernels.runtime.images.pil import color_space, pick_frame, upscale_loaded
 from tinysr_kernels.runtime.notices import notice
 
-# Formats that Pillow hands to other programs or system libraries, or that hold no pixels: never opened.
+# Formats that Pillow passes to other programs or system libraries, or that contain no pixels: never opened.
 _REFUSED = frozenset(["BUFR", "EPS", "FPX", "GRIB", "HDF5", "MIC", "MPEG", "PDF", "WMF"])
 
-# What Pillow's decoders raise on damaged data, beside the metadata parsers' errors.
+# What Pillow's decoders raise on damaged data, in addition to the errors of metadata parsers.
 DECODE_ERRORS = (*meta.PARSE_ERRORS, EOFError, MemoryError, RuntimeError, AssertionError, zlib.error)
 
 _HINTS = (
-    (b"%PDF", "a PDF document; render its pages to pictures first"),
-    (b"%!PS", "a PostScript file; render it to a picture first"),
-    (b"<svg", "an SVG drawing; it can be rendered at any size"),
+    (b"%PDF", "a PDF document; render its pages to images first"),
+    (b"%!PS", "a PostScript file; render it to an image first"),
+    (b"<svg", "an SVG drawing; render it at the wanted size instead"),
     (b"PK\x03\x04", "a ZIP archive; unpack it first"),
-    (b"\xff\x0a", "a JPEG XL picture; convert it to PNG first"),
-    (b"\0\0\0\x0cJXL ", "a JPEG XL picture; convert it to PNG first"),
+    (b"\xff\x0a", "a JPEG XL image; convert it to PNG first"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL image; convert it to PNG first"),
 )
 _HEIF_BRANDS = (b"heic", b"heix", b"mif1", b"msf1", b"hevc", b"heim", b"heis")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A decoded file. image: a PIL image, or uint16 [H,W,2|3|4] for 16-bit colour; oriented as it is to be seen.
+class LoadedImage:
+    """A decoded image file, with the EXIF orientation applied.
 
-    size: (width, height). mode: Pillow's mode, with ";16" behind it for 16-bit colour. frame: the one taken.
+    image: a PIL image, or uint16 [H,W,C] with C = 2 gray + alpha, 3 RGB, 4 RGB + alpha for 16-bit files. size: (width,
+    height) in pixels. mode: Pillow's mode, followed by ";16" for such arrays. format: Pillow's name of the file format.
     """
 
     image: Image.Image | np.ndarray
@@ -60,18 +62,18 @@ class Picture:
 
 
 def unknown_content(path: Path, head: bytes) -> InputError:
-    """The error for a file that no decoder knows, saying what it seems to be."""
+    """The error for a file that no decoder recognizes, naming its likely type. head: the first bytes of the file."""
     if not head:
         return InputError(f"{path}: the file is empty")
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
-        return InputError(f"{path}: a HEIC picture; convert it to JPEG or PNG first")
+        return InputError(f"{path}: a HEIC image; convert it to JPEG or PNG first")
     for start, what in _HINTS:
         if start in head[:64]:
             return InputError(f"{path}: {what}")
     if _is_text(head):
-        return InputError(f"{path}: not an image but text, beginning with {head[:24].decode(errors='replace')!r}")
+        return InputError(f"{path}: text, not an image (begins with {head[:24].decode(errors='replace')!r})")
     return InputError(
-        f"{path}: not an image, or of a format that Pillow cannot read (begins with {head[:12].hex(' ')})"
+        f"{path}: not an image, or in a format that Pillow cannot read (begins with {head[:12].hex(' ')})"
     )
 
 
@@ -79,14 +81,14 @@ def _is_text(head: bytes) -> bool:
     try:
         text = head.decode("utf-8")
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # the end may lie inside a character
+        if error.start < len(head) - 3:  # a character may be cut off at the end
             return False
         text = head[: error.start].decode("utf-8")
     return all(letter.isprintable() or letter in "\t\r\n\f\ufeff" for letter in text)
 
 
 def _open(path: Path, frame: int | None, max_pixels: int | None, upscale: int) -> Image.Image:
-    """Open by content, check the header, go to the frame; no pixel is decoded yet (but see GIF and WebP)."""
+    """Open by content, check the header, seek to the frame. Only seeking in GIF and WebP decodes pixels."""
     Image.init()
     formats = [name for name in Image.ID if name not in _REFUSED]
     try:
@@ -101,9 +103,9 @@ def _open(path: Path, frame: int | None, max_pixels: int | None, upscale: int) -
     except UnidentifiedImageError as error:
         raise unknown_content(path, head) from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"{path}: {error}; set PIL.Image.MAX_IMAGE_PIXELS if the picture is genuine") from error
+        raise InputError(f"{path}: {error}; raise PIL.Image.MAX_IMAGE_PIXELS if the image is genuine") from error
     except DECODE_ERRORS as error:
-        raise InputError(f"{path}: broken: {error or type(error).__name__}") from error
+        raise InputError(f"{path}: corrupt: {error or type(error).__name__}") from error
     try:
         check_size(image.width, image.height, upscale, max_pixels=max_pixels, name=str(path))
         return pick_frame(image, frame, str(path))
@@ -112,53 +114,53 @@ def _open(path: Path, frame: int | None, max_pixels: int | None, upscale: int) -
         raise
     except DECODE_ERRORS as error:
         image.close()
-        raise InputError(f"{path}: broken {image.format} file: {error or type(error).__name__}") from error
+        raise InputError(f"{path}: corrupt {image.format} file: {error or type(error).__name__}") from error
 
 
-def read_picture(
+def read_image(
     path: str | os.PathLike[str], *, frame: int | None = None, max_pixels: int | None = None, upscale: int = 4
-) -> Picture:
-    """Read one picture file, whatever its suffix says.
+) -> LoadedImage:
+    """Read one image file. The format is detected from the content; the suffix is ignored.
 
-    frame: which one of several, from 0; without it a file of several frames is refused. max_pixels: the limit on
-    width * height; None lets the memory that is free decide, for a result enlarged `upscale` times.
-    Raises InputError naming the file and the reason, OutOfMemory where the result cannot fit.
+    frame: index from 0, required for a file with several frames. max_pixels: limit on width * height; None derives the
+    limit from the free memory, for a result `upscale` times larger per side.
+    Raises InputError naming the file and the reason, OutOfMemory if the result would not fit into host memory.
     """
     path = Path(path)
     with _open(path, frame, max_pixels, upscale) as image:
-        sixteen = readable(image) and (image.format == "TIFF" or getattr(image, "n_frames", 1) == 1)
-        if not sixteen and drops_bits(image):
-            notice(f"{image.format} with more than 8 bits a channel was read as 8 bits")
+        is_16bit = can_load_16bit(image) and (image.format == "TIFF" or getattr(image, "n_frames", 1) == 1)
+        if not is_16bit and drops_bits(image):
+            notice(f"{image.format} with more than 8 bits per channel was read as 8 bits")
         form = image.format or "unknown"
         try:
-            if sixteen:
-                return _sixteen_picture(image, load_sixteen(image, lambda: _open(path, frame, max_pixels, upscale)))
+            if is_16bit:
+                return _image_16bit(image, load_16bit(image, lambda: _open(path, frame, max_pixels, upscale)))
             image.load()
             key = image.info.get("transparency")
             if image.mode in ("I;16", "I;16B") and isinstance(key, int):
-                # Pillow has no mode for 16-bit grey with alpha; an array keeps all bits.
-                grey = np.asarray(image).astype(np.uint16)
-                alpha = np.where(grey == key, 0, 65535).astype(np.uint16)
-                return _sixteen_picture(image, np.stack([grey, alpha], -1))
+                # Pillow has no mode for 16-bit gray + alpha; an array keeps all bits.
+                gray = np.asarray(image).astype(np.uint16)
+                alpha = np.where(gray == key, 0, 65535).astype(np.uint16)
+                return _image_16bit(image, np.stack([gray, alpha], -1))
             metadata = meta.collect(image)
-            turned = ImageOps.exif_transpose(image) if meta.orientation(image) != 1 else image.copy()
+            oriented = ImageOps.exif_transpose(image) if meta.orientation(image) != 1 else image.copy()
         except TinySRError:
             raise
         except DECODE_ERRORS as error:
-            raise InputError(f"{path}: broken or truncated {form} file: {error or type(error).__name__}") from error
-        return Picture(turned, metadata, turned.size, turned.mode, form)
+            raise InputError(f"{path}: corrupt or truncated {form} file: {error or type(error).__name__}") from error
+        return LoadedImage(oriented, metadata, oriented.size, oriented.mode, form)
 
 
-def _sixteen_picture(image: Image.Image, pixels: np.ndarray) -> Picture:
-    """uint16 pixels with the metadata of the file they came from; the orientation is applied (Pillow has for TIFF)."""
+def _image_16bit(image: Image.Image, pixels: np.ndarray) -> LoadedImage:
+    """Combine uint16 pixels [H,W,C] with the metadata of their file and apply the orientation."""
     oriented = _oriented(pixels, meta.orientation(image))
     mode = {2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[-1]]
     size = (oriented.shape[1], oriented.shape[0])
-    return Picture(oriented, meta.collect(image), size, f"{mode};16", image.format or "unknown")
+    return LoadedImage(oriented, meta.collect(image), size, f"{mode};16", image.format or "unknown")
 
 
 def _oriented(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """[H,W,C] as stored -> as it is to be seen (EXIF 2.32, tag 0x0112)."""
+    """[H,W,C] as stored -> upright (EXIF 2.32, tag 0x0112)."""
     if orientation > 4:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -168,47 +170,50 @@ def _oriented(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels
 
 
-def upscale_picture(
-    picture: Picture, enlarge: Enlarge, upscale: int, *, device: torch.device | str | None = None
+def upscale_image_file(
+    loaded: LoadedImage, enlarge: Enlarge, upscale: int, *, device: torch.device | str | None = None
 ) -> tuple[Image.Image | np.ndarray, Metadata]:
-    """Enlarge a picture through the same path as every other image -> the new image and its metadata."""
-    image = picture.image
-    metadata = picture.metadata.resized(picture.size[0] * upscale, picture.size[1] * upscale)
+    """Upscale a loaded file -> the new image (PIL, or uint16 [s*H,s*W,C] for 16-bit files) and its metadata.
+
+    enlarge: the network, see runtime/images/arrays.py. upscale: its factor s. device: where the network runs.
+    Raises InputError for a mode that is not accepted, and whatever `enlarge` raises.
+    """
+    image = loaded.image
+    metadata = loaded.metadata.resized(loaded.size[0] * upscale, loaded.size[1] * upscale)
     if isinstance(image, np.ndarray):
-        space, tables = colour_space(metadata.icc)
+        space, tables = color_space(metadata.icc)
         if tables:
-            notice("an ICC profile of tables cannot be applied to 16 bits; the pixels were taken for sRGB")
+            notice("a table-based ICC profile cannot be applied to 16-bit images; the pixels were treated as sRGB")
         return enlarge_pixels(image[None], enlarge, upscale, device=device, space=space)[0], metadata
     result, metadata = upscale_loaded(image, metadata, enlarge, upscale, device=device)
     return result, metadata
 
 
-def write_picture(
+def write_image(
     path: str | os.PathLike[str],
     image: Image.Image | np.ndarray,
     metadata: Metadata | None = None,
     encoding: Encoding | None = None,
 ) -> None:
-    """Encode an image in the format of the suffix and put it in place in one step.
+    """Encode an image in the format of the suffix and write the file atomically.
 
-    image: a PIL image, or uint8 or uint16 [H,W,1..4]. Raises InputError for a suffix that cannot be written or a
-    picture outside the format's limits, OSError where the disk refuses. A file that was there before stays
-    untouched unless the new one is complete.
+    image: a PIL image, or uint8 or uint16 [H,W,1..4]. An existing file is replaced only by a complete new one. Raises
+    InputError for a suffix that cannot be written or an image outside the format's limits, OSError if writing fails.
     """
     path = Path(path)
     data = encode(image, path.suffix, metadata or Metadata(), encoding or Encoding())
     write_bytes(path, data)
 
 
-def temporary_beside(path: Path) -> Path:
-    """A free hidden name in the same folder, so that renaming it to `path` is one step of the file system."""
+def temporary_path(path: Path) -> Path:
+    """An unused hidden name in the same folder, so that renaming it to `path` is atomic."""
     return path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.part")
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Write a file so that it appears whole or not at all, also if interrupted. Raises OSError."""
-    path = Path(os.path.realpath(path))  # a link stays a link
-    temporary = temporary_beside(path)
+    """Write a file atomically: it is complete or absent, also after an interruption. Raises OSError."""
+    path = Path(os.path.realpath(path))  # keep a symbolic link; replace its target
+    temporary = temporary_path(path)
     try:
         with open(temporary, "xb") as file:
             file.write(data)

@@ -1,6 +1,7 @@
-"""TIFF files of 8 and 16 bits, grey or RGB, with or without alpha; Pillow's own writer lacks 16-bit colour.
+"""8-bit and 16-bit TIFF files, gray or RGB, with or without alpha. Pillow cannot write 16-bit RGB.
 
-Strips, Deflate with the horizontal predictor (TIFF 6.0, sections 3, 14; Adobe's technote on Deflate), little endian.
+Little endian, in strips, Deflate with the horizontal predictor (TIFF 6.0, sections 3 and 14; Adobe's technote on
+Deflate).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tinysr_kernels.runtime.images.metadata import PARSE_ERRORS, Metadata
 from tinysr_kernels.runtime.notices import notice
 
 _STRIP_BYTES = 1 << 20
-_LIMIT = (1 << 32) - (1 << 20)  # offsets have 32 bits
+_LIMIT = (1 << 32) - (1 << 20)  # offsets are 32-bit
 
 
 def _strips(pixels: np.ndarray) -> tuple[list[bytes], int]:
@@ -53,8 +54,8 @@ def _directory(pixels: np.ndarray, strips: list[bytes], rows: int, metadata: Met
     directory[256], directory[257] = width, height
     directory[258] = (pixels.itemsize * 8,) * channels
     directory[259] = 8  # Deflate
-    directory[262] = 1 if channels < 3 else 2  # black is zero; RGB
-    directory[273] = tuple(int(start) for start in np.cumsum([0, *lengths[:-1]]))  # moved behind the tags on saving
+    directory[262] = 1 if channels < 3 else 2  # 1: gray, black is zero; 2: RGB
+    directory[273] = tuple(int(start) for start in np.cumsum([0, *lengths[:-1]]))  # shifted past the tags by save()
     directory[277] = channels
     directory[278] = rows
     directory[279] = tuple(lengths)
@@ -76,18 +77,18 @@ def _directory(pixels: np.ndarray, strips: list[bytes], rows: int, metadata: Met
 
 
 def encode_tiff(pixels: np.ndarray, metadata: Metadata) -> bytes:
-    """uint8 or uint16 [H,W,C], C = 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha -> a TIFF file with its metadata.
+    """uint8 or uint16 [H,W,C], C = 1 gray, 2 gray + alpha, 3 RGB, 4 RGB + alpha -> the bytes of a TIFF file.
 
-    Raises InputError above 4 GB, which this format's offsets cannot reach.
+    Raises InputError if the file would exceed the 4 GB that the format's 32-bit offsets can address.
     """
     if pixels.shape[-1] == 2 and pixels.dtype == np.uint16:
-        pixels = pixels[..., [0, 0, 0, 1]]  # Pillow and others open no 16-bit grey with alpha
+        pixels = pixels[..., [0, 0, 0, 1]]  # Pillow and others cannot open 16-bit gray + alpha
     strips, rows = _strips(pixels)
     if sum(map(len, strips)) > _LIMIT:
-        raise InputError("the picture needs more than the 4 GB of a TIFF file; write PNG instead")
+        raise InputError("the image exceeds the 4 GB limit of TIFF; write PNG instead")
     try:
-        head = _directory(pixels, strips, rows, metadata, True)
+        head = _directory(pixels, strips, rows, metadata, exif=True)
     except PARSE_ERRORS as error:
-        notice(f"EXIF does not fit into TIFF and was left out ({error})")
-        head = _directory(pixels, strips, rows, metadata, False)
+        notice(f"EXIF cannot be stored in TIFF and was dropped ({error})")
+        head = _directory(pixels, strips, rows, metadata, exif=False)
     return b"".join([head, *strips])

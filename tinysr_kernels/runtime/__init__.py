@@ -1,1 +1,1 @@
-"""The compiled model: images in and out, tiling, colour fix."""
+"""The compiled model: images in and out, tiling, color fix."""

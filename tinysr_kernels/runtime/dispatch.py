@@ -1,7 +1,7 @@
-"""The one path around the network: any accepted image in, the same kind of image out, `upscale` times larger.
+"""The entry point for in-memory images: any accepted type in, the same type out, `upscale` times larger per side.
 
-PIL images of every mode but F (pil.py says what becomes of each), numpy arrays and torch tensors (images.py lists
-dtypes, ranks and ranges). Anything else is an InputError that says what to do.
+Accepted are PIL images of every mode except F (images/pil.py lists the resulting modes), numpy arrays and torch tensors
+(images/arrays.py lists dtypes, shapes and value ranges). Anything else raises an InputError that states the remedy.
 """
 
 from __future__ import annotations
@@ -30,20 +30,22 @@ def upscale_image(
     frame: int | None = None,
     out: Tensor | None = None,
 ) -> Kind:
-    """Enlarge one image (or a batch, as an array or tensor) of any accepted kind.
+    """Upscale one image, or a batch as an array or tensor, of any accepted type.
 
-    image: see pil.py and images.py. enlarge, upscale: the network and its factor s. device: where the network
-    computes; None leaves arrays and PIL images on the CPU. max_pixels: refuse larger ones; None lets the free memory
-    decide. frame: which frame of a multi-frame PIL image, from 0. out: for a tensor, what takes the result. Raises
-    InputError for what is not accepted, OutOfMemory where the result cannot fit into host memory, and whatever
-    `enlarge` raises.
+    image: see images/pil.py and images/arrays.py. enlarge, upscale: the network and its factor s. device: where the
+    network runs; None leaves arrays and PIL images on the CPU. max_pixels: limit on the input's pixels; None derives it
+    from the free memory. frame: index of the frame of a multi-frame PIL image. out: for tensors, receives the result.
+    Raises InputError for images that are not accepted, OutOfMemory if the result would not fit into host memory, and
+    whatever `enlarge` raises.
     """
     if out is not None and not (isinstance(image, Tensor) and isinstance(out, Tensor)):
-        raise InputError(f"out takes a tensor for an image that is a tensor, found a {type(image).__name__}")
+        raise InputError(
+            f"out requires image and out to be tensors, found {type(image).__name__} and {type(out).__name__}"
+        )
     if isinstance(image, Image.Image):
         return upscale_pil(image, enlarge, upscale, device=device, max_pixels=max_pixels, frame=frame)
     if frame is not None:
-        raise InputError(f"frame={frame} chooses a picture of a PIL image's; index the {type(image).__name__} instead")
+        raise InputError(f"frame={frame} is for PIL images only; index the {type(image).__name__} instead")
     if isinstance(image, np.ndarray):
         return upscale_array(image, enlarge, upscale, device=device, max_pixels=max_pixels)
     if isinstance(image, Tensor):
@@ -52,5 +54,5 @@ def upscale_image(
     if isinstance(image, (str, bytes)) or hasattr(image, "__fspath__"):
         hint = "; open a file with PIL.Image.open, or use the command: tinysr upscale"
     elif isinstance(image, (list, tuple)):
-        hint = "; enlarge pictures of different sizes one by one, stack equal ones with numpy.stack or torch.stack"
+        hint = "; pass images of different sizes one by one, or stack equal ones with numpy.stack or torch.stack"
     raise InputError(f"expected a PIL image, a numpy array or a torch tensor, found {type(image).__name__}{hint}")

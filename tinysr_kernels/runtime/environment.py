@@ -1,4 +1,4 @@
-"""What a bug report needs to know of the machine and nothing private: the home folder is written as ~."""
+"""Facts about the machine for bug reports, without private data: the home folder is written as ~."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _VARIABLES = ("CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET", "TRITON_CACHE_DIR", "O
 
 
 def without_home(text: str) -> str:
-    """Replace the home folder, which names the user, by ~."""
+    """Replace the home folder, which contains the user's name, by ~."""
     home = os.path.expanduser("~")
     return text.replace(home, "~") if len(home) > 1 else text
 
@@ -63,18 +63,18 @@ def _devices() -> dict[str, Any]:
         facts["driver"] = _driver()
         facts["cudnn"] = torch.backends.cudnn.version()
         for index in range(torch.cuda.device_count()):
-            card = torch.cuda.get_device_properties(index)
+            gpu = torch.cuda.get_device_properties(index)
             facts[f"gpu {index}"] = (
-                f"{card.name}, sm_{card.major}{card.minor}, {card.multi_processor_count} SMs, "
-                f"{card.total_memory / 2**30:.1f} GiB"
+                f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.multi_processor_count} SMs, "
+                f"{gpu.total_memory / 2**30:.1f} GiB"
             )
     else:
-        facts["gpu"] = "none that torch can use"
+        facts["gpu"] = "none usable by torch"
     return facts
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices, memory and settings, as text and numbers."""
+    """Versions, processor, GPUs, free memory and relevant environment variables, by name."""
     free = available_memory()
     facts: dict[str, Any] = {
         "tinysr-kernels": __version__,

@@ -1,7 +1,7 @@
-"""What several threads ask of one network at once, put together: images of one shape become one batch.
+"""Dynamic batching: requests of several threads for images of equal shape are combined into one batch.
 
-While one batch is being computed, requests gather for the next; with nobody else asking, a request runs alone and at
-once. The kernels give every image of a batch the bits that they give it alone.
+While a batch runs, further requests queue for the next one; a request without company runs alone and at once. The
+kernels compute bit-identical results for an image, alone or in a batch.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tinysr_kernels.runtime.notices import held, notice
+from tinysr_kernels.runtime.notices import defer_notices, notice
 
 
 class Stopped(Exception):
-    """The run has been broken off; nothing more is computed."""
+    """The run was stopped; the request was not computed."""
 
 
 @dataclass(eq=False)
@@ -30,33 +30,33 @@ class _Request:
     done: threading.Event = field(default_factory=threading.Event)
 
     def fits(self, other: _Request) -> bool:
-        """Whether both can be in one batch."""
+        """Whether both can run in one batch: equal shape, dtype and device."""
         a, b = self.images, other.images
         return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
 
 
-class Gatherer:
-    """Stands for `enlarge` where several threads call it.
+class MicroBatcher:
+    """Replaces `enlarge` when several threads call it.
 
-    pixels: of the images that are put together, at most. turns: batches under way at once; with two, the copies of one
-    go on while the other is computed.
+    max_pixels: low-resolution pixels per batch. max_in_flight: batches that run concurrently; with two, the copies of
+    one overlap the computation of the other.
     """
 
-    def __init__(self, enlarge: Callable[..., Tensor], pixels: int, turns: int = 2) -> None:
+    def __init__(self, enlarge: Callable[..., Tensor], max_pixels: int, max_in_flight: int = 2) -> None:
         self.takes_bytes = getattr(enlarge, "takes_bytes", False)
         self._enlarge = enlarge
-        self._pixels = pixels
-        self._turns = threading.Semaphore(turns)
+        self._max_pixels = max_pixels
+        self._slots = threading.Semaphore(max_in_flight)
         self._lock = threading.Lock()
         self._waiting: list[_Request] = []
         self._stopped = False
 
     def __call__(self, images: Tensor, out: Tensor | None = None) -> Tensor:
-        """As `enlarge`: [N,3,H,W] -> [N,3,s*H,s*W]. Raises what it raises for these very images; Stopped."""
+        """Like `enlarge`: [N,3,H,W] -> [N,3,s*H,s*W]. Raises what it raises, and Stopped after `stop`."""
         own = _Request(images)
         with self._lock:
             self._waiting.append(own)
-        with self._turns:
+        with self._slots:
             group = self._take(own)
             if group:
                 self._run(group)
@@ -69,29 +69,29 @@ class Gatherer:
         return own.result if out is None else out.copy_(own.result)
 
     def stop(self) -> None:
-        """Let every request that has not begun fail with Stopped."""
+        """Make all requests that have not started fail with Stopped."""
         self._stopped = True
 
     def _take(self, own: _Request) -> list[_Request]:
-        """The batch to run now: the thread's own request and what fits to it; nothing if it has been taken already."""
+        """Dequeue the batch to run now: the thread's own request and compatible ones; empty if it was taken already."""
         with self._lock:
             if own not in self._waiting:
                 return []
             fitting = [own, *(other for other in self._waiting if other is not own and other.fits(own))]
-            most = min(len(fitting), max(self._pixels // _pixels(own), 1))
-            group = fitting[: 1 << (most.bit_length() - 1)]  # powers of two: batches come in few shapes
+            most = min(len(fitting), max(self._max_pixels // _pixels(own), 1))
+            group = fitting[: 1 << (most.bit_length() - 1)]  # powers of two limit the number of batch shapes
             self._waiting = [request for request in self._waiting if request not in group]
         return group
 
     def _run(self, group: list[_Request]) -> None:
         images = [request.images for request in group]
         try:
-            with held() as notices:
+            with defer_notices() as notices:
                 if self._stopped:
-                    raise Stopped("the run was broken off")
+                    raise Stopped("the run was stopped")
                 results = self._enlarge(images[0] if len(images) == 1 else torch.cat(images))
-        except BaseException as error:  # noqa: BLE001  it is raised in the threads that asked
-            if len(group) > 1:  # it belongs to one of them; the others have their results
+        except BaseException as error:  # noqa: BLE001  re-raised in the requesting threads
+            if len(group) > 1:  # one image may cause the error: retry each alone
                 for request in group:
                     self._run([request])
             else:
@@ -104,13 +104,13 @@ class Gatherer:
 
 
 def _pixels(request: _Request) -> int:
-    """Low-resolution pixels, at least 1."""
+    """Low-resolution pixels of a request, at least 1."""
     count, _, height, width = request.images.shape
     return max(count * height * width, 1)
 
 
-class Room:
-    """An amount that threads share: each waits until what it needs is left, or until it is alone."""
+class Budget:
+    """A resource shared by threads: each waits until its amount is available, or until it is the only user."""
 
     def __init__(self, amount: int) -> None:
         self._amount = amount
@@ -118,8 +118,8 @@ class Room:
         self._changed = threading.Condition()
 
     @contextmanager
-    def taken(self, amount: int) -> Iterator[None]:
-        """Inside, the amount is in use."""
+    def reserve(self, amount: int) -> Iterator[None]:
+        """Hold the amount inside the block. Waits until it is available; more than the total is granted alone."""
         with self._changed:
             self._changed.wait_for(lambda: self._used == 0 or self._used + amount <= self._amount)
             self._used += amount

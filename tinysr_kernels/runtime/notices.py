@@ -1,6 +1,6 @@
-"""Say every lossy step once: messages go to the logger ``tinysr_kernels``, never to ``warnings``.
+"""Notices: one message per lossy or unusual step, sent to the logger ``tinysr_kernels``, never to ``warnings``.
 
-Without any logging set up Python prints them on stderr; the command line collects them for each file.
+If logging is not configured, Python prints them to stderr. The command line collects them per file.
 """
 
 from __future__ import annotations
@@ -12,36 +12,34 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 logger = logging.getLogger("tinysr_kernels")
-
-
-_held: ContextVar[list[str] | None] = ContextVar("held", default=None)
+_deferred: ContextVar[list[str] | None] = ContextVar("deferred", default=None)
 
 
 def notice(message: str) -> None:
-    """Report one lossy or unusual step of the image at hand."""
-    held = _held.get()
-    if held is None:
+    """Report a lossy or unusual step of the current image."""
+    deferred = _deferred.get()
+    if deferred is None:
         logger.warning(message)
-    elif message not in held:
-        held.append(message)
+    elif message not in deferred:
+        deferred.append(message)
 
 
 @contextmanager
-def held() -> Iterator[list[str]]:
-    """Notices of the block are kept in the list and not given: for work in the background of another thread.
+def defer_notices() -> Iterator[list[str]]:
+    """Append the notices of the block to the yielded list, without duplicates, instead of logging them.
 
-    Whoever takes the work's result gives them, where they belong.
+    For work in a background thread: the thread that consumes the result reports the notices in order.
     """
     messages: list[str] = []
-    token = _held.set(messages)
+    token = _deferred.set(messages)
     try:
         yield messages
     finally:
-        _held.reset(token)
+        _deferred.reset(token)
 
 
 class _Collector(logging.Handler):
-    """Keeps the messages of one thread, each different one once."""
+    """Keeps the messages of one thread, without duplicates."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -56,8 +54,8 @@ class _Collector(logging.Handler):
 
 
 @contextmanager
-def collected() -> Iterator[list[str]]:
-    """The notices that this thread gives inside the block, as a list that grows while it runs."""
+def collect_notices() -> Iterator[list[str]]:
+    """Yield a list that receives the notices which this thread logs inside the block; they are logged as well."""
     collector = _Collector()
     logger.addHandler(collector)
     try:

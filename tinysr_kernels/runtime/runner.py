@@ -1,8 +1,8 @@
-"""Runs a model's networks on images: batches, graphs, retries where memory or a dtype's range do not suffice.
+"""Run a model's networks on images: batching, CUDA graphs, and retries after out-of-memory and overflow.
 
-An image that runs in one piece is one step, from the image as it came (uint8 or float) to the enlarged and
-colour-corrected image in the same dtype, with a flag whether the network's output was finite. Of a larger image the
-tiles are steps; they come in few shapes, so that images of any size replay the same few graphs.
+An image that fits in one piece is one step: from the input (uint8 or float) to the upscaled and color-corrected image
+in the same dtype, with a flag that tells whether the network's output was finite. For a larger image each tile is a
+step. Tiles have few distinct shapes, so that images of any size replay the same few graphs.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch import Tensor
 from tinysr_kernels.errors import NonFiniteOutput
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.nets import Network
-from tinysr_kernels.runtime.device.engine import Outputs, make_room
+from tinysr_kernels.runtime.device.engine import Outputs, free_graphs
 from tinysr_kernels.runtime.device.graphs import Graphs
 from tinysr_kernels.runtime.images.arrays import DEVICE_PIXELS
 from tinysr_kernels.runtime.notices import notice
 from tinysr_kernels.runtime.tiled_inference import CallPart, Limits, in_one_piece, part_of, restore
 
-WIDER = {torch.float16: (torch.bfloat16, torch.float32), torch.bfloat16: (torch.float32,)}
-"""What is tried in turn where a result is not finite: the range first, then the precision as well."""
+WIDER_DTYPES = {torch.float16: (torch.bfloat16, torch.float32), torch.bfloat16: (torch.float32,)}
+"""Dtypes to retry in if a result is not finite: first more range, then also more precision."""
 
 
 class Runner:
-    """Enlarges batches of RGB images with one model's networks. May be called by several threads."""
+    """Upscales batches of RGB images with the networks of one model. Thread-safe."""
 
     def __init__(
         self,
@@ -41,13 +41,14 @@ class Runner:
         upscale: int,
         overlap: int,
     ) -> None:
-        """network: the network in a dtype, the same object every time. fix: colors, from restored and original, in the
-        result's dtype, and flags that are true where the restored image is finite.
+        """network: returns the network in a dtype, always the same object. fix: color fix; takes the upscaled and the
+        original image and the result's dtype, and returns the result and a flag per image that is true if the upscaled
+        image is finite. upscale: the factor. overlap: of a LatentNetwork's windows, in latent pixels.
         """
         self.graphs = graphs
         self.limits = limits
         self.retries = 0
-        """Images of which something was computed again in a wider dtype."""
+        """Images that were recomputed, at least in part, in a wider dtype."""
         self._network = network
         self._fix = fix
         self._dtype = dtype
@@ -60,8 +61,8 @@ class Runner:
     def __call__(self, rgb: Tensor, out: Tensor | None = None, *, now: bool = False) -> Tensor:
         """[N,3,H,W] uint8, or float32 or float64 in [0,1] -> [N,3,s*H,s*W] in the same dtype and on the same device.
 
-        out: takes the result. now: capture graphs at once instead of when shapes come again. Raises OutOfMemory where
-        the smallest tiles do not fit, NonFiniteOutput where no dtype gives finite numbers.
+        out: receives the result. now: capture graphs at once instead of when a shape repeats. Raises OutOfMemory if the
+        smallest tiles do not fit, NonFiniteOutput if the result is not finite in any dtype.
         """
         count, _, height, width = rgb.shape
         parts: list[Tensor] = []
@@ -74,52 +75,50 @@ class Runner:
                 try:
                     parts.append(self._enlarge(images, None if out is None else out[begin:end], whole, now))
                 except (torch.OutOfMemoryError, MemoryError) as error:
-                    self._make_room(images, error)
+                    self._reduce_memory(images, error)
                 else:
                     begin = end
         if out is not None:
             return out
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _make_room(self, images: Tensor, error: BaseException) -> None:
-        """Let the next attempt take less memory. Raises OutOfMemory where it cannot."""
+    def _reduce_memory(self, images: Tensor, error: BaseException) -> None:
+        """Make the next attempt use less memory. Raises OutOfMemory if it is at the minimum."""
         engine = self.graphs.engine
-        if make_room(engine):
+        if free_graphs(engine):
             return
         with self._lock:
             try:
-                what = self.limits.shrink(self._network(self._dtype), tuple(images.shape), engine.device)
+                new_limit = self.limits.shrink(self._network(self._dtype), tuple(images.shape), engine.device)
             except MemoryError as final:
                 raise final from error
-        notice(f"out of memory: going on with {what}")
+        notice(f"out of memory: continuing with {new_limit}")
 
     def _enlarge(self, images: Tensor, out: Tensor | None, whole: bool, now: bool) -> Tensor:
-        """A batch that runs together, wherever it lies."""
+        """Run one batch on the device, wherever its images are."""
         engine = self.graphs.engine
         height, width = images.shape[2:]
         if engine.holds(images) or height * width > DEVICE_PIXELS:
-            # A large image stays in host memory; its tiles travel (`restore`).
+            # A large image stays in host memory; `restore` copies its tiles.
             result, finite = self._attempt(images, out, whole, now)
             (finite,) = engine.download((finite,))
         else:
-            at_home = out if images.device.type == "cpu" else None
+            host_out = out if images.device.type == "cpu" else None
             with engine.copies():
                 result, finite = self._attempt(engine.upload(images), None, whole, now)
                 if images.device.type == "cpu":
-                    result, finite = engine.download((result, finite), at_home)
+                    result, finite = engine.download((result, finite), host_out)
                 else:
                     (finite,) = engine.download((finite,))
                     result = result.to(images.device) if out is None else out.copy_(result)
-        # Flags without values, of images that are shapes alone, have nothing to say.
+        # Meta tensors have no flags to check.
         for i, flags in enumerate(() if finite.is_meta else finite):
             if not flags.all():
-                result[i : i + 1] = self._carefully(images[i : i + 1])
+                result[i : i + 1] = self._recompute_wider(images[i : i + 1])
         return result
 
     def _attempt(self, images: Tensor, out: Tensor | None, whole: bool, now: bool) -> tuple[Tensor, Tensor]:
-        """The result, and of each image whether it is finite (`_compute`), both where the images lie; nothing waits for
-        the device.
-        """
+        """The result and the finite flags of `_compute`, on the device of the images, without synchronization."""
 
         def part(name: str, x: Tensor, fixed: bool) -> Tensor:
             network = part_of(self._network(self._dtype), name)
@@ -134,31 +133,31 @@ class Runner:
         if not engine.holds(images):
             result, finite = step(images)
         elif whole:
-            # The same image is the same step whichever way it came.
+            # The step is the same for any strides of the image.
             name = ("image", self._dtype)
-            result, finite = self.graphs.run(name, step, images, into=out, now=now, any_layout=True)
+            result, finite = self.graphs.run(name, step, images, out=out, now=now, any_layout=True)
         else:
             with engine.lock:
-                result, finite = engine.plain(step, (images,))
+                result, finite = engine.launch(step, (images,))
         return result if out is None or result is out else out.copy_(result), finite
 
     def _compute(self, images: Tensor, part: CallPart, dtype: torch.dtype) -> Outputs:
-        """The images and flags, one or more an image, that are true where it is finite.
+        """The result, and one or more flags per image that are true if it is finite.
 
-        `part` runs parts of the network on what is there in `dtype`.
+        part: runs parts of the network in `dtype`.
         """
-        single = images.dtype == torch.float64 and dtype != torch.float64
-        lr = images.to(torch.float32) if single else images
+        to_float32 = images.dtype == torch.float64 and dtype != torch.float64
+        lr = images.to(torch.float32) if to_float32 else images
         sr = restore(self._network(self._dtype), lr, self._upscale, self.limits, self._overlap, part, dtype)
         return self._fix(sr, lr, images.dtype)
 
-    def _carefully(self, image: Tensor) -> Tensor:
-        """One image [1,3,H,W] whose result was not finite: what overflows is computed again in wider dtypes."""
-        dtypes = (self._dtype, *WIDER.get(self._dtype, ()))
+    def _recompute_wider(self, image: Tensor) -> Tensor:
+        """Recompute an image [1,3,H,W] whose result was not finite, with the parts that overflow in wider dtypes."""
+        dtypes = (self._dtype, *WIDER_DTYPES.get(self._dtype, ()))
         used: set[torch.dtype] = set()
 
         def part(name: str, x: Tensor, fixed: bool) -> Tensor:
-            # A UNet that saw the whole image in the first attempt would fail again.
+            # A UNet that ran on the whole image has already failed in the first dtype.
             for dtype in dtypes[1:] if name == "network" and not fixed else dtypes:
                 y = part_of(self._network(dtype), name)(x if x.dtype == torch.uint8 else x.to(dtype))
                 if bool(torch.isfinite(y).all()):
@@ -171,7 +170,7 @@ class Runner:
             raise _not_finite()
         large = image.shape[2] * image.shape[3] > DEVICE_PIXELS
         with engine.lock:
-            result, finite = engine.plain(
+            result, finite = engine.launch(
                 lambda x: self._compute(x, part, torch.float32), (image if large else image.to(engine.device),)
             )
         if not bool(finite.all()):
@@ -179,11 +178,9 @@ class Runner:
         with self._lock:
             self.retries += 1
         wider = " and ".join(str(dtype) for dtype in dtypes[1:] if dtype in used)
-        notice(f"{self._dtype} overflowed; what it could not hold was computed in {wider}")
+        notice(f"{self._dtype} overflowed; the affected parts were recomputed in {wider}")
         return result.to(image.device)
 
 
 def _not_finite() -> NonFiniteOutput:
-    return NonFiniteOutput(
-        "the network's output is not finite, even in the widest precision; check the checkpoint with `tinysr info`"
-    )
+    return NonFiniteOutput("the network's output is not finite in any dtype; check the checkpoint with `tinysr info`")

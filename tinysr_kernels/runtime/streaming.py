@@ -1,7 +1,6 @@
-"""Work in the background, in order: frames through a model while others are read and written, packets to an encoder.
+"""Ordered background work: frames through a model while others are read and written, packets to an encoder.
 
-Results come in the order of what went in, errors and notices at the turn of the item they belong to, and never more
-than a fixed number of items is under way.
+Results, errors and notices come in the order of the items. The number of items in flight is bounded.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 from tinysr_kernels.errors import InputError
-from tinysr_kernels.runtime.notices import held, notice
+from tinysr_kernels.runtime.notices import defer_notices, notice
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 OnError = Literal["raise", "yield"]
 
 Outcome = tuple[Any, Exception | None, list[str]]
-"""What an item's work gave: a result or an error, and its notices."""
+"""Of one item: its result or error, and its notices."""
 
 
 def in_order(
@@ -33,18 +32,18 @@ def in_order(
     on_error: OnError = "raise",
     stop: Callable[[], None] | None = None,
 ) -> Generator[Result | Exception, None, None]:
-    """work(item) for every item, in order, by `workers` threads, `ahead` items under way at once.
+    """Yield work(item) for all items in order, by `workers` threads with at most `ahead` items in flight.
 
-    on_error: "raise" ends the iteration with an item's error at its turn; "yield" gives the error in its place and goes
-    on. The items are taken by the calling thread; if taking them fails, that error comes after the results of those
-    before it, whatever on_error says. Closing the generator drops what has not begun and waits for the rest, which
-    `stop` may make shorter: it is called before. Raises InputError at once for arguments that make no sense.
+    The calling thread iterates over the items. on_error: "raise" raises the error of an item in its turn and ends the
+    iteration; "yield" yields the error in place of the result and continues. An error of the iterator itself is always
+    raised, after the results of the items before it. Closing the generator cancels items that have not started and
+    waits for the others; `stop` is called first and may shorten that. Raises InputError at once for invalid arguments.
     """
     if on_error not in ("raise", "yield"):
         raise InputError(f"on_error must be 'raise' or 'yield', found {on_error!r}")
     for name, value in (("workers", workers), ("buffers", ahead)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{name} must be a whole number of at least 1, found {value!r}")
+            raise InputError(f"{name} must be an integer of at least 1, found {value!r}")
     return _in_order(work, items, workers, ahead, on_error, stop)
 
 
@@ -56,31 +55,31 @@ def _in_order(
     on_error: OnError,
     stop: Callable[[], None] | None,
 ) -> Generator[Result | Exception, None, None]:
-    waiting: deque[Future[Outcome]] = deque()
-    broken: Exception | None = None
+    pending: deque[Future[Outcome]] = deque()
+    source_error: Exception | None = None
     source = iter(items)
     more = True
     pool = ThreadPoolExecutor(min(workers, ahead), thread_name_prefix="tinysr")
     try:
-        while more or waiting:
-            while more and len(waiting) < ahead:
+        while more or pending:
+            while more and len(pending) < ahead:
                 try:
                     item = next(source)
                 except StopIteration:
                     more = False
-                except Exception as error:  # noqa: BLE001  it is raised below, after the results that precede it
-                    more, broken = False, error
+                except Exception as error:  # noqa: BLE001  raised below, after the results that precede it
+                    more, source_error = False, error
                 else:
-                    waiting.append(pool.submit(contextvars.copy_context().run, _outcome, work, item))
-            if waiting:
-                result, failure, notices = waiting.popleft().result()
+                    pending.append(pool.submit(contextvars.copy_context().run, _outcome, work, item))
+            if pending:
+                result, failure, notices = pending.popleft().result()
                 for message in notices:
                     notice(message)
                 if failure is not None and on_error == "raise":
                     raise failure
                 yield result if failure is None else failure
-        if broken is not None:
-            raise broken
+        if source_error is not None:
+            raise source_error
     finally:
         if stop is not None:
             stop()
@@ -88,30 +87,30 @@ def _in_order(
 
 
 def _outcome(work: Callable[[Item], Result], item: Item) -> Outcome:
-    with held() as notices:
+    with defer_notices() as notices:
         try:
             return work(item), None, notices
-        except Exception as error:  # noqa: BLE001  it belongs to the item and is raised where its result is taken
+        except Exception as error:  # noqa: BLE001  reported in the item's turn
             return None, error, notices
 
 
 class Background:
-    """Calls functions one after another in a thread of its own, at most `depth` of them waiting.
+    """Runs calls one after another in a dedicated thread, with a queue of at most `depth` calls.
 
-    An error comes out of a later `call` or of the end of the `with` block, which waits for all calls; leaving the block
-    by an error drops the calls that have not begun.
+    An error of a call is raised by a later `call`, or at the end of the `with` block, which waits for all calls. If the
+    block raises, calls that have not started are canceled.
     """
 
     def __init__(self, depth: int) -> None:
         self._depth = depth
-        self._waiting: deque[Future[Any]] = deque()
+        self._pending: deque[Future[Any]] = deque()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tinysr")
 
     def call(self, function: Callable[..., Any], *args: Any) -> None:
-        """Call the function later. Waits while too many wait already."""
-        while len(self._waiting) >= self._depth:
-            self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(contextvars.copy_context().run, function, *args))
+        """Enqueue a call. Blocks while the queue is full. Raises the error of an earlier call."""
+        while len(self._pending) >= self._depth:
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(contextvars.copy_context().run, function, *args))
 
     def __enter__(self) -> Background:
         return self
@@ -120,7 +119,7 @@ class Background:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            while kind is None and self._waiting:
-                self._waiting.popleft().result()
+            while kind is None and self._pending:
+                self._pending.popleft().result()
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Padding, windows and tiles: how an image of any size meets networks that want particular ones."""
+"""Padding, windows and tiles: run networks with fixed or bounded input sizes on images of any size."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Place = TypeVar("Place")
 
 
 def pad_sides(height: int, width: int, multiple: int, minimum: int) -> tuple[int, int]:
-    """(height, width) raised to the next multiple of `multiple` that is at least `minimum`."""
+    """(height, width) rounded up to a multiple of `multiple` that is at least `minimum`."""
     return tuple(max(-(-side // multiple), -(-minimum // multiple)) * multiple for side in (height, width))  # type: ignore[return-value]
 
 
 def pad_to(image: Tensor, height: int, width: int) -> Tensor:
-    """Extend [N,C,H,W] at the right and the bottom: by reflection, by repeating the border where that is too short."""
+    """Pad [N,C,H,W] at the right and bottom by reflection, or by edge replication if the image is too small."""
     for axis, side in ((3, width), (2, height)):
         missing = side - image.shape[axis]
         if missing:
@@ -29,8 +29,8 @@ def pad_to(image: Tensor, height: int, width: int) -> Tensor:
     return image
 
 
-def starts(length: int, window: int, overlap: int) -> list[int]:
-    """Where windows begin so that they cover `length`: steps of window - overlap, the last pulled back to the end."""
+def window_starts(length: int, window: int, overlap: int) -> list[int]:
+    """Start positions of windows that cover `length`: a stride of window - overlap, the last aligned with the end."""
     if length <= window:
         return [0]
     step = window - overlap
@@ -41,8 +41,8 @@ def starts(length: int, window: int, overlap: int) -> list[int]:
 def gaussian_window(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[side, side] blending weights of TinySR's latent windows: g(y, side/2) g(x, (side-1)/2).
 
-    g(i,m) = exp(-((i-m)/side)^2 / 0.02) / sqrt(0.02 pi); the two centres differ in the public script
-    (TinySR test/test_tinysr.py), and so they do here.
+    g(i,m) = exp(-((i-m)/side)^2 / 0.02) / sqrt(0.02 pi); the two centers differ as in the public script
+    (TinySR test/test_tinysr.py).
     """
     index = torch.arange(side, dtype=torch.float64)
 
@@ -63,8 +63,8 @@ def ramp_window(height: int, width: int, overlap: int, dtype: torch.dtype, devic
     return torch.outer(trapezoid(height), trapezoid(width)).to(device, dtype)
 
 
-def batches(count: int, most: int) -> list[int]:
-    """Sizes that add up to `count`: as many of `most` as fit, then powers of two, so that few sizes occur at all."""
+def batch_sizes(count: int, most: int) -> list[int]:
+    """Batch sizes that sum to `count`: `most` while possible, then powers of two, to limit the distinct sizes."""
     sizes = [most] * (count // most)
     rest = count % most
     while rest:
@@ -73,10 +73,10 @@ def batches(count: int, most: int) -> list[int]:
     return sizes
 
 
-def in_batches(places: Sequence[Place], most: int) -> Iterator[Sequence[Place]]:
-    """The places in order, in groups of the sizes that `batches` gives."""
+def batched(places: Sequence[Place], most: int) -> Iterator[Sequence[Place]]:
+    """Split the places, in order, into batches of the sizes of `batch_sizes`."""
     begin = 0
-    for size in batches(len(places), most):
+    for size in batch_sizes(len(places), most):
         yield places[begin : begin + size]
         begin += size
 
@@ -90,17 +90,17 @@ def blend_windows(
     batch: int,
     run: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Run `run` on overlapping windows of x and average the results by weight, in float32 or wider.
+    """Apply `run` to overlapping windows of x and return the weighted average of the results.
 
-    x [N,C,H,W] at least as large as window (h,w); run maps [B,C,h,w] to [B,O,h*scale,w*scale], B up to `batch`
-    windows at once, of one image or of several; weights [h*scale, w*scale]. Returns [N,O,H*scale,W*scale] in float32
-    or wider.
+    x: [N,C,H,W], at least as large as window (h,w). run: maps [B,C,h,w] to [B,O,h*scale,w*scale]. batch: the maximum of
+    B; a batch may contain windows of several images. weights: [h*scale,w*scale]. Returns [N,O,H*scale,W*scale] in
+    float32 or wider.
     """
     n, _, height, width = x.shape
     h, w = window
-    corners = [(y, x0) for y in starts(height, h, overlap) for x0 in starts(width, w, overlap)]
+    corners = [(y, x0) for y in window_starts(height, h, overlap) for x0 in window_starts(width, w, overlap)]
     total = norm = None
-    for group in in_batches([(k, y, x0) for k in range(n) for y, x0 in corners], batch):
+    for group in batched([(k, y, x0) for k in range(n) for y, x0 in corners], batch):
         result = run(torch.cat([x[k : k + 1, :, y : y + h, x0 : x0 + w] for k, y, x0 in group]))
         if total is None or norm is None:
             wide = torch.promote_types(result.dtype, torch.float32)
@@ -119,14 +119,14 @@ def blend_windows(
 
 
 def halo_windows(length: int, core: int, halo: int) -> list[tuple[int, int, int]]:
-    """(from, to, read_from) of windows that all read core + 2 * halo pixels, or the whole length where that is less.
+    """(begin, end, read_begin) of windows that read core + 2 * halo pixels each, or the whole length if it is smaller.
 
-    What is kept of a window lies at least `halo` away from every edge of it that is not the image's own.
+    The kept range [begin, end) is at least `halo` pixels away from each edge of the window that is not an image edge.
     """
     side = core + 2 * halo
     places = []
     begin = 0
-    for read in starts(length, side, 2 * halo):
+    for read in window_starts(length, side, 2 * halo):
         end = length if read + side >= length else read + side - halo
         places.append((begin, end, read))
         begin = end
@@ -136,11 +136,12 @@ def halo_windows(length: int, core: int, halo: int) -> list[tuple[int, int, int]
 def apply_with_halo(
     x: Tensor, core: int, halo: int, unit_in: int, unit_out: int, batch: int, run: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Apply a network without normalisation tile by tile, with the result it has on the whole.
+    """Apply a network without normalization layers tile by tile, with the same result as on the whole image.
 
-    Coordinates are latent pixels: one is unit_in pixels of x and unit_out pixels of the result. Every tile is
-    core + 2 * halo latent pixels a side (or the image's side), so that images of any size come in tiles of one shape;
-    `batch` of them run at once. At the image's border the network's own padding applies.
+    x: [N,C,H,W]; returns [N,O,H*unit_out/unit_in,W*unit_out/unit_in] in the dtype that `run` returns. Coordinates are
+    latent pixels: one corresponds to unit_in pixels of x and unit_out pixels of the result. Each tile has core + 2 *
+    halo latent pixels per side (or the image's side if smaller), so that all sizes of images share one tile shape.
+    batch: tiles per call of `run`. halo: at least the receptive field's radius. The network pads at image edges itself.
     """
     n, _, height, width = x.shape
     rows, columns = height // unit_in, width // unit_in
@@ -151,7 +152,7 @@ def apply_with_halo(
     across = halo_windows(columns, core, halo)
     places = [(k, y, x0) for k in range(n) for y in halo_windows(rows, core, halo) for x0 in across]
     out: Tensor | None = None
-    for group in in_batches(places, batch):
+    for group in batched(places, batch):
         tiles = run(
             torch.cat(
                 [

@@ -1,4 +1,4 @@
-"""An engine without CUDA that does what a device would, notes it, and is as treacherous as shared graph memory is."""
+"""An engine without CUDA that records its calls and overwrites graph memory as a shared pool does."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from tinysr_kernels.runtime.device.graphs import Graphs
 
 @dataclass(eq=False)
 class Recorded:
-    """A captured step: replayed by running it anew on its own inputs."""
+    """A captured step. Replay runs it again on its static inputs."""
 
     step: Step
     inputs: Outputs
     outputs: Outputs
     alive: bool = True
 
-    def spoil(self) -> None:
-        """What another graph of the pool does to this one's memory."""
+    def overwrite(self) -> None:
+        """Fill the memory of this graph with garbage, as the replay of another graph in the pool may do."""
         for t in (*self.inputs, *self.outputs):
             t.fill_(float("nan") if t.is_floating_point() else 93 % 2 if t.dtype == torch.bool else 93)
 
 
 class Recorder:
-    """`engine.Engine` on the CPU. events: what was asked for, in order; failures: errors of the captures to come.
+    """`engine.Engine` on the CPU. events: the calls in order. failures: errors to raise in the next captures.
 
-    far: images in host memory do not lie on the device, so that they have to be copied there.
+    separate: images in host memory are not on the device and have to be copied.
     """
 
     can_capture = True
     overlaps = True
 
-    def __init__(self, far: bool = False) -> None:
-        self.far = far
-        self.here: list[Tensor] = []
+    def __init__(self, separate: bool = False) -> None:
+        self.separate = separate
+        self.uploaded: list[Tensor] = []
         self.device = torch.device("cpu")
         self.lock = threading.RLock()
         self.users: weakref.WeakSet[Graphs] = weakref.WeakSet()
@@ -56,12 +56,12 @@ class Recorder:
     def count(self, event: str) -> int:
         return self.events.count(event)
 
-    def plain(self, step: Step, inputs: Sequence[Tensor]) -> Outputs:
-        self.events.append("plain")
+    def launch(self, step: Step, inputs: Sequence[Tensor]) -> Outputs:
+        self.events.append("launch")
         return step(*inputs)
 
     def capture(self, step: Step, inputs: Sequence[Tensor]) -> Recorded:
-        self.events.append("warm")
+        self.events.append("warm-up")
         step(*inputs)
         if self.failures:
             self.events.append("failed")
@@ -72,25 +72,25 @@ class Recorder:
         self.graphs.append(graph)
         return graph
 
-    def replay(self, graph: Recorded, inputs: Sequence[Tensor], into: Tensor | None) -> Outputs:
+    def replay(self, graph: Recorded, inputs: Sequence[Tensor], out: Tensor | None) -> Outputs:
         assert graph.alive, "a graph was replayed after it was dropped"
         self.events.append("replay")
         for other in self.graphs:
             if other is not graph:
-                other.spoil()
-        for own, given in zip(graph.inputs, inputs, strict=True):
-            assert (own.shape, own.dtype) == (given.shape, given.dtype)
-            own.copy_(given)
+                other.overwrite()
+        for static, t in zip(graph.inputs, inputs, strict=True):
+            assert (static.shape, static.dtype) == (t.shape, t.dtype)
+            static.copy_(t)
         with self._as_captured():
             results = graph.step(*graph.inputs)
-        for own, result in zip(graph.outputs, results, strict=True):
-            own.copy_(result)
+        for static, result in zip(graph.outputs, results, strict=True):
+            static.copy_(result)
         first, *rest = (t.clone() for t in graph.outputs)
-        return (first if into is None else into.copy_(first), *rest)
+        return (first if out is None else out.copy_(first), *rest)
 
     @contextlib.contextmanager
     def _as_captured(self) -> Iterator[None]:
-        """A graph holds its launches: what was a step inside the captured one is no step now."""
+        """Nested steps belong to the captured graph and are not steps of their own."""
         users = list(self.users)
         for user in users:
             user._capturing = True
@@ -111,15 +111,15 @@ class Recorder:
         assert not self.graphs
 
     def holds(self, image: Tensor) -> bool:
-        return not self.far or any(image is t for t in self.here)
+        return not self.separate or any(image is t for t in self.uploaded)
 
     def upload(self, image: Tensor) -> Tensor:
-        self.here.append(image.clone())
-        return self.here[-1]
+        self.uploaded.append(image.clone())
+        return self.uploaded[-1]
 
-    def download(self, outputs: Sequence[Tensor], into: Tensor | None = None) -> Outputs:
+    def download(self, outputs: Sequence[Tensor], out: Tensor | None = None) -> Outputs:
         first, *rest = (t.clone() for t in outputs)
-        return (first if into is None else into.copy_(first), *rest)
+        return (first if out is None else out.copy_(first), *rest)
 
     @contextlib.contextmanager
     def copies(self) -> Iterator[None]:

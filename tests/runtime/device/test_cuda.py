@@ -1,6 +1,6 @@
-"""The engine of a GPU: streams, pools and captures in the right order, against a torch.cuda that only takes notes.
+"""The CUDA engine: streams, pools and captures in the right order, against a mock of torch.cuda that records calls.
 
-Where there is a GPU the last tests run on it.
+The last tests run on a GPU if there is one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Stream:
 
 
 class FakeCuda:
-    """What CudaEngine uses of torch.cuda. notes: what was called, with the current stream where it matters."""
+    """The part of torch.cuda that CudaEngine uses. notes: the recorded calls, with the current stream if relevant."""
 
     def __init__(self) -> None:
         Stream.made = 0
@@ -70,7 +70,7 @@ class FakeCuda:
         self.notes.append(f"begin {pool} on {stream.name}")
         yield
         if self.failing:
-            self.local.stream = Stream(self.notes, "left behind")  # as torch leaves it
+            self.local.stream = Stream(self.notes, "leaked")  # as torch leaves the current stream
             raise RuntimeError("capture failed")
         self.notes.append("end")
 
@@ -108,28 +108,28 @@ def engine(fake: FakeCuda) -> CudaEngine:
     return CudaEngine(torch.device("cpu"))
 
 
-def test_work_runs_on_the_side_stream_between_the_callers(fake: FakeCuda, engine: CudaEngine) -> None:
+def test_work_runs_on_the_side_stream_in_order_with_the_caller(fake: FakeCuda, engine: CudaEngine) -> None:
     def step(x: Tensor) -> tuple[Tensor]:
         fake.notes.append(f"step on {fake.current.name}")
         return (x,)
 
     def outer(x: Tensor) -> tuple[Tensor]:
-        return engine.plain(step, (x,))
+        return engine.launch(step, (x,))
 
     order = ["s1 waits for caller", "step on s1", "caller waits for s1", "recorded for caller"]
-    engine.plain(step, (torch.rand(2),))
+    engine.launch(step, (torch.rand(2),))
     assert fake.notes == order
     fake.notes.clear()
-    engine.plain(outer, (torch.rand(2),))
+    engine.launch(outer, (torch.rand(2),))
     assert fake.notes == [*order[:2], "recorded for s1", *order[2:]]
     fake.notes.clear()
     with pytest.raises(ZeroDivisionError):
-        engine.plain(lambda: (torch.rand(1 // 0),), ())
+        engine.launch(lambda: (torch.rand(1 // 0),), ())
     assert fake.notes == ["s1 waits for caller", "caller waits for s1"]
     assert fake.current is fake.caller
 
 
-def test_captures_share_a_pool_that_a_graph_keeps_alive(fake: FakeCuda, engine: CudaEngine) -> None:
+def test_captures_share_a_pool_kept_alive_by_a_graph(fake: FakeCuda, engine: CudaEngine) -> None:
     seen: list[Tensor] = []
 
     def step(x: Tensor) -> tuple[Tensor]:
@@ -137,37 +137,37 @@ def test_captures_share_a_pool_that_a_graph_keeps_alive(fake: FakeCuda, engine: 
         seen.append(x)
         return (x + 1,)
 
-    given = torch.rand(2, 3)
-    graph = engine.capture(step, (given,))
+    image = torch.rand(2, 3)
+    graph = engine.capture(step, (image,))
     begin = "begin pool1 on s1"
     enter, leave = "s1 waits for caller", "caller waits for s1"
     assert fake.notes == [enter, "step", begin, "end", begin, "step", "end", leave]
-    assert seen[0] is not given  # the warm-up is on a dense copy of the image
-    assert torch.equal(seen[0], given)
-    assert seen[1] is graph.inputs[0] is not given
+    assert seen[0] is not image  # the warm-up runs on a dense copy of the input
+    assert torch.equal(seen[0], image)
+    assert seen[1] is graph.inputs[0] is not image
     fake.notes.clear()
-    engine.capture(step, (given,))
+    engine.capture(step, (image,))
     assert fake.notes == [enter, "step", begin, "step", "end", leave]
     fake.notes.clear()
 
-    (result,) = engine.replay(graph, (given,), None)
+    (result,) = engine.replay(graph, (image,), None)
     assert fake.notes == [enter, "replay on s1", leave]
-    assert torch.equal(graph.inputs[0], given)
+    assert torch.equal(graph.inputs[0], image)
     assert torch.equal(result, graph.outputs[0])
     assert result.data_ptr() != graph.outputs[0].data_ptr()
     out = torch.empty(2, 3)
-    assert engine.replay(graph, (given,), out)[0] is out
+    assert engine.replay(graph, (image,), out)[0] is out
     assert torch.equal(out, graph.outputs[0])
 
     fake.notes.clear()
     engine.drop([graph])
     engine.trim()
     assert fake.notes == ["sync s1", "reset", "empty"]
-    engine.capture(step, (given,))
-    assert fake.notes.count("begin pool2 on s1") == 2  # with a graph that keeps the new pool
+    engine.capture(step, (image,))
+    assert fake.notes.count("begin pool2 on s1") == 2  # including the graph that keeps the new pool alive
 
 
-def test_a_failed_capture_leaves_nothing_behind(fake: FakeCuda, engine: CudaEngine) -> None:
+def test_a_failed_capture_resets_stream_and_pool(fake: FakeCuda, engine: CudaEngine) -> None:
     step, x = (lambda t: (t * 2,)), torch.rand(3)
     graph = engine.capture(step, (x,))
     fake.failing = True
@@ -178,7 +178,7 @@ def test_a_failed_capture_leaves_nothing_behind(fake: FakeCuda, engine: CudaEngi
     fake.notes.clear()
     engine.capture(step, (x,))
     assert fake.notes.count("begin pool2 on s2") == 2
-    engine.replay(graph, (x,), None)  # graphs of the old pool go on
+    engine.replay(graph, (x,), None)  # graphs of the old pool still work
     assert "replay on s2" in fake.notes
 
     def broken(t: Tensor) -> tuple[Tensor]:
@@ -187,12 +187,14 @@ def test_a_failed_capture_leaves_nothing_behind(fake: FakeCuda, engine: CudaEngi
     fake.notes.clear()
     with pytest.raises(RuntimeError, match="no such kernel"):
         engine.capture(broken, (x,))
-    assert not any(note.startswith("begin") for note in fake.notes)  # it failed before, so the pool is still good
+    assert not any(
+        note.startswith("begin") for note in fake.notes
+    )  # it failed before the capture, so the pool is still usable
     engine.capture(step, (x,))
     assert "begin pool2 on s2" in fake.notes
 
 
-def test_copies_have_streams_of_their_own_that_are_used_again(fake: FakeCuda, engine: CudaEngine) -> None:
+def test_copies_use_separate_streams_that_are_reused(fake: FakeCuda, engine: CudaEngine) -> None:
     names = []
     with engine.copies():
         names.append(fake.current.name)
@@ -206,7 +208,7 @@ def test_copies_have_streams_of_their_own_that_are_used_again(fake: FakeCuda, en
     assert fake.current is fake.caller
 
 
-def test_images_travel_through_pinned_memory(fake: FakeCuda, engine: CudaEngine, monkeypatch) -> None:
+def test_images_are_copied_through_pinned_memory(fake: FakeCuda, engine: CudaEngine, monkeypatch) -> None:
     image = torch.rand(2, 3)
     device = engine.upload(image)
     assert torch.equal(device, image)
@@ -227,13 +229,13 @@ def test_images_travel_through_pinned_memory(fake: FakeCuda, engine: CudaEngine,
     monkeypatch.setattr(torch.Tensor, "copy_", lambda t, *a, **k: copied.append(t.data_ptr()) or copy(t, *a, **k))
     out = torch.empty(2, 3)
     assert engine.download((device, flags), out)[0] is out
-    assert copied == [out.data_ptr(), staged[1].data_ptr()]  # straight into it
+    assert copied == [out.data_ptr(), staged[1].data_ptr()]  # directly, without another copy
     copied.clear()
     engine.upload(out)
     assert copied == []
 
 
-def test_other_threads_work_in_order_with_the_one_that_gave_the_work(fake: FakeCuda, engine: CudaEngine) -> None:
+def test_bound_work_is_ordered_with_the_creating_thread(fake: FakeCuda, engine: CudaEngine) -> None:
     with fake.stream(Stream(fake.notes, "mine")):
         bound = engine.bound(lambda: fake.current.name)
     found = []
@@ -246,7 +248,7 @@ def test_other_threads_work_in_order_with_the_one_that_gave_the_work(fake: FakeC
 
 if torch.cuda.is_available():
 
-    def test_on_a_gpu_graphs_give_the_bits_of_plain_launches() -> None:
+    def test_on_a_gpu_graphs_match_eager_launches_bit_for_bit() -> None:
         engine = engine_for(torch.device("cuda", 0))
         graphs = Graphs(engine, 2)
         weight = torch.randn(64, 64, device="cuda")
@@ -259,7 +261,7 @@ if torch.cuda.is_available():
             with engine.copies():
                 x = engine.upload(torch.randn(n, 64))
                 found, finite = engine.download(graphs.run("step", step, x))
-                expected, _ = engine.download(engine.plain(step, (x,)))
+                expected, _ = engine.download(engine.launch(step, (x,)))
             assert torch.equal(found, expected)
             assert bool(finite)
         assert graphs.statistics.captures >= 2

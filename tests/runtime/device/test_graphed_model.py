@@ -1,4 +1,4 @@
-"""The compiled model with graphs: the same images as without, its counters, warm-up, and tensors for results."""
+"""The compiled model with CUDA graphs: same images as without, counters, warm-up, and output tensors."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def plain() -> tinysr_kernels.CompiledSR:
 def test_the_compiled_model_counts_its_graphs(recorder: Recorder, plain: tinysr_kernels.CompiledSR) -> None:
     model = tinysr_kernels.compile("demo", device="cpu", max_graph_shapes=2)
     pixels = photo(9, 14)[0].permute(1, 2, 0).numpy()
-    for given in (pixels, Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1), pixels[None]):
-        found, expected = model(given), plain(given)
+    for image in (pixels, Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1), pixels[None]):
+        found, expected = model(image), plain(image)
         assert type(found) is type(expected)
         assert np.array_equal(np.asarray(found), np.asarray(expected))
     info = model.info()
@@ -45,23 +45,23 @@ def test_the_compiled_model_counts_its_graphs(recorder: Recorder, plain: tinysr_
     assert recorder.graphs[-1].inputs[0].dtype == torch.float32
 
 
-def test_graphs_can_be_turned_off_and_failures_do_no_harm(
+def test_graphs_can_be_disabled_and_failed_captures_fall_back(
     recorder: Recorder, plain: tinysr_kernels.CompiledSR, caplog: pytest.LogCaptureFixture
 ) -> None:
     lr = torch.rand(3, 8, 8)
     model = tinysr_kernels.compile("demo", device="cpu", cuda_graphs=False)
     for _ in range(3):
         assert torch.equal(model(lr), plain(lr))
-    assert recorder.count("warm") == 0
+    assert recorder.count("warm-up") == 0
     model = tinysr_kernels.compile("demo", device="cpu")
     recorder.failures = [RuntimeError("not when capturing")]
     for _ in range(3):
         assert torch.equal(model(lr), plain(lr))
     assert model.info()["graph_fallbacks"] == 1
-    assert caplog.text.count("launched one by one") == 1
+    assert caplog.text.count("launched individually") == 1
 
 
-def test_a_tensor_for_the_result_is_filled_and_given_back(plain: tinysr_kernels.CompiledSR) -> None:
+def test_out_receives_the_result_and_is_returned(plain: tinysr_kernels.CompiledSR) -> None:
     bytes_ = photo(8, 12)[0]
     for lr in (bytes_, bytes_.contiguous()[None], bytes_ / 255, (bytes_ / 255).half(), (bytes_ / 255).double()):
         out = torch.empty((*lr.shape[:-2], 32, 48), dtype=lr.dtype)
@@ -75,13 +75,13 @@ def test_a_tensor_for_the_result_is_filled_and_given_back(plain: tinysr_kernels.
     for wrong in (out.float(), torch.empty((3, 8, 12), dtype=torch.uint8), torch.empty((3, 32, 48)).to("meta")):
         with pytest.raises(InputError, match=r"out must be torch\.uint8"):
             plain(bytes_, out=wrong)
-    with pytest.raises(InputError, match="out takes a tensor"):
+    with pytest.raises(InputError, match="out requires image and out to be tensors, found ndarray and Tensor"):
         plain(bytes_.permute(1, 2, 0).numpy(), out=out)
     with pytest.raises(InputError, match="require grad"):
         plain(bytes_ / 255, out=torch.empty((3, 32, 48), requires_grad=True))
 
 
-def test_opaque_alpha_goes_the_short_way_too(plain: tinysr_kernels.CompiledSR) -> None:
+def test_opaque_alpha_uses_the_uint8_path(plain: tinysr_kernels.CompiledSR) -> None:
     pixels = photo(9, 14)[0].permute(1, 2, 0).numpy()
     rgba = np.concatenate([pixels, np.full_like(pixels[..., :1], 255)], -1)
     large = plain(rgba)
@@ -89,7 +89,7 @@ def test_opaque_alpha_goes_the_short_way_too(plain: tinysr_kernels.CompiledSR) -
     assert (large[..., 3] == 255).all()
 
 
-def test_the_free_memory_decides_about_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_free_memory_determines_the_tile_size(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tinysr_kernels.compile("demo", device="cpu")
     limits = model._runner.limits
     assert limits.pixels is None
@@ -108,14 +108,14 @@ def spread(x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.interpolate(x, scale_factor=4)
 
 
-SOAKS = {"recorder": (48, 8)}  # images, and the unit of their sides
+SOAKS = {"recorder": (48, 8)}  # the number of images, and a unit of their sizes
 if torch.cuda.is_available():
     SOAKS["cuda"] = (1000, 64)
 
 
 @pytest.mark.parametrize("where", sorted(SOAKS))
 def test_many_images_of_mixed_sizes_by_eight_threads(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal images give equal bits whatever ran between them, and memory stays where it was after the first round."""
+    """Equal images give identical results in any order, and memory use does not grow after the first half."""
     count, unit = SOAKS[where]
     if where == "recorder":
         engine = Recorder()
@@ -123,18 +123,18 @@ def test_many_images_of_mixed_sizes_by_eight_threads(where: str, monkeypatch: py
     device = "cpu" if where == "recorder" else "cuda:0"
     model = tinysr_kernels.compile("demo", device=device, max_graph_shapes=4, tile=2 * unit)
     sizes = [(unit * (1 + i % 3) - i % 2, unit * (1 + i % 4) + i % 3) for i in range(8)]
-    pictures = [photo(*size, seed=i)[0].permute(1, 2, 0).numpy() for i, size in enumerate(sizes)]
-    first = [model(picture) for picture in pictures]
+    images = [photo(*size, seed=i)[0].permute(1, 2, 0).numpy() for i, size in enumerate(sizes)]
+    first = [model(image) for image in images]
 
     def work(i: int) -> bool:
-        return np.array_equal(model(pictures[i % 8]), first[i % 8])
+        return np.array_equal(model(images[i % 8]), first[i % 8])
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, range(count // 2)))
-        held = torch.cuda.memory_reserved() if where == "cuda" else 0
+        reserved = torch.cuda.memory_reserved() if where == "cuda" else 0
         assert all(pool.map(work, range(count // 2)))
     assert model.info()["graphs_held"] <= 4
     if where == "cuda":
-        assert torch.cuda.memory_reserved() <= 1.05 * held
+        assert torch.cuda.memory_reserved() <= 1.05 * reserved
     else:
         assert len(engine.graphs) == model.info()["graphs_held"]

@@ -1,4 +1,4 @@
-"""One path for every kind of image: the same kind back, the right size, exact where the network is exact."""
+"""In-memory images of all types: same type, correct size, exact where the network is exact."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.runtime.pictures import MODES, SCALE, bicubic, nearest, noise, picture, repeated
+from tests.runtime.sample_images import MODES, SCALE, bicubic, nearest, noise, repeated, sample_image
 from tinysr_kernels.errors import InputError, OutOfMemory, TinySRError
 from tinysr_kernels.runtime.device import host_memory
 from tinysr_kernels.runtime.dispatch import upscale_image
@@ -28,21 +28,21 @@ def up(image, **options):
 
 @given(mode=st.sampled_from(sorted(MODES)), width=sides, height=sides, network=st.sampled_from([nearest, bicubic]))
 def test_pil_modes(mode, width, height, network):
-    image = picture(mode, width, height)
+    image = sample_image(mode, width, height)
     result = upscale_image(image, network, SCALE)
     assert (result.mode, result.size) == (MODES[mode], (SCALE * width, SCALE * height))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "I;16", "I;16L", "I;16B", "I;16N", "I"])
-def test_pil_values_survive_exactly(mode):
-    image = picture(mode, 9, 5)
+def test_pil_values_are_exact(mode):
+    image = sample_image(mode, 9, 5)
     assert up(image).tobytes() == image.resize((36, 20), Image.Resampling.NEAREST).tobytes()
 
 
-def test_bilevel_and_palette_keep_their_colours():
-    bilevel = picture("1", 8, 6)
+def test_bilevel_and_palette_keep_their_colors():
+    bilevel = sample_image("1", 8, 6)
     assert np.array_equal(np.asarray(up(bilevel)), repeated(np.asarray(bilevel.convert("L"))))
-    palette = picture("P", 8, 6)
+    palette = sample_image("P", 8, 6)
     assert np.array_equal(np.asarray(up(palette)), repeated(np.asarray(palette.convert("RGB"))))
 
 
@@ -96,7 +96,7 @@ def test_strides_and_read_only_memory_do_not_matter():
     assert torch.equal(up(tensor), nearest(tensor[None])[0])
 
 
-def test_gradients_stop_at_the_image_and_results_are_ordinary_tensors():
+def test_results_have_no_gradient_and_are_no_inference_tensors():
     image = torch.rand(3, 4, 5, requires_grad=True)
     result = up(image)
     assert not result.requires_grad
@@ -127,7 +127,7 @@ def test_integers_are_rounded_to_nearest_once():
         return (nearest(rgb) * 255 + 0.6) / 255
 
     assert upscale_image(np.full((2, 2, 3), 7, np.uint8), between, SCALE).max() == 8
-    # In strips too: the seam between two of them shows no difference.
+    # Also when rounding works in strips.
     pixels = noise(64, 8)
     whole = up(pixels)
     before = arrays._STRIP_PIXELS
@@ -138,7 +138,7 @@ def test_integers_are_rounded_to_nearest_once():
         arrays._STRIP_PIXELS = before
 
 
-def test_small_excess_is_clamped():
+def test_small_overshoot_is_clamped():
     image = np.array([[[-0.0009, 0.5, 1.0009]]], np.float32)
     result = up(image)
     assert result.min() == 0
@@ -165,7 +165,7 @@ def test_small_excess_is_clamped():
         (np.full((4, 4, 3), np.inf, np.float16), "infinities"),
         (torch.zeros(8, 9, 3), r"permute\(2, 0, 1\)"),
         (torch.zeros(2, 8, 9, 3), r"permute\(0, 3, 1, 2\)"),
-        (torch.zeros(1, 8, 9), "grey"),
+        (torch.zeros(1, 8, 9), "gray"),
         (torch.zeros(4, 8, 9), "alpha"),
         (torch.zeros(5, 8, 9), r"\(5, 8, 9\)"),
         (torch.zeros(8, 9), "2 dimensions"),
@@ -181,19 +181,19 @@ def test_small_excess_is_clamped():
         (Path("photo.png"), "PIL.Image.open"),
         ([np.zeros((4, 4, 3), np.uint8)], "one by one"),
         (None, "NoneType"),
-        (picture("L", 4, 4).convert("F"), "mode F"),
+        (sample_image("L", 4, 4).convert("F"), "mode F"),
         (Image.new("I", (2, 2), 70000), "70000"),
         (Image.new("I", (2, 2), -1), "-1"),
         (Image.new("RGB", (0, 5)), "0x5"),
     ],
 )
-def test_what_is_not_accepted_is_refused_with_a_remedy(image, message):
+def test_refusals_state_a_remedy(image, message):
     with pytest.raises(InputError, match=message):
         up(image)
 
 
-def test_a_network_of_another_size_is_not_believed():
-    with pytest.raises(TinySRError, match=r"\(1, 3, 6, 8\) where \(1, 3, 12, 16\)"):
+def test_a_wrong_output_size_of_the_network_is_an_error():
+    with pytest.raises(TinySRError, match=r"expected a result of shape \(1, 3, 12, 16\).*found \(1, 3, 6, 8\)"):
         upscale_image(noise(3, 4), lambda rgb: rgb.repeat(1, 1, 2, 2), SCALE)
 
 
@@ -219,7 +219,7 @@ def test_available_memory_is_plausible():
 # Alpha
 
 
-def test_opaque_alpha_is_free_and_exact(monkeypatch):
+def test_opaque_alpha_is_skipped_and_exact(monkeypatch):
     monkeypatch.setattr(arrays, "enlarge_alpha", None)  # would fail if it were called
     pixels = noise(5, 6, 4)
     pixels[..., 3] = 255
@@ -239,7 +239,7 @@ def test_a_mask_stays_in_range_and_keeps_its_size(height, width, seed):
     assert float(result.max()) <= 1
 
 
-def test_hidden_colours_never_reach_the_edge_of_the_visible():
+def test_hidden_colors_do_not_bleed_into_visible_pixels():
     pixels = np.zeros((12, 12, 4), np.uint8)
     pixels[...] = (0, 255, 0, 0)
     pixels[4:8, 4:8] = (200, 30, 10, 255)
@@ -250,26 +250,26 @@ def test_hidden_colours_never_reach_the_edge_of_the_visible():
 
 
 @given(height=sides, width=sides, seed=st.integers(0, 99), share=st.floats(0, 1))
-def test_bleeding_keeps_what_is_visible_and_invents_no_colour(height, width, seed, share):
+def test_bleeding_keeps_visible_pixels_and_their_range(height, width, seed, share):
     generator = torch.Generator().manual_seed(seed)
-    colour = torch.rand((2, 3, height, width), generator=generator)
+    color = torch.rand((2, 3, height, width), generator=generator)
     alpha = torch.rand((2, 1, height, width), generator=generator) * (
         torch.rand((2, 1, height, width), generator=generator) < share
     )
-    result = bleed(colour, alpha)
-    visible = (alpha > 0).expand_as(colour)
-    assert torch.equal(result[visible], colour[visible])
+    result = bleed(color, alpha)
+    visible = (alpha > 0).expand_as(color)
+    assert torch.equal(result[visible], color[visible])
     for index in range(2):
-        seen = colour[index][visible[index]]
+        seen = color[index][visible[index]]
         if len(seen) == 0:
-            assert torch.equal(result[index], colour[index])
+            assert torch.equal(result[index], color[index])
         else:
             assert float(result[index].min()) >= float(seen.min()) - 1e-5
             assert float(result[index].max()) <= float(seen.max()) + 1e-5
 
 
 @pytest.mark.parametrize(("mode", "key", "expected"), [("L", 7, "LA"), ("RGB", (7, 8, 9), "RGBA")])
-def test_a_transparent_colour_becomes_alpha(mode, key, expected):
+def test_a_transparent_color_becomes_alpha(mode, key, expected):
     image = Image.new(mode, (7, 7), key)
     image.putpixel((3, 3), 200 if mode == "L" else (200, 100, 50))
     image.info["transparency"] = key
@@ -280,19 +280,19 @@ def test_a_transparent_colour_becomes_alpha(mode, key, expected):
 
 
 def test_premultiplied_modes_come_back_premultiplied():
-    image = picture("RGBa", 6, 6)
+    image = sample_image("RGBa", 6, 6)
     result = up(image)
-    colour, alpha = np.asarray(result)[..., :3], np.asarray(result)[..., 3:]
-    assert (colour <= alpha).all()
+    color, alpha = np.asarray(result)[..., :3], np.asarray(result)[..., 3:]
+    assert (color <= alpha).all()
 
 
 # Orientation and metadata
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_is_applied_and_the_tag_gone(orientation):
+def test_orientation_is_applied_and_its_tag_removed(orientation):
     upright = Image.fromarray(noise(3, 5))
-    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL's names of the transpositions that undo each
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # PIL's transpositions that undo each orientation
     stored = upright if orientation == 1 else upright.transpose(Image.Transpose(undo[orientation]))
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = orientation, "maker"
@@ -307,8 +307,8 @@ def test_orientation_is_applied_and_the_tag_gone(orientation):
     assert result.info["dpi"] == pytest.approx((300, 300), abs=0.1)
 
 
-def test_the_given_image_stays_as_it_was():
-    image = picture("RGB", 5, 4)
+def test_the_input_image_is_not_modified():
+    image = sample_image("RGB", 5, 4)
     exif = Image.Exif()
     exif[0x0112] = 6
     image.info["exif"] = exif.tobytes()
@@ -329,22 +329,22 @@ def animation(count: int = 3, form: str = "GIF") -> Image.Image:
 
 
 @pytest.mark.parametrize("form", ["GIF", "TIFF", "WEBP", "PNG"])
-def test_several_frames_are_refused_with_their_number(form):
+def test_several_frames_are_refused_with_their_count(form):
     with pytest.raises(InputError, match="3 frames"):
         up(animation(form=form))
     assert up(animation(form=form), frame=2).convert("RGB").getpixel((0, 0))[0] == pytest.approx(160, abs=8)
-    with pytest.raises(InputError, match="0 to 2"):
+    with pytest.raises(InputError, match="frame 3 is out of range; the frames are 0 to 2"):
         up(animation(form=form), frame=3)
     assert up(animation(1, form)).size == (24, 16)
 
 
-def test_a_photograph_with_a_preview_inside_is_one_picture(caplog):
+def test_previews_inside_a_file_are_dropped(caplog):
     stream = io.BytesIO()
     Image.new("RGB", (6, 4)).save(stream, "MPO", save_all=True, append_images=[Image.new("RGB", (6, 4))])
     assert up(Image.open(stream)).size == (24, 16)
     assert "preview" in caplog.text
 
 
-def test_a_frame_of_an_array_is_refused() -> None:
+def test_frame_is_refused_for_arrays() -> None:
     with pytest.raises(InputError, match=r"frame=1 .* index the ndarray"):
         upscale_image(np.zeros((2, 4, 4, 3), np.uint8), nearest, SCALE, frame=1)

@@ -1,4 +1,4 @@
-"""ICC profiles: what the network sees is sRGB, what comes back is the picture's own, damaged ones cost a notice."""
+"""ICC profiles: the network sees sRGB, the result is in the image's color space, corrupt profiles are noticed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from tests.runtime import pictures
-from tests.runtime.pictures import SCALE, nearest, noise, picture, repeated
+from tests.runtime import sample_images as samples
+from tests.runtime.sample_images import SCALE, nearest, noise, repeated, sample_image
 from tinysr_kernels.runtime.dispatch import upscale_image
 from tinysr_kernels.runtime.images import arrays, icc
 
@@ -28,9 +28,9 @@ def tagged(image: Image.Image, profile: bytes) -> Image.Image:
     return image
 
 
-@pytest.mark.parametrize("tone", [pictures.SRGB_CURVE, pictures.curve(2.2), pictures.curve(1.8), pictures.curve(1)])
+@pytest.mark.parametrize("tone", [samples.SRGB_CURVE, samples.curve(2.2), samples.curve(1.8), samples.curve(1)])
 def test_matrix_profiles_agree_with_littlecms(tone):
-    profile = pictures.matrix_profile(tone=tone)
+    profile = samples.matrix_profile(tone=tone)
     space = icc.parse_profile(profile)
     assert space is not None
     image = Image.fromarray(noise(32, 32))
@@ -38,14 +38,14 @@ def test_matrix_profiles_agree_with_littlecms(tone):
     expected = np.asarray(ImageCms.profileToProfile(image, source, srgb)).astype(int)
     planes = torch.from_numpy(np.asarray(image).astype(np.float64) / 255).permute(2, 0, 1)[None]
     found = (space.to_srgb(planes)[0].permute(1, 2, 0) * 255).round().numpy()
-    # littlecms works with 16-bit fixed point inside: one step of the last of 8 bits, more where a curve is steep.
+    # littlecms uses 16-bit fixed point: an error of one 8-bit step, more where a curve is steep.
     assert abs(found - expected).max() <= 2
     assert (abs(found - expected) <= 1).mean() > 0.99
 
 
-@given(gamma=st.floats(1, 3), grey=st.booleans())
-def test_there_and_back_changes_nothing(gamma, grey):
-    profile = pictures.grey_profile(gamma) if grey else pictures.matrix_profile(pictures.SRGB, pictures.curve(gamma))
+@given(gamma=st.floats(1, 3), gray=st.booleans())
+def test_the_round_trip_is_exact_to_16_bits(gamma, gray):
+    profile = samples.gray_profile(gamma) if gray else samples.matrix_profile(samples.SRGB, samples.curve(gamma))
     space = icc.parse_profile(profile)
     assert space is not None
     # Up to just below white: the rounded colorants of the profile sum to white with an error of 2e-4.
@@ -53,10 +53,10 @@ def test_there_and_back_changes_nothing(gamma, grey):
     assert float((space.from_srgb(space.to_srgb(values)) - values).abs().max()) < 1 / 65535
 
 
-def test_srgb_is_recognised():
-    own = icc.parse_profile(pictures.matrix_profile(pictures.SRGB))
+def test_srgb_is_recognized():
+    own = icc.parse_profile(samples.matrix_profile(samples.SRGB))
     lcms = icc.parse_profile(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    wide = icc.parse_profile(pictures.matrix_profile())
+    wide = icc.parse_profile(samples.matrix_profile())
     assert own is not None
     assert own.is_srgb()
     assert lcms is not None
@@ -66,24 +66,24 @@ def test_srgb_is_recognised():
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "I;16", "P"])
-def test_pictures_with_a_wide_profile_keep_values_and_profile(mode):
-    profile = pictures.matrix_profile()
-    image = tagged(picture(mode, 12, 9), profile)
+def test_wide_gamut_images_keep_values_and_profile(mode):
+    profile = samples.matrix_profile()
+    image = tagged(sample_image(mode, 12, 9), profile)
     result = up(image)
     assert result.info["icc_profile"] == profile
     if mode in ("L", "I;16"):
-        given_, got = (np.asarray(each).astype(int) for each in (image, result))
-        assert abs(got - repeated(given_)).max() <= 1
+        before, after = (np.asarray(each).astype(int) for each in (image, result))
+        assert abs(after - repeated(before)).max() <= 1
 
 
-@pytest.mark.parametrize("colour", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (10, 200, 90)])
-def test_colours_that_srgb_lacks_survive(colour):
-    profile = pictures.matrix_profile()
-    assert up(tagged(Image.new("RGB", (3, 2), colour), profile)).getcolors() == [(12 * 8, colour)]
+@pytest.mark.parametrize("color", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (10, 200, 90)])
+def test_out_of_gamut_colors_are_preserved(color):
+    profile = samples.matrix_profile()
+    assert up(tagged(Image.new("RGB", (3, 2), color), profile)).getcolors() == [(12 * 8, color)]
     space = icc.parse_profile(profile)
-    sixteen = np.full((3, 2, 3), np.array(colour) * 257, np.uint16)
-    result = arrays.enlarge_pixels(sixteen[None], nearest, SCALE, space=space)[0]
-    assert abs(result.astype(int) - repeated(sixteen)).max() <= 1
+    pixels16 = np.full((3, 2, 3), np.array(color) * 257, np.uint16)
+    result = arrays.enlarge_pixels(pixels16[None], nearest, SCALE, space=space)[0]
+    assert abs(result.astype(int) - repeated(pixels16)).max() <= 1
 
 
 def test_the_network_sees_srgb():
@@ -93,12 +93,12 @@ def test_the_network_sees_srgb():
         seen.append(rgb)
         return nearest(rgb)
 
-    upscale_image(tagged(Image.new("L", (2, 2), 128), pictures.grey_profile(1.0)), spy, SCALE)
+    upscale_image(tagged(Image.new("L", (2, 2), 128), samples.gray_profile(1.0)), spy, SCALE)
     assert float(seen[0].mean()) == pytest.approx(0.7365, abs=1e-3)  # linear 128/255 in sRGB
 
 
-def test_table_profiles_go_through_littlecms():
-    profile = pictures.table_profile()
+def test_table_profiles_are_applied_by_littlecms():
+    profile = samples.table_profile()
     image = tagged(Image.new("RGB", (4, 3), (120, 120, 120)), profile)
     result = up(image)
     assert result.info["icc_profile"] == profile
@@ -108,9 +108,9 @@ def test_table_profiles_go_through_littlecms():
 
 
 def test_cmyk_is_converted_once_with_a_notice(caplog):
-    plain = up(picture("CMYK", 5, 4))
+    plain = up(sample_image("CMYK", 5, 4))
     assert plain.mode == "RGB"
-    tagged_result = up(tagged(Image.new("CMYK", (4, 3), (0, 0, 0, 128)), pictures.table_profile(b"CMYK")))
+    tagged_result = up(tagged(Image.new("CMYK", (4, 3), (0, 0, 0, 128)), samples.table_profile(b"CMYK")))
     assert "icc_profile" not in tagged_result.info
     assert abs(tagged_result.getpixel((0, 0))[0] - 118) <= 3  # L* = 50
     assert caplog.text.count("CMYK was converted") == 2
@@ -121,23 +121,23 @@ def test_cmyk_is_converted_once_with_a_notice(caplog):
     [
         b"x",
         b"\0" * 400,
-        pictures.matrix_profile()[:200],
-        pictures.matrix_profile(tone=b"curv\0\0\0\0\xff\xff\xff\xff"),
-        pictures.matrix_profile(tone=b"para\0\0\0\0\0\x09\0\0"),
-        pictures.matrix_profile(((0, 0, 0),) * 3),
-        pictures.table_profile(both_ways=False),
+        samples.matrix_profile()[:200],
+        samples.matrix_profile(tone=b"curv\0\0\0\0\xff\xff\xff\xff"),
+        samples.matrix_profile(tone=b"para\0\0\0\0\0\x09\0\0"),
+        samples.matrix_profile(((0, 0, 0),) * 3),
+        samples.table_profile(both_ways=False),
     ],
 )
-def test_a_useless_profile_is_one_notice_and_srgb(profile, caplog):
-    image = tagged(picture("RGB", 4, 3), profile)
+def test_a_corrupt_profile_is_treated_as_srgb_with_one_notice(profile, caplog):
+    image = tagged(sample_image("RGB", 4, 3), profile)
     assert np.array_equal(np.asarray(up(image)), repeated(np.asarray(image)))
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
     assert "sRGB" in caplog.text
 
 
 @given(data=st.data())
-def test_damaged_profiles_never_raise_anything_else(data):
-    profile = bytearray(pictures.matrix_profile())
+def test_corrupt_profiles_raise_only_profile_errors(data):
+    profile = bytearray(samples.matrix_profile())
     for _ in range(data.draw(st.integers(1, 6))):
         profile[data.draw(st.integers(0, len(profile) - 1))] = data.draw(st.integers(0, 255))
     with suppress(icc.ProfileError):

@@ -1,4 +1,4 @@
-"""A device as the runtime uses it, and the simplest one: everything runs where and when it is called."""
+"""The interface through which the runtime uses a device, and the eager implementation for the CPU."""
 
 from __future__ import annotations
 
@@ -13,68 +13,69 @@ from torch import Tensor
 
 Outputs = tuple[Tensor, ...]
 Step = Callable[..., Outputs]
-"""Launches work on tensors and reads nothing back; always the same work for the same shapes, dtypes and strides."""
+"""Launches work on tensors without synchronizing; the work depends only on shapes, dtypes and strides."""
 Work = TypeVar("Work", bound=Callable[..., Any])
 
 
-class Holder(Protocol):
-    """Who keeps graphs that were captured on a device."""
+class GraphHolder(Protocol):
+    """An owner of graphs captured on a device."""
 
     def __len__(self) -> int: ...
 
     def clear(self) -> None:
-        """Drop them."""
+        """Drop all graphs."""
 
 
 class Engine(Protocol):
-    """A device as the runtime uses it. `plain`, `capture`, `replay`, `drop` and `trim` are called with `lock` held.
+    """A device as the runtime uses it. Hold `lock` to call `launch`, `capture`, `replay`, `drop` and `trim`.
 
-    Work is in order with what the calling thread has enqueued so far and will enqueue. can_capture: whether there are
-    graphs; overlaps: whether copies for one thread go on beside the work for another.
+    Work is stream-ordered with what the calling thread enqueued before and enqueues afterwards. can_capture: whether
+    the device supports graphs. overlaps: whether copies of one thread overlap the work of another. users: the graph
+    holders.
     """
 
     device: torch.device
     can_capture: bool
     overlaps: bool
-    users: weakref.WeakSet[Holder]
+    users: weakref.WeakSet[GraphHolder]
 
     @property
     def lock(self) -> AbstractContextManager[Any]:
-        """Reentrant: a step may run steps."""
+        """The lock of the device. Reentrant, because a step may run other steps."""
 
-    def plain(self, step: Step, inputs: Sequence[Tensor]) -> Outputs:
-        """Launch the step's work."""
+    def launch(self, step: Step, inputs: Sequence[Tensor]) -> Outputs:
+        """Launch the work of the step eagerly."""
 
     def capture(self, step: Step, inputs: Sequence[Tensor]) -> Any:
-        """Run the step once, then capture it on inputs of its own. RuntimeError where that is impossible."""
+        """Run the step once as warm-up, then capture it on static inputs. Raises RuntimeError if capture fails."""
 
-    def replay(self, graph: Any, inputs: Sequence[Tensor], into: Tensor | None) -> Outputs:
-        """Copy the inputs in, replay, and copy out: the first output to `into` if given, else all to new tensors."""
+    def replay(self, graph: Any, inputs: Sequence[Tensor], out: Tensor | None) -> Outputs:
+        """Copy to the static inputs, replay, and copy the outputs: the first to `out` if given, else to new tensors."""
 
     def drop(self, graphs: Iterable[Any]) -> None:
         """Free captured graphs."""
 
     def trim(self) -> None:
-        """Give back memory that nothing uses; no graph is held."""
+        """Return unused memory to the device. Call it only when no graph is held."""
 
     def holds(self, image: Tensor) -> bool:
-        """Whether the tensor lies on this device."""
+        """Whether the tensor is on this device."""
 
     def upload(self, image: Tensor) -> Tensor:
-        """A tensor from elsewhere, on this device."""
+        """Copy a tensor to this device."""
 
-    def download(self, outputs: Sequence[Tensor], into: Tensor | None = None) -> Outputs:
-        """The outputs in host memory, whole: the first in `into` if given. Waits for them alone."""
+    def download(self, outputs: Sequence[Tensor], out: Tensor | None = None) -> Outputs:
+        """Copy the outputs to host memory, the first to `out` if given. Synchronizes with the current stream only."""
 
     def copies(self) -> AbstractContextManager[Any]:
-        """Inside, this thread's copies run beside the work of others and not between it."""
+        """Inside the block, copies of this thread overlap the work of other threads."""
 
     def bound(self, work: Work) -> Work:
-        """The function as other threads are to call it: in order with what this thread has enqueued."""
+        """Wrap a function for other threads, so that its work is stream-ordered with what this thread enqueued."""
 
 
-class Direct:
-    """The engine of devices without graphs and streams (the CPU, meta): everything runs at once, where it is called."""
+class EagerEngine:
+    """The engine of devices without streams and graphs (CPU, meta): work runs synchronously."""
 
     can_capture = False
     overlaps = False
@@ -82,22 +83,22 @@ class Direct:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.lock: AbstractContextManager[Any] = contextlib.nullcontext()
-        self.users: weakref.WeakSet[Holder] = weakref.WeakSet()
+        self.users: weakref.WeakSet[GraphHolder] = weakref.WeakSet()
 
-    def plain(self, step: Step, inputs: Sequence[Tensor]) -> Outputs:
+    def launch(self, step: Step, inputs: Sequence[Tensor]) -> Outputs:
         return step(*inputs)
 
     def capture(self, step: Step, inputs: Sequence[Tensor]) -> Any:
-        raise RuntimeError(f"there are no graphs on {self.device}")
+        raise RuntimeError(f"{self.device} does not support CUDA graphs")
 
-    def replay(self, graph: Any, inputs: Sequence[Tensor], into: Tensor | None) -> Outputs:
-        raise RuntimeError(f"there are no graphs on {self.device}")
+    def replay(self, graph: Any, inputs: Sequence[Tensor], out: Tensor | None) -> Outputs:
+        raise RuntimeError(f"{self.device} does not support CUDA graphs")
 
     def drop(self, graphs: Iterable[Any]) -> None:
-        """There are none."""
+        """No-op: there are no graphs."""
 
     def trim(self) -> None:
-        """Nothing is kept."""
+        """No-op: no memory is cached."""
 
     def holds(self, image: Tensor) -> bool:
         return image.device == self.device
@@ -105,9 +106,9 @@ class Direct:
     def upload(self, image: Tensor) -> Tensor:
         return image.to(self.device)
 
-    def download(self, outputs: Sequence[Tensor], into: Tensor | None = None) -> Outputs:
+    def download(self, outputs: Sequence[Tensor], out: Tensor | None = None) -> Outputs:
         first, *rest = (t if t.is_meta else t.cpu() for t in outputs)
-        return (first if into is None else into.copy_(first), *rest)
+        return (first if out is None else out.copy_(first), *rest)
 
     def copies(self) -> AbstractContextManager[Any]:
         return contextlib.nullcontext()
@@ -116,11 +117,11 @@ class Direct:
         return work
 
 
-def make_room(engine: Engine) -> bool:
-    """Drop the graphs of every model on the device and give their memory back; whether there were any."""
+def free_graphs(engine: Engine) -> bool:
+    """Drop the graphs of all models on the device and free their memory. Returns whether there were any."""
     with engine.lock:
-        holding = [user for user in engine.users if len(user)]
-        for user in holding:
+        holders = [user for user in engine.users if len(user)]
+        for user in holders:
             user.clear()
         engine.trim()
-    return bool(holding)
+    return bool(holders)

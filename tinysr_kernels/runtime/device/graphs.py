@@ -1,10 +1,10 @@
-"""The CUDA graphs of one model: what is captured, kept, replayed and dropped. Written against `Engine`, not CUDA.
+"""The CUDA graphs of one model: an LRU cache of captured steps. Written against `Engine`, not CUDA.
 
-A step is a function of tensors whose shapes stay the same from call to call: the whole way of an image of one size, or
-the network on a tile. It launches work and reads nothing back. The first call of a step launches plainly, the second
-captures it, so that sizes which occur once cost no capture; later calls replay. At most `limit` graphs are kept, the
-least recently used goes first, and a step whose graph was dropped must occur twice as often before it is captured
-again: more sizes in turn than graphs cost little more than plain launches.
+A step is a function of tensors whose shapes repeat from call to call: an image of one size from input to output, or the
+network on a tile. It launches work without synchronizing. The first call of a step launches eagerly and the second one
+captures it, so that sizes that occur once cost no capture; later calls replay. The cache holds at most `limit` graphs.
+A step whose graph was evicted must occur twice as often before it is captured again, so that cycling through more
+sizes than graphs costs little more than eager launches.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from torch import Tensor
 from tinysr_kernels.runtime.device.engine import Engine, Outputs, Step
 from tinysr_kernels.runtime.notices import notice
 
-REMEMBERED = 256
-"""Steps whose calls are counted; of more, the longest unused are forgotten."""
+MAX_COUNTED_STEPS = 256
+"""Steps whose calls are counted; beyond that, the least recently used are forgotten."""
 FIRST_CAPTURE = 2
-"""The call of a step that captures it."""
+"""A new step is captured at this call."""
 
 
 @dataclass
 class _Count:
-    """Calls of a step since it was last captured or dropped, and the call that is to capture it."""
+    """calls: of a step since it was last captured or evicted. capture_at: the number of calls that triggers capture."""
 
     calls: int = 0
-    wanted: float = FIRST_CAPTURE
+    capture_at: float = FIRST_CAPTURE
 
 
 @dataclass
 class Statistics:
-    """fallbacks: captures that failed, whose steps are launched plainly from then on."""
+    """Counters. fallbacks: failed captures, whose steps are launched eagerly from then on."""
 
     captures: int = 0
     replays: int = 0
@@ -50,9 +50,9 @@ Key = tuple[Hashable, ...]
 
 @dataclass(eq=False)
 class Graphs:
-    """The graphs of one model on one device. `run` may be called by several threads; one at a time is served.
+    """The graphs of one model on one device. Thread-safe: `run` is serialized by the engine's lock.
 
-    limit: how many are kept at most; 0 launches everything plainly.
+    limit: maximum number of graphs; 0 launches everything eagerly.
     """
 
     engine: Engine
@@ -74,39 +74,39 @@ class Graphs:
         name: Hashable,
         step: Step,
         *inputs: Tensor,
-        into: Tensor | None = None,
+        out: Tensor | None = None,
         now: bool = False,
         any_layout: bool = False,
     ) -> Outputs:
-        """step(*inputs), by its graph where there is one. A step may run others.
+        """step(*inputs), replayed from its graph if there is one. A step may run others.
 
-        name: what the step computes besides its inputs (the part, the dtype). into: where its first output goes.
-        now: capture at the first call already. any_layout: the step gives the same for inputs of any strides, so that
-        one graph serves all. Raises what the step raises.
+        name: identifies the step besides its inputs (the part of the network, the dtype). out: receives the first
+        output. now: capture at the first call. any_layout: leave strides out of the cache key, for steps that accept
+        any. Raises what the step raises.
         """
         with self.engine.lock:
-            if self._capturing:  # a step inside the one that is being captured: part of its graph
+            if self._capturing:  # nested in a step that is being captured: part of its graph
                 return step(*inputs)
             key = _key(name, inputs, any_layout)
             graph = self._graph(key, step, inputs, now)
             if graph is not None:
                 self.statistics.replays += 1
-                return self.engine.replay(graph, inputs, into)
+                return self.engine.replay(graph, inputs, out)
             try:
-                first, *rest = self.engine.plain(step, inputs)
-            except torch.OutOfMemoryError:  # the next attempt is no second call
+                first, *rest = self.engine.launch(step, inputs)
+            except torch.OutOfMemoryError:  # do not count a failed call
                 self._counts.pop(key, None)
                 raise
-            return (first if into is None else into.copy_(first), *rest)
+            return (first if out is None else out.copy_(first), *rest)
 
     def clear(self) -> None:
-        """Drop every graph. They are captured again when their steps have occurred often enough."""
+        """Drop all graphs. Steps are captured again once they have occurred often enough."""
         with self.engine.lock:
             for key in list(self._held):
                 self._drop(key)
 
     def _graph(self, key: Key, step: Step, inputs: Sequence[Tensor], now: bool) -> Any:
-        """The graph of the step, captured if it is time, or None."""
+        """The graph of the step, captured now if it is due, or None."""
         if not self.limit or not self.engine.can_capture:
             return None
         if key in self._held:
@@ -114,10 +114,10 @@ class Graphs:
             return self._held[key]
         count = self._counts.setdefault(key, _Count())
         self._counts.move_to_end(key)
-        while len(self._counts) > REMEMBERED:
+        while len(self._counts) > MAX_COUNTED_STEPS:
             self._counts.popitem(last=False)
         count.calls += 1
-        if count.calls < count.wanted and not (now and count.wanted < math.inf):
+        if count.calls < count.capture_at and not (now and count.capture_at < math.inf):
             return None
         return self._capture(key, count, step, inputs)
 
@@ -128,16 +128,16 @@ class Graphs:
         try:
             self._held[key] = self.engine.capture(step, inputs)
         except torch.OutOfMemoryError:
-            # Plain launches may still fit, in the memory that the graphs held; later it may be otherwise.
+            # An eager launch may fit into the memory that the graphs held. Retry the capture later.
             self.clear()
             count.calls = 0
             return None
         except RuntimeError as error:
-            count.wanted = math.inf
+            count.capture_at = math.inf
             self.statistics.fallbacks += 1
             if self.statistics.fallbacks == 1:
                 reason = str(error).strip().partition("\n")[0]
-                notice(f"a CUDA graph could not be captured ({reason}); kernels are launched one by one instead")
+                notice(f"CUDA graph capture failed ({reason}); kernels are launched individually instead")
             return None
         finally:
             self._capturing = False
@@ -148,7 +148,7 @@ class Graphs:
         self.engine.drop([self._held.pop(key)])
         self.statistics.dropped += 1
         count = self._counts.setdefault(key, _Count())
-        count.calls, count.wanted = 0, 2 * count.wanted
+        count.calls, count.capture_at = 0, 2 * count.capture_at
 
 
 def _key(name: Hashable, inputs: Sequence[Tensor], any_layout: bool) -> Key:

@@ -1,9 +1,8 @@
-"""Transparency: colour bled under transparent pixels before the network, alpha enlarged beside it.
+"""Transparency: fill the color of transparent pixels before the network runs, and upscale alpha separately.
 
-What lies under a fully transparent pixel is arbitrary (often black), and a network would drag it across the
-edge of the object. So it is replaced by the average of the nearest visible colours: a pyramid of sums of
-alpha * colour and of alpha is built by 2x2 averages (each pixel counts by its alpha), and every hole is
-filled from the finest level that knows something there.
+The color of a fully transparent pixel is arbitrary (often black), and the network would spread it across the edges of
+the visible object. It is replaced by an average of the nearest visible colors: build a pyramid of alpha * color and
+alpha by 2x2 averaging, and fill each hole from the finest level that covers it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 
 
 def _fill(weighted: Tensor, weight: Tensor) -> Tensor:
-    """weighted [N,C,H,W] = colour * weight, weight [N,1,H,W] >= 0 -> colour, defined wherever an image has weight."""
+    """weighted [N,C,H,W] = color * weight, weight [N,1,H,W] >= 0 -> color, filled in where weight is 0."""
     levels = [(weighted, weight)]
     while max(weight.shape[-2:]) > 1 and bool((weight == 0).any()):
         weighted = F.avg_pool2d(weighted, 2, ceil_mode=True, count_include_pad=False)
@@ -31,21 +30,21 @@ def _fill(weighted: Tensor, weight: Tensor) -> Tensor:
     return filled
 
 
-def bleed(colour: Tensor, alpha: Tensor) -> Tensor:
-    """Replace the colour of fully transparent pixels by that of their visible neighbourhood.
+def bleed(color: Tensor, alpha: Tensor) -> Tensor:
+    """Replace the color of fully transparent pixels with that of visible pixels nearby.
 
-    colour [N,C,H,W] and alpha [N,1,H,W], float in [0,1] -> [N,C,H,W]. Pixels with alpha above 0 keep their colour
-    exactly; an image without any such pixel keeps all of it.
+    color [N,C,H,W] and alpha [N,1,H,W], float in [0,1] -> [N,C,H,W]. Pixels with alpha > 0 are unchanged; so is an
+    image without any such pixel.
     """
     visible = alpha > 0
     if bool(visible.all()):
-        return colour
-    anything = visible.flatten(1).any(1).view(-1, 1, 1, 1)
-    return torch.where(visible | ~anything, colour, _fill(colour * alpha, alpha))
+        return color
+    any_visible = visible.flatten(1).any(1).view(-1, 1, 1, 1)
+    return torch.where(visible | ~any_visible, color, _fill(color * alpha, alpha))
 
 
 def enlarge_alpha(alpha: Tensor, upscale: int) -> Tensor:
-    """alpha [N,1,H,W], float in [0,1] -> [N,1,s*H,s*W], bicubic (a = -0.75), clamped to [0,1]."""
+    """alpha [N,1,H,W], float in [0,1] -> [N,1,s*H,s*W], bicubic (a = -0.75), clamped to [0,1]; s: upscale."""
     height, width = alpha.shape[-2:]
     size = (height * upscale, width * upscale)
     return F.interpolate(alpha, size=size, mode="bicubic", align_corners=False).clamp(0, 1)

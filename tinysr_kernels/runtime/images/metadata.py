@@ -1,4 +1,4 @@
-"""What travels beside the pixels: EXIF, XMP, ICC profile and resolution, and how it changes with the size."""
+"""Image metadata: EXIF, XMP, ICC profile and resolution, and how they change with the image size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 
 from tinysr_kernels.runtime.notices import notice
 
-# What Pillow's parsers are known to raise on damaged metadata.
+# What Pillow's parsers raise on corrupt metadata.
 PARSE_ERRORS = (
     OSError,
     ValueError,
@@ -26,9 +26,9 @@ PARSE_ERRORS = (
 
 _ORIENTATION = 0x0112
 _PIXEL_X, _PIXEL_Y = 0xA002, 0xA003
-# Tags that describe how a TIFF stores its pixels, or that are kept apart here (XMP 700, IPTC 33723,
-# Photoshop 34377, ICC 34675): none may be copied to another file.
-_STRUCTURAL = frozenset(
+# Tags that describe the storage of pixels in a TIFF, or that are handled separately (XMP 700, IPTC 33723, Photoshop
+# 34377, ICC 34675). They must not be copied to another file.
+_STORAGE_TAGS = frozenset(
     tag
     for first, last in (
         *((254, 259), (262, 266), (273, 274), (277, 281), (284, 284), (288, 293), (297, 297), (301, 301)),
@@ -41,7 +41,11 @@ _STRUCTURAL = frozenset(
 
 @dataclass(frozen=True)
 class Metadata:
-    """exif: with its "Exif\\0\\0" header, without orientation. xmp: a packet. dpi: dots per inch, x and y."""
+    """Metadata of one image. None: absent.
+
+    exif: with the "Exif\\0\\0" header, without orientation. xmp: the packet. icc: the profile. dpi: dots per inch in x
+    and y.
+    """
 
     exif: bytes | None = None
     xmp: bytes | None = None
@@ -49,20 +53,20 @@ class Metadata:
     dpi: tuple[float, float] | None = None
 
     def resized(self, width: int, height: int) -> Metadata:
-        """For a picture of another size: the fields that state the size follow it, where they are present."""
+        """Metadata for a resized image: existing fields that state the size in pixels are updated."""
         return replace(self, exif=_exif_resized(self.exif, width, height), xmp=_xmp_resized(self.xmp, width, height))
 
     def stripped(self) -> Metadata:
-        """Without EXIF, XMP and resolution. The ICC profile stays: it says what the pixels mean."""
+        """Without EXIF, XMP and resolution. The ICC profile stays, because it defines the colors of the pixels."""
         return replace(self, exif=None, xmp=None, dpi=None)
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none or it cannot be read."""
+    """The EXIF orientation, 1 to 8; 1 if it is absent or unreadable."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except PARSE_ERRORS as error:
-        notice(f"EXIF cannot be read, orientation not applied ({error})")
+        notice(f"EXIF cannot be read, the orientation was not applied ({error})")
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -71,12 +75,12 @@ def _exif(image: Image.Image) -> bytes | None:
     """The EXIF of an image as bytes, without orientation and storage tags."""
     try:
         exif = Image.Exif()
-        exif.load(image.getexif().tobytes())  # a copy: the image's own stays as it is
-        for tag in [tag for tag in exif if tag in _STRUCTURAL]:
+        exif.load(image.getexif().tobytes())  # a copy, so that the image is not changed
+        for tag in [tag for tag in exif if tag in _STORAGE_TAGS]:
             del exif[tag]
         return exif.tobytes() if len(exif) else None
     except PARSE_ERRORS as error:
-        notice(f"EXIF is damaged and was left out ({error})")
+        notice(f"EXIF is corrupt and was dropped ({error})")
         return None
 
 
@@ -92,7 +96,7 @@ def _exif_resized(data: bytes | None, width: int, height: int) -> bytes | None:
                 detail[tag] = value
         return exif.tobytes()
     except PARSE_ERRORS as error:
-        notice(f"EXIF is damaged and was left out ({error})")
+        notice(f"EXIF is corrupt and was dropped ({error})")
         return None
 
 
@@ -118,7 +122,7 @@ def _xmp_resized(packet: bytes | None, width: int, height: int) -> bytes | None:
 
 
 def _xmp_field(packet: bytes, name: bytes, value: int) -> bytes:
-    """Set a number where the packet has it, written as an attribute or as an element."""
+    """Set an existing number in the packet, stored as an attribute or as an element."""
     new = rb"\g<1>%d\g<2>" % value
     packet = re.sub(rb"""(\b%b\s*=\s*["'])\d+(["'])""" % name, new, packet)
     return re.sub(rb"(<%b>)\s*\d+\s*(</%b>)" % (name, name), rb"\g<1>%d\g<2>" % value, packet)
@@ -129,14 +133,14 @@ def _dpi(image: Image.Image) -> tuple[float, float] | None:
         x, y = (float(value) for value in image.info["dpi"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
-    # 1 dot per inch is how readers spell "not given".
+    # Some readers report an unknown resolution as 1 dpi.
     return (x, y) if 1 < x < 1e6 and 1 < y < 1e6 else None
 
 
 def collect(image: Image.Image) -> Metadata:
-    """The metadata of a loaded image (PNG keeps some behind the pixels).
+    """The metadata of an image. Load the image first: PNG may store metadata after the pixels.
 
-    The orientation is gone from it: it belongs to the pixels. Damaged parts are left out with a notice.
+    The EXIF orientation is removed, because it is applied to the pixels. Corrupt parts are dropped with a notice.
     """
     icc = image.info.get("icc_profile")
     return Metadata(

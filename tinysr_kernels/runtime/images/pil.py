@@ -1,10 +1,10 @@
-"""PIL images of every mode: decoded honouring transparency, orientation and profile, and given back in kind.
+"""Upscale PIL images of all modes, with transparency, orientation and color profile applied.
 
-What comes back: 1 -> L; L, LA, La, RGB, RGBA, RGBa, RGBX, I, I;16 in every byte order -> the same mode; a transparent
-colour (tRNS) -> alpha; P -> RGB or RGBA; PA -> RGBA; CMYK -> RGB, with a notice; YCbCr, HSV, LAB -> the same
-mode by way of RGB, with a notice; F -> refused. I is taken for what Pillow reads 16-bit files into: 0 to 65535.
-The EXIF orientation is applied to the pixels. An ICC profile is converted to sRGB for the network and back and stays
-with the picture; what else the picture carries (EXIF, XMP, resolution) is in the result's `info`.
+Resulting modes: 1 -> L; L, LA, La, RGB, RGBA, RGBa, RGBX, I, I;16 in any byte order -> the same mode; a transparent
+color (tRNS) -> alpha; P -> RGB or RGBA; PA -> RGBA; CMYK -> RGB, with a notice; YCbCr, HSV, LAB -> the same mode,
+converted through RGB, with a notice; F -> refused. Mode I is treated as 16-bit data, 0 to 65535. The EXIF orientation
+is applied to the pixels. Pixels with an ICC profile are converted to sRGB for the network and back; the profile is
+kept. Other metadata (EXIF, XMP, resolution) is in the result's `info`.
 """
 
 from __future__ import annotations
@@ -21,49 +21,52 @@ from tinysr_kernels.errors import InputError
 from tinysr_kernels.runtime.device.host_memory import check_size
 from tinysr_kernels.runtime.images import metadata
 from tinysr_kernels.runtime.images.arrays import Enlarge, enlarge_pixels
-from tinysr_kernels.runtime.images.icc import ColourSpace, ProfileError, parse_profile
+from tinysr_kernels.runtime.images.icc import ColorSpace, ProfileError, parse_profile
 from tinysr_kernels.runtime.notices import notice
 
-# Files of these formats hold one picture and its by-products (previews, gain maps, layers beside the composite).
-_ONE_PICTURE = ("MPO", "PSD", "ICO", "ICNS")
+# Files of these formats contain one main image; other frames are previews, gain maps or layers.
+_SINGLE_IMAGE = ("MPO", "PSD", "ICO", "ICNS")
 _DIRECT = ("L", "LA", "RGB", "RGBA")
 _BYTE_ORDER = {"I;16": "<", "I;16L": "<", "I;16B": ">", "I;16N": "="}
 
 
 @dataclass(frozen=True)
 class _Decoded:
-    """pixels: uint8 or uint16 [H,W,1..4]; space: of the pixels, None for sRGB; restore: pixels -> PIL image."""
+    """pixels: uint8 or uint16 [H,W,1..4]. space: their color space, None for sRGB. restore: pixels -> PIL image.
+
+    keep_profile: whether the ICC profile applies to the restored image.
+    """
 
     pixels: np.ndarray
-    space: ColourSpace | None
+    space: ColorSpace | None
     restore: Callable[[np.ndarray], Image.Image]
     keep_profile: bool = True
 
 
 def pick_frame(image: Image.Image, frame: int | None, name: str = "image") -> Image.Image:
-    """The one picture to enlarge. Raises InputError for several without a choice, or a frame that is not there."""
+    """Seek to the frame to upscale. Raises InputError if the choice is missing or out of range. name: for messages."""
     count = int(getattr(image, "n_frames", 1))
     if frame is not None:
         if not 0 <= frame < count:
-            raise InputError(f"{name}: frame {frame} was asked for, the frames are 0 to {count - 1}")
+            raise InputError(f"{name}: frame {frame} is out of range; the frames are 0 to {count - 1}")
         if count > 1:
             image.seek(frame)
         return image
-    if count > 1 and image.format not in _ONE_PICTURE:
+    if count > 1 and image.format not in _SINGLE_IMAGE:
         raise InputError(
-            f"{name}: {count} frames ({image.format}); choose one: frame=N (--frame N), counted from 0, "
-            "or image.seek(N) and image.copy()"
+            f"{name}: {count} frames ({image.format}); select one with frame=N (--frame N), counted from 0, "
+            "or with image.seek(N) and image.copy()"
         )
     if count > 1 and image.format == "MPO":
-        notice(f"the {count - 1} further pictures inside the file (preview, gain map) were left out")
+        notice(f"{count - 1} secondary images in the file (preview, gain map) were dropped")
     return image
 
 
-def _cms(image: Image.Image, source: bytes, back: bool, mode: str) -> Image.Image:
-    """Convert with Pillow's colour management, 8 bits: profile -> sRGB, or sRGB -> profile where `back`."""
-    own = ImageCms.ImageCmsProfile(io.BytesIO(source))
+def _apply_profile(image: Image.Image, profile: bytes, mode: str, *, from_srgb: bool = False) -> Image.Image:
+    """Convert with ImageCms in 8 bits: profile -> sRGB, or sRGB -> profile with `from_srgb`. mode: of the result."""
+    own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-    first, second = (srgb, own) if back else (own, srgb)
+    first, second = (srgb, own) if from_srgb else (own, srgb)
     result = ImageCms.profileToProfile(image, first, second, outputMode=mode)
     assert result is not None
     return result
@@ -84,20 +87,20 @@ def _rgb_to_lab(image: Image.Image) -> Image.Image:
     return result
 
 
-def grey_sixteen(image: Image.Image) -> np.ndarray:
-    """A mode I;16 in any byte order -> uint16 [H,W]. Not numpy.asarray: it knows neither I;16L nor I;16N."""
+def gray_16bit(image: Image.Image) -> np.ndarray:
+    """Mode I;16 in any byte order -> uint16 [H,W]. numpy.asarray supports neither I;16L nor I;16N."""
     pixels = np.frombuffer(image.tobytes(), _BYTE_ORDER[image.mode] + "u2")
     return pixels.astype(np.uint16).reshape(image.height, image.width)
 
 
-def colour_space(profile: bytes | None) -> tuple[ColourSpace | None, bool]:
-    """(space, tables): the space of a matrix or grey profile, None for sRGB; whether it is made of tables instead."""
+def color_space(profile: bytes | None) -> tuple[ColorSpace | None, bool]:
+    """The color space of a profile (None for sRGB) and whether the profile is based on look-up tables instead."""
     if not profile:
         return None, False
     try:
         space = parse_profile(profile)
     except ProfileError as error:
-        notice(f"the ICC profile is broken and was taken for sRGB ({error})")
+        notice(f"the ICC profile is corrupt; the pixels were treated as sRGB ({error})")
         return None, False
     if space is None:
         return None, True
@@ -114,8 +117,8 @@ def _image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
 
 
-def _decode_sixteen(image: Image.Image, space: ColourSpace | None) -> _Decoded:
-    """Modes I and I;16*. A transparent grey value becomes alpha, and the result then LA in 8 bits: PIL has no LA;16."""
+def _decode_16bit(image: Image.Image, space: ColorSpace | None) -> _Decoded:
+    """Modes I and I;16*. A transparent gray value becomes alpha; the result is then 8-bit LA, as PIL has no LA;16."""
     mode = image.mode
     if mode == "I":
         wide = np.asarray(image)
@@ -126,23 +129,23 @@ def _decode_sixteen(image: Image.Image, space: ColourSpace | None) -> _Decoded:
             )
         pixels = wide.astype(np.uint16)
     else:
-        pixels = grey_sixteen(image)
+        pixels = gray_16bit(image)
 
     def restore(result: np.ndarray) -> Image.Image:
-        grey = result[..., 0]
+        gray = result[..., 0]
         if mode == "I":
-            return Image.fromarray(grey.astype(np.int32))
+            return Image.fromarray(gray.astype(np.int32))
         if mode == "I;16":
-            return Image.fromarray(np.ascontiguousarray(grey))
-        data = grey.astype(_BYTE_ORDER[mode] + "u2").tobytes()
-        return Image.frombytes(mode, (grey.shape[1], grey.shape[0]), data)
+            return Image.fromarray(np.ascontiguousarray(gray))
+        data = gray.astype(_BYTE_ORDER[mode] + "u2").tobytes()
+        return Image.frombytes(mode, (gray.shape[1], gray.shape[0]), data)
 
     key = image.info.get("transparency")
     if isinstance(key, int):
-        notice("16-bit grey with a transparent value was enlarged in 8 bits, Pillow has no 16-bit mode with alpha")
-        eight = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        notice("16-bit gray with a transparent value was reduced to 8 bits: Pillow has no 16-bit mode with alpha")
+        pixels8 = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
         alpha = np.where(pixels == key, 0, 255).astype(np.uint8)
-        return _Decoded(np.stack([eight, alpha], -1), space, _image)
+        return _Decoded(np.stack([pixels8, alpha], -1), space, _image)
     return _Decoded(pixels[..., None], space, restore)
 
 
@@ -150,28 +153,28 @@ def _decode_cmyk(image: Image.Image, profile: bytes | None) -> _Decoded:
     notice("CMYK was converted to RGB")
     if profile:
         try:
-            return _Decoded(_array(_cms(image, profile, False, "RGB")), None, _image, keep_profile=False)
+            return _Decoded(_array(_apply_profile(image, profile, "RGB")), None, _image, keep_profile=False)
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
-            notice(f"the ICC profile is broken and was left out ({error})")
+            notice(f"the ICC profile is corrupt and was dropped ({error})")
     return _Decoded(_array(image.convert("RGB")), None, _image, keep_profile=False)
 
 
-def _through_tables(image: Image.Image, profile: bytes) -> _Decoded | None:
-    """A picture of 8 bits whose profile is made of look-up tables, by ImageCms; None where that does not work."""
+def _decode_table_profile(image: Image.Image, profile: bytes) -> _Decoded | None:
+    """An 8-bit image whose profile is based on look-up tables, converted by ImageCms; None if that fails."""
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
-    colour = image.convert("L" if image.mode in ("L", "LA") else "RGB") if alpha is not None else image
-    mode = colour.mode
+    color = image.convert("L" if image.mode in ("L", "LA") else "RGB") if alpha is not None else image
+    mode = color.mode
     try:
-        converted = _cms(colour, profile, False, "RGB")
-        _cms(Image.new("RGB", (1, 1)), profile, True, mode)  # input-only profiles have no way back
+        converted = _apply_profile(color, profile, "RGB")
+        _apply_profile(Image.new("RGB", (1, 1)), profile, mode, from_srgb=True)  # fails for input-only profiles
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
-        notice(f"the ICC profile cannot be used in both directions and was taken for sRGB ({error})")
+        notice(f"the ICC profile cannot be applied in both directions; the pixels were treated as sRGB ({error})")
         return None
     if alpha is not None:
         converted.putalpha(alpha)
 
     def restore(result: np.ndarray) -> Image.Image:
-        restored = _cms(_image(result[..., :3]), profile, True, mode)
+        restored = _apply_profile(_image(result[..., :3]), profile, mode, from_srgb=True)
         if alpha is not None:
             restored.putalpha(_image(result[..., 3:]))
         return restored
@@ -179,11 +182,11 @@ def _through_tables(image: Image.Image, profile: bytes) -> _Decoded | None:
     return _Decoded(_array(converted), None, restore)
 
 
-_PLAIN = {"1": "L", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "PA": "RGBA", "YCbCr": "RGB", "HSV": "RGB"}
+_DIRECT_MODE = {"1": "L", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "PA": "RGBA", "YCbCr": "RGB", "HSV": "RGB"}
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    """Any 8-bit mode -> L, LA, RGB or RGBA, honouring a palette's and a colour key's transparency."""
+def _to_direct_mode(image: Image.Image) -> Image.Image:
+    """Any 8-bit mode -> L, LA, RGB or RGBA. Transparency of a palette or color key becomes alpha."""
     mode = image.mode
     if mode == "P":
         return image.convert("RGBA" if image.has_transparency_data else "RGB")
@@ -191,37 +194,37 @@ def _plain(image: Image.Image) -> Image.Image:
         return image.convert("RGBA" if mode == "RGB" else "LA")
     if mode == "LAB":
         return lab_to_rgb(image)
-    return image if mode in _DIRECT else image.convert(_PLAIN[mode])
+    return image if mode in _DIRECT else image.convert(_DIRECT_MODE[mode])
 
 
 def _decode(image: Image.Image, profile: bytes | None) -> _Decoded:
     mode = image.mode
     if mode == "CMYK":
         return _decode_cmyk(image, profile)
-    space, tables = colour_space(profile)
+    space, tables = color_space(profile)
     if mode in _BYTE_ORDER or mode == "I":
         if tables:
-            notice("an ICC profile of tables cannot be applied to 16 bits; the pixels were taken for sRGB")
-        return _decode_sixteen(image, space)
-    if mode == "F" or (mode not in _DIRECT and mode not in (*_PLAIN, "P", "LAB")):
+            notice("a table-based ICC profile cannot be applied to 16-bit images; the pixels were treated as sRGB")
+        return _decode_16bit(image, space)
+    if mode == "F" or (mode not in _DIRECT and mode not in (*_DIRECT_MODE, "P", "LAB")):
         raise InputError(
             f"mode {mode} has no defined range; convert the image to L, RGB or I;16, or pass a float array in [0, 1]"
         )
-    plain = _plain(image)
+    direct = _to_direct_mode(image)
     if mode in ("YCbCr", "HSV", "LAB"):
         notice(f"{mode} was converted to RGB for the network and back")
     if tables and profile and mode not in ("YCbCr", "HSV", "LAB", "La", "RGBa", "RGBX"):
-        through = _through_tables(plain, profile)
-        if through is not None:
-            return through
+        decoded = _decode_table_profile(direct, profile)
+        if decoded is not None:
+            return decoded
 
     def restore(result: np.ndarray) -> Image.Image:
-        made = _image(result)
+        restored = _image(result)
         if mode == "LAB":
-            return _rgb_to_lab(made)
-        return made.convert(mode) if mode in ("La", "RGBa", "RGBX", "YCbCr", "HSV") else made
+            return _rgb_to_lab(restored)
+        return restored.convert(mode) if mode in ("La", "RGBa", "RGBX", "YCbCr", "HSV") else restored
 
-    return _Decoded(_array(plain), None if mode == "LAB" else space, restore)
+    return _Decoded(_array(direct), None if mode == "LAB" else space, restore)
 
 
 def upscale_loaded(
@@ -232,9 +235,10 @@ def upscale_loaded(
     *,
     device: torch.device | str | None = None,
 ) -> tuple[Image.Image, metadata.Metadata]:
-    """A loaded and oriented image -> the enlarged one, and what it carries: all of `carried` but a CMYK profile.
+    """Upscale a loaded and oriented image -> the new image and its metadata.
 
-    Raises InputError for a mode that is not accepted.
+    carried: metadata of the new image; a CMYK profile is removed from it. Raises InputError for a mode that is not
+    accepted.
     """
     decoded = _decode(image, carried.icc)
     pixels = enlarge_pixels(decoded.pixels[None], enlarge, upscale, device=device, space=decoded.space)[0]
@@ -250,9 +254,9 @@ def upscale_pil(
     max_pixels: int | None = None,
     frame: int | None = None,
 ) -> Image.Image:
-    """A PIL image -> a PIL image, `upscale` times larger; see the top of this file and dispatch.upscale_image.
+    """Upscale a PIL image -> a PIL image; the module docstring lists the modes, dispatch.upscale_image the arguments.
 
-    Raises InputError for what is not accepted, also for pixels that cannot be decoded.
+    Raises InputError for images that are not accepted or cannot be decoded, OutOfMemory if the result would not fit.
     """
     if image.width == 0 or image.height == 0:
         raise InputError(f"expected at least one pixel, found an image of {image.width}x{image.height}")

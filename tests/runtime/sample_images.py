@@ -1,4 +1,4 @@
-"""What the tests of images, files and runs share: networks that can be predicted, pictures, ICC profiles."""
+"""Shared by the tests of images, files and runs: predictable networks, sample images and ICC profiles."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tinysr_kernels.files.encode import Encoding
-from tinysr_kernels.files.picture_io import read_picture, upscale_picture, write_picture
+from tinysr_kernels.files.picture_io import read_image, upscale_image_file, write_image
 
 SCALE = 4
 
 
 def nearest(rgb: Tensor) -> Tensor:
-    """A network that repeats pixels: whatever the path around it changes shows at once."""
+    """A network that repeats pixels, so that any other change is due to the code around it."""
     return F.interpolate(rgb, scale_factor=SCALE, mode="nearest")
 
 
@@ -29,7 +29,7 @@ def bicubic(rgb: Tensor) -> Tensor:
 
 
 class FakeModel:
-    """Stands for a compiled model: the same face, pixels repeated."""
+    """Replaces a compiled model: the same interface, with repeated pixels."""
 
     def __init__(self) -> None:
         self.upscale = SCALE
@@ -53,7 +53,7 @@ class FakeModel:
 
 
 def repeated(pixels: np.ndarray) -> np.ndarray:
-    """What `nearest` makes of [H,W] or [H,W,C]."""
+    """The expected result of `nearest` for [H,W] or [H,W,C]."""
     return pixels.repeat(SCALE, 0).repeat(SCALE, 1)
 
 
@@ -65,8 +65,8 @@ def noise(height: int, width: int, channels: int = 3, dtype: str = "uint8", seed
     return generator.integers(0, np.iinfo(kind).max, (height, width, channels), dtype=kind, endpoint=True)
 
 
-def picture(mode: str, width: int, height: int, seed: int = 0) -> Image.Image:
-    """Noise in any PIL mode; "P+" is a palette with transparency."""
+def sample_image(mode: str, width: int, height: int, seed: int = 0) -> Image.Image:
+    """Random noise in any PIL mode; "P+" is a palette with transparency."""
     rgb = Image.fromarray(noise(height, width, 3, seed=seed))
     rgba = Image.fromarray(noise(height, width, 4, seed=seed))
     if mode.startswith("I;16"):
@@ -76,8 +76,8 @@ def picture(mode: str, width: int, height: int, seed: int = 0) -> Image.Image:
     if mode == "I":
         return Image.fromarray(noise(height, width, 1, "uint16", seed)[..., 0].astype(np.int32))
     if mode in ("La", "LA"):
-        grey = Image.merge("LA", [rgba.getchannel(0), rgba.getchannel(3)])
-        return grey if mode == "LA" else grey.convert("La")
+        gray = Image.merge("LA", [rgba.getchannel(0), rgba.getchannel(3)])
+        return gray if mode == "LA" else gray.convert("La")
     if mode in ("RGBa", "RGBA"):
         return rgba if mode == "RGBA" else rgba.convert("RGBa")
     if mode in ("P", "P+", "PA"):
@@ -93,7 +93,7 @@ def picture(mode: str, width: int, height: int, seed: int = 0) -> Image.Image:
     return rgb.convert(mode)
 
 
-# What each mode comes back as.
+# The mode of the result for each input mode.
 MODES = {
     **{mode: mode for mode in ("L", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr", "HSV", "LAB")},
     **{mode: mode for mode in ("I", "I;16", "I;16L", "I;16B", "I;16N")},
@@ -126,11 +126,11 @@ def exif(orientation: int = 6) -> Image.Exif:
 
 
 def enlarge_file(source: Path, target: Path, encoding: Encoding | None = None) -> None:
-    image, metadata = upscale_picture(read_picture(source), nearest, SCALE)
-    write_picture(target, image, metadata, encoding)
+    image, metadata = upscale_image_file(read_image(source), nearest, SCALE)
+    write_image(target, image, metadata, encoding)
 
 
-# D50-adapted colorants, from the published primaries; gamma as a curve of one number.
+# D50-adapted colorants from the published primaries; gamma as a one-entry curve.
 DISPLAY_P3 = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
 SRGB = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410))
 
@@ -173,12 +173,12 @@ def matrix_profile(colorants: tuple[tuple[float, ...], ...] = DISPLAY_P3, tone: 
     return _profile(b"RGB ", b"XYZ ", tags)
 
 
-def grey_profile(gamma: float) -> bytes:
-    return _profile(b"GRAY", b"XYZ ", {**_text(b"grey"), b"kTRC": curve(gamma)})
+def gray_profile(gamma: float) -> bytes:
+    return _profile(b"GRAY", b"XYZ ", {**_text(b"gray"), b"kTRC": curve(gamma)})
 
 
 def _table(inputs: int, outputs: int, corners: np.ndarray) -> bytes:
-    """A lut8 table with two grid points an axis and straight curves; corners [2**inputs, outputs] uint8."""
+    """A lut8 table with two grid points per axis and linear curves; corners [2**inputs, outputs] uint8."""
     identity = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
     ramp = bytes(range(256))
     head = b"mft1\0\0\0\0" + bytes([inputs, outputs, 2, 0]) + identity
@@ -186,7 +186,7 @@ def _table(inputs: int, outputs: int, corners: np.ndarray) -> bytes:
 
 
 def table_profile(space: bytes = b"RGB ", both_ways: bool = True) -> bytes:
-    """A profile of look-up tables, coarse but sound: grey axis right, colours muted."""
+    """A coarse but valid profile of look-up tables: the gray axis is exact, colors are desaturated."""
     count = 4 if space == b"CMYK" else 3
     corners = np.array(np.meshgrid(*[[0, 1]] * count, indexing="ij")).reshape(count, -1).T
     light = 1 - corners.max(1) if space == b"CMYK" else corners.mean(1)
