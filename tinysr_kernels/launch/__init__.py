@@ -1,5 +1,5 @@
-"""Which implementation an operation gets on which device, with which launch configuration, and how it is launched.
+"""Which backend an operator runs on, with which launch configuration, and how its kernels are launched.
 
-`backend` decides between kernels and references, `configs` picks a configuration and says where it came from, `kernel`
-makes Triton kernels of plain functions on first use, `plan` holds what a launcher asks for before anything runs.
+`backend` chooses between kernels and references, `configs` picks a launch configuration and reports its source,
+`kernel` compiles plain functions with Triton on first use, `plan` holds launches as data before anything runs.
 """

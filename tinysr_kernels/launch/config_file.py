@@ -1,4 +1,4 @@
-"""The file of launch configurations measured on one GPU: what it holds, and which of its entries count here.
+"""The file of launch configurations measured on one GPU: its content, and which of its entries are valid here.
 
     {"schema": 1,
      "device": {"name", "capability": [9, 0], "multiprocessors", "memory_mib", "power_limit_w"},
@@ -6,13 +6,13 @@
      "operations": {OP: {"kernel_hash", "space_hash", "entries": {BUCKET: {
          "config": {FIELD: VALUE}, "time_us", "incumbent_us", "candidates", "environment", "seal"}}}}}
 
-time_us and incumbent_us: a call with this configuration and with the one it replaced; candidates: how many were
-weighed; environment: versions other than the file's, for an entry kept from an earlier run; seal: a hash of the entry.
+time_us and incumbent_us: microseconds of a call with this configuration and with the one it replaced; candidates:
+configurations measured; environment: versions, if they differ from the file's; seal: a hash of the entry.
 
-Hard metadata decide whether an entry counts: schema, device, Triton's version but for the patch level, kernels' source,
-search space, seal. Where one conflicts or is missing, the entry is passed over and the reason given. Soft metadata
-(memory, power limit, driver, torch, Triton's patch level) decide how well it fits: where one differs or is missing, the
-entry counts, and the difference is given. What is not known on this side is not compared.
+Hard metadata decide whether an entry is valid: schema, device, Triton's major and minor version, kernel source, search
+space, seal. If one conflicts or is missing, the entry is ignored and the reason reported. Soft metadata (memory, power
+limit, driver, torch, Triton's patch level) do not invalidate an entry: a difference is reported. What is unknown on this
+machine is not compared.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LARGEST = 64 << 20
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known on this side; None is not known and not compared."""
+    """What is known of this machine; None is unknown and not compared."""
 
     gpu: Gpu
     triton: str
@@ -56,7 +56,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Entry:
-    """A configuration that counts, with what was measured, in microseconds; environment: versions if not the file's."""
+    """A valid configuration with its times in microseconds; environment: versions that differ from the file's."""
 
     config: Any
     time_us: float
@@ -66,7 +66,7 @@ class Entry:
 
 
 def facts(gpu: Gpu) -> Facts:
-    """What a process knows of a GPU's file without asking the driver."""
+    """The facts known without asking the driver."""
     return Facts(gpu, installed("triton"), installed("torch"))
 
 
@@ -80,7 +80,7 @@ def installed(package: str) -> str:
 
 
 def read(path: Path) -> tuple[dict[str, Any], str]:
-    """A file's content, and why it has none; neither for a file that is not there."""
+    """A file's content, or why it is unusable; neither for a missing file."""
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
@@ -100,7 +100,7 @@ def _refuse(constant: str) -> None:
 
 
 def conflicts(content: Mapping[str, Any], here: Facts, *, nearest: bool = False) -> str:
-    """Why the whole file does not count, or nothing. nearest: another device of the same architecture will do."""
+    """Why the whole file is invalid, or nothing. nearest: accept another device of the same architecture."""
     device = _table(content, "device")
     wanted: dict[str, Any] = {"schema": SCHEMA, "capability": list(here.gpu.capability)}
     found = {"schema": content.get("schema"), **device}
@@ -116,7 +116,7 @@ def conflicts(content: Mapping[str, Any], here: Facts, *, nearest: bool = False)
 
 
 def differences(content: Mapping[str, Any], here: Facts, one: Entry | None = None) -> list[str]:
-    """What of the soft metadata differs or is missing, for the file or for one entry; it counts all the same."""
+    """Soft metadata that differ or are missing, for the file or for one entry; it stays valid."""
     device = _table(content, "device")
     found = {**{k: device.get(k) for k in ("memory_mib", "power_limit_w")}, **content}
     found |= one.environment if one is not None else {}
@@ -129,7 +129,7 @@ def differences(content: Mapping[str, Any], here: Facts, one: Entry | None = Non
 
 
 def pdl(content: Mapping[str, Any]) -> bool | None:
-    """Whether programmatic dependent launch measured faster, or None where the file does not say."""
+    """Whether programmatic dependent launch measured faster, or None if the file does not say."""
     found = content.get(PDL)
     return found if isinstance(found, bool) else None
 
@@ -162,7 +162,7 @@ def entry(content: Mapping[str, Any], here: Facts, operator: type[Tunable], buck
 
 
 def parse(operator: type[Tunable], fields: object) -> Any:
-    """The configuration that a JSON object holds, or None where it does not have exactly the fields and their types."""
+    """The configuration in a JSON object, or None unless it has exactly the fields and their types."""
     expected = {f.name: str(f.type) for f in dataclasses.fields(operator.config)}
     if not isinstance(fields, dict) or set(fields) != set(expected):
         return None
@@ -172,7 +172,7 @@ def parse(operator: type[Tunable], fields: object) -> Any:
 
 
 def seal(op: str, bucket: str, hashes: Mapping[str, str], raw: Mapping[str, Any]) -> str:
-    """Identifies an entry and what it belongs to, so that no damage goes unnoticed."""
+    """A hash of an entry and of what it belongs to, so that damage is detected."""
     content = {name: value for name, value in raw.items() if name != "seal"}
     try:
         text = json.dumps([op, bucket, hashes["kernel_hash"], hashes["space_hash"], content], sort_keys=True)
@@ -222,7 +222,7 @@ def space_hash(operator: type[Tunable]) -> str:
 
 
 def _hash_of(*objects: Any) -> str:
-    """A hash of the objects' source; nothing where that is not there to read."""
+    """A hash of the objects' source; empty if the source is unavailable."""
     try:
         text = "".join(inspect.getsource(one) for one in objects)
     except (OSError, TypeError):
@@ -236,7 +236,7 @@ def _table(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _short(value: object) -> str:
-    """A value for a message: whatever a damaged file holds, in a few characters."""
+    """A value for a message, at most 60 characters, whatever a damaged file holds."""
     if value is None:
         return "unknown"
     text = value if isinstance(value, str) and value.isprintable() else repr(value)
@@ -244,7 +244,7 @@ def _short(value: object) -> str:
 
 
 def _minor(text: object) -> str:
-    """3.7.1 -> 3.7; nothing for what is no version."""
+    """3.7.1 -> 3.7; empty for anything but a version."""
     return ".".join(text.split(".")[:2]) if isinstance(text, str) else ""
 
 

@@ -1,9 +1,9 @@
 """Which launch configuration a call gets: the user's file, the bundled file for exactly this GPU, the heuristic.
 
 A file is named after the GPU that it was measured on, `NVIDIA H200.json`; `config_file.py` says what it holds and when
-it counts. The user's lie in $TINYSR_CONFIG_DIR, else in tinysr-kernels/ of the XDG configuration home. With
-TINYSR_CONFIG_NEAREST=1 the file of the nearest GPU of the same architecture stands in where there is none for this one.
-What does not count is passed over with one notice to the logger `tinysr_kernels`.
+it is valid. The user's files lie in $TINYSR_CONFIG_DIR, else in tinysr-kernels/ of the XDG configuration home. With
+TINYSR_CONFIG_NEAREST=1 the file of the most similar GPU of the same architecture is used if there is none for this one.
+Invalid files and entries are ignored, with one notice to the logger `tinysr_kernels`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BUNDLED = Path(__file__).parent / "configs"
 USER_FOLDER = "TINYSR_CONFIG_DIR"
 NEAREST = "TINYSR_CONFIG_NEAREST"
 WARM_LIMIT = 1 << 14
-"""Calls remembered; a video of ever new sizes must not fill the memory."""
+"""Cached choices; a video of ever new sizes must not fill the memory."""
 
 PDL_CAPABILITY = (9, 0)
 
@@ -39,7 +39,7 @@ logger = logging.getLogger("tinysr_kernels")
 
 @dataclass(frozen=True)
 class Choice:
-    """A configuration and where it came from: a file's path, "heuristic" or "given"; what the file says of it."""
+    """A configuration, its source (a file's path, "heuristic" or "given"), and the file's entry."""
 
     config: Any
     source: str
@@ -56,9 +56,9 @@ _noticed: set[str] = set()
 
 @contextlib.contextmanager
 def given(**configs: Any) -> Iterator[None]:
-    """Operators called inside by this thread use these configurations, by operator name: tests and tuning.
+    """Override the configurations of operators called inside by this thread, by operator name: for tests and tuning.
 
-    A dictionary gives them by bucket; a bucket that it does not name is chosen as ever.
+    A dictionary overrides by bucket; buckets that it lacks are chosen as usual.
     """
     token = _given.set({**(_given.get() or {}), **configs})
     try:
@@ -69,7 +69,7 @@ def given(**configs: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def given_pdl(on: bool) -> Iterator[None]:
-    """Launches inside by this thread are programmatic dependent ones, or not, whatever the files say: for tuning."""
+    """Override, inside and for this thread, whether launches use programmatic dependent launch: for tuning."""
     token = _pdl.set(on)
     try:
         yield
@@ -78,11 +78,11 @@ def given_pdl(on: bool) -> Iterator[None]:
 
 
 def pdl(gpu: Gpu) -> bool:
-    """Whether launches on this GPU are programmatic dependent ones: where a file says that it measured faster."""
+    """Whether launches on this GPU use programmatic dependent launch: if a file says that it measured faster."""
     if gpu.capability < PDL_CAPABILITY:
         return False
-    told = _pdl.get()
-    return _pdl_of_files(gpu) if told is None else told
+    override = _pdl.get()
+    return _pdl_of_files(gpu) if override is None else override
 
 
 @functools.cache
@@ -128,13 +128,13 @@ def _first_choice(key: tuple[Any, ...], call: Tunable, gpu: Gpu) -> Choice:
 
 
 def chosen() -> Mapping[str, int]:
-    """How many different (operation, bucket, GPU) this process has met, by the source of their configuration."""
+    """Number of distinct (operator, bucket, GPU) seen by this process, by the source of their configuration."""
     with _lock:
         return dict(Counter(_chosen.values()))
 
 
 def forget() -> None:
-    """Read the files again and choose anew: after a file or a variable of the environment was changed."""
+    """Drop all caches: after a file or an environment variable was changed."""
     with _lock:
         _warm.clear()
         _noticed.clear()
@@ -148,7 +148,7 @@ def file_name(gpu: str) -> str:
 
 
 def user_folder() -> Path:
-    """Where the user's files lie; a relative XDG_CONFIG_HOME does not count, as its specification says."""
+    """The folder of the user's files; a relative XDG_CONFIG_HOME is ignored, as its specification says."""
     named = os.environ.get(USER_FOLDER)
     if named:
         return Path(named)
@@ -231,5 +231,5 @@ def _notice(message: str) -> None:
 
 @functools.cache
 def _read(path: Path) -> tuple[dict[str, Any], str]:
-    """A file's content or why it has none, read once."""
+    """A file's content, or why it is unusable; cached."""
     return config_file.read(path)

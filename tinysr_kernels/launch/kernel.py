@@ -27,7 +27,7 @@ tl: Any = _Language()
 
 
 class Kernel:
-    """A Triton kernel, or a function that kernels call, that has not met Triton yet."""
+    """A Triton kernel or device function, not yet passed to `triton.jit`."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.__doc__ = function.__doc__
@@ -43,13 +43,13 @@ class Kernel:
         raise RuntimeError(f"{self.function.__name__} is launched, not called")
 
     def interpreted(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Take this function's place in the interpreter, where the interpreter does not do what the compiler does."""
+        """Decorator: the function that replaces this one in the interpreter, where that differs from the compiler."""
         self.stand_in = function
         return function
 
     @functools.cached_property
     def made(self) -> Any:
-        """What `triton.jit` makes of the function. Its globals are a copy in which `tl` and other kernels are real."""
+        """The function compiled by `triton.jit`, with globals in which `tl` and other kernels are real."""
         import triton
         import triton.language
 

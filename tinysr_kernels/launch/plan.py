@@ -1,6 +1,7 @@
-"""What an operation wants launched, as data: made from tensors of any device (meta included), run on real ones.
+"""Launch plans: the kernel launches of a call as data, made from tensors of any device (meta included).
 
-Ahead-of-time compilation and tests read the same plan that a call runs, so that what is checked is what is launched.
+A call runs its plan; ahead-of-time compilation, tracing, tuning and tests read the same plan, so what is checked is what
+is launched.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ class Launch:
     def run(self, pdl: bool = False) -> None:
         """Launch on the device of the tensors, which need not be the current one.
 
-        pdl: by programmatic dependent launch (CUDA programming guide; compute capability 9.0), that is, as soon as the
-        launch before lets it. Every kernel waits by itself for what it reads (`await_inputs` of ops/device_functions.py).
+        pdl: programmatic dependent launch (CUDA programming guide; compute capability 9.0): the kernel may start before
+        the previous one has completed. Every kernel waits itself for its inputs (`await_inputs` in
+        ops/device_functions.py).
         """
         tensors = (v for v in self.arguments.values() if isinstance(v, Tensor))
         device = next(tensors).device
@@ -47,9 +49,9 @@ class Launch:
 
 @dataclass(frozen=True)
 class Library:
-    """A library's kernels in place of our own: `function(**arguments)` writes into the tensors that it is given.
+    """A call of a library (cuBLASLt, cuDNN, SDPA): `function(**arguments)` writes into the tensors among its arguments.
 
-    kernels: how many launches it makes, as far as is known.
+    kernels: the number of kernels it launches, as far as known.
     """
 
     function: Callable[..., None]
@@ -57,13 +59,13 @@ class Library:
     kernels: int = 1
 
     def run(self, pdl: bool = False) -> None:
-        """Call the library, which launches on the device of the tensors, and behind all that was launched before."""
+        """Call the library, which launches on the device of the tensors, in stream order."""
         self.function(**self.arguments)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A call's result, not yet computed, and the launches that compute it, in order."""
+    """The result tensors of a call, not yet computed, and the launches that compute them, in order."""
 
     result: Any
     launches: tuple[Launch | Library, ...]
@@ -76,7 +78,7 @@ class Plan:
 
     @property
     def kernels(self) -> int:
-        """How many kernels run on the device."""
+        """Number of kernels that run on the device."""
         return sum(launch.kernels if isinstance(launch, Library) else 1 for launch in self.launches)
 
 
@@ -116,5 +118,5 @@ def next_power_of_2(n: int, least: int = 16, most: int = 1 << 30) -> int:
 
 
 def programs_wanted(gpu: Gpu) -> int:
-    """Programs of a launch that keep every multiprocessor busy: two each, so that one computes while one loads."""
+    """Programs that keep every multiprocessor busy: two each, so that one computes while the other loads."""
     return 2 * gpu.multiprocessors

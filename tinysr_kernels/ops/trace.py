@@ -1,7 +1,7 @@
-"""What a network launches: every operator call in order and every kernel of each, counted from the actual dispatch.
+"""Trace a network: every operator call in order and every kernel of each, recorded from the actual dispatch.
 
-Run on meta tensors it needs neither memory nor time, so plans of full-size networks can be made anywhere. A number that
-the host reads from a meta tensor reads 1, so a condition on values holds ("is the result finite?": yes).
+On meta tensors it takes neither memory nor compute, so full-size networks can be traced anywhere. A number that the host
+reads from a meta tensor reads 1, so a condition on values holds ("is the result finite?": yes).
 """
 
 from __future__ import annotations
@@ -28,10 +28,7 @@ OVERWRITES = ("aten::copy_", "aten::fill_", "aten::zero_")
 
 @dataclass(frozen=True)
 class Moved:
-    """A tensor that a launch reads or writes; weight: whether it belongs to the network rather than to the image.
-
-    fp8: whether it is in e4m3.
-    """
+    """A tensor that a launch reads or writes. weight: whether it is a buffer of the network. fp8: whether it is e4m3."""
 
     shape: tuple[int, ...]
     bytes: int
@@ -43,8 +40,7 @@ class Moved:
 class Step:
     """One kernel launch: the kernel's name, the tensors it moves, each once, and its share of the call's FLOPs.
 
-    The FLOPs of a call of several launches stand with the one that moves most: the products do, what merges partial
-    sums before or after them does not.
+    The FLOPs of a call of several launches are assigned to the one that moves the most bytes.
     """
 
     kernel: str
@@ -59,7 +55,7 @@ class Step:
 
     @property
     def fp8(self) -> bool:
-        """Whether its products are of e4m3 operands, as those of such weights are."""
+        """Whether its matmuls take e4m3 operands, as those of e4m3 weights do."""
         return any(m.weight and m.fp8 for m in self.reads)
 
     @property
@@ -72,9 +68,9 @@ class Step:
 class Call:
     """One call: operator, shapes of its tensor inputs and of its first output, cost, and the launches it makes.
 
-    source: where its launch configuration comes from, "reference" for a call that no kernel computes (its one step
-    then stands for however many it takes). part: what of the network it belongs to (`trace`'s parts). operator: the
-    call itself, for `tinysr::` operators.
+    source: of its launch configuration, "reference" for a call without kernels (its one step then stands for any
+    number). part: the part of the network it belongs to (`trace`'s parts). operator: the call itself, for `tinysr::`
+    operators.
     """
 
     op: str
@@ -88,7 +84,7 @@ class Call:
 
 
 class ReadingOnes(TorchDispatchMode):
-    """Inside, a number that the host reads from a meta tensor reads 1, where otherwise reading it fails."""
+    """Inside, a number that the host reads from a meta tensor reads 1; otherwise reading it fails."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -97,17 +93,17 @@ class ReadingOnes(TorchDispatchMode):
         if func._schema.name == READ_BY_HOST and args[0].is_meta:
             return 1
         with self:
-            # What ATen composes of other operations launches those; alone it would pass for one launch, or for a view.
+            # A composite ATen operation launches its parts; undecomposed it would count as one launch, or as a view.
             out = func.decompose(*args, **kwargs)
         return self.atomic(func, args, kwargs) if out is NotImplemented else out
 
     def atomic(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operation that is composed of no others."""
+        """Run an operation that is not composite."""
         return func(*args, **kwargs)
 
 
 class _Recorder(ReadingOnes):
-    """Notes `tinysr::` calls with their own cost functions and other kernels as one read and one write."""
+    """Records `tinysr::` calls with their cost functions, other kernels as one read and one write."""
 
     def __init__(self, kernels: bool, weights: frozenset[int], part: str = "") -> None:
         super().__init__()
@@ -124,7 +120,7 @@ class _Recorder(ReadingOnes):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
     def atomic(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the operation and note what it launches."""
+        """Run the operation and record what it launches."""
         name = func._schema.name
         out = func(*args, **kwargs)
         results = _tensors(out)
@@ -143,7 +139,7 @@ class _Recorder(ReadingOnes):
         if not (self.kernels and call.kernels_apply):
             self._note(call.name, call.tensors, results, cost, operator=call)
             return
-        # A launcher copies inputs that are not dense in the layout it wants: launches like any other.
+        # A plan copies inputs that are not dense in the layout it needs: launches like any other.
         with _Recorder(False, self.weights) as copies:
             plan, choice = call.planned()
         steps = [replace(step, flops=0) for copied in copies.calls for step in copied.steps]
@@ -153,7 +149,7 @@ class _Recorder(ReadingOnes):
         self._note(call.name, call.tensors, results, cost, choice.source, (*steps, *own), call)
 
     def _launches(self, plan: Plan) -> Iterator[Step]:
-        """One step a kernel. What a launch writes: the plan's results, and scratch that nothing has written yet."""
+        """One step per kernel. A launch writes the plan's results, and scratch tensors not written before."""
         results, filled = {_storage(t) for t in _tensors(plan.result)}, set[int]()
         for launch in plan.launches:
             reads: list[Tensor] = []
@@ -166,7 +162,7 @@ class _Recorder(ReadingOnes):
             filled |= {_storage(t) for t in writes}
             function = launch.kernel.function if isinstance(launch, Launch) else launch.function
             yield Step(function.__name__, self._moved(reads), self._moved(writes))
-            # Which of its tensors each kernel of a library moves is not known: all stand with the first.
+            # Which tensors each kernel of a library moves is unknown: all are assigned to the first.
             kernels = 1 if isinstance(launch, Launch) else launch.kernels
             for i in range(2, kernels + 1):
                 yield Step(f"{function.__name__} ({i} of {kernels})", (), ())
@@ -199,12 +195,12 @@ def _tensors(value: Any) -> tuple[Tensor, ...]:
 
 
 def _storage(t: Tensor) -> int:
-    """The same for all views of one piece of memory, on the meta device too, where addresses are all 0."""
+    """Identifies the storage of a tensor, on the meta device too, where addresses are all 0."""
     return t.untyped_storage()._cdata
 
 
 def _is_view(func: Any) -> bool:
-    """Whether the call only makes another view (or an empty tensor) and launches nothing."""
+    """Whether the call only makes a view or an empty tensor and launches nothing."""
     if func.is_view or func._schema.name.startswith(LAUNCH_NOTHING):
         return True
     return any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
@@ -220,9 +216,9 @@ def trace(
 ) -> list[Call]:
     """Run `function(*args)` (usually a network on meta tensors) and return its calls in order.
 
-    kernels: plan each call that has kernels as if they ran, with one step a launch. parts: modules by name, in the
-    order in which they run; a call belongs to the module that runs or ran last, those before the first to ends[0],
-    those after the last to ends[1]. The modules' buffers are the weights.
+    kernels: plan each call as if its kernels ran, one step per launch. parts: modules by name, in the order in which
+    they run; a call belongs to the module that runs or ran last, calls before the first to ends[0], calls after the last
+    to ends[1]. The modules' buffers are the weights.
     """
     parts = parts or {}
     weights = frozenset(_storage(t) for module in parts.values() for t in module.buffers())
