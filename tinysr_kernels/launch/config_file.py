@@ -11,8 +11,8 @@ configurations measured; environment: versions, if they differ from the file's; 
 
 Hard metadata decide whether an entry is valid: schema, device, Triton's major and minor version, kernel source, search
 space, seal. If one conflicts or is missing, the entry is ignored and the reason reported. Soft metadata (memory, power
-limit, driver, torch, Triton's patch level) do not invalidate an entry: a difference is reported. What is unknown on this
-machine is not compared.
+limit, driver, torch, Triton's patch level) do not invalidate an entry: a difference is reported. What is unknown on
+this machine is not compared.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Launch plans: the kernel launches of a call as data, made from tensors of any device (meta included).
 
-A call runs its plan; ahead-of-time compilation, tracing, tuning and tests read the same plan, so what is checked is what
-is launched.
+A call runs its plan; ahead-of-time compilation, tracing, tuning and tests read the same plan, so what is checked is
+what is launched.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Trace a network: every operator call in order and every kernel of each, recorded from the actual dispatch.
 
-On meta tensors it takes neither memory nor compute, so full-size networks can be traced anywhere. A number that the host
-reads from a meta tensor reads 1, so a condition on values holds ("is the result finite?": yes).
+On meta tensors it takes neither memory nor compute, so full-size networks can be traced anywhere. A number that the
+host reads from a meta tensor reads 1, so a condition on values holds ("is the result finite?": yes).
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ OVERWRITES = ("aten::copy_", "aten::fill_", "aten::zero_")
 
 @dataclass(frozen=True)
 class Moved:
-    """A tensor that a launch reads or writes. weight: whether it is a buffer of the network. fp8: whether it is e4m3."""
+    """A tensor that a launch reads or writes.
+
+    weight: whether it is a buffer of the network. fp8: whether it is e4m3.
+    """
 
     shape: tuple[int, ...]
     bytes: int
@@ -217,8 +220,8 @@ def trace(
     """Run `function(*args)` (usually a network on meta tensors) and return its calls in order.
 
     kernels: plan each call as if its kernels ran, one step per launch. parts: modules by name, in the order in which
-    they run; a call belongs to the module that runs or ran last, calls before the first to ends[0], calls after the last
-    to ends[1]. The modules' buffers are the weights.
+    they run; a call belongs to the module that runs or ran last, calls before the first to ends[0], calls after the
+    last to ends[1]. The modules' buffers are the weights.
     """
     parts = parts or {}
     weights = frozenset(_storage(t) for module in parts.values() for t in module.buffers())

@@ -103,8 +103,8 @@ class CompiledSR:
         """Enlarge one image, or a batch of equal size, and return the same kind of object.
 
         image: PIL.Image; numpy [H,W,C] or [N,H,W,C]; torch [3,H,W] or [N,3,H,W]; `runtime/images/pil.py` and
-        `runtime/images/arrays.py` list modes, dtypes and ranges. max_pixels: refuse larger inputs. frame: which frame of a
-        multi-frame PIL image. out: for tensors, where the result goes, of the image's dtype and device; in pinned
+        `runtime/images/arrays.py` list modes, dtypes and ranges. max_pixels: refuse larger inputs. frame: which frame
+        of a multi-frame PIL image. out: for tensors, where the result goes, of the image's dtype and device; in pinned
         host memory it is written by the device itself. Raises InputError, OutOfMemory, NonFiniteOutput.
         """
         return upscale_image(

@@ -3,8 +3,8 @@
     out    = operator(...)                                                                          [N,O,H,W]
     normed = group_norm(out, normed_skip, normed_weight, normed_bias, normed_groups, ...)          [N,O+C2,H,W]
 
-`ops/norm/group_norm.py` has the mathematics. Fused is what the image's size allows: where programs share a reduction, the
-launch that adds their sums normalises too; where groups are too large for one program, the convolution leaves the
+`ops/norm/group_norm.py` has the mathematics. Fused is what the image's size allows: where programs share a reduction,
+the launch that adds their sums normalises too; where groups are too large for one program, the convolution leaves the
 moments of its tiles, group by group, and the launch that normalises puts them together.
 """
 

@@ -4,8 +4,8 @@
 
 N x (h*w) tokens become p x p patches of C channels: SD3's proj_out and unpatchify (order nhwpqc -> nchpwq) and TinySR's
 z - transformer(z) at once. With row_moments [N,h*w,2,ceil(D/32)] of t and weight_sums [p*p*C], t goes through a
-LayerNorm first, as in ops/linear/linear.py. Layouts: t [N,h*w,D], weight [p*p*C,D], bias [p*p*C], z [N,C,h*p,w*p] of any
-strides, out channels_last.
+LayerNorm first, as in ops/linear/linear.py. Layouts: t [N,h*w,D], weight [p*p*C,D], bias [p*p*C], z [N,C,h*p,w*p] of
+any strides, out channels_last.
 """
 
 from __future__ import annotations
