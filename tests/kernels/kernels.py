@@ -167,6 +167,7 @@ class KernelContract:
         self.found = contract.judge(results, case, dtype, contract.in_steps if config == "library" else None)
         return self.found.holds
 
+    @pytest.mark.numeric
     def test_numbers(self, case: Case, dtype: torch.dtype) -> None:
         """Right, and in the form that the fake implementation promises: dtype, shape and strides."""
         assert self.check(case, dtype, None), self.found

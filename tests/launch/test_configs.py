@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import timeit
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -154,7 +155,11 @@ def test_the_same_shapes_and_flags_get_the_same_configuration(op: str) -> None:
 
 @pytest.mark.parametrize("op", [name for name, operator in REGISTRY.items() if operator.kernels])
 def test_warm_lookup_takes_less_than_2_us(op: str, folders: tuple[Path, Path]) -> None:
-    """Which configuration a call has on a GPU, for the operator's case with most tensors."""
+    """Which configuration a call has on a GPU, for the operator's case with most tensors.
+
+    On a slow processor or a busy machine, less than 20 times as long as a key of a few values takes to make and look up
+    there: 0.1 to 0.2 us.
+    """
     from tests.ops.cases import CASES
 
     operator = REGISTRY[op]
@@ -166,12 +171,18 @@ def test_warm_lookup_takes_less_than_2_us(op: str, folders: tuple[Path, Path]) -
     write(folders[0], content())
     gpu = gpu_of(first)
     configs.choose(op, kernels, gpu, arguments)
-    seconds = timeit.repeat(
-        lambda: configs.choose(op, kernels, gpu, arguments),
-        number=100,
-        repeat=1000,  # the least of many: other processes take turns on the cores
-    )
-    assert min(seconds) / 100 < 2e-6
+    seconds = [_least_seconds(lambda: configs.choose(op, kernels, gpu, arguments)), _least_seconds(_a_key)]
+    assert seconds[0] < max(2e-6, 20 * seconds[1])
+
+
+def _least_seconds(call: Callable[[], object]) -> float:
+    """Of one of 100 calls, the least of many: other processes take turns on the cores."""
+    return min(timeit.repeat(call, number=100, repeat=500)) / 100
+
+
+def _a_key() -> object:
+    key = ("float16", 3, 4)
+    return {}.get(f"{key[0]} {key[1]} {hash(key)}")
 
 
 def test_memory_of_calls_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from model.unet_shapes import convolution_shapes, decoder_shapes, resnet_shapes,
 from model.unet_sr import UNetSR
 from tinysr_kernels.families import UNetConfig
 
+pytestmark = pytest.mark.numeric
 resnet = pytest.importorskip("diffusers.models.resnet")
 
 CONFIG = UNetConfig(head_dim=8, groups=(4, 2, 1))

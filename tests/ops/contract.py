@@ -176,6 +176,7 @@ class OperatorContract:
         with _BiasApart():
             return self.eagerly(arguments)
 
+    @pytest.mark.numeric
     def test_float64(self, case: Case) -> None:
         result = self.call(case.arguments(torch.float64))
         found = [t.dtype for t in tensors(result)]
@@ -183,6 +184,7 @@ class OperatorContract:
         exact = self.exact(case, torch.float64)
         assert is_exact(result, exact), errors(result, exact)
 
+    @pytest.mark.numeric
     def test_float(self, case: Case, dtype: torch.dtype) -> None:
         self.check_as_good_as_eager(lambda **a: self.call(a), case, dtype)
 
@@ -212,6 +214,7 @@ class OperatorContract:
         """The dtype of the result for inputs of `dtype`."""
         return dtype
 
+    @pytest.mark.numeric
     @pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced"])
     def test_layouts(self, case: Case, layout: str) -> None:
         arguments = case.arguments(torch.float32)
@@ -225,6 +228,7 @@ class OperatorContract:
             assert torch.equal(got, want)
             assert got.stride() == want.stride()
 
+    @pytest.mark.numeric
     def test_repeatable_and_inputs_kept(self, case: Case) -> None:
         arguments = case.arguments(torch.float32)
         kept = copy.deepcopy(arguments)
@@ -232,6 +236,7 @@ class OperatorContract:
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
         assert all(torch.equal(v, kept[k]) for k, v in arguments.items() if isinstance(v, Tensor))
 
+    @pytest.mark.numeric
     def test_any_batch(self, case: Case) -> None:
         arguments = case.arguments(torch.float32)
         if not self.same_bits_in_any_batch:

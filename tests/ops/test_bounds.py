@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tests.ops import test_linear
@@ -89,7 +88,7 @@ def test_nan_is_caught() -> None:
 
 
 def test_the_random_walk_is_that_of_float32() -> None:
-    """Sums in a row err less than the docstring derives, because most errors are less than u, but more than half of it."""
+    """Sums in a row err less than derived, because most roundings are by less than u, but not much less."""
     generator = torch.Generator().manual_seed(0)
     for terms in (10, 100, 1000):
         s = torch.randn(4000, terms, generator=generator)

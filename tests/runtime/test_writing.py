@@ -197,7 +197,7 @@ import time
 from tinysr_kernels.runtime import files
 def replace(a, b):
     print("ready", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 files.os.replace = replace
 files.write_bytes(files.Path({str(tmp_path / "a.png")!r}), b"x" * 100000)
 """
