@@ -1,4 +1,6 @@
-"""Other processors than this one, as far as environment variables make them: `python -m tests.processors`.
+"""Other processors than this one, as far as environment variables make them.
+
+    python -m tests.processors [PATH...]
 
 PyTorch, oneDNN, MKL, OpenBLAS and NumPy choose their code by the instruction sets that they find, and may be told to do
 with fewer. Each environment runs the tests marked `numeric`, in a process of its own.
@@ -43,7 +45,9 @@ What a variable allows beyond the processor's own instructions changes nothing, 
 """
 NEEDED = {"Haswell": "avx2", "SkylakeX": "avx512f"}
 """The flag of /proc/cpuinfo without which a core type of OpenBLAS ends in an illegal instruction."""
-PATHS = ("tests/ops", "tests/kernels", "tests/nets", "tests/model")
+KERNELS = ("attention", "group_norm", "linear", "sepconv")
+PATHS = ("tests/ops", "tests/nets", *(f"tests/kernels/test_{name}_kernel.py" for name in KERNELS))
+"""What runs unless paths are given: networks and operators; of the kernels, whose interpreter is slow, some."""
 SINGLE = "not float16 and not float64"
 """pytest's -k for float32 alone, where processors differ; 16-bit results differ by the rounding to 16 bits at most."""
 
@@ -68,12 +72,12 @@ def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def main() -> int:
+def main(paths: list[str]) -> int:
     """Run all environments and print a line for each, and what failed; 1 if anything did."""
     failed = False
     for name in ENVIRONMENTS:
         started = time.monotonic()
-        done = run(name, "-n", "2", "--dist", "loadfile", *PATHS)
+        done = run(name, "-n", "2", "--dist", "loadfile", *(paths or PATHS))
         last = done.stdout.strip().rpartition("\n")[2]
         sys.stdout.write(f"{name}: {last}, {time.monotonic() - started:.0f} s in all\n")
         if done.returncode:
@@ -84,4 +88,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

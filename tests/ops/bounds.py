@@ -116,10 +116,14 @@ def judge(
     rounding = pooled([rounded(e, r) for e, r in zip(exacts, results, strict=True)], exacts)
     allowed = [FACTOR * max(pair) for pair in zip(pooled(eagers, exacts), rounding, strict=True)]
     if responses is not None and not _within(found, allowed):
-        response = pooled(*zip(*responses(), strict=True))
-        arithmetic = [FACTOR * math.hypot(*pair) for pair in zip(rounding, response, strict=True)]
-        allowed = [max(pair) for pair in zip(allowed, arithmetic, strict=True)]
+        allowed = [max(pair) for pair in zip(allowed, arithmetic(rounding, responses()), strict=True)]
     return Verdict(_within(found, allowed), found, allowed)
+
+
+def arithmetic(rounding: list[float], responses: Sequence[tuple[Any, Any]]) -> list[float]:
+    """The bound from the arithmetic: of the roundings on the way and, independent of them, that of the result."""
+    response = pooled(*zip(*responses, strict=True))
+    return [FACTOR * math.hypot(*pair) for pair in zip(rounding, response, strict=True)]
 
 
 def _within(found: list[float], allowed: list[float]) -> bool:

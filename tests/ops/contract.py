@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.ops.bounds import RESPONSES, Verdict, disturbed, errors, is_exact, judge, tensors
+from tests.ops.bounds import RESPONSES, Verdict, arithmetic, disturbed, errors, is_exact, judge, tensors
 from tests.ops.cases import CASES, Arguments, Case, convert
 from tinysr_kernels.ops import REGISTRY
 
@@ -140,6 +140,12 @@ class OperatorContract:
             (cls.oracle(**{k: disturbed(v, dtype, terms, generator) for k, v in given.items() if k != "dtype"}), exact)
             for _ in range(RESPONSES)
         ]
+
+    def allowed(self, case: Case, dtype: torch.dtype) -> list[float]:
+        """What the arithmetic lets a result in `dtype` err, on the case's first draw."""
+        exact = self.exact(case, dtype)
+        nearest = [t.to(dtype) for t in tensors(exact)]
+        return arithmetic(errors(nearest, exact), self.responses(case, dtype, 0))
 
     def judge(
         self, results: Sequence[Any], case: Case, dtype: torch.dtype, eagerly: Callable[[Arguments], Any] | None = None
