@@ -136,10 +136,11 @@ class TestGroupNorm(OperatorContract):
         return elements * (statistics + 2 + (4 if arguments.get("silu", True) else 0))
 
 
-def far_mean(d: Draw) -> Arguments:
-    weight, bias = d.normal(60), d.normal(60)
-    x = d.normal(1, 60, 33, 17) + 50
-    return {"x": x, "skip": None, "weight": weight, "bias": bias, "groups": 4, "eps": 1e-6, "silu": False}
+def far_mean(d: Draw, channels: int = 60, groups: int = 4) -> Arguments:
+    """An image whose mean is 50 deviations from zero."""
+    weight, bias = d.normal(channels), d.normal(channels)
+    x = d.normal(1, channels, 33, 17) + 50
+    return {"x": x, "skip": None, "weight": weight, "bias": bias, "groups": groups, "eps": 1e-6, "silu": False}
 
 
 def test_channels_last_keeps_the_variance() -> None:
