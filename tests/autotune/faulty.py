@@ -26,7 +26,7 @@ class Clumsy:
         elif kind == "exit":
             os._exit(3)
         elif kind == "hang":
-            time.sleep(60)
+            time.sleep(600)
         elif kind == "broken":
             raise Broken("an illegal memory access was encountered")
         raise ValueError("this one is no good")

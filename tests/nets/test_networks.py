@@ -17,6 +17,7 @@ from model.reference.unet_shapes import decoder_shapes, unet_shapes
 from tinysr_kernels.families import TinySRConfig, UNetConfig
 from tinysr_kernels.nets import build, fold, place
 
+pytestmark = pytest.mark.numeric
 CPU = torch.device("cpu")
 BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-12}
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
