@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ops import test_linear
 from tests.ops.bounds import Verdict, judge
 from tests.ops.cases import Case
 from tests.ops.contract import DRAWS
+from tests.ops.linear import test_linear
 
 Step = Callable[[Tensor], Tensor]
 
