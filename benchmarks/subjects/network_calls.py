@@ -16,7 +16,6 @@ from torch import Tensor
 
 from benchmarks.static.plan import calls
 from benchmarks.subjects.networks import DTYPES, OWN_DTYPE, VARIANTS, network
-from tinysr_kernels.families import FAMILIES
 from tinysr_kernels.ops import REGISTRY
 
 Arguments = dict[str, Any]
@@ -33,7 +32,7 @@ HALF = torch.float16
 class Found:
     """A call in half precision; main: the dtypes in which a released network makes it for one 128x128 image.
 
-    Each network with its own colour fix, and with wavelet, which users may ask for.
+    Each network with its own color fix, and with wavelet, which users may ask for.
     """
 
     arguments: Arguments
@@ -44,8 +43,8 @@ class Found:
 def found() -> Mapping[str, list[Found]]:
     """By operator, the distinct calls of all networks."""
     distinct: dict[str, dict[Any, Found]] = {name: {} for name in REGISTRY}
-    for family in FAMILIES:
-        for variant in VARIANTS[family]:
+    for family, variants in VARIANTS.items():
+        for variant in variants:
             awkward = variant.startswith("awkward")
             model = network(family, variant, HALF)
             sizes = (AWKWARD_SIZE,) if awkward else SIZES

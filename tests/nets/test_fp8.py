@@ -19,8 +19,8 @@ from tests.nets.fp8_quality import (
 )
 from tests.nets.test_networks import CPU, compiled, randomise, tinysr_parts
 from tinysr_kernels.errors import InputError
-from tinysr_kernels.families import TinySRConfig
-from tinysr_kernels.nets import build, fold, folds, fp8, is_fp8, place, to_fp8
+from tinysr_kernels.families import TinySRConfig, build, fold
+from tinysr_kernels.nets import folds, fp8, is_fp8, place, to_fp8
 from tinysr_kernels.nets.layers import ops
 from tinysr_kernels.ops.linear.quantize import E4M3
 
@@ -110,7 +110,7 @@ def test_widths_that_fp8_does_not_take_are_named() -> None:
 @pytest.mark.parametrize("family", ["adcsr", "tinysr-unet"])
 def test_other_families_are_refused_by_name(family: str) -> None:
     with pytest.raises(InputError, match=f"tinysr-dit's transformer, this checkpoint is {family}"):
-        fold(family, TinySRConfig(), {}, torch.float32, "fp8")  # type: ignore[arg-type]
+        fold(family, TinySRConfig(), {}, torch.float32, "fp8")
 
 
 @torch.inference_mode()

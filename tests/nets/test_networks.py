@@ -14,8 +14,8 @@ from model.reference.pruned_unet import PrunedUNet
 from model.reference.tiny_vae import TinyVAE
 from model.reference.tinysr_dit import TinySRTransformer
 from model.reference.unet_shapes import decoder_shapes, unet_shapes
-from tinysr_kernels.families import TinySRConfig, UNetConfig
-from tinysr_kernels.nets import build, fold, place
+from tinysr_kernels.families import TinySRConfig, UNetConfig, build, fold
+from tinysr_kernels.nets import place
 
 CPU = torch.device("cpu")
 BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-12}

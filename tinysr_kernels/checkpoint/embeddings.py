@@ -28,14 +28,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What was recognised: pooled [1,P], temb [1,D] before its SiLU, table [1,T,D]; None where there is none."""
+    """What was recognized: pooled [1,P], temb [1,D] before its SiLU, table [1,T,D]; None where there is none."""
 
     pooled: Candidate | None = None
     temb: Candidate | None = None
     table: Candidate | None = None
 
 
-def recognise(candidates: Sequence[Candidate], dim: int, pooled_dim: int | None, strict: bool = False) -> Conditioning:
+def recognize(candidates: Sequence[Candidate], dim: int, pooled_dim: int | None, strict: bool = False) -> Conditioning:
     """Sort the candidates by shape, then by name; CheckpointError where two different tensors claim one role.
 
     `pooled_dim` is None when the network has no text embedder to feed (its prompt is cached). `strict` refuses a vector
@@ -110,6 +110,6 @@ def position_table(dim: int, side: int, base: int, full_side: int) -> Tensor:
 
 
 def checked(candidate: Candidate, shape: Sequence[int | None]) -> Tensor:
-    """A recognised embedding with a leading 1, checked to be floating point, finite and of this shape."""
+    """A recognized embedding with a leading 1, checked to be floating point, finite and of this shape."""
     tensor = candidate.tensor if candidate.tensor.ndim == len(shape) else candidate.tensor[None]
     return Weights({candidate.name: tensor}, lambda _: candidate.where).take(candidate.name, shape)

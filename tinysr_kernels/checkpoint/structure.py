@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from tinysr_kernels.checkpoint.read.weights import Weights, conv, linear, norm
 from tinysr_kernels.errors import CheckpointError
-from tinysr_kernels.families import UNetConfig
 
 IMAGE_CHANNELS = 3
 
@@ -79,8 +78,11 @@ def _middle(weights: Weights, name: str, channels: int) -> tuple[int, int]:
     return _resnet(weights, f"{name}.resnets.0", channels), attentions
 
 
-def check_unet(weights: Weights, config: UNetConfig, inputs: int) -> int:
-    """Take everything under `unet.`: [N,inputs,H,W] -> [N,outputs,H,W]; returns outputs."""
+def check_unet(weights: Weights, head_dim: int, inputs: int) -> int:
+    """Take everything under `unet.`: [N,inputs,H,W] -> [N,outputs,H,W]; returns outputs.
+
+    head_dim: width of an attention head.
+    """
     channels = conv(weights, "unet.conv_in", inputs)
     level = 0
     skips = [(channels, level)]
@@ -90,14 +92,14 @@ def check_unet(weights: Weights, config: UNetConfig, inputs: int) -> int:
         for j in range(resnets):
             channels = _resnet(weights, f"{block}.resnets.{j}", channels)
             if j < attentions:
-                _transformer(weights, f"{block}.attentions.{j}", channels, config.head_dim)
+                _transformer(weights, f"{block}.attentions.{j}", channels, head_dim)
             skips.append((channels, level))
         if weights.has_under(f"{block}.downsamplers"):
             channels, level = conv(weights, f"{block}.downsamplers.0.conv", channels), level + 1
             skips.append((channels, level))
     channels, attentions = _middle(weights, "unet.mid_block", channels)
     if attentions:
-        _transformer(weights, "unet.mid_block.attentions.0", channels, config.head_dim)
+        _transformer(weights, "unet.mid_block.attentions.0", channels, head_dim)
     channels = _resnet(weights, "unet.mid_block.resnets.1", channels)
     for i in range(weights.count("unet.up_blocks")):
         block = f"unet.up_blocks.{i}"
@@ -106,7 +108,7 @@ def check_unet(weights: Weights, config: UNetConfig, inputs: int) -> int:
             channels += _pop_skip(weights, f"{block}.resnets.{j}", skips, level)
             channels = _resnet(weights, f"{block}.resnets.{j}", channels)
             if j < attentions:
-                _transformer(weights, f"{block}.attentions.{j}", channels, config.head_dim)
+                _transformer(weights, f"{block}.attentions.{j}", channels, head_dim)
         if weights.has_under(f"{block}.upsamplers"):
             channels, level = conv(weights, f"{block}.upsamplers.0.conv", channels), level - 1
     if skips or level:

@@ -12,12 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tinysr_kernels.checkpoint.detect import Part
 from tinysr_kernels.checkpoint.read.text import quoted
 from tinysr_kernels.checkpoint.read.weights import Weights, conv
 from tinysr_kernels.errors import CheckpointError
 
-CLASS_NAME = "AutoencoderTiny"
 CHANNELS = 3
+TINY_VAE = Part(
+    "vae",
+    "a tiny VAE (keys encoder.layers.*, decoder.layers.*)",
+    re.compile(r"^([a-z_]+\.){0,2}(encoder|decoder)\.layers\.[0-9]+\.(conv|weight|depthwise|pointwise|bias)"),
+    class_name="AutoencoderTiny",
+)
+"""A tiny VAE as a part of its own, with the config.json that `layout_from_config` reads."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Runs a model's networks on images: batches, graphs, retries where memory or a dtype's range do not suffice.
 
 An image that runs in one piece is one step, from the image as it came (uint8 or float) to the enlarged and
-colour-corrected image in the same dtype, with a flag whether the network's output was finite. Of a larger image the
+color-corrected image in the same dtype, with a flag whether the network's output was finite. Of a larger image the
 tiles are steps; they come in few shapes, so that images of any size replay the same few graphs.
 """
 
@@ -39,7 +39,6 @@ class Runner:
         dtype: torch.dtype,
         backend: str,
         upscale: int,
-        overlap: int,
     ) -> None:
         """network: the network in a dtype, the same object every time. fix: colors, from restored and original, in the
         result's dtype, and flags that are true where the restored image is finite.
@@ -53,7 +52,6 @@ class Runner:
         self._dtype = dtype
         self._backend = backend
         self._upscale = upscale
-        self._overlap = overlap
         self._lock = threading.Lock()
 
     @torch.inference_mode()
@@ -149,7 +147,7 @@ class Runner:
         """
         single = images.dtype == torch.float64 and dtype != torch.float64
         lr = images.to(torch.float32) if single else images
-        sr = restore(self._network(self._dtype), lr, self._upscale, self.limits, self._overlap, part, dtype)
+        sr = restore(self._network(self._dtype), lr, self._upscale, self.limits, part, dtype)
         return self._fix(sr, lr, images.dtype)
 
     def _carefully(self, image: Tensor) -> Tensor:

@@ -11,8 +11,7 @@ from torch import nn
 from tests.checkpoint.edit import assert_same, edit, refused
 from tests.layouts.adcsr import HALF_DECODER, NET, write_adcsr
 from tests.layouts.weights import write_pickle, write_safetensors
-from tinysr_kernels.checkpoint import load
-from tinysr_kernels.families import UNetConfig
+from tinysr_kernels.families import UNetConfig, load
 
 SMALL = {"channels": (48, 48), "layers": 1, "decoder_channels": (8, 8, 12, 12)}
 

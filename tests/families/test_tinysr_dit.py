@@ -12,9 +12,8 @@ from model.reference.tinysr_dit import position_table as reference_table
 from tests.checkpoint.edit import assert_same, edit, edit_json, read, refused
 from tests.layouts.tinysr import LORA, STEM, TRANSFORMER, VAE, write_tinysr
 from tests.layouts.weights import write_pickle, write_safetensors
-from tinysr_kernels.checkpoint import load
 from tinysr_kernels.checkpoint.embeddings import position_table
-from tinysr_kernels.families import TinySRConfig
+from tinysr_kernels.families import TinySRConfig, load
 
 WEIGHTS = f"{TRANSFORMER}/{STEM}.safetensors"
 VAE_WEIGHTS = f"{VAE}/{STEM}.safetensors"
