@@ -114,7 +114,18 @@ def test_no_import_cycles() -> None:
         visit(module, ())
 
 
-def test_reference_networks_know_only_the_families() -> None:
+CONFIGURATIONS = {"ColorFix", "TinySRConfig", "UNetConfig"}
+"""All that the reference networks share with the package; a family of their own adds its configuration."""
+
+
+def names_from(path: Path, module: str) -> set[str]:
+    """What a file imports from a module by name."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == module)
+    return {alias.name for node in found for alias in node.names}
+
+
+def test_reference_networks_know_only_the_configurations() -> None:
     """model/ is the oracle: it may share the configurations; training code may use the face as users do.
 
     The networks themselves, the files directly under model/, know neither the demo's training nor the recipe, and the
@@ -130,6 +141,9 @@ def test_reference_networks_know_only_the_families() -> None:
         assert used <= allowed, f"{path.relative_to(ROOT)} imports {sorted(used - allowed)}"
         for name in names:
             assert not any(f"{name}.".startswith(f"{head}.") for head in above[part]), f"{path} imports {name}"
+        if part == "model":
+            taken = names_from(path, f"{PACKAGE}.families")
+            assert taken <= CONFIGURATIONS, f"{path} imports {sorted(taken - CONFIGURATIONS)}"
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

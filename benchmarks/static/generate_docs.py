@@ -62,8 +62,8 @@ Counted from the dispatch of the compiled model on meta tensors (`python -m benc
 the device to the enlarged uint8 image: every kernel, those of ATen between operators included. One image of 128x128,
 launches chosen as on the GPU named. Activations are what a launch reads and writes of the image, scratch included,
 each tensor once; weights what it reads of the network. The floor of a launch is the longer of its arithmetic and its
-traffic at the card's ceilings, tensors below half the L2 moving at L2 speed; benchmarks/hardware/cards.py names the ceilings and
-their sources. **Nothing here was timed.**
+traffic at the card's ceilings, tensors below half the L2 moving at L2 speed; benchmarks/hardware/cards.py names the
+ceilings and their sources. **Nothing here was timed.**
 """
 
 

@@ -119,7 +119,7 @@ class OtherScales(nn.Module):
 
 
 def with_scales(found: Networks, quantize: Quantize) -> Tensor:
-    """The prediction with the activations quantised in another way."""
+    """The prediction with the activations quantized in another way."""
     blocks = found.fp8.transformer.blocks
     kept = list(blocks)
     try:

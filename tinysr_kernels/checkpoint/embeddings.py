@@ -94,7 +94,7 @@ def timestep_features(channels: int, t: float = 1000.0) -> Tensor:
 
 
 def position_table(dim: int, side: int, base: int, full_side: int) -> Tensor:
-    """The centre crop of side `side` of SD3's sin-cos table of side `full_side`; float32 [1, side*side, dim].
+    """The center crop of side `side` of SD3's sin-cos table of side `full_side`; float32 [1, side*side, dim].
 
     Coordinates are arange(full_side) / (full_side / base); the first half of the channels encodes the column, the
     second the row, each as sines then cosines of coordinate * 10000^(-k / (dim/4)).

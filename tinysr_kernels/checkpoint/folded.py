@@ -88,7 +88,7 @@ def read_metadata(metadata: Mapping[str, str], where: str) -> OwnMetadata:
 
 
 def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file that appears whole or not at all: written beside, synchronised, then renamed.
+    """Write a safetensors file that appears whole or not at all: written beside, synchronized, then renamed.
 
     Tensors may have any strides, lie on any device and share memory. Raises OSError when writing fails.
     """

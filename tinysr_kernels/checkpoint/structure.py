@@ -2,7 +2,7 @@
 
 Serves AdcSR and this project's own layout alike. Block counts, depths, widths, dense or
 separable convolutions and the presence of transformers come from the keys; what is checked is that every tensor has the
-shape its neighbours imply and that none is left over.
+shape its neighbors imply and that none is left over.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _counts(weights: Weights, block: str) -> tuple[int, int]:
 
 
 def _middle(weights: Weights, name: str, channels: int) -> tuple[int, int]:
-    """The middle's first resnet; returns its output channels and the number of attentions behind it, 0 or 1."""
+    """The middle's first resnet; returns its output channels and the number of attentions after it, 0 or 1."""
     resnets, attentions = weights.count(f"{name}.resnets"), weights.count(f"{name}.attentions")
     if resnets != 2 or attentions > 1:
         raise CheckpointError(
@@ -126,8 +126,8 @@ def _pop_skip(weights: Weights, name: str, skips: list[tuple[int, int]], level: 
     channels, found = skips.pop()
     if found != level:
         raise CheckpointError(
-            f"{weights.where(name)}: expected a skip connection from behind {level} reductions, as many as are open "
-            f"here, found one from behind {found}"
+            f"{weights.where(name)}: expected a skip connection after {level} reductions, as many as are open "
+            f"here, found one after {found}"
         )
     return channels
 

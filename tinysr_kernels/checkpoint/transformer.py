@@ -34,7 +34,7 @@ class Parts:
     config_where: str
     lora: TensorFile | None
     given: Sequence[Candidate]
-    """Embeddings that the caller named; they go before those found in the checkpoint."""
+    """Embeddings that the caller named; they take precedence over those found in the checkpoint."""
     found: Sequence[Candidate]
 
 

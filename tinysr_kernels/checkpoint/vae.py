@@ -131,7 +131,7 @@ def check_decoder(
         for i in range(number):
             _block(weights, f"{prefix}.{start + i}", channels)
         last = stage == len(blocks) - 1
-        # Behind the blocks comes an upsampling layer without weights, except in the last stage.
+        # After the blocks comes an upsampling layer without weights, except in the last stage.
         layer = start + number + (0 if last else 1)
         outputs = CHANNELS if last else _width(widths, stage + 1)
         channels = conv(weights, f"{prefix}.{layer}", channels, outputs, bias=last)

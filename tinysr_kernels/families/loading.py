@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tinysr_kernels.checkpoint.detect import EMBEDDINGS, FOLDED, LORA, OTHER, OWN, Folder, Roles, narrow, scan
-from tinysr_kernels.checkpoint.folded import OwnMetadata, is_own, read_metadata
+from tinysr_kernels.checkpoint.folded import OwnMetadata, read_metadata
 from tinysr_kernels.checkpoint.read.shards import read_weights
 from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
 from tinysr_kernels.checkpoint.read.text import listed, quoted
@@ -82,7 +82,9 @@ class Loader:
         if family is not None and len(family.parts) == 1:
             beside = path.parent / EMBEDDINGS_FILE
             found = [read_weights(beside)] if beside.is_file() and beside != path else []
-            return self._single(family, file, embeddings, Found(file.where, {}, beside=found))
+            class_name = family.parts[0].class_name
+            part = find_part(path, role, path.name, self.roles, class_name) if class_name else FoundPart(file)
+            return self._single(family, part, embeddings, Found(file.where, {}, beside=found))
         if role == OTHER:
             content = listed([*file.tensors, *(f"{k} ({v})" for k, v in file.others.items())], 4)
             raise CheckpointError(f"{path}: {self._expected()}; found {content or 'nothing'}")
@@ -135,11 +137,11 @@ class Loader:
             metadata=dict(file.metadata),
         )
 
-    def _single(self, family: Family[Any], file: TensorFile, embeddings: Any, found: Found) -> Checkpoint:
+    def _single(self, family: Family[Any], part: FoundPart, embeddings: Any, found: Found) -> Checkpoint:
         """A file that is a whole checkpoint."""
-        # A file that only looks like one in our own format is asked for the metadata too, to say what is wrong.
-        own = self._own(file)[1] if family.own_format or is_own(file.metadata) else None
-        found.parts = {family.parts[0].role: FoundPart(file, own=own)}
+        if family.own_format:  # also of a file that has the keys alone, to say what its metadata lack
+            part.own = self._own(part.file)[1]
+        found.parts = {family.parts[0].role: part}
         return self._read(family, found, embeddings)
 
     def _read(self, family: Family[Any], found: Found, embeddings: Any) -> Checkpoint:
@@ -164,7 +166,8 @@ class Loader:
             return checkpoint
         if len(family.parts) == 1:
             near = [f for f in folder.of(EMBEDDINGS) if f.path.parent == file.path.parent]
-            return self._single(family, file, embeddings, Found(str(path), {}, beside=near, notices=folder.notices))
+            part = folder_part(folder, role, family.parts[0].class_name)
+            return self._single(family, part, embeddings, Found(str(path), {}, beside=near, notices=folder.notices))
         family.select(folder, file)
         parts = {part.role: folder_part(folder, part.role, part.class_name) for part in family.parts}
         lora = folder.maybe(LORA) if family.takes_lora else None

@@ -134,7 +134,7 @@ class Folder:
     ) -> None:
         """A 3x3 convolution: scale * conv(in_scale * x) + extra_bias, with `shortcut`, a 1x1 convolution, beside it.
 
-        A dense convolution behind a nearest enlargement becomes its four 2x2 phases.
+        A dense convolution after a nearest enlargement becomes its four 2x2 phases.
         """
         if self.has(f"{source}.depthwise.weight"):
             pointwise = self.get(f"{source}.pointwise.weight").flatten(1)

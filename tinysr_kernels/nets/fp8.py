@@ -3,7 +3,7 @@
 One block is eight operators: LayerNorm to e4m3, qkv, attention, its result to e4m3, output projection with residual,
 LayerNorm to e4m3, feed-forward with GELU and a result in e4m3, feed-forward with residual. The residual stream, the
 attention and everything outside the blocks stay in the network's dtype. Every scale is taken from the values
-themselves: a weight's row by row at load, an activation's while it is computed, row by row, and behind GELU for every
+themselves: a weight's row by row at load, an activation's while it is computed, row by row, and after GELU for every
 128 elements of a row.
 """
 

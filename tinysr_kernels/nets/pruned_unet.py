@@ -2,7 +2,7 @@
 
 Folded: the range map and PixelUnshuffle into the first convolution, time biases into the bias of conv1, LayerNorms'
 affine parts into the linears that follow, q, k and v into one matrix, the last feed-forward and proj_out into one
-product over two inputs, each 1x1 shortcut into conv2, biases together, nearest enlargement into 2x2 phases.
+matmul over two inputs, each 1x1 shortcut into conv2, biases together, nearest enlargement into 2x2 phases.
 """
 
 from __future__ import annotations
@@ -265,7 +265,7 @@ class Stage(nn.Module):
     def step(
         self, j: int, x: Features, skip: Features | None, then: GroupNorm | None, beside: Features | None
     ) -> Features:
-        """Resnet j and the transformer behind it; then, beside: what takes the result, as `Resnet` says."""
+        """Resnet j and the transformer after it; then, beside: what takes the result, as `Resnet` says."""
         if j >= len(self.attentions):
             found: Features = self.resnets[j](x, skip, then, beside)
             return found
@@ -304,7 +304,7 @@ def _sample(
     then: GroupNorm | None,
     beside: Features | None,
 ) -> Features:
-    """The convolution that halves or doubles the image behind the resnets."""
+    """The convolution that halves or doubles the image after the resnets."""
     return sampler.features(x.image, groups, then=then, beside=None if beside is None else beside.image)
 
 
