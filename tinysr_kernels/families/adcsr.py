@@ -26,7 +26,7 @@ NET = Part(
     "adcsr",
     "AdcSR's net_params (keys body.1.*, body.2.*)",
     re.compile(r"^(module\.)?body\.[0-9]+\."),
-    names=("unet", "net_params"),
+    names=("net_params", "unet"),
 )
 DECODER = Part(
     "decoder",

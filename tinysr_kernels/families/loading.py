@@ -88,13 +88,10 @@ class Loader:
         if role == OTHER:
             content = listed([*file.tensors, *(f"{k} ({v})" for k, v in file.others.items())], 4)
             raise CheckpointError(f"{path}: {self._expected()}; found {content or 'nothing'}")
-        owner = next(
-            (f for f in self.families.values() if len(f.parts) > 1 and any(p.role == role for p in f.parts)), None
-        )
-        parts = "..." if owner is None else ", ".join(f'"{part.called[0]}": ...' for part in owner.parts)
+        dicts = [_dict_example(family) for family in self.families.values() if _has_part(family, role)]
         raise CheckpointError(
-            f"{path}: {self.roles.description(role)} is only one part of a checkpoint; pass the folder that holds all "
-            f"parts, or {{{parts}}}"
+            f"{path}: {self.roles.description(role)} is only one part of a checkpoint; "
+            f"{' or '.join(['pass the folder that holds all parts', *dicts])}"
         )
 
     def _family(self, role: str, file: TensorFile) -> Family[Any] | None:
@@ -154,9 +151,9 @@ class Loader:
     # ----------------------------------------------------------------------------------------- folders
     def _folder(self, path: Path, embeddings: Any) -> Checkpoint:
         folder = scan(path, self.roles)
-        for part in self.roles.parts:
-            if part.class_name:
-                narrow(folder, part.role, part.class_name)
+        for known in self.roles.parts:
+            if known.class_name:
+                narrow(folder, known.role, known.class_name)
         role, file = self._main(folder)
         family = self._family(role, file)
         assert family is not None  # a main role is a family's
@@ -244,6 +241,18 @@ def _chosen(family: Family[Any], names: set[str]) -> list[str] | None:
 def _extras(family: Family[Any]) -> list[str]:
     """Keys that a dict of the family's parts may have besides."""
     return [name for name, taken in (("lora", family.takes_lora), ("embeddings", family.takes_embeddings)) if taken]
+
+
+def _has_part(family: Family[Any], role: str) -> bool:
+    """Whether a file of this role may be one of several that make a checkpoint of the family."""
+    extras = {LORA: family.takes_lora, EMBEDDINGS: family.takes_embeddings}
+    return len(family.parts) > 1 and (extras.get(role, False) or any(part.role == role for part in family.parts))
+
+
+def _dict_example(family: Family[Any]) -> str:
+    """`{"transformer": ..., "vae": ..., "lora": ..., "embeddings": ...}`"""
+    names = [*(part.called[0] for part in family.parts), *_extras(family)]
+    return "{" + ", ".join(f'"{name}": ...' for name in names) + "}"
 
 
 def _dict_text(family: Family[Any]) -> str:
