@@ -33,7 +33,7 @@ TEMB = "temb"
 GROUP_NORM = re.compile(r"(resnets\.[0-9]+\.norm[12]|attentions\.[0-9]+\.(norm|group_norm)|\.conv_norm_out)\.weight$")
 
 GROUP_CANDIDATES = (32, 24, 16, 12, 8, 6, 4, 2, 1)
-UNET = Part("unet", "a file in the tinysr-unet layout", re.compile(r"^unet\.(conv_in|down_blocks)\."))
+UNET = Part("unet", "a tinysr-unet file (keys unet.*, decoder.*)", re.compile(r"^unet\.(conv_in|down_blocks)\."))
 
 
 @dataclass(frozen=True)
