@@ -9,7 +9,6 @@ from dataclasses import replace
 from autotune.search.work import Target
 from benchmarks.static.plan import parse_gpu, parse_size
 from benchmarks.subjects.networks import DTYPES, VARIANTS
-from tinysr_kernels.families import FAMILIES
 
 GPU = parse_gpu
 """An argparse type: a known GPU by its architecture (90, sm_90) or by a part of its name."""
@@ -18,7 +17,7 @@ GPU = parse_gpu
 def add_targets(parser: argparse.ArgumentParser) -> None:
     """The options that name models."""
     variants = sorted({variant for names in VARIANTS.values() for variant in names})
-    parser.add_argument("--family", action="append", choices=FAMILIES, help="at its public size (repeatable; all)")
+    parser.add_argument("--family", action="append", choices=VARIANTS, help="at its public size (repeatable; all)")
     parser.add_argument("--variant", choices=variants, help="of the family (default: the first it comes in)")
     parser.add_argument("--ckpt", action="append", metavar="CKPT", help='a file, a folder, or "demo" (repeatable)')
     parser.add_argument("--size", action="append", type=parse_size, metavar="HxW", help="input (repeatable; 128x128)")
@@ -37,7 +36,7 @@ def whole(text: str) -> int:
 
 def targets(options: argparse.Namespace) -> list[Target]:
     """Every combination of what was asked for. ValueError for a variant that a family does not come in."""
-    families = options.family or ([] if options.ckpt else list(FAMILIES))
+    families = options.family or ([] if options.ckpt else list(VARIANTS))
     for family in families:
         if options.variant and options.variant not in VARIANTS[family]:
             raise ValueError(f"{family} comes as {', '.join(VARIANTS[family])}, found --variant {options.variant}")

@@ -17,17 +17,11 @@ from benchmarks.hardware.cards import CARDS
 from benchmarks.hardware.occupancy import LIMITS
 from benchmarks.static.plan import plan, write_json
 from benchmarks.static.static import RESULTS, Report
-from tinysr_kernels.families import Family
+from benchmarks.subjects.families import SUBJECTS
 
 SUMMARY = "Count the plans anew; write docs/kernels.md and docs/plan.md from benchmarks/results/."
 DOCS = Path(__file__).parents[2] / "docs"
-PLANS: tuple[tuple[Family, str], ...] = (
-    ("tinysr-dit", "separable"),
-    ("tinysr-dit", "dense"),
-    ("tinysr-dit", "fp8"),
-    ("adcsr", "released"),
-    ("tinysr-unet", "demo"),
-)
+PLANS = tuple((family, variant) for family, subject in SUBJECTS.items() for variant in subject.pages)
 
 KERNELS_HEAD = """# What the kernels compile to
 
@@ -66,10 +60,10 @@ Made by `make tables` from the results in benchmarks/results/; do not edit.
 
 Counted from the dispatch of the compiled model on meta tensors (`python -m benchmarks plan`), from the uint8 image on
 the device to the enlarged uint8 image: every kernel, those of ATen between operators included. One image of 128x128,
-launches chosen as on the GPU named. Activations are what a launch reads and writes of the image, scratch included, each
-tensor once; weights what it reads of the network. The floor of a launch is the longer of its arithmetic and its traffic
-at the card's ceilings, tensors below half the L2 moving at L2 speed; benchmarks/hardware/cards.py names the ceilings
-and their sources. **Nothing here was timed.**
+launches chosen as on the GPU named. Activations are what a launch reads and writes of the image, scratch included,
+each tensor once; weights what it reads of the network. The floor of a launch is the longer of its arithmetic and its
+traffic at the card's ceilings, tensors below half the L2 moving at L2 speed; benchmarks/hardware/cards.py names the
+ceilings and their sources. **Nothing here was timed.**
 """
 
 
