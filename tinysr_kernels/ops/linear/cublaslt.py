@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,31 +12,28 @@ from tinysr_kernels.launch.device import gpu_of
 from tinysr_kernels.launch.plan import Launch, Library
 from tinysr_kernels.ops.norm import layer_norm
 
-if TYPE_CHECKING:
-    from tinysr_kernels.ops.linear.linear import Linear
+Operands = Mapping[str, Tensor | None]
+"""The tensors among `linear`'s arguments by name, dense in memory, None for those not given."""
 
 
-def launches(call: Linear, operands: Mapping[str, Tensor | None]) -> tuple[Launch | Library, ...]:
-    """cuBLASLt's matmul and what follows it; before it a LayerNorm kernel of ours if x is the input of one.
-
-    operands: the call's tensors in dense memory, and `out`.
-    """
+def launches(operands: Operands, activation: str, eps: float | None) -> tuple[Launch | Library, ...]:
+    """cuBLASLt's matmul and what follows it; eps: of the LayerNorm before it, by a kernel of ours; None without one."""
     x = operands["x"]
     assert x is not None
     before: tuple[Launch | Library, ...] = ()
-    if call.row_moments is not None:
-        norm = layer_norm.plan(layer_norm.heuristic(gpu_of(x), x), x, call.eps)
+    if eps is not None:
+        norm = layer_norm.plan(layer_norm.heuristic(gpu_of(x), x), x, eps)
         before, operands = norm.launches, {**operands, "x": norm.result}
-    return (*before, Library(linear, {**operands, "activation": call.activation}, kernel_count(call)))
+    return (*before, Library(linear, {**operands, "activation": activation}, kernel_count(operands, activation)))
 
 
-def kernel_count(call: Linear) -> int:
-    """How many kernels `linear` launches on a GPU for this call."""
-    count = 1 + (call.x2 is not None) + (call.gate is not None) + (call.residual is not None)
-    if call.activation == "geglu":
+def kernel_count(operands: Operands, activation: str) -> int:
+    """How many kernels `linear` launches on a GPU for these arguments."""
+    count = 1 + sum(operands[name] is not None for name in ("x2", "gate", "residual"))
+    if activation == "geglu":
         return count + 2
     # cuBLASLt's own epilogue adds the bias, and applies GELU if the accumulators are complete by then.
-    gelu_after = call.activation == "gelu_tanh" and (call.bias is None or call.x2 is not None)
+    gelu_after = activation == "gelu_tanh" and (operands["bias"] is None or operands["x2"] is not None)
     return count + gelu_after
 
 

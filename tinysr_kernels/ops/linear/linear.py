@@ -213,7 +213,8 @@ class Linear(Operator):
             "out": out,
         }
         if config.form == "library":
-            return Plan(out, cublaslt.launches(self, operands))
+            norm_eps = None if self.row_moments is None else self.eps
+            return Plan(out, cublaslt.launches(operands, self.activation, norm_eps))
         return Plan(out, (self._launch(config, operands, out),))
 
     def _launch(self, config: Config, operands: dict[str, Tensor | None], out: Tensor) -> Launch:
