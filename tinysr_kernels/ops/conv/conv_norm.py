@@ -106,8 +106,8 @@ def _norm_config(gpu: Gpu, out: Tensor, norm: Norm, parts: int) -> tuple[str, gr
     found = group_norm.heuristic(gpu, x=out, skip=norm.skip, groups=norm.groups, moments=None)
     if found.form == "single" and parts > 1:
         # All parts are loaded at once: with more than 4 numbers of each a thread, or 8 of two, some card would spill.
-        lanes = next_power_of_2(h * w, least=1, most=max((4096 if parts == 2 else 2048) // found.channels, 1))
-        found = dataclasses.replace(found, pixels=lanes, warps=16 if lanes * found.channels >= 2048 else 8)
+        lanes = next_power_of_2(h * w, least=1, most=max((4096 if parts == 2 else 2048) // found.block_n, 1))
+        found = dataclasses.replace(found, block_m=lanes, num_warps=16 if lanes * found.block_n >= 2048 else 8)
     if found.form == "single":
         return "group", found
     if norm.skip is not None:
@@ -122,8 +122,8 @@ def _norm_config(gpu: Gpu, out: Tensor, norm: Norm, parts: int) -> tuple[str, gr
 
 def _config(conv: conv_tiles.Config, form: str, norm: group_norm.Config) -> Config:
     shared = {f.name: getattr(conv, f.name) for f in dataclasses.fields(conv_tiles.Config)}
-    rest = {f"norm_{f.name}": getattr(norm, f.name) for f in dataclasses.fields(norm)}
-    return Config(**{**shared, **rest, "norm_form": form})
+    sizes = (norm.block_m, norm.block_n, norm.chunks, norm.num_warps, norm.num_stages)
+    return Config(*shared.values(), form, *sizes)
 
 
 def normalised(config: Config, plan: Plan, norm: Norm) -> Plan:
