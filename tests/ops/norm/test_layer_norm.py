@@ -16,8 +16,8 @@ reference = reference_of("layer_norm")
 
 def oracle(x: Tensor, eps: float) -> Tensor:
     width = x.shape[-1]
-    centred = x - x.sum(-1, keepdim=True) / width
-    return centred / ((centred**2).sum(-1, keepdim=True) / width + eps).sqrt()
+    centered = x - x.sum(-1, keepdim=True) / width
+    return centered / ((centered**2).sum(-1, keepdim=True) / width + eps).sqrt()
 
 
 def eager(x: Tensor, eps: float) -> Tensor:

@@ -122,8 +122,9 @@ def _norm_config(gpu: Gpu, out: Tensor, norm: Norm, parts: int) -> tuple[str, gr
 
 def _config(conv: conv_tiles.Config, form: str, norm: group_norm.Config) -> Config:
     shared = {f.name: getattr(conv, f.name) for f in dataclasses.fields(conv_tiles.Config)}
-    sizes = (norm.block_m, norm.block_n, norm.chunks, norm.num_warps, norm.num_stages)
-    return Config(*shared.values(), form, *sizes)
+    rest: dict[str, Any] = {"pixels": norm.block_m, "channels": norm.block_n, "chunks": norm.chunks}
+    rest |= {"warps": norm.num_warps, "stages": norm.num_stages}
+    return Config(**shared, norm_form=form, **{f"norm_{name}": value for name, value in rest.items()})
 
 
 def normalised(config: Config, plan: Plan, norm: Norm) -> Plan:
@@ -329,8 +330,8 @@ def _implementation(operator: Operator, operator_fake: Callable[..., Tensor]) ->
         usual = own.heuristic(gpu, **conv)
         form, after = _norm_config(gpu, out, norm, usual.splits)
         for factor, warps in itertools.product((1, 2, 4), (4, 8)):
-            pixels = max(after.pixels * factor // 2, 1)
-            yield _config(usual, form, dataclasses.replace(after, pixels=pixels, warps=warps))
+            pixels = max(after.block_m * factor // 2, 1)
+            yield _config(usual, form, dataclasses.replace(after, block_m=pixels, num_warps=warps))
 
     # A look-up goes by what these two look at, not by all that they are given.
     looked_at = _looked_at(own.bucket, own.heuristic)

@@ -157,9 +157,9 @@ class GroupNorm(Operator):
         return Cost(flops, nbytes(*self.tensors) + elements * self.x.element_size())
 
     def bucket(self) -> str:
-        """dtype, channels, groups, pixels up to a power of two, whether moments are arguments."""
+        """dtype, channels, groups, pixels up to a power of two, whether moments are arguments; not the batch size."""
         skip = "" if self.skip is None else f"+{self.skip.shape[1]}"
-        variant = "" if self.moments is None else " given"
+        variant = "" if self.moments is None else " moments"
         pixels = next_power_of_2(self.pixels)
         return f"{dtype_name(self.x)} {self.x.shape[1]}{skip} in {self.groups} {pixels}{variant}"
 
