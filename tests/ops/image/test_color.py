@@ -11,18 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.ops.cases import CASES, Arguments, Draw
-from tests.ops.contract import OperatorContract, convert, errors, is_exact
+from tests.ops.contract import OperatorContract, convert, errors, is_exact, reference_of
 from tests.ops.image.test_resize import oracle as enlarged
 from tests.ops.mathematics import altered, gather
-from tinysr_kernels.ops.image.color import (
-    adain_cost,
-    adain_reference,
-    clamp_cost,
-    clamp_reference,
-    wavelet_cost,
-    wavelet_reference,
-)
+from tinysr_kernels.ops.image.adain import AdaINFix
+from tinysr_kernels.ops.image.clamp_image import ClampImage
+from tinysr_kernels.ops.image.wavelet import WaveletFix
 
+adain_reference = reference_of("adain_fix")
+wavelet_reference = reference_of("wavelet_fix")
+clamp_reference = reference_of("clamp_image")
 Both = tuple[Tensor, Tensor]
 
 
@@ -47,7 +45,7 @@ def change(function: Callable[..., Both], edit: Callable[[Tensor], Tensor]) -> C
 
 
 class ColorContract(OperatorContract):
-    """What the color fixes have in common: flags beside the image, and bytes."""
+    """What the color fixes have in common: flags as a second result, and images in bytes."""
 
     def result_dtypes(self, dtype: torch.dtype, number: int) -> list[torch.dtype]:
         return [dtype, torch.bool]
@@ -147,7 +145,7 @@ class TestAdainFix(ColorContract):
     mistakes = ADAIN_MISTAKES
 
     def counted_flops(self, arguments: Arguments) -> int:
-        """4 per element of both images for the moments, 3 of x for the map."""
+        """4 per element of both images for the statistics, 3 of x for the map."""
         return 7 * arguments["x"].numel() + 4 * arguments["style"].numel()
 
 
@@ -293,9 +291,9 @@ def test_the_fixed_image_has_the_wanted_colors(dtype: torch.dtype) -> None:
 def test_costs_by_hand() -> None:
     x = torch.empty(2, 3, 4, 8, dtype=torch.float16, device="meta")
     style = torch.empty(2, 3, 1, 2, dtype=torch.uint8, device="meta")
-    found = adain_cost(x, style, 0.0, 1.0, dtype=torch.uint8)
+    found = AdaINFix(x, style, 0.0, 1.0, dtype=torch.uint8).cost()
     assert (found.flops, found.bytes) == (7 * 192 + 4 * 12, 2 * 192 + 12 + 192 + 2)
-    found = wavelet_cost(x, style, 4)
+    found = WaveletFix(x, style, 4).cost()
     assert (found.flops, found.bytes) == (192 * 78, 2 * 192 + 12 + 2 * 192 + 8)
-    found = clamp_cost(x, dtype=torch.uint8)
+    found = ClampImage(x, dtype=torch.uint8).cost()
     assert (found.flops, found.bytes) == (0, 2 * 192 + 192 + 8)

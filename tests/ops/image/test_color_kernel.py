@@ -1,4 +1,4 @@
-"""The kernels of adain_fix, wavelet_fix and clamp_image, on every case of these operators."""
+"""The kernels of adain_fix, wavelet_fix and clamp_image, on every case of the operators."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tests.ops.cases import CASES
 from tests.ops.contract import errors, relaid
 from tests.ops.image import test_color
 from tests.ops.kernel_contract import KernelContract, mutated
-from tinysr_kernels.ops import REGISTRY
-from tinysr_kernels.ops.image import color
-from tinysr_kernels.ops.image.color import Config
-from tinysr_kernels.ops.image.kernels import color as color_kernel
+from tinysr_kernels.ops.image import adain, clamp_image, wavelet
+from tinysr_kernels.ops.image.kernels import adain as adain_kernel
+from tinysr_kernels.ops.image.kernels import clamp_image as clamp_image_kernel
 from tinysr_kernels.ops.image.kernels import resize as resize_kernel
+from tinysr_kernels.ops.image.kernels import wavelet as wavelet_kernel
 
 
 class ColorKernelContract(KernelContract):
-    """What the color fixes have in common: flags beside the image, and bytes."""
+    """What the color fixes have in common: flags as a second result, and images in bytes."""
 
     contract: ClassVar[type[test_color.ColorContract]]
     flag_mutations: ClassVar[dict[str, tuple[str, str]]]  # as `mutations`, for what only `test_flags` can see
@@ -62,51 +62,51 @@ class ColorKernelContract(KernelContract):
 
 class TestAdainFixKernels(ColorKernelContract):
     contract = test_color.TestAdainFix
-    kernels = color_kernel
-    configs: ClassVar = {"several blocks": Config(lanes=256, warps=1, parts=16)}
+    kernels = adain_kernel
+    configs: ClassVar = {"several blocks": adain.Config(block_size=256, num_warps=1, part_block_size=16)}
     mutations: ClassVar = {
         "the first block for all": (
-            "pixel = block // CHANNELS * LANES + rest // CHANNELS",
+            "pixel = block // CHANNELS * BLOCK_SIZE + rest // CHANNELS",
             "pixel = block * 0 + rest // CHANNELS",
         ),
-        "one turn": ("turns = (blocks - part + parts - 1) // parts", "turns = 1"),
-        "a lane's channel": (
+        "one step": ("steps = (blocks - part + parts - 1) // parts", "steps = 1"),
+        "channel of an element": (
             "own = chan == c\n        count = tl.sum(tl.where(own, seen, 0.0), 0)\n        mean",
             "own = chan == c % 1\n        count = tl.sum(tl.where(own, seen, 0.0), 0)\n        mean",
         ),
-        "behind the end": ("deviation = tl.where(known, v - mean, 0.0)", "deviation = v - mean"),
+        "past the end": ("deviation = tl.where(mask, v - mean, 0.0)", "deviation = v - mean"),
         "measured without clamp": ("unit_range(v), float", "v, float"),
-        "style in x's place": ("scratch + CHANNELS * most + part - x_parts", "scratch + part - x_parts"),
-        "between parts nothing": ("+ count * deviation * deviation", "+ 0.0 * count"),
+        "style in x's place": ("scratch + CHANNELS * max_parts + part - x_parts", "scratch + part - x_parts"),
+        "no variance between parts": ("+ count * deviation * deviation", "+ 0.0 * count"),
         "means of the first part": ("mean = (first + shift) * scale", "mean = first * scale"),
         "biased": ("tl.maximum(total - 1.0, 1.0)", "total"),
-        "bytes as they are": ("tl.where(which < CHANNELS, 1.0, unit)", "tl.where(which < CHANNELS, 1.0, 1.0)"),
+        "bytes as they are": ("tl.where(index < CHANNELS, 1.0, style_scale)", "tl.where(index < CHANNELS, 1.0, 1.0)"),
         "no eps": ("variance * scale * scale + eps", "variance * scale * scale + 0.0 * eps"),
-        "no least": ("tl.maximum(_pick(spread, which, c), least)", "tl.maximum(_pick(spread, which, c), 0.0 * least)"),
-        "x's own mean": ("_pick(mean, which, CHANNELS + c), target)", "_pick(mean, which, c), target)"),
+        "no least": ("tl.maximum(_pick(std, index, c), least)", "tl.maximum(_pick(std, index, c), 0.0 * least)"),
+        "x's own mean": ("_pick(mean, index, CHANNELS + c), style_mean)", "_pick(mean, index, c), style_mean)"),
         "the first sample's parts": (
             "row = scratch_moments + sample * 3 * kind_step",
             "row = scratch_moments + sample * 0 * kind_step",
         ),
         "the first sample": (
-            "image = x + sample * sample_stride\n    v, known",
-            "image = x + sample * 0\n    v, known",
+            "image = x + sample * sample_stride\n    v, mask",
+            "image = x + sample * 0\n    v, mask",
         ),
         "channels of the block": ("rest % CHANNELS + tl.arange", "0 * rest + tl.arange"),
         "a pixel too many": (
-            "known = at < tl.full((), CHANNELS, tl.int64) * pixels",
-            "known = at <= tl.full((), CHANNELS, tl.int64) * pixels",
+            "mask = at < tl.full((), CHANNELS, tl.int64) * pixels",
+            "mask = at <= tl.full((), CHANNELS, tl.int64) * pixels",
         ),
         "rows apart": ("(row + down).to(tl.int64)", "(row + 0 * down).to(tl.int64)"),
         "mapped without clamp": ("    if CLAMP:\n        v = unit_range(v)\n    v = unit_range", "    v = unit_range"),
-        "no clamp": ("unit_range((v - middle) * gain + target)", "((v - middle) * gain + target)"),
+        "no clamp": ("unit_range((v - center) * gain + style_mean)", "((v - center) * gain + style_mean)"),
     }
 
     flag_mutations: ClassVar = {
         "lost in the clamp": ('tl.abs(v) < float("inf"), unit_range', "tl.abs(v) >= 0.0, unit_range"),
-        "never": ("tl.sum(good, 0) == 0", "tl.sum(good, 0) >= 0"),
-        "of the style": ("(which >= CHANNELS) |", "(which < CHANNELS) |"),
-        "of the first channel": ("(which >= CHANNELS) |", "(which >= 1) |"),
+        "never": ("tl.sum(bad, 0) == 0", "tl.sum(bad, 0) >= 0"),
+        "of the style": ("(index >= CHANNELS) |", "(index < CHANNELS) |"),
+        "of the first channel": ("(index >= CHANNELS) |", "(index >= 1) |"),
     }
 
     def test_statistics_far_from_zero(self) -> None:
@@ -118,22 +118,22 @@ class TestAdainFixKernels(ColorKernelContract):
             assert all(mine <= 2 * theirs for mine, theirs in zip(found, errors(eager, exact), strict=True)), config
 
     def test_two_launches_and_a_bounded_number_of_parts(self) -> None:
-        """Whatever the sizes and the layouts, and nothing beside them."""
+        """For any sizes and layouts, without copies."""
         for size, small in (((512, 512), (128, 128)), ((4096, 4096), (1024, 1024)), ((16, 20000), (4, 5000))):
             x = torch.empty(1, 3, *size, dtype=torch.float16, device="meta")
             style = torch.empty(1, 3, *small, dtype=torch.uint8, device="meta")
-            plan, _ = REGISTRY["adain_fix"].plan(x, style, 1e-5, 0.0, True, torch.uint8)
+            plan, _ = adain.AdaINFix(x, style, 1e-5, 0.0, True, torch.uint8).planned()
             assert plan.kernels == 2
             parts = plan.launches[0].arguments["x_parts"]
-            assert parts <= color.MOST_PARTS
-            lanes = plan.launches[0].arguments["LANES"]
-            assert parts % 3 == 0 or parts * lanes >= x.numel()
+            assert parts <= adain.MAX_PARTS
+            block_size = plan.launches[0].arguments["BLOCK_SIZE"]
+            assert parts % 3 == 0 or parts * block_size >= x.numel()
 
 
 class TestWaveletFixKernels(ColorKernelContract):
     contract = test_color.TestWaveletFix
-    kernels = color_kernel
-    configs: ClassVar = {"several blocks": Config(lanes=16, warps=1)}
+    kernels = wavelet_kernel
+    configs: ClassVar = {"several blocks": wavelet.Config(block_size=16, num_warps=1)}
     mutations: ClassVar = {
         "mean of three": ("(0.5 - 0.25 * step * step)", "(1.0 / 3)"),
         "no dilation across": ("column - DILATION * channels", "column - channels"),
@@ -148,11 +148,11 @@ class TestWaveletFixKernels(ColorKernelContract):
     @pytest.mark.parametrize(
         ("old", "new"),
         [
-            ("unit_range(v) - unit_range(taken)", "v - unit_range(taken)"),
-            ("unit_range(v) - unit_range(taken)", "unit_range(v) - taken"),
-            ("unit_range(v) - unit_range(taken)", "unit_range(v)"),
+            ("unit_range(v) - unit_range(other)", "v - unit_range(other)"),
+            ("unit_range(v) - unit_range(other)", "unit_range(v) - other"),
+            ("unit_range(v) - unit_range(other)", "unit_range(v)"),
             ("base += sample * base_sample_stride", "base += 0 * sample * base_sample_stride"),
-            ("(lane // channels).to(tl.int64) * base_column", "(lane // channels).to(tl.int64) * 0 * base_column"),
+            ("(offs_n // channels).to(tl.int64) * base_column", "(offs_n // channels).to(tl.int64) * 0 * base_column"),
         ],
     )
     def test_the_first_launch(self, old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,13 +175,13 @@ class TestWaveletFixKernels(ColorKernelContract):
 
 class TestClampImageKernels(ColorKernelContract):
     contract = test_color.TestClampImage
-    kernels = color_kernel
-    configs: ClassVar = {"several blocks": Config(lanes=16, warps=1)}
+    kernels = clamp_image_kernel
+    configs: ClassVar = {"several blocks": clamp_image.Config(block_size=16, num_warps=1)}
     mutations: ClassVar = {
         "no clamp": ("image_value(unit_range(v), out", "image_value(v, out"),
         "the first row": ("y.to(tl.int64) * row_stride\n    out", "y.to(tl.int64) * 0\n    out"),
         "one sample": ("x += sample * sample_stride", "x += sample * 0"),
-        "one channel": ("(lane % channels).to(tl.int64) * channel_stride", "(lane % 1).to(tl.int64) * channel_stride"),
+        "one channel": ("(offs % channels).to(tl.int64) * channel_stride", "(offs % 1).to(tl.int64) * channel_stride"),
     }
     flag_mutations: ClassVar = {
         "of the last block": (
@@ -189,11 +189,11 @@ class TestClampImageKernels(ColorKernelContract):
             'bad = tl.where(tl.abs(v) < float("inf"), 0, 1)\n        tl.store',
         ),
         "never": (
-            "mask=known)\n    tl.store(finite + sample * height + y, tl.sum(bad, 0) == 0)",
-            "mask=known)\n    tl.store(finite + sample * height + y, tl.sum(bad, 0) >= 0)",
+            "mask=mask)\n    tl.store(finite + sample * height + y, tl.sum(bad, 0) == 0)",
+            "mask=mask)\n    tl.store(finite + sample * height + y, tl.sum(bad, 0) >= 0)",
         ),
         "of the first row": (
-            "mask=known)\n    tl.store(finite + sample * height + y,",
-            "mask=known)\n    tl.store(finite + sample * height + 0 * y,",
+            "mask=mask)\n    tl.store(finite + sample * height + y,",
+            "mask=mask)\n    tl.store(finite + sample * height + 0 * y,",
         ),
     }
