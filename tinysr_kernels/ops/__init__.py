@@ -3,7 +3,7 @@
 from tinysr_kernels.ops.attention import attention
 from tinysr_kernels.ops.call import REGISTRY, Cost, Operator
 from tinysr_kernels.ops.conv import conv3x3, input_conv, sepconv, sepconv_block, upsample_conv
-from tinysr_kernels.ops.image import color, resize, tanh_scaled
+from tinysr_kernels.ops.image import adain, clamp_image, resize, tanh_scaled, wavelet
 from tinysr_kernels.ops.linear import linear, linear_fp8, patch_embed, quantize, unpatchify
 from tinysr_kernels.ops.norm import group_norm, layer_norm
 
@@ -11,8 +11,9 @@ __all__ = [
     "REGISTRY",
     "Cost",
     "Operator",
+    "adain",
     "attention",
-    "color",
+    "clamp_image",
     "conv3x3",
     "group_norm",
     "input_conv",
@@ -27,4 +28,5 @@ __all__ = [
     "tanh_scaled",
     "unpatchify",
     "upsample_conv",
+    "wavelet",
 ]

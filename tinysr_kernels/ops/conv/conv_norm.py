@@ -106,8 +106,8 @@ def _norm_config(gpu: Gpu, out: Tensor, norm: Norm, parts: int) -> tuple[str, gr
     found = group_norm.heuristic(gpu, x=out, skip=norm.skip, groups=norm.groups, moments=None)
     if found.form == "single" and parts > 1:
         # All parts are loaded at once: with more than 4 numbers of each a thread, or 8 of two, some card would spill.
-        lanes = next_power_of_2(h * w, least=1, most=max((4096 if parts == 2 else 2048) // found.channels, 1))
-        found = dataclasses.replace(found, pixels=lanes, warps=16 if lanes * found.channels >= 2048 else 8)
+        lanes = next_power_of_2(h * w, least=1, most=max((4096 if parts == 2 else 2048) // found.block_n, 1))
+        found = dataclasses.replace(found, block_m=lanes, num_warps=16 if lanes * found.block_n >= 2048 else 8)
     if found.form == "single":
         return "group", found
     if norm.skip is not None:
@@ -122,8 +122,9 @@ def _norm_config(gpu: Gpu, out: Tensor, norm: Norm, parts: int) -> tuple[str, gr
 
 def _config(conv: conv_tiles.Config, form: str, norm: group_norm.Config) -> Config:
     shared = {f.name: getattr(conv, f.name) for f in dataclasses.fields(conv_tiles.Config)}
-    rest = {f"norm_{f.name}": getattr(norm, f.name) for f in dataclasses.fields(norm)}
-    return Config(**{**shared, **rest, "norm_form": form})
+    rest: dict[str, Any] = {"pixels": norm.block_m, "channels": norm.block_n, "chunks": norm.chunks}
+    rest |= {"warps": norm.num_warps, "stages": norm.num_stages}
+    return Config(**shared, norm_form=form, **{f"norm_{name}": value for name, value in rest.items()})
 
 
 def normalised(config: Config, plan: Plan, norm: Norm) -> Plan:
@@ -329,8 +330,8 @@ def _implementation(operator: Operator, operator_fake: Callable[..., Tensor]) ->
         usual = own.heuristic(gpu, **conv)
         form, after = _norm_config(gpu, out, norm, usual.splits)
         for factor, warps in itertools.product((1, 2, 4), (4, 8)):
-            pixels = max(after.pixels * factor // 2, 1)
-            yield _config(usual, form, dataclasses.replace(after, pixels=pixels, warps=warps))
+            pixels = max(after.block_m * factor // 2, 1)
+            yield _config(usual, form, dataclasses.replace(after, block_m=pixels, num_warps=warps))
 
     # A look-up goes by what these two look at, not by all that they are given.
     looked_at = _looked_at(own.bucket, own.heuristic)
