@@ -25,7 +25,7 @@ from autotune.device.builder import KEPT, Builder
 from autotune.search.candidates import Candidate, candidates
 from autotune.search.cost_model import Built, predict
 from autotune.search.work import Item, Target, all_items
-from benchmarks.hardware.limits import Ceilings, ceilings
+from benchmarks.hardware import Ceilings, ceilings
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.config_file import installed
 from tinysr_kernels.launch.device import Gpu

@@ -18,7 +18,7 @@ from autotune.search.candidates import Candidate
 from autotune.search.cost_model import LAUNCH, predict
 from autotune.search.store import export
 from autotune.search.work import Target, calls_of, items, tunable
-from benchmarks.hardware.limits import ceilings
+from benchmarks.hardware import ceilings
 from benchmarks.measure.nvml import Monitor
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch import config_file, configs

@@ -9,7 +9,7 @@ from autotune.device.answers import Failure, Sample
 from autotune.search.candidates import Candidate
 from autotune.search.cost_model import Built
 from autotune.search.work import Item, Target
-from benchmarks.hardware.limits import Ceilings
+from benchmarks.hardware import Ceilings
 from tinysr_kernels.launch.config_file import Facts
 
 Entries = Mapping[str, Mapping[str, Any]]

@@ -13,7 +13,7 @@ from autotune.device.worker import Worker
 from autotune.search.candidates import Candidate
 from autotune.search.cost_model import Built
 from autotune.search.work import Item, Target
-from benchmarks.hardware.limits import Ceilings, ceilings
+from benchmarks.hardware import Ceilings, ceilings
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch.config_file import Facts, installed
 from tinysr_kernels.launch.device import Gpu

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.hardware.limits import Ceilings, ceilings
+from benchmarks.hardware import Ceilings, ceilings
 from benchmarks.measure.results import Results
 from benchmarks.measure.session import Session, add_arguments, session
 from benchmarks.measure.timing import Work, graphed, in_a_row, record
@@ -56,7 +56,7 @@ def _matrix(made: Session, name: str, product: Callable[[Tensor, Tensor], Any], 
     flops = 2 * side**3
     floor = 0.0
     if limits is not None:
-        peak = limits.half * (2 if dtype.itemsize == 1 else 1) if half else limits.single
+        peak = limits.rate(8 * dtype.itemsize if name != "tf32" else 16) if half else limits.fp32
         floor = 1e6 * flops / peak
     pairs = [[torch.randn(side, side, device=made.device).to(dtype) for _ in range(2)] for _ in range(2)]
     kept = torch.backends.cuda.matmul.allow_tf32

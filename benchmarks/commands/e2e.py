@@ -72,7 +72,7 @@ class Subject:
         limits = physical(self.made)
         if limits is None or self.side != SIDE:
             return 0.0
-        peak = limits.single if self.dtype == "float32" else limits.half * (2 if quantized else 1)
+        peak = limits.fp32 if self.dtype == "float32" else limits.fp8 if quantized else limits.fp16
         flops = batch * sum(call.cost.flops for call in self.ours.launches)
         weights = sum(t.nbytes for t in self.ours.network.buffers()) * (0.5 if quantized else 1)
         # Some may still be in the L2 from the image before.

@@ -25,7 +25,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.hardware.occupancy import resident_warps
+from benchmarks.hardware import resident_warps
 from benchmarks.static.machine_code import Compiled, Variant, compile_all, variant
 from benchmarks.subjects.network_calls import CALLS, Arguments, main_calls
 from benchmarks.subjects.networks import DTYPES

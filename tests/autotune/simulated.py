@@ -21,7 +21,7 @@ from autotune.device.device import Entries
 from autotune.search.candidates import Candidate, Candidates, candidates
 from autotune.search.cost_model import Built, predict
 from autotune.search.work import Item, Target
-from benchmarks.hardware.limits import Ceilings, ceilings
+from benchmarks.hardware import Ceilings, ceilings
 from tinysr_kernels.launch.config_file import Facts, installed
 from tinysr_kernels.launch.device import GPUS, Gpu
 from tinysr_kernels.launch.kernel import jit

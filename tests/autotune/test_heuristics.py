@@ -14,7 +14,7 @@ from autotune.device.builder import Builder
 from autotune.search.candidates import Candidate
 from autotune.search.cost_model import predict
 from autotune.search.work import Item, Target, all_items
-from benchmarks.hardware.limits import ceilings
+from benchmarks.hardware import ceilings
 from benchmarks.static import static
 from tinysr_kernels.families import FAMILIES
 from tinysr_kernels.launch.device import GPUS, assume
