@@ -28,7 +28,7 @@ EXPRESSION = "not mutation and not float32"
 SANITIZER_SECONDS = 60.0
 ONE_CALL = """
 import torch
-from benchmarks.subjects.network_calls import main_calls
+from benchmarks.static.network_calls import main_calls
 from benchmarks.subjects.inputs import draw_inputs
 from tinysr_kernels.ops import REGISTRY
 device = torch.device("cuda", torch.cuda.current_device())

@@ -1,6 +1,6 @@
 """`python -m benchmarks micro`: each operation at the networks' real shapes, against what else could compute it.
 
-The calls are those of the released networks for one 128x128 image, each once (`calls.py`). Peers: eager PyTorch in the
+The calls are those of the released networks for one 128x128 image, each once (`network_calls.py`). Peers: eager PyTorch in the
 same dtype, the same under torch.compile, and the library's kernels where the operation knows them as a configuration.
 On a GPU all are CUDA graph replays on inputs that take turns, so that launching costs nothing and nothing lies in the
 L2. Without a GPU: the cheapest calls of each operation, by its reference.
@@ -22,9 +22,9 @@ from benchmarks.measure.results import Results
 from benchmarks.measure.session import Session, session
 from benchmarks.measure.session import add_arguments as add_common
 from benchmarks.measure.timing import Work, graphed, in_a_row, record, rotation
+from benchmarks.static.network_calls import main_calls
 from benchmarks.subjects.eager import eager, has_eager, in_own_dtype
 from benchmarks.subjects.inputs import draw_inputs
-from benchmarks.subjects.network_calls import main_calls
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import gpu_at
 from tinysr_kernels.launch.plan import Library

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from autotune.search.candidates import REFUSED, REPEATED, Candidate, candidates
-from autotune.search.cost_model import Built, occupancy, predict
-from autotune.search.work import Item, Target, all_items, calls_of, items, tunable
+from autotune.items.candidates import REFUSED, REPEATED, Candidate, candidates
+from autotune.items.cost_model import Built, occupancy, predict
+from autotune.items.work import Item, Target, all_items, calls_of, items, tunable
 from tests.autotune.simulated import CEILINGS, ITEMS, OP, Config, heuristic, make_items, plan, space
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch.device import GPUS, Gpu

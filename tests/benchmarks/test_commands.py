@@ -19,11 +19,11 @@ from benchmarks.measure.results import Record, Results, read
 from benchmarks.measure.session import Late, Session, session
 from benchmarks.measure.timing import BelowFloor, Work
 from benchmarks.reports import plots, report
+from benchmarks.static.network_calls import CALLS
 from benchmarks.subjects import peers
 from benchmarks.subjects.eager import base_of, eager, has_eager, in_own_dtype
 from benchmarks.subjects.inputs import draw_inputs
 from benchmarks.subjects.models import image, model
-from benchmarks.subjects.network_calls import CALLS
 from benchmarks.subjects.networks import VARIANTS
 from tinysr_kernels.families import FAMILIES
 from tinysr_kernels.launch import configs

@@ -24,8 +24,8 @@ def fix_colors(
     the result, sr's by default; uint8 is rounded to the nearest.
 
     adain gives every channel the original's mean and standard deviation; wavelet the original's low frequencies;
-    none only clamps. TinySR clamps before measuring and regularises with an epsilon, AdcSR does neither
-    (FORMATS of the two releases), with the gain bounded for flat images.
+    none only clamps. TinySR's release clamps before measuring and regularizes with an epsilon; AdcSR's
+    does neither, so here the gain is bounded for flat images.
     """
     if method == "none":
         return ops.clamp_image(sr, dtype)

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from autotune.search.candidates import Candidate
-from autotune.search.work import Item
+from autotune.items.candidates import Candidate
+from autotune.items.work import Item
 from benchmarks.hardware import Ceilings, resident_warps
 from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.plan import Launch
 
 LAUNCH = 1e-6
-"""Seconds that each dependent node of a graph takes (PERFORMANCE: 0.6 to 1.0 us)."""
+"""Seconds that each dependent node of a graph takes (0.6 to 1.0 us on data-center cards, measured by others)."""
 TRIP = 1e-6
 """Seconds from the begin of a kernel to its end that no other program hides: a load and the store that waits for it."""
 LATENCY = 0.7e-6
