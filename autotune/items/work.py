@@ -31,8 +31,8 @@ from tinysr_kernels.runtime.compiled import CompiledSR
 class Target:
     """A model at one input size: a family at its public size, or a checkpoint.
 
-    dtype None: the model's own on a GPU; variant None: the family's first (`benchmarks/subjects/networks.py`); quantize: None or
-    "fp8", as `compile` takes it.
+    dtype None: the model's own on a GPU; variant None: the family's first (`benchmarks/subjects/networks.py`);
+    quantize: None or "fp8", as in `compile`.
     """
 
     family: Family | None = None

@@ -77,7 +77,7 @@ def measure(case: Case, made: Model, rounds: int, side: int = SIDE) -> list[Reco
     eager, ours = pair(case, made, side)
     difference = float((eager() - ours()).abs().max())
     works = {"eager": Work(eager), "ours": Work(ours)}
-    found = Stopwatch(torch.device("cpu")).in_turns(works, rounds)
+    found = Stopwatch(torch.device("cpu")).interleaved(works, rounds)
     labels = {"family": case.family, "variant": case.variant, "part": case.part, "size": f"{side}x{side}"}
     records = [
         record(f"{case.name}: {name}", labels | {"what": name}, several, works[name]) for name, several in found.items()
@@ -94,7 +94,7 @@ def measure(case: Case, made: Model, rounds: int, side: int = SIDE) -> list[Reco
 
 
 def faults(results: Results) -> Iterator[str]:
-    """What is not as it must be."""
+    """What failed."""
     for one in results.records:
         name, _, what = one.key.rpartition(": ")
         if what == "speedup" and not one.values["difference"] <= EQUAL:
@@ -104,7 +104,7 @@ def faults(results: Results) -> Iterator[str]:
 
 
 def table(results: Results) -> list[str]:
-    """A line a case."""
+    """One line per case."""
     lines = [f"{'':<32} {'eager ms':>9} {'ours ms':>9} {'speedup':>8} {'CPU time':>8} {'bar':>5} {'difference':>10}"]
     for one in results.records:
         name, _, what = one.key.rpartition(": ")
@@ -120,7 +120,7 @@ def table(results: Results) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Add the command's options."""
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="samples of each (default 5)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of PyTorch (default 1, as in the tests)")
     parser.add_argument("--only", metavar="TEXT", default="", help="cases whose names contain it")

@@ -61,7 +61,7 @@ class Subject:
         return image(*(size or (self.side, self.side)), batch, device=self.made.device)
 
     def labels(self, peer: str, shape: torch.Size, interval: str) -> dict[str, str]:
-        """As records carry them."""
+        """The labels of its records."""
         one = self.model
         dtype = "float8_e4m3" if peer == "ours, fp8" else self.dtype
         names = {"family": one.family, "variant": one.variant, "dtype": dtype, "peer": peer, "interval": interval}
@@ -86,7 +86,7 @@ def key_of(labels: Mapping[str, str]) -> str:
     return f"{labels['family']} {labels['variant']} {labels['dtype']} {where}: {labels['peer']}"
 
 
-def in_turns(
+def interleaved(
     subject: Subject,
     shape: torch.Size,
     interval: str,
@@ -109,7 +109,7 @@ def in_turns(
             made.stopwatch.synchronize()
             if made.cuda:
                 peaks[name] = (torch.cuda.max_memory_allocated(made.device) - before) / 2**20
-    measured = made.stopwatch.in_turns(works, SAMPLES if made.cuda else 3, made.until)
+    measured = made.stopwatch.interleaved(works, SAMPLES if made.cuda else 3, made.until)
     for name, several in measured.items():
         labels = subject.labels(name, shape, interval)
         values = {"peak_mib": round(peaks[name], 1)} if name in peaks else {}
@@ -148,8 +148,8 @@ def latency(subject: Subject) -> None:
         graph = name.endswith("CUDA graph") and not subject.made.cuda
         if not (lora or graph or name.startswith("torch.compile")):
             makers[name] = functools.partial(_peer, subject, name, x)
-    in_turns(subject, x.shape, "device", makers)
-    in_turns(
+    interleaved(subject, x.shape, "device", makers)
+    interleaved(
         subject,
         x.shape,
         "host",
@@ -171,7 +171,7 @@ def quantised(subject: Subject) -> None:
         return work
 
     ours = functools.partial(peers.ours_on_device, subject.ours, x)
-    in_turns(subject, x.shape, "device", {"ours": ours, "ours, fp8": make}, against="ours")
+    interleaved(subject, x.shape, "device", {"ours": ours, "ours, fp8": make}, against="ours")
 
 
 def early(subject: Subject) -> None:
@@ -185,7 +185,7 @@ def early(subject: Subject) -> None:
             return peers.ours_on_device(subject.model.compiled(subject.dtype), x)
 
     makers = {f"ours, {name} PDL": functools.partial(make, on) for name, on in (("with", True), ("without", False))}
-    in_turns(subject, x.shape, "device", makers)
+    interleaved(subject, x.shape, "device", makers)
 
 
 def parts(subject: Subject) -> None:
@@ -204,7 +204,7 @@ def parts(subject: Subject) -> None:
             if name in given:
                 run = functools.partial(child, *given[name])
                 works[name] = graphed([run], 1) if subject.made.cuda else Work(run)
-        measured = subject.made.stopwatch.in_turns(works, SAMPLES if subject.made.cuda else 3, subject.made.until)
+        measured = subject.made.stopwatch.interleaved(works, SAMPLES if subject.made.cuda else 3, subject.made.until)
     for name, several in measured.items():
         labels = subject.labels("ours", x.shape, f"part {name}")
         subject.made.sink.add(record(key_of(labels), labels, several))
@@ -230,13 +230,13 @@ def batches(subject: Subject) -> None:
             "ours": functools.partial(peers.ours_on_device, subject.ours, x),
             "eager": functools.partial(peers.work_of, "eager", eager, x),
         }
-        in_turns(subject, x.shape, "device", makers)
+        interleaved(subject, x.shape, "device", makers)
     frame = subject.image(1, FRAME if subject.made.cuda else SMALL_FRAME)
     makers = {
         "ours": lambda: peers.ours_from_host(subject.ours, frame),
         "eager": lambda: peers.host_work(eager, frame),
     }
-    in_turns(subject, frame.shape, "host", makers)
+    interleaved(subject, frame.shape, "host", makers)
 
 
 def compiled(subject: Subject, name: str, seconds: float) -> None:
@@ -246,7 +246,7 @@ def compiled(subject: Subject, name: str, seconds: float) -> None:
         "ours": functools.partial(peers.ours_on_device, subject.ours, x),
         name: functools.partial(_peer, subject, name, x),
     }
-    in_turns(subject, x.shape, "device", makers, seconds=seconds, against="ours")
+    interleaved(subject, x.shape, "device", makers, seconds=seconds, against="ours")
 
 
 def teachers(subject: Subject) -> None:
@@ -259,7 +259,7 @@ def teachers(subject: Subject) -> None:
 
     for name in NAMES:
         makers = {"ours": functools.partial(peers.ours_on_device, subject.ours, x), name: functools.partial(make, name)}
-        in_turns(subject, x.shape, "device", makers, against="ours")
+        interleaved(subject, x.shape, "device", makers, against="ours")
 
 
 def _subjects(made: Session, families: tuple[Family, ...]) -> Iterator[Subject]:
@@ -312,7 +312,7 @@ def _unless_done(subject: Subject, what: str, step: Callable[[Subject], None]) -
 
 
 def table(results: Results) -> list[str]:
-    """A line a measurement."""
+    """One line per measurement."""
     lines = [f"{'':<90} {'p50 ms':>9} {'p20':>9} {'p80':>9} {'MiB':>8}"]
     for one in results.records:
         if one.error:
@@ -324,7 +324,7 @@ def table(results: Results) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Add the command's options."""
     add_common(parser)
     parser.add_argument("--family", action="append", choices=FAMILIES, help="this one alone (repeatable; all)")
     parser.add_argument("--compile", action="store_true", help="torch.compile also on a CPU, where it takes minutes")

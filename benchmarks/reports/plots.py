@@ -1,4 +1,4 @@
-"""The report's pictures, from result files: a roofline, the ladder of latencies, where our time goes."""
+"""The report's plots, from result files: a roofline, the ladder of latencies, where our time goes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _roofs(axes: Any, ceilings: Results | None, points: Sequence[Record]) -> Non
     middle, text = slope[len(slope) // 3], f"copy {copy.values['gbs']:.0f} GB/s"
     axes.annotate(text, (middle, bandwidth * middle), (-6, 6), textcoords="offset points", ha="right", fontsize=8)
     for one in ceilings.records:
-        if one.labels.get("what") == "matrix product" and not one.error:
+        if one.labels.get("what") == "GEMM" and not one.error:
             peak = one.values["tflops"]
             reach = x[x * bandwidth >= peak]
             if len(reach):
@@ -170,7 +170,7 @@ def shares(e2e: Results) -> dict[str, dict[str, float]]:
 
 
 def draw(files: Mapping[str, Results], folder: Path) -> list[Path]:
-    """All pictures that the files give."""
+    """All plots that the files give."""
     made: list[Path] = []
     for name, draws in (
         ("ladder.png", lambda path: "e2e" in files and ladder(files["e2e"], path)),

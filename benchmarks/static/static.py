@@ -1,6 +1,6 @@
 """`python -m benchmarks static`: compile every kernel ahead of time for every architecture, and read the machine code.
 
-Each call of `network_calls.py` is planned as on that architecture's card, by the heuristic or by a bundled file, and its
+Each call of `network_calls.py` is planned for that architecture, by the heuristic or by a bundled file, and its
 launches are compiled with the signature, constants and alignment that the launch itself would have. No GPU is needed.
 
 Without --op, --arch or --dtype it walks, in the networks' own dtypes, every launch that the released networks make

@@ -1,7 +1,7 @@
 """Parameters and multiply-accumulates of teacher and student, counted on tensors without data (the meta device).
 
 `python -m model.compress count` counts the real shapes: SD3-medium's transformer and VAE as diffusers builds them, and
-TinySR's networks, for one picture of 512x512, as figure 5 of arXiv 2508.17434 does. Multiplications are those of
+TinySR's networks, for one image of 512x512, as figure 5 of arXiv 2508.17434 does. Multiplications are those of
 convolutions, linear layers and attention's two products, as torch's own counter sees them.
 """
 

@@ -136,6 +136,6 @@ def read_vae(teacher: Path, lora: Path | None) -> tuple[KLVAE, float]:
 
 
 def calibration_images() -> Tensor:
-    """[4,3,128,128] in [-1,1]: procedural pictures, seeds fixed."""
-    pictures = [synthetic.image(np.random.default_rng([21, k]), CALIBRATION_SIDE) for k in range(CALIBRATION)]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    """[4,3,128,128] in [-1,1]: procedural images, seeds fixed."""
+    images = [synthetic.image(np.random.default_rng([21, k]), CALIBRATION_SIDE) for k in range(CALIBRATION)]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -3,7 +3,7 @@
     OUT/tinybackbone/prune-N-merge-tinysr/transformer/config.json, diffusion_pytorch_model*.safetensors
     OUT/vae/separable/config.json, diffusion_pytorch_model.safetensors
 
-Every file appears whole or not at all.
+Every file appears atomically.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _outputs(state: Mapping[str, Tensor], conv: str) -> int:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON, whole or not at all, and create the folders above."""
+    """Write JSON, atomically, and create the folders above."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
     beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

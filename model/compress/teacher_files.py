@@ -102,7 +102,7 @@ def part(folder: Path, name: str, class_name: str) -> tuple[Path, dict[str, Any]
 def transformer_config(values: Mapping[str, Any], where: str) -> SD3Config:
     """config.json as SD3Config; ValueError for variants whose blocks the student's do not have."""
     if values.get("dual_attention_layers") or values.get("qk_norm"):
-        raise ValueError(f"{where}: dual attention and normalised queries (SD 3.5) have no place in TinySR's blocks")
+        raise ValueError(f"{where}: dual attention and normalized queries (SD 3.5) have no place in TinySR's blocks")
     missing = [f.name for f in fields(SD3Config) if not isinstance(values.get(f.name), int)]
     if missing:
         raise ValueError(f"{where}: {missing[0]}: expected an integer, found {values.get(missing[0])!r}")

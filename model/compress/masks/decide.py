@@ -75,7 +75,7 @@ def by_marginals(pi: Sequence[Sequence[float]], counts: Sequence[int]) -> Mask:
 
 
 def reachable(mask: Sequence[bool], group: int, keep: int, reach: int) -> bool:
-    """Whether transfers of at most `reach` blocks between neighbours lead to the mask's split between groups."""
+    """Whether transfers of at most `reach` blocks between neighbors lead to the mask's split between groups."""
     groups = check_groups(len(mask), group, keep, reach)
     counts = [sum(mask[j * group : (j + 1) * group]) for j in range(groups)]
     carried = 0

@@ -22,7 +22,7 @@ class MaskLearner(nn.Module):
     """Learnable probabilities of the masks that keep `keep` blocks of every group, and of transfers between groups.
 
     Parameters: `groups` [K,C], logits of p over the C masks of each of K groups; `transfers` [K-1,2r+1], logits of q
-    over the left group of each neighbouring pair gaining -r..r blocks. r is `reach`; 1 is the paper's {m-, m, m+}, 0
+    over the left group of each neighboring pair gaining -r..r blocks. r is `reach`; 1 is the paper's {m-, m, m+}, 0
     leaves the groups fixed, the default is the most that a group can give and take, which frees the split entirely
     where there are three groups. `runs` puts that many independent learners side by side, [runs] in front of every
     shape below. Raises ValueError for blocks that do not divide into groups and counts that cannot be had.
@@ -186,11 +186,11 @@ def learn(
 ) -> History:
     """Train probabilities and, together with them, the network's LoRA parameters.
 
-    `loss` takes activities [samples,N] and gives what to minimise, on new data whenever it is called; equation 11's sum
+    `loss` takes activities [samples,N] and gives what to minimize, on new data whenever it is called; equation 11's sum
     of task loss and distillation is in losses.py. The network learns with AdamW at the paper's rate. Raises
     FloatingPointError for a loss that is not finite.
     """
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [
             {"params": [learner.groups], "lr": schedule.learning_rate},
             {"params": [learner.transfers], "lr": schedule.learning_rate * schedule.transfer_share},
@@ -208,8 +208,8 @@ def learn(
             raise FloatingPointError(f"the loss is {float(value.detach())} in step {step}")
         if step % every == 0:
             history.record(step, float(value.detach()), learner)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         value.backward()
-        optimiser.step()
+        optimizer.step()
     history.record(schedule.steps, float(value.detach()), learner)
     return history

@@ -5,7 +5,7 @@ objective at masks of zeros and ones, and noisy wherever it is asked for trainin
 families:
 
 - `pairwise`: every block has a worth and every pair of blocks an interaction, together as large as the worths;
-- `neighbours`: the same, but blocks close to each other are redundant, as in trained networks;
+- `neighbors`: the same, but blocks close to each other are redundant, as in trained networks;
 - `unbalanced`: pairwise objectives none of whose best 1 % of masks keeps two blocks in each group of four, so that
   fixed groups cannot reach them;
 - `lopsided`: those of them whose very best mask keeps a group whole or none of it, such as 4 + 1 + 1 or 3 + 3 + 0;
@@ -28,7 +28,7 @@ from torch import Tensor
 from model.compress.masks.bypass import bypass
 
 LAYERS, KEEP, GROUP = 12, 6, 4
-FAMILIES = ("pairwise", "neighbours", "unbalanced", "lopsided", "network")
+FAMILIES = ("pairwise", "neighbors", "unbalanced", "lopsided", "network")
 NOISE = 0.5
 """How far a batch's coefficients are off, in standard deviations of the coefficients themselves."""
 DATA, BATCH, WIDTH = 128, 4, 8
@@ -106,11 +106,11 @@ def _pairwise(family: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         worth = torch.randn(LAYERS, generator=generator)
         # Five other blocks are kept: their interactions with one block add up to a variance of one, as its worth has.
         interaction = torch.randn(LAYERS, LAYERS, generator=generator).triu(1) / math.sqrt(KEEP - 1)
-        if family == "neighbours":
+        if family == "neighbors":
             place = torch.arange(LAYERS)
             near = torch.exp(-(place - place[:, None] - 1).clamp_min(0) / 2)
             interaction = (near * (0.5 + interaction)).triu(1)
-        if family in ("pairwise", "neighbours"):
+        if family in ("pairwise", "neighbors"):
             return worth, interaction
         best = masks[_quadratic(masks, worth, interaction).argsort()[: best_share(len(masks))]]
         counts = best.unflatten(-1, (-1, GROUP)).sum(-1)

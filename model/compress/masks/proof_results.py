@@ -78,7 +78,7 @@ def results(proofs: Sequence[Proof], schedule: Schedule = SCHEDULE) -> dict[str,
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """JSON, one list a line, whole or not at all."""
+    """JSON, one list a line, atomically."""
     text = json.dumps(content, indent=1)
     beside = path.with_name(path.name + ".part")
     beside.write_text(_flat(text) + "\n", encoding="utf-8")

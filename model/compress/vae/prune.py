@@ -86,13 +86,13 @@ def importance(state: Mapping[str, Tensor], spaces: Spaces, grams: Mapping[str, 
 def choose(spaces: Spaces, scores: Mapping[str, Tensor], width: int, config: UNetConfig) -> dict[str, Tensor]:
     """The channels of each space wider than `width` that stay: of each group its most important ones.
 
-    Raises ValueError where `width` does not divide into a space's groups, or the space is normalised beside another
+    Raises ValueError where `width` does not divide into a space's groups, or the space is normalized beside another
     (the UNet's skips): such a cut has to be given.
     """
     groups = {}
     for norm, stream in spaces.norms.items():
         if len(stream) > 1 and any(spaces.widths[name] > width for name in stream):
-            raise ValueError(f"{norm} normalises several spaces together: choose the channels of {stream} yourself")
+            raise ValueError(f"{norm} normalizes several spaces together: choose the channels of {stream} yourself")
         for name in stream:
             groups[name] = groups_of(spaces.widths[name], config, norm)
     keep = {}
@@ -168,7 +168,7 @@ def prune_kl(vae: KLVAE, width: int, images: Tensor) -> KLVAE:
     state = plain.state_dict()
     spaces = kl_spaces({name: tuple(t.shape) for name, t in state.items()})
     if foreign := untouched(spaces):
-        raise ValueError(f"{foreign[0]} has no place in an AutoencoderKL")
+        raise ValueError(f"{foreign[0]} is not a tensor of an AutoencoderKL")
     grams = gram_matrices(plain, spaces, images)
     keep = choose(spaces, importance(state, spaces, grams), width, vae.config)
     pruned = KLVAE.from_state(cut(mend(state, spaces, keep, grams), spaces, keep, vae.config), vae.config)

@@ -34,7 +34,7 @@ class Spaces:
     axes: dict[str, list[tuple[int, Stream]]] = field(default_factory=dict)
     """Tensor -> its (axis, stream) pairs."""
     norms: dict[str, Stream] = field(default_factory=dict)
-    """GroupNorm, by name -> what it normalises."""
+    """GroupNorm, by name -> what it normalizes."""
     consumers: dict[str, Stream] = field(default_factory=dict)
     """Convolution (dense, separable or 1x1), by name -> what it reads."""
     fixed: set[str] = field(default_factory=set)
@@ -210,7 +210,7 @@ def groups_of(channels: int, config: UNetConfig, norm: str) -> int:
 
 
 def check(spaces: Spaces, keep: Keep, config: UNetConfig) -> None:
-    """Every GroupNorm must go on normalising the same groups, each cut alike or gone altogether.
+    """Every GroupNorm must go on normalizing the same groups, each cut alike or gone altogether.
 
     Raises ValueError naming the norm otherwise, or for indices that are not a cut of a space.
     """
@@ -228,7 +228,7 @@ def check(spaces: Spaces, keep: Keep, config: UNetConfig) -> None:
             raise ValueError(f"{norm}: its groups of {size} channels would keep {sorted(set(left.tolist()))} channels")
         if groups_of(len(kept), config, norm) != len(left):
             wanted = groups_of(len(kept), config, norm)
-            raise ValueError(f"{norm}: {len(kept)} channels would be normalised in {wanted} groups, not {len(left)}")
+            raise ValueError(f"{norm}: {len(kept)} channels would be normalized in {wanted} groups, not {len(left)}")
 
 
 def cut(state: Mapping[str, Tensor], spaces: Spaces, keep: Keep, config: UNetConfig) -> dict[str, Tensor]:
