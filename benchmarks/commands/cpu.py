@@ -31,7 +31,7 @@ SIDE = 128
 
 @dataclass(frozen=True)
 class Case:
-    """A whole family, or (part) the halves of its VAE alone; bar: the least speedup."""
+    """A whole family, or (part) its VAE only; bar: the minimum speedup."""
 
     family: Family
     variant: str
@@ -56,7 +56,7 @@ Pair = tuple[Callable[[], Tensor], Callable[[], Tensor]]
 
 
 def pair(case: Case, made: Model, side: int) -> Pair:
-    """(eager, ours), each from the image as float32 in [0,1] to the image likewise."""
+    """(eager, ours), each from a float32 image in [0,1] to a float32 image in [0,1]."""
     reference, compiled = made.reference(), made.compiled(backend="reference", graphs=0)
     lr = image(side, side).float() / 255
     if case.part == "whole":
@@ -73,7 +73,7 @@ def pair(case: Case, made: Model, side: int) -> Pair:
 
 @torch.inference_mode()
 def measure(case: Case, made: Model, rounds: int, side: int = SIDE) -> list[Record]:
-    """Three records: the two times, and what follows from them."""
+    """Three records: both times and the speedup."""
     eager, ours = pair(case, made, side)
     difference = float((eager() - ours()).abs().max())
     works = {"eager": Work(eager), "ours": Work(ours)}
@@ -129,7 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Measure, print, and say what is not as it must be."""
+    """Measure, print, report failures."""
     torch.set_num_threads(options.threads)
     sink = Sink("cpu", "CPU", options.size != SIDE, options.json)
     sink.results.environment["threads"] = str(options.threads)

@@ -1,9 +1,9 @@
-"""`python -m benchmarks e2e`: whole models, ours beside the public structure in PyTorch and beside the teachers.
+"""`python -m benchmarks e2e`: whole models, compared with the public structure in PyTorch and with the teachers.
 
 Every family at full size with random weights (the demo: its own). Intervals: "device", from the uint8 image on the
 device to the enlarged one there; "host", from a numpy image to a numpy image. Peers of one family are measured in one
-process, in turns. Compiling comes late: what is not done in time is recorded as such. Without a GPU: small networks and
-images.
+process, interleaved. torch.compile runs last; what does not finish in time is recorded as such. Without a GPU: small
+networks and images.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Make = Callable[[], Work]
 
 @dataclass
 class Subject:
-    """A family that is measured: its random checkpoint and what was compiled of it."""
+    """A measured family: its random checkpoint and the compiled models."""
 
     made: Session
     model: Model
@@ -53,11 +53,11 @@ class Subject:
 
     @property
     def side(self) -> int:
-        """Of the image."""
+        """Side of the image in pixels."""
         return SIDE if self.made.cuda else SMALL_SIDE
 
     def image(self, batch: int = 1, size: tuple[int, int] | None = None) -> Tensor:
-        """uint8 on the device."""
+        """A uint8 image batch on the device."""
         return image(*(size or (self.side, self.side)), batch, device=self.made.device)
 
     def labels(self, peer: str, shape: torch.Size, interval: str) -> dict[str, str]:
@@ -68,7 +68,7 @@ class Subject:
         return names | {"batch": str(shape[0]), "size": f"{shape[2]}x{shape[3]}"}
 
     def floor_us(self, batch: int, quantized: bool = False) -> float:
-        """What any implementation takes at least: all products at the peak, or all weights once from memory."""
+        """Lower bound of any implementation: all FLOPs at the peak rate, or all weights once from DRAM."""
         limits = physical(self.made)
         if limits is None or self.side != SIDE:
             return 0.0
@@ -95,7 +95,7 @@ def interleaved(
     seconds: float = float("inf"),
     against: str = "",
 ) -> None:
-    """Measure several peers on images of this shape; those that fail, or cannot be made in time, are recorded as such.
+    """Measure several peers on images of this shape; failures and time-outs are recorded as such.
 
     against: one of them whose latency stands beside the others' and which gets no record itself.
     """
@@ -175,7 +175,7 @@ def quantised(subject: Subject) -> None:
 
 
 def early(subject: Subject) -> None:
-    """Ours by programmatic dependent launches and without, whatever the file says; nothing where the card has none."""
+    """Ours with and without programmatic dependent launch, whatever the configuration file says."""
     x = subject.image()
     if not subject.made.cuda or gpu_of(x).capability < configs.PDL_CAPABILITY:
         return
@@ -189,7 +189,7 @@ def early(subject: Subject) -> None:
 
 
 def parts(subject: Subject) -> None:
-    """Where our time goes: each part of the network by itself, on what it is given in the whole."""
+    """Where our time goes: each part of the network alone, on its real input."""
     x = subject.image()
     given: dict[str, tuple[Any, ...]] = {}
     plain = subject.model.compiled(subject.dtype, graphs=0) if subject.made.cuda else subject.ours
@@ -221,7 +221,7 @@ def _keeping(given: dict[str, tuple[Any, ...]], name: str) -> Callable[..., None
 
 
 def batches(subject: Subject) -> None:
-    """Throughput: batches on the device, and a frame for 4K from host to host, in tiles where it does not fit."""
+    """Throughput: batches on the device, and a frame for 4K from host to host, tiled if it does not fit."""
     one = subject.model
     eager = peers.peer("eager", one, subject.dtype)
     for batch in BATCHES if subject.made.cuda else BATCHES[:1]:
@@ -273,7 +273,7 @@ def _subjects(made: Session, families: tuple[Family, ...]) -> Iterator[Subject]:
 
 @torch.inference_mode()
 def measure(made: Session, families: tuple[Family, ...] = FAMILIES, compile_too: bool = True) -> None:
-    """Everything, what matters most first. Subjects that could not be compiled are recorded and left out."""
+    """Everything, in order of importance. Subjects that fail to compile are recorded and skipped."""
     subjects = list(_subjects(made, families))
     steps: list[tuple[str, Callable[[Subject], None]]] = [
         ("latency", latency),
@@ -291,7 +291,7 @@ def measure(made: Session, families: tuple[Family, ...] = FAMILIES, compile_too:
     modes = [name for name in peers.PEERS if name.startswith("torch.compile")] if compile_too else []
     for i, name in enumerate(modes):
         for subject in subjects:
-            # Half of what is left for each, and some for what comes after.
+            # Half of the remaining time for each, so that some remains for later steps.
             share = made.left() / (2 if i == 0 else 1.5)
             _unless_done(subject, name, functools.partial(compiled, name=name, seconds=share))
     for subject in subjects:
@@ -299,7 +299,7 @@ def measure(made: Session, families: tuple[Family, ...] = FAMILIES, compile_too:
 
 
 def _unless_done(subject: Subject, what: str, step: Callable[[Subject], None]) -> None:
-    """One step, unless an earlier run has finished it; its own record says that it has."""
+    """One step, unless an earlier run has finished it, which its own record marks."""
     one = subject.model
     labels = {"family": one.family, "variant": one.variant, "step": what}
     key = f"{one.family} {one.variant}: {what} done"

@@ -102,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run, print a line a round, and say what is not as it must be."""
+    """Run, print one line per round, report failures."""
     import tinysr_kernels
 
     with session("soak", options) as made, made.guarded("soak", {}):

@@ -1,6 +1,6 @@
 """`python -m benchmarks report DIR`: Markdown tables and plots from the result files in a folder.
 
-Everything in the report is read from the files; device, versions, driver, commit and throttling stand with the figures.
+Everything is read from the files, including device, versions, driver, commit and throttling.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Rows = list[list[str]]
 
 
 def load(folder: Path) -> dict[str, Results]:
-    """The result files in a folder by their commands; others are passed over. ValueError for a damaged one."""
+    """The result files in a folder by their commands; others are ignored. ValueError for a damaged one."""
     found = {}
     for path in sorted(folder.glob("*.json")):
         if '"schema"' in path.read_text(encoding="utf-8")[:200]:
@@ -62,7 +62,7 @@ def _head(results: Results) -> str:
 
 
 def table(head: list[str], rows: Rows) -> str:
-    """A Markdown table, its first column to the left."""
+    """A Markdown table, with a left-aligned first column."""
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
@@ -180,7 +180,7 @@ def _cpu(results: Results) -> str:
 def _soak(results: Results) -> str:
     names = ("images", "different", "held_mib", "seconds")
     rows = [[one.key, *(f"{one.values[name]:.0f}" for name in names)] for one in results.records if not one.error]
-    return table(["round", "images", "of other bits", "MiB held", "seconds"], rows) + _failures(results.records)
+    return table(["round", "images", "different", "MiB held", "seconds"], rows) + _failures(results.records)
 
 
 SECTIONS: dict[str, Callable[[Results], str]] = {

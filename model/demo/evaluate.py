@@ -1,4 +1,4 @@
-"""Measure a checkpoint on photographs it never saw: `python -m model.demo.evaluate --ckpt demo --out docs/demo`.
+"""Measure a checkpoint on unseen photographs: `python -m model.demo.evaluate --ckpt demo --out docs/demo`.
 
 Each photograph is degraded with the fixed preset of model/demo/degrade.py, seeded by its place in the list, then
 enlarged four times by bicubic interpolation and by the network. Writes results.json, RESULTS.md and comparison.png.
@@ -158,7 +158,7 @@ def report(results: list[Result], strengths: Strengths, drawn: dict[str, float],
     each = ", ".join(f"{name} {gain:+.2f}" for name, gain in drawn.items())
     return (
         "# The demonstration checkpoint on photographs\n\n"
-        "The network was trained on procedural images alone (`python -m model.demo.train`) and saw none of these\n"
+        "The network was trained on procedural images only (`python -m model.demo.train`), not on these\n"
         "photographs, which come inside scikit-image's wheel (their middle, at most 512 pixels a side).\n"
         f"Each was degraded with a fixed seed: {describe(degrade.EVALUATION)}. These are the midpoints of\n"
         "the ranges in Real-ESRGAN's published options for its first stage (arXiv 2107.10833).\n"
@@ -166,7 +166,7 @@ def report(results: list[Result], strengths: Strengths, drawn: dict[str, float],
         f"{table(results)}\n"
         f"{caveat(results)}"
         "![low resolution, bicubic, ours, original](comparison.png)\n\n"
-        "How the gain depends on the damage, over the same photographs:\n\n"
+        "Gain by strength of degradation, over the same photographs:\n\n"
         f"{strengths_table(strengths)}\n"
         "With degradations drawn at random as in training instead (three for each photograph, seeds fixed) the mean\n"
         f"gain is {np.mean(list(drawn.values())):+.2f} dB: {each}.\n\n"

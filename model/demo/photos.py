@@ -1,4 +1,4 @@
-"""The photographs of the evaluation: those that come inside scikit-image's wheel, so nothing has to be fetched."""
+"""The photographs of the evaluation: those that come inside scikit-image's wheel, so nothing is downloaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Procedural training images: no photograph is needed to learn what enlarging photographs asks for.
+"""Procedural training images, so that training super-resolution needs no photographs.
 
 The images follow the dead-leaves model (Lee, Mumford, Huang, "Occlusion models for natural images", IJCV 2001):
 opaque shapes of power-law size painted over each other, which gives the edges, the scale invariance and the 1/f

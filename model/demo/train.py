@@ -29,8 +29,8 @@ from model.reference.unet_shapes import decoder_shapes, unet_shapes
 from model.reference.unet_sr import UNetSR
 from tinysr_kernels.families import UNetConfig
 
-# What the network is. The level of the output's size costs most of the time, so it is narrow and has one resnet; at
-# half the input's size width and depth are nearly free.
+# Architecture. The level at output resolution takes most of the time, so it is narrow with one resnet; width and depth
+# at half the input resolution are nearly free.
 CONFIG = UNetConfig(groups=(8, 4, 2, 1), residual="bicubic", color_fix="none")
 UNET_CHANNELS, UNET_LAYERS = (96, 128, 128), 3
 DECODER_CHANNELS, DECODER_LAYERS = (16, 32, 64, 96), 1
@@ -47,7 +47,7 @@ class Settings:
     learning_rate: float = 1e-3
     warmup_steps: int = 200
     pool: int = 240
-    """Images held ready; one is replaced by a new one every `refresh` steps."""
+    """Number of images in the pool; one is replaced every `refresh` steps."""
     refresh: int = 8
     ema_decay: float = 0.999
     precision: str = "bfloat16"
@@ -69,7 +69,7 @@ def build(seed: int) -> UNetSR:
 
 # --------------------------------------------------------------------------------------------------------- data
 class Pool:
-    """Images [384,384,3] uint8 to cut patches from; what lies in it at a step depends on seed and step alone."""
+    """Images [384,384,3] uint8 to crop patches from; its content depends only on seed and step."""
 
     def __init__(self, settings: Settings, step: int) -> None:
         self.settings = settings
@@ -79,7 +79,7 @@ class Pool:
         return synthetic.image(np.random.default_rng([TRAINING_IMAGES, self.settings.seed, number]))
 
     def _number(self, slot: int, step: int) -> int:
-        """The image in `slot` at `step`: the replacements walk round the slots."""
+        """The image in `slot` at `step`: slots are replaced cyclically."""
         replaced = step // self.settings.refresh
         rounds = (replaced - slot + self.settings.pool - 1) // self.settings.pool
         return slot + rounds * self.settings.pool
@@ -137,16 +137,16 @@ def validate(network: nn.Module, pairs: list[tuple[Tensor, Tensor]]) -> tuple[fl
 
 # ----------------------------------------------------------------------------------------------------- training
 def loss_of(sr: Tensor, hr: Tensor) -> Tensor:
-    """Mean over the batch of the logarithm of each image's mean squared error: the negative PSNR, but for a factor.
+    """Mean over the batch of the logarithm of each image's mean squared error: proportional to the negative PSNR.
 
-    Every image counts alike, the lightly damaged as much as those whose errors are large whatever one does (the
-    "PSNR loss" of HINet, Chen et al., arXiv 2105.06086). The constant keeps flat images from counting more.
+    Lightly and heavily degraded images have equal weight (the "PSNR loss" of HINet, Chen et al., arXiv 2105.06086). The
+    constant limits the weight of flat images.
     """
     return ((sr - hr).square().mean(dim=(1, 2, 3)) + 1e-4).log().mean()
 
 
 def learning_rate(step: int, settings: Settings) -> float:
-    """Linear warm-up, then half a cosine to nothing."""
+    """Learning rate: linear warm-up, then cosine decay to zero."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
@@ -183,7 +183,7 @@ class Trainer:
         return float(loss.detach())
 
     def save_state(self, path: Path) -> None:
-        """Everything needed to go on, atomically."""
+        """Write everything needed to resume, atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "settings": asdict(self.settings),
@@ -197,7 +197,7 @@ class Trainer:
         os.replace(beside, path)
 
     def load_state(self, path: Path) -> None:
-        """Go on from `path`; ValueError if it belongs to other settings."""
+        """Resume from `path`; ValueError if it belongs to other settings."""
         state = torch.load(path, weights_only=True)
         if state["settings"] != asdict(self.settings):
             raise ValueError(f"{path} was written with {state['settings']}; remove it or use the same settings")
@@ -223,7 +223,7 @@ def export(network: UNetSR, path: Path) -> None:
 
 
 def train(settings: Settings, out: Path, state: Path, every: int = 250) -> None:
-    """Run (or go on with) the training; a usable checkpoint lies at `out` after every `every` steps."""
+    """Run or resume the training; writes a usable checkpoint to `out` every `every` steps."""
     trainer = Trainer(settings)
     if state.exists():
         trainer.load_state(state)

@@ -1,4 +1,4 @@
-"""The proof at small scale: every method on objectives whose 924 masks have all been tried.
+"""The proof at small scale: every method on objectives with all 924 masks evaluated.
 
 `python -m model.compress masks-proof` runs it (`proof_results`); tests/model/compress/masks/test_masks_proof.py holds
 the learner to its bar with the same function.
@@ -26,9 +26,9 @@ from model.compress.masks.objectives import (
 )
 
 SEEDS = range(50)
-"""What is reported. The schedule's defaults were chosen on the seeds 1000 to 1199."""
+"""The reported seeds. The schedule's defaults were chosen on the seeds 1000 to 1199."""
 BAR = 0.8
-"""The share of seeds in which the learner's mask has to be among the best 1 %."""
+"""Required share of seeds in which the learner's mask is among the best 1 %."""
 SCHEDULE = Schedule()
 LEARNERS: dict[str, tuple[int | None, bool]] = {
     "learned": (None, False),
@@ -36,13 +36,13 @@ LEARNERS: dict[str, tuple[int | None, bool]] = {
     "learned, straight through": (None, True),
     "fixed groups": (0, False),
 }
-"""Method -> the reach of its transfers, and whether masks are drawn straight through."""
+"""Method -> the reach of its transfers, and whether samples are straight-through."""
 OTHERS = ("sensitivity", "similarity", "random")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one method chose for every seed of a family, and the place of each mask among all, from 1."""
+    """The masks that one method chose, one per seed of a family, and the rank of each among all masks, from 1."""
 
     masks: list[Mask]
     ranks: list[int]
@@ -60,7 +60,7 @@ class Proof:
     seeds: list[int]
     best: int
     unreachable: int
-    """Seeds none of whose best 1 % of masks fixed groups can reach."""
+    """Number of seeds for which fixed groups cannot reach any of the best 1 % of masks."""
     optimal: list[Mask]
     outcomes: dict[str, Outcome]
 
@@ -71,9 +71,9 @@ def prove(
     methods: Sequence[str] = (*LEARNERS, *OTHERS),
     schedule: Schedule = SCHEDULE,
 ) -> Proof:
-    """Try every mask of every objective of the family, then let every method choose one.
+    """Evaluate every mask of every objective of the family, then run every method.
 
-    Similarity compares states and is left out where there are none. Raises ValueError for an unknown family or method.
+    Similarity compares states and is skipped where there are none. Raises ValueError for an unknown family or method.
     """
     objective = draw(family, seeds)
     masks = all_masks()
@@ -117,7 +117,7 @@ def _one(objective: Objective, run: int) -> Callable[[torch.Tensor], torch.Tenso
 def train(
     method: str, objective: Objective, seeds: Sequence[int], schedule: Schedule, every: int = 10
 ) -> tuple[MaskLearner, History]:
-    """Learners of one method, one per seed, side by side; all noise follows from the first seed."""
+    """Learners of one method, one per seed, in parallel; the first seed determines all noise."""
     reach, hard = LEARNERS[method]
     learner = MaskLearner(LAYERS, group=GROUP, keep=KEEP * GROUP // LAYERS, reach=reach, runs=len(seeds))
     generator = torch.Generator().manual_seed(seeds[0])

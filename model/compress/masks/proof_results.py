@@ -38,17 +38,17 @@ def run(out: Path, seeds: Sequence[int], say: Callable[[str], None], schedule: S
         figures.kept(proofs, out / "masks-kept.png")
         figures.training(history.run(0), out / "masks-training.png")
     met = all(proof.outcomes["learned"].within(proof.best) >= BAR for proof in proofs)
-    say(f"{out / 'masks-proof.json'}: the bar of {BAR:.0%} is {'met' if met else 'missed'}")
+    say(f"{out / 'masks-proof.json'}: the threshold of {BAR:.0%} is {'met' if met else 'missed'}")
     return met
 
 
 def describe(outcome: Outcome) -> str:
-    """Median and worst place."""
-    return f"median place {statistics.median(outcome.ranks):g}, worst {max(outcome.ranks)}"
+    """Median and worst rank."""
+    return f"median rank {statistics.median(outcome.ranks):g}, worst {max(outcome.ranks)}"
 
 
 def results(proofs: Sequence[Proof], schedule: Schedule = SCHEDULE) -> dict[str, Any]:
-    """What is written: settings and, per family and method, the share within the best 1 %, places and masks."""
+    """What is written: settings and, per family and method, the share within the best 1 %, ranks and masks."""
     return {
         "blocks": LAYERS,
         "kept": KEEP,
@@ -78,7 +78,7 @@ def results(proofs: Sequence[Proof], schedule: Schedule = SCHEDULE) -> dict[str,
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """JSON, one list a line, atomically."""
+    """JSON, one list per line, atomically."""
     text = json.dumps(content, indent=1)
     beside = path.with_name(path.name + ".part")
     beside.write_text(_flat(text) + "\n", encoding="utf-8")

@@ -40,8 +40,8 @@ class Preset:
     vae_layers: int = 1
     vae_groups: int = 8
     vae_eps: float = 10.0
-    """Of the VAE's GroupNorms, whose statistics move little so; with SD's 1e-6 a short training never learns to give
-    images their brightness and contrast, which every norm removes."""
+    """Of the VAE's GroupNorms. Every norm removes brightness and contrast, and with SD's 1e-6 a short training does not
+    learn to restore them; a large epsilon keeps them."""
     prompt_tokens: int = 16
     transformer: SD3Config = field(default_factory=_transformer)
     window: int = 16
@@ -79,7 +79,7 @@ SMALL = Preset()
 
 
 def trial() -> Preset:
-    """Every stage of `SMALL`, for a few steps: what tests run."""
+    """Every stage of `SMALL`, for a few steps, for tests."""
     few: dict[str, Any] = {"steps": 3, "batch_size": 4, "warmup_steps": 1, "save_every": 2, "log_every": 1}
     changed = {
         f.name: replace(getattr(SMALL, f.name), **few)

@@ -34,7 +34,7 @@ Report = Callable[[str], None]
 
 
 def small(preset: Preset, out: Path, report: Report, names: tuple[str, ...] = photos.NAMES) -> Outcome:
-    """Train the teacher, compress it by every method, measure all on photographs; RESULTS.md lies in `out` after."""
+    """Train the teacher, compress it by every method, evaluate all on photographs; writes RESULTS.md to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     _same_preset(preset, out / "preset.json")
     pairs = data.pairs(preset, out)
@@ -54,7 +54,7 @@ def small(preset: Preset, out: Path, report: Report, names: tuple[str, ...] = ph
 
 
 def _same_preset(preset: Preset, path: Path) -> None:
-    """Refuse to go on in the folder of another preset; ValueError names what differs."""
+    """Refuse to resume in the folder of another preset; ValueError names the fields that differ."""
     own = json.loads(json.dumps(asdict(preset)))
     if path.exists():
         other = json.loads(path.read_text(encoding="utf-8"))
@@ -74,7 +74,7 @@ def export(student: Student, teacher: Teacher, folder: Path) -> None:
     write_folded(folder / "student", folder / "student.safetensors")
 
 
-# --------------------------------------------------------------------------------------------------------- measuring
+# -------------------------------------------------------------------------------------------------------- evaluation
 def enlarger(transformer: object, vae: object, student_config: object) -> Enlarge:
     """Enlargement by training-time networks through model.reference.pipelines.tinysr, without color fix."""
 

@@ -1,4 +1,4 @@
-"""The small student: the VAE's halves, the masks by three methods, and each mask's network restored."""
+"""The small student: VAE, masks by three methods, and restoration for each mask."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Student:
 
 
 def config_of(preset: Preset, scaling: float) -> TinySRConfig:
-    """What the weights leave open."""
+    """The configuration that the weights do not determine."""
     return TinySRConfig(
         head_dim=preset.transformer.attention_head_dim,
         encoder_blocks=preset.encoder_blocks,
@@ -64,7 +64,7 @@ def compress_vae(
     vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def inputs(step: int, count: int) -> Tensor:
-        # What the encoder sees in use is the enlarged image.
+        # At inference the encoder's input is the enlarged image.
         return pairs.pixels(draw(preset.student_encoder.seed + 1, step), count)[0]
 
     def outputs(step: int, count: int) -> Tensor:
@@ -87,7 +87,7 @@ def compress_vae(
 
 # -------------------------------------------------------------------------------------------------------------- masks
 def image_stream(teacher: Teacher, mask: Sequence[bool] | None = None) -> tuple[TinySRTransformer, Tensor]:
-    """(the teacher's image stream with the mask's blocks, its modules of modulation still there; temb [1,D])."""
+    """(the teacher's image stream with the mask's blocks, with its modulation modules; temb [1,D])."""
     config, state = teacher.transformer.config, teacher.transformer.state_dict()
     mask = mask or [True] * config.num_layers
     tensors = dict(student_tensors(state, config, mask, window=teacher.window))
@@ -141,7 +141,7 @@ def _states(teacher: Teacher, z: Tensor) -> list[Tensor]:
 # -------------------------------------------------------------------------------------------------------- restoration
 @dataclass
 class Distilled:
-    """Windows of the student's latents and the teacher's x0 for its own, [K,C,window,window], encoded beforehand."""
+    """Windows of the student's latents and the teacher's x0 for its own, [K,C,window,window], precomputed."""
 
     z: Tensor
     wanted: Tensor
@@ -155,7 +155,7 @@ class Distilled:
 def distilled_pairs(
     preset: Preset, teacher: Teacher, vae: TinyVAE, latents: Latents, pairs: Pairs, folder: Path
 ) -> Distilled:
-    """Every pair's latent in four windows, as the student's encoder gives it, and what the teacher makes of its own."""
+    """Every pair's latent in four windows, from the student's encoder, and the teacher's output for its own latent."""
     own = encode_pairs(vae, pairs, folder / "student-latents.pt", latents.scaling)
     path = folder / "distilled.pt"
     if not path.exists():
@@ -182,7 +182,7 @@ def restore(
     folder: Path,
     report: Report,
 ) -> Student:
-    """Both stages of restoration for one mask, in its own folder; the VAE is copied, for its decoder learns along."""
+    """Both stages of restoration for one mask, in its own folder; the VAE is copied: its decoder is trained too."""
     network, temb = image_stream(teacher, mask)
     adapt(network, preset.rank, preset.seed)
     own = _copy(vae, config)

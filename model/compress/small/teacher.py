@@ -70,7 +70,7 @@ def build_vae(preset: Preset) -> KLVAE:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
             if name.endswith("conv2") and module.bias is not None:
-                # Residual blocks begin as almost nothing, so that what an image is made of gets through.
+                # Residual branches start near zero, so that the signal passes the untrained blocks.
                 with torch.no_grad():
                     module.weight.mul_(0.1)
                     module.bias.zero_()
@@ -79,7 +79,7 @@ def build_vae(preset: Preset) -> KLVAE:
 
 
 def train_vae(preset: Preset, pairs: Pairs, folder: Path, report: Any) -> KLVAE:
-    """Stage 1: reconstruct images, originals and degraded ones alike, under a weak pull towards N(0, 1)."""
+    """Stage 1: reconstruct images, originals and degraded ones alike, with a weak KL term."""
     vae = build_vae(preset)
     stage = Stage(
         "teacher-vae", folder, preset.teacher_vae, {"vae": vae}, about={"kl": preset.kl_weight, "eps": preset.vae_eps}
@@ -103,7 +103,7 @@ def train_vae(preset: Preset, pairs: Pairs, folder: Path, report: Any) -> KLVAE:
 
 @torch.no_grad()
 def encode_pairs(vae: nn.Module, pairs: Pairs, path: Path, scaling: float | None = None) -> Latents:
-    """All pairs through an encoder, kept at `path`; the scaling factor is one over the originals' deviation."""
+    """Latents of all pairs, cached at `path`; the scaling factor is 1 / standard deviation of the originals'."""
     if path.exists():
         stored = torch.load(path, weights_only=True)
         return Latents(stored["lr"], stored["hr"], float(stored["scaling"]))
@@ -145,7 +145,7 @@ def train_transformer(
 
 
 def make_teacher(preset: Preset, pairs: Pairs, folder: Path, report: Any) -> tuple[Teacher, Latents]:
-    """Both stages; what is trained already is read from `folder`."""
+    """Both stages; finished ones are loaded from `folder`."""
     vae = train_vae(preset, pairs, folder, report)
     latents = encode_pairs(vae, pairs, folder / "latents.pt")
     transformer, prompt, pooled = train_transformer(preset, latents, folder, report)

@@ -59,7 +59,7 @@ def test_pairwise_values() -> None:
     mask = all_masks()[77]
     kept = mask.nonzero().flatten().tolist()
     expected = sum(float(objective.interaction[0, i, j]) for i in kept for j in kept if i < j)
-    expected -= sum(float(objective.worth[0, i]) for i in kept)
+    expected -= sum(float(objective.value[0, i]) for i in kept)
     assert objective.exact(mask[None]).item() == pytest.approx(expected, rel=1e-5)
 
 
