@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autotune.device.answers import Failure
 from autotune.device.worker import Worker, run_all
+from autotune.items.answers import Failure
 
 if TYPE_CHECKING:  # the workers import torch when they have begun
-    from autotune.search.candidates import Candidate
-    from autotune.search.cost_model import Built
+    from autotune.items.candidates import Candidate
+    from autotune.items.cost_model import Built
     from benchmarks.static.machine_code import Variant
     from tinysr_kernels.launch.device import Gpu
 
@@ -88,7 +88,7 @@ class Builder:
             worker.stop()
 
     def _built(self, codes: Sequence[Code]) -> Built:
-        from autotune.search.cost_model import Built
+        from autotune.items.cost_model import Built
 
         faults = [c for c in codes if isinstance(c, str)]
         clean = [c for c in codes if not isinstance(c, str)]
@@ -106,7 +106,7 @@ def _code(answer: Any) -> Code:
 
 def recall(kept: Path) -> dict[str, Code]:
     """Answers of earlier compilations by this version of Triton, by what was compiled."""
-    from autotune.search.log import read_records
+    from autotune.items.log import read_records
     from benchmarks.static import static
 
     version = _triton()
@@ -126,7 +126,7 @@ def recall(kept: Path) -> dict[str, Code]:
 
 def keep(kept: Path, digest: str, code: Code) -> None:
     """Append one answer; several processes may do so at once."""
-    from autotune.search.log import append
+    from autotune.items.log import append
 
     append(kept, {"what": "compiled", "subject": digest, "config": "", "stamp": _triton(), "code": code})
 

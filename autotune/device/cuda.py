@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from autotune.device.answers import Failure, Sample
 from autotune.device.correctness import Truth, truths, verdict
 from autotune.device.worker import Broken
-from autotune.search.work import Item, Target, model_of
+from autotune.items.answers import Failure, Sample
+from autotune.items.work import Item, Target, model_of
 from benchmarks.measure.nvml import Monitor
 from benchmarks.measure.timing import READING_MS, captured, rotation
 from benchmarks.subjects.inputs import draw_inputs, drawn

@@ -6,14 +6,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from autotune.device.answers import Failure, Sample
 from autotune.device.builder import KEPT, Builder
-from autotune.device.device import Entries
 from autotune.device.worker import Worker
-from autotune.search.candidates import Candidate
-from autotune.search.cost_model import Built
-from autotune.search.work import Item, Target
-from benchmarks.hardware.limits import Ceilings, ceilings
+from autotune.items.answers import Failure, Sample
+from autotune.items.candidates import Candidate
+from autotune.items.cost_model import Built
+from autotune.items.device import Entries
+from autotune.items.work import Item, Target
+from benchmarks.hardware import Ceilings, ceilings
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch.config_file import Facts, installed
 from tinysr_kernels.launch.device import Gpu

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from autotune.device.answers import Failure
+from autotune.items.answers import Failure
 
 START_SECONDS = 120.0
 """For a fresh process to import torch and Triton on a slow disk."""

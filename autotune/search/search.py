@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from autotune.device.answers import Failure
-from autotune.device.device import Device
-from autotune.search.candidates import Candidate, Candidates
-from autotune.search.cost_model import LAUNCH, predict
+from autotune.items.answers import Failure
+from autotune.items.candidates import Candidate, Candidates
+from autotune.items.cost_model import LAUNCH, predict
+from autotune.items.device import Device
+from autotune.items.work import Item
 from autotune.search.session import Failed, Session
-from autotune.search.work import Item
 
 CHUNK = 32
 """Candidates of an item that are compiled together, the best by the model before those that follow."""
@@ -132,7 +132,12 @@ def _batch(race: Race, session: Session, budget: float) -> None:
     if not race.rivals:
         race.rivals = _compile(race, session)
     chosen, race.rivals = race.rivals[:BATCH], race.rivals[BATCH:]
-    rivals = [c for c in chosen if _right(race, session, c)]
+    rivals = []
+    while chosen and session.spent < budget:  # each of them may hang until it is stopped
+        candidate = chosen.pop(0)
+        if _right(race, session, candidate):
+            rivals.append(candidate)
+    race.rivals = chosen + race.rivals
     race.replace_fallen_champion()
     race.vain += 1
     while _challenge(race, session, rivals, budget):

@@ -9,14 +9,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from autotune.device.answers import Failure
-from autotune.device.device import Device, Entries
-from autotune.search.candidates import candidates
-from autotune.search.log import Log
+from autotune.items.answers import Failure
+from autotune.items.candidates import candidates
+from autotune.items.device import Device, Entries
+from autotune.items.log import Log
+from autotune.items.work import Item, Target
 from autotune.search.search import Race, contest, search, start
 from autotune.search.session import Failed, Session
 from autotune.search.store import Found, merge, seal_of
-from autotune.search.work import Item, Target
 from tinysr_kernels.launch import configs
 
 FOR_SEARCH = 0.9

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.hardware.cards import CARDS
-from benchmarks.hardware.occupancy import LIMITS
+from benchmarks.hardware import CARDS
 from benchmarks.static.plan import plan, write_json
 from benchmarks.static.static import RESULTS, Report
 from benchmarks.subjects.families import SUBJECTS
+from tinysr_kernels.launch.hardware import architecture
 
 SUMMARY = "Count the plans anew; write docs/kernels.md and docs/plan.md from benchmarks/results/."
 DOCS = Path(__file__).parents[2] / "docs"
@@ -62,8 +62,8 @@ Counted from the dispatch of the compiled model on meta tensors (`python -m benc
 the device to the enlarged uint8 image: every kernel, those of ATen between operators included. One image of 128x128,
 launches chosen as on the GPU named. Activations are what a launch reads and writes of the image, scratch included,
 each tensor once; weights what it reads of the network. The floor of a launch is the longer of its arithmetic and its
-traffic at the card's ceilings, tensors below half the L2 moving at L2 speed; benchmarks/hardware/cards.py names the
-ceilings and their sources. **Nothing here was timed.**
+traffic at the card's rates, tensors below half the L2 moving at L2 speed. `tinysr_kernels/launch/hardware.py` holds the
+rates with their sources: published, derived, or measured by others. **Nothing here was timed by this project.**
 """
 
 
@@ -129,7 +129,7 @@ def _short(reports: list[Report]) -> str:
 
 def _figures(group: list[Report]) -> list[str]:
     """What the tables say of some variants together."""
-    limit = LIMITS[group[0].arch].warps
+    limit = architecture(group[0].arch).warps
     products = {"wgmma" if one.wgmma else "mma" if one.tensor_core else "-" for one in group}
     return [
         str(len(group)),
@@ -161,7 +161,7 @@ def plan_page() -> str:
         for title, groups in (("part", made["parts"]), ("operator", made["operators"])):
             rows = [_plan_row(name, totals) for name, totals in groups.items()]
             head = f"{title} launches GFLOP activation~MB weight~MB " + " ".join(
-                f"{card.name.replace(' ', '~')},~us" for card in CARDS
+                f"{card.short.replace(' ', '~')},~us" for card in CARDS
             )
             text += _table(head, [*rows, _plan_row("**all**", made["totals"])]) + "\n"
     return text.rstrip("\n") + "\n"
@@ -174,7 +174,7 @@ def _plan_row(name: str, totals: Mapping[str, Any]) -> list[str]:
         f"{totals['flops'] / 1e9:.2f}",
         f"{totals['activation_bytes'] / 1e6:.1f}",
         f"{totals['weight_bytes'] / 1e6:.1f}",
-        *(f"{totals['floor_us'][card.name]:.1f}" for card in CARDS),
+        *(f"{totals['floor_us'][card.short]:.1f}" for card in CARDS),
     ]
 
 

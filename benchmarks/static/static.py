@@ -1,6 +1,6 @@
 """`python -m benchmarks static`: compile every kernel ahead of time for every architecture, and read the machine code.
 
-Each call of `calls.py` is planned as on that architecture's card, by the heuristic or by a bundled file, and its
+Each call of `network_calls.py` is planned for that architecture, by the heuristic or by a bundled file, and its
 launches are compiled with the signature, constants and alignment that the launch itself would have. No GPU is needed.
 
 Without --op, --arch or --dtype it walks, in the networks' own dtypes, every launch that the released networks make
@@ -25,9 +25,9 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.hardware.occupancy import resident_warps
+from benchmarks.hardware import resident_warps
 from benchmarks.static.machine_code import Compiled, Variant, compile_all, variant
-from benchmarks.subjects.network_calls import CALLS, main_calls
+from benchmarks.static.network_calls import CALLS, main_calls
 from benchmarks.subjects.networks import DTYPES
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.device import GPUS, Gpu, assume

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from autotune.device.correctness import EachRounded, truths, verdict
-from autotune.search.work import Item
+from autotune.items.work import Item
 from benchmarks.subjects.inputs import draw_inputs
 from tests.ops.cases import CASES
 from tests.ops.kernel_contract import mutated

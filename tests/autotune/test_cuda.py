@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from autotune.device import cuda
-from autotune.device.answers import Failure, Sample
 from autotune.device.cuda import Bench
 from autotune.device.gpu import RealDevice
 from autotune.device.worker import Broken, Worker
-from autotune.search.candidates import candidates
-from autotune.search.work import Item, Target
+from autotune.items.answers import Failure, Sample
+from autotune.items.candidates import candidates
+from autotune.items.work import Item, Target
 from benchmarks.measure import timing
 from benchmarks.measure.nvml import State
 from tests.autotune.simulated import ITEMS, TARGET, candidates_of

@@ -9,7 +9,7 @@ from statistics import median
 import pytest
 
 from autotune.commands import report, run
-from autotune.device.answers import Failure
+from autotune.items.answers import Failure
 from autotune.search import tuning
 from autotune.search.tuning import Outcome, Whole
 from tests.autotune.simulated import CALM, FACTS, ITEMS, TARGET, SimulatedDevice, candidates_of

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from autotune.device.answers import Failure
 from autotune.device.worker import NotStarted, Worker, run_all
+from autotune.items.answers import Failure
 
 HERE = "tests.autotune.faulty:Clumsy"
 SOON = 120  # seconds after which a test that waits has failed, on a busy machine too

@@ -121,7 +121,7 @@ def test_the_older_name_of_the_question(monkeypatch: pytest.MonkeyPatch) -> None
 def test_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process, its parent and whoever was there before disturb nothing; a newcomer does."""
     made = monitor(monkeypatch, nvmlDeviceGetComputeRunningProcesses=processes(os.getpid(), os.getppid(), 77))
-    assert made.neighbours == {77}
+    assert made.known_processes == {77}
     before = made.state()
     assert made.disturbance(before, made.state()) == ""
     nvml.pynvml.answers["nvmlDeviceGetComputeRunningProcesses"] = processes(77, 78)

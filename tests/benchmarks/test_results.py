@@ -104,7 +104,7 @@ def test_the_kept_results_are_valid(path: Path) -> None:
 
 
 def test_the_figures_of_fp8_in_the_documentation_are_those_of_the_result() -> None:
-    """And they keep to the bars: 45 dB beside the result without fp8, 0.05 dB of what the pictures are worth."""
+    """And they keep to the bars: 45 dB beside the result without fp8, 0.05 dB of the image quality."""
     found = read(RESULTS / "quality-small-cpu.json")
     text = (RESULTS.parents[1] / "docs" / "fp8.md").read_text(encoding="utf-8")
     base, fp8 = found.find("float32 reference"), found.find("float32 reference fp8")

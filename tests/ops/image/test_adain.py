@@ -90,7 +90,7 @@ FAR_FROM_ZERO = Case(
 
 def test_statistics_far_from_zero() -> None:
     """A variance as a difference of squares would spoil the image: at least 5 times worse in float32."""
-    arguments, exact = FAR_FROM_ZERO.arguments(torch.float32), TestAdaINFix.exact(FAR_FROM_ZERO, torch.float32)[0]
+    arguments, exact = FAR_FROM_ZERO.arguments(torch.float32), TestAdainFix.exact(FAR_FROM_ZERO, torch.float32)[0]
     x, style = arguments["x"], arguments["style"]
     gain = ((style.square().mean((2, 3)) - style.mean((2, 3)).square()) * 132 / 131).sqrt()
     gain /= ((x.square().mean((2, 3)) - x.mean((2, 3)).square()) * 561 / 560).sqrt()
