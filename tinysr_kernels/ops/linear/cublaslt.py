@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tinysr_kernels.launch.device import gpu_of
 from tinysr_kernels.launch.plan import Launch, Library
-from tinysr_kernels.ops.norm import layer_norm
+from tinysr_kernels.ops.norm.layer_norm import LayerNorm
 
 Operands = Mapping[str, Tensor | None]
 """The tensors among `linear`'s arguments by name, dense in memory, None for those not given."""
@@ -22,7 +22,8 @@ def launches(operands: Operands, activation: str, eps: float | None) -> tuple[La
     assert x is not None
     before: tuple[Launch | Library, ...] = ()
     if eps is not None:
-        norm = layer_norm.plan(layer_norm.heuristic(gpu_of(x), x), x, eps)
+        call = LayerNorm(x, eps)
+        norm = call.plan(call.heuristic(gpu_of(x)))
         before, operands = norm.launches, {**operands, "x": norm.result}
     return (*before, Library(linear, {**operands, "activation": activation}, kernel_count(operands, activation)))
 
