@@ -1,4 +1,4 @@
-"""Convolutions that normalise their result, against the oracles of the convolution and of GroupNorm in turn."""
+"""Convolutions that normalize their result, against the oracles of the convolution and of GroupNorm in turn."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class NormContract(OperatorContract):
     same_bits_in_any_batch = False
 
     def counted_flops(self, arguments: Arguments) -> int:
-        """The convolution's, and for each normalised element 3 for the statistics, 2 for the map, 4 for SiLU."""
+        """The convolution's, and for each normalized element 3 for the statistics, 2 for the map, 4 for SiLU."""
         normed = type(self).eager(**arguments)[1]
         return self.counted_products(arguments) + normed.numel() * (9 if arguments.get("normed_silu", True) else 5)
 

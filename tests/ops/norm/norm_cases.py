@@ -1,4 +1,4 @@
-"""Argument sets of convolutions with a GroupNorm before them, or behind them (`ops/conv/conv_norm.py`), for `cases.py`."""
+"""Argument sets of convolutions with a GroupNorm before them, or after them (`ops/conv/conv_norm.py`), for `cases.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Maker = Callable[..., Any]
 
 
 def norm_first(make: Maker, groups: int, eps: float = 1e-5) -> Maker:
-    """A convolution on the normalised image: its channels' moments, which need not be the true ones, and the norm."""
+    """A convolution with a norm prologue; the channel statistics of x need not be the true ones."""
 
     def drawn(d: Any) -> dict[str, Any]:
         found = make(d)
@@ -33,7 +33,7 @@ def _then_norm(
     eps: float = 1e-5,
     silu: bool = True,
 ) -> Maker:
-    """A convolution with this result, and a GroupNorm behind it that takes `second` channels more."""
+    """A convolution with this result, and a GroupNorm after it with `second` channels more."""
     n, o, h, w = out
     return lambda d: {
         **make(d),
