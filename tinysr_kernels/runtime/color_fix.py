@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+import tinysr_kernels.ops  # noqa: F401  (registers torch.ops.tinysr)
 from tinysr_kernels.families import Adain, ColorFix
-from tinysr_kernels.ops.image import color  # noqa: F401  (registers the operators)
 
 ops = torch.ops.tinysr
 

@@ -24,7 +24,7 @@ from tinysr_kernels.launch.plan import Launch, Plan, cdiv, next_power_of_2, prog
 from tinysr_kernels.ops.call import Cost, Operator, register
 from tinysr_kernels.ops.checks import check, check_rank, check_shape
 from tinysr_kernels.ops.layout import contiguous_as, dtype_name, empty_nhwc, nbytes, nhwc
-from tinysr_kernels.ops.norm.channel_moments import CACHED, of
+from tinysr_kernels.ops.norm.channel_moments import CACHED, channel_moments_of
 from tinysr_kernels.ops.norm.kernels import group_norm as kernels
 from tinysr_kernels.ops.reference_math import activate, compute_dtype
 
@@ -123,7 +123,7 @@ class GroupNorm(Operator):
             planes = contiguous_as(torch.cat(images, 1), dtype)
             return self._finish(torch.group_norm(planes, self.groups, weight, bias, self.eps))
         if self.moments is None:  # of a large image, which is not copied twice for that
-            moments = torch.cat([of(image) for image in images], 2)
+            moments = torch.cat([channel_moments_of(image) for image in images], 2)
         else:
             moments = self.moments if self.skip_moments is None else torch.cat([self.moments, self.skip_moments], 2)
         means, variances = contiguous_as(moments, dtype).view(n, 2, self.groups, self.group_size).unbind(1)
@@ -293,23 +293,3 @@ class GroupNorm(Operator):
             chunks = min(cdiv(programs * gpu.multiprocessors, cdiv(c, block_n)), cdiv(pixels, block_m))
             for num_warps, num_stages in itertools.product((4, 8), (1, 3)):
                 yield Config("split", block_m, block_n, chunks, num_warps, num_stages)
-
-
-# old form, until all rooms are converted
-
-
-def reference(*args: Any, **kwargs: Any) -> Tensor:
-    """The reference of a call."""
-    return GroupNorm(*args, **kwargs).reference()
-
-
-def heuristic(gpu: Gpu, x: Tensor, skip: Tensor | None, groups: int, moments: Tensor | None, **_: Any) -> Config:
-    """The heuristic of a call, of which only these arguments count."""
-    return GroupNorm(x, skip, x, x, groups, 0.0, moments=moments).heuristic(gpu)
-
-
-def plan(config: Config, **arguments: Any) -> Plan:
-    """The plan of a call."""
-    call = GroupNorm(**arguments)
-    call.check()
-    return call.plan(config)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -96,23 +95,3 @@ class LayerNorm(Operator):
         for block_m, num_warps in itertools.product((1, 2, 4, 8), (1, 2, 4, 8)):
             if block_m * block_n <= 8192:
                 yield Config(block_m, block_n, num_warps)
-
-
-# old form, until all rooms are converted
-
-
-def heuristic(gpu: Gpu, x: Tensor, **_: Any) -> Config:
-    """The heuristic of a call."""
-    return LayerNorm(x, 0.0).heuristic(gpu)
-
-
-def plan(config: Config, x: Tensor, eps: float) -> Plan:
-    """The plan of a call."""
-    call = LayerNorm(x, eps)
-    call.check()
-    return call.plan(config)
-
-
-def reference(x: Tensor, eps: float) -> Tensor:
-    """The reference of a call."""
-    return LayerNorm(x, eps).reference()
