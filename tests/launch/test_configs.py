@@ -81,7 +81,7 @@ def test_launches_are_told(on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         def __getitem__(self, grid: object) -> object:
             return lambda **options: told.append(options)
 
-    monkeypatch.setitem(vars(layer_norm_kernel.normalise), "made", Made())
+    monkeypatch.setitem(vars(layer_norm_kernel.normalize), "made", Made())
     with using("triton"), configs.given_pdl(on):
         torch.ops.tinysr.layer_norm(torch.ones(2, 64), 1e-5)
     assert [one.get("launch_pdl", False) for one in told] == [on]
