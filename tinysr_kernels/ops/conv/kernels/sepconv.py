@@ -1,12 +1,12 @@
-"""The kernels of sepconv, in two forms that compute the same sums.
+"""The kernels of sepconv, in two forms that compute the same result.
 
-`march`: all input channels at once. A program holds BLOCK_M columns and walks down ROWS output rows. Each row of u is
-loaded once, in its three horizontal shifts, and added into the three output rows that it touches; a finished row goes
-through the product with the pointwise weight. Three loads for a row of outputs instead of nine.
-`tile`: any number of input channels, BLOCK_K at a time, for BLOCK_M output pixels in reading order; nine loads a step.
-It serves wide layers, where the product dominates, and images smaller than a program of the other form.
+`march`: all input channels at once. A program holds BLOCK_M columns and marches down ROWS output rows. Each row of u is
+loaded once, in its three horizontal shifts, and accumulated into the three output rows that depend on it. A finished
+row is multiplied by the pointwise weight. Three loads per output row instead of nine.
+`tile`: any number of input channels, BLOCK_K at a time, for BLOCK_M output pixels in reading order; nine loads per step.
+It serves wide layers, where the GEMM dominates, and images smaller than a program of the other form.
 
-Depthwise weights and sums are float32; the finished sums are rounded once, to the dtype of the product's operands.
+Depthwise weights and accumulators are float32; they are rounded once, to the dtype of the GEMM's operands.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _values(  # type: ignore[no-untyped-def]
     limit,  # width, or 0 where the row is outside
     width,  # of u
     CHANNELS: tl.constexpr,
-    SCALE: tl.constexpr,  # 1, or 2 where u is x enlarged
+    SCALE: tl.constexpr,  # 2 if u is x upsampled, else 1
 ):
     """u[row, column, chan] as float32 [BLOCK_M,BLOCK_K], zero outside."""
     inside = (column >= 0) & (column < limit)
@@ -54,20 +54,20 @@ def _add_row(  # type: ignore[no-untyped-def]
     chan,  # [BLOCK_K]
     height,  # of u
     width,  # of u
-    upper,  # [BLOCK_M,BLOCK_K], the sums of the output rows that this row meets with the upper row of the kernel,
-    middle,  # the middle one
-    lower,  # and the lower one
+    upper,  # [BLOCK_M,BLOCK_K], accumulators of the output row to which this row contributes by the kernel's upper row,
+    middle,  # by the middle row
+    lower,  # and by the lower row
     UPPER: tl.constexpr,  # whether there is such an output row
     MIDDLE: tl.constexpr,
     LOWER: tl.constexpr,
     CHANNELS: tl.constexpr,
     SCALE: tl.constexpr,
 ):
-    """The three sums with one row of u added, in its three horizontal shifts."""
-    # Only the way to the row may need 64 bits; from there on offsets of 32 take half the registers.
+    """The three accumulators after one row of u, in its three horizontal shifts."""
+    # The row's offset may need 64 bits; from there on, 32-bit offsets take half the registers.
     x += (row // SCALE).to(tl.int64) * ((width // SCALE) * CHANNELS)
-    # A loop, where the compiler would hold the taps of all shifts at once (72 registers of 16-byte vectors in half
-    # precision): the weights come from the L1 again and again, 24 registers at a time.
+    # A loop, because unrolled the taps of all shifts would be held at once (72 registers of 16-byte vectors in half
+    # precision).
     limit = tl.where((row >= 0) & (row < height), width, 0)
     for j in tl.range(0, 3, num_stages=1, loop_unroll_factor=1):
         v = _values(x, row, row, column + (j - 1), chan, limit, width, CHANNELS, SCALE)
@@ -83,7 +83,7 @@ def _add_row(  # type: ignore[no-untyped-def]
 
 @jit
 def _epilogue(  # type: ignore[no-untyped-def]
-    acc,  # [BLOCK_M,BLOCK_N] float32, the product
+    acc,  # [BLOCK_M,BLOCK_N] float32, the accumulators of the GEMM
     bias,
     base,  # int64, a pixel of all samples' results
     pixel,  # [BLOCK_M] counted from there
@@ -102,7 +102,7 @@ def _epilogue(  # type: ignore[no-untyped-def]
     ACTIVATION: tl.constexpr,
     ACTIVATE_RESIDUAL: tl.constexpr,
 ):
-    """Everything behind the product with the pointwise weight, and the store of the tile, which is returned."""
+    """The epilogue of the pointwise GEMM; stores the tile and returns it."""
     at = pixel[:, None] * OUT_CHANNELS + outs[None, :]
     known = inside[:, None] & (outs[None, :] < OUT_CHANNELS)
     if shortcut is not None:
@@ -139,7 +139,7 @@ def _epilogue(  # type: ignore[no-untyped-def]
                 depth,
                 SHORTCUT_BLOCK,
             )
-    # The bias is loaded here, row by row: held from the start it would take registers all the way.
+    # Loaded here for each row: held from the start, the bias would take registers throughout.
     beta = bias_row(bias, outs, OUT_CHANNELS, BLOCK_N)
     return epilogue(acc, beta, residual, out, base * OUT_CHANNELS, at, known, ACTIVATION, ACTIVATE_RESIDUAL)
 
@@ -155,7 +155,7 @@ def march(  # type: ignore[no-untyped-def]
     skip,  # [N,out_height,out_width,SKIP_C] or None
     shortcut_weight,  # [OUT_CHANNELS,SHORTCUT_C+SKIP_C] or None
     out,  # [N,out_height,out_width,OUT_CHANNELS]
-    scratch_moments,  # [N,3,OUT_CHANNELS,tl.num_programs(0)] float32, the moments of each program's pixels, or None
+    scratch_moments,  # [N,3,OUT_CHANNELS,tl.num_programs(0)] float32, statistics of each program's pixels, or None
     height,  # of u
     width,  # of u
     out_height,
@@ -192,7 +192,7 @@ def march(  # type: ignore[no-untyped-def]
     at = column * STRIDE
     row = top * STRIDE - 1
     zero = tl.full((BLOCK_M, BLOCK_K), 0.0, tl.float32)
-    # `above` has what the rows before the next one give to the output row that the next one finishes.
+    # `above` accumulates what earlier rows contribute to the output row that the next row finishes.
     above, _, _ = _add_row(
         x, depthwise, row, at, chan, height, width, zero, zero, zero,
         True, False, False, CHANNELS, SCALE,
@@ -203,7 +203,7 @@ def march(  # type: ignore[no-untyped-def]
             x, depthwise, row + 1, at, chan, height, width, zero, above, zero,
             True, True, False, CHANNELS, SCALE,
         )  # fmt: skip
-    # No pixel counted yet; unused without scratch_moments.
+    # Unused without scratch_moments.
     count = 0.0
     mean = tl.full((BLOCK_N,), 0.0, tl.float32)
     squares = tl.full((BLOCK_N,), 0.0, tl.float32)
@@ -250,7 +250,7 @@ def tile(  # type: ignore[no-untyped-def]
     skip,  # [N,out_height,out_width,SKIP_C] or None
     shortcut_weight,  # [OUT_CHANNELS,SHORTCUT_C+SKIP_C] or None
     out,  # [N,out_height,out_width,OUT_CHANNELS]
-    scratch_moments,  # [N,3,OUT_CHANNELS,tl.num_programs(0)] float32, the moments of each program's pixels, or None
+    scratch_moments,  # [N,3,OUT_CHANNELS,tl.num_programs(0)] float32, statistics of each program's pixels, or None
     height,  # of u
     width,  # of u
     out_height,
@@ -264,7 +264,7 @@ def tile(  # type: ignore[no-untyped-def]
     ACTIVATION: tl.constexpr,
     ACTIVATE_RESIDUAL: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,  # channels a step
+    BLOCK_K: tl.constexpr,  # channels per step
     BLOCK_N: tl.constexpr,
     SHORTCUT_BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
@@ -280,7 +280,7 @@ def tile(  # type: ignore[no-untyped-def]
     column = pixel % out_width * STRIDE - 1
     first = tl.maximum(begin // out_width * STRIDE - 1, 0)
     x += sample * (height // SCALE) * (width // SCALE) * CHANNELS
-    # Only the way to the first row may need 64 bits; from there on offsets of 32 take half the registers.
+    # The first row's offset may need 64 bits; from there on, 32-bit offsets take half the registers.
     x += (first // SCALE).to(tl.int64) * ((width // SCALE) * CHANNELS)
 
     acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
