@@ -23,7 +23,7 @@ from benchmarks.measure.session import Session, session
 from benchmarks.measure.session import add_arguments as add_common
 from benchmarks.measure.timing import Work, graphed, in_a_row, record, rotation
 from benchmarks.subjects.eager import eager, has_eager, in_own_dtype
-from benchmarks.subjects.inputs import drawn
+from benchmarks.subjects.inputs import random_call
 from benchmarks.subjects.network_calls import main_calls
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import gpu_at
@@ -114,7 +114,7 @@ def measure_call(made: Session, case: Case, peers: tuple[str, ...]) -> None:
     cost = case.cost
     l2 = torch.cuda.get_device_properties(made.device).L2_cache_size if made.cuda else 0
     sets = rotation(cost.bytes, l2) if made.cuda else 2
-    inputs = [drawn(case.call, made.device, seed) for seed in range(sets)]
+    inputs = [random_call(case.call, made.device, seed) for seed in range(sets)]
     rotated = len(inputs) * cost.bytes >= 2 * l2
     # Products of 8 bits run at twice the rate of those of 16.
     least = Cost(cost.flops // 2, cost.bytes) if "fp8" in case.op else cost

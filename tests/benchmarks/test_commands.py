@@ -21,7 +21,7 @@ from benchmarks.measure.timing import BelowFloor, Work
 from benchmarks.reports import plots, report
 from benchmarks.subjects import peers
 from benchmarks.subjects.eager import base_of, eager, has_eager, in_own_dtype
-from benchmarks.subjects.inputs import drawn
+from benchmarks.subjects.inputs import random_call
 from benchmarks.subjects.models import image, model
 from benchmarks.subjects.network_calls import CALLS
 from benchmarks.subjects.networks import VARIANTS
@@ -101,7 +101,7 @@ def test_every_operation_has_an_eager_form(op: str) -> None:
     calls = sorted(CALLS[op](torch.float32), key=lambda call: call.cost().bytes)
     if not calls:
         pytest.skip("no network calls it")
-    call = drawn(calls[0], CPU, 0)
+    call = random_call(calls[0], CPU, 0)
     function, arguments = eager(call)
     with in_own_dtype():
         result = function(**arguments)
