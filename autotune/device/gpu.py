@@ -25,7 +25,7 @@ MODEL_SECONDS = 600.0
 
 
 class CudaDevice:
-    """CUDA device `index`. workers: parallel compilations. busy: GPU utilization by other processes at the start, in percent."""
+    """CUDA device `index`. workers: parallel compilations. busy: GPU utilization by other processes, in percent."""
 
     def __init__(self, index: int, workers: int) -> None:
         self.worker = Worker("autotune.device.cuda:GpuRunner", index)
