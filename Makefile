@@ -19,7 +19,7 @@ PYTEST_ARGS ?= $(WORKERS) -m "not mutation"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test mutations lint static tables benchmarks cpu-benchmarks docs examples format \
+.PHONY: help demo test quick mutations processors lint static tables benchmarks cpu-benchmarks docs examples format \
     wheel check-wheel clean
 
 help: ## list the targets
@@ -32,12 +32,24 @@ demo: $(VENV)/.ready-runtime ## enlarge a photograph with the checkpoint in the 
 	@echo "enlarged:     $(DEMO)/$(NAME).png"
 	@echo "side by side: $(DEMO)/$(NAME)-side-by-side.png  (input, bicubic x4, this model)"
 
-test mutations: export OMP_NUM_THREADS ?= 1
+# A minute of the most telling tests: what the house asks of every file, every operator in float32 against its float64
+# mathematics, two operators' kernels, a checkpoint from bytes to image.
+QUICK := tests/test_house.py tests/ops/norm tests/ops/linear tests/ops/conv/test_sepconv.py tests/ops/conv/test_conv3x3.py \
+    tests/ops/attention/test_attention.py \
+    tests/runtime/test_compiled.py::test_one_by_one_equals_the_batch
+
+test quick mutations processors: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.ready-test ## run the tests (PYTEST_ARGS="-n 0 tests/test_house.py" for a part)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+quick: $(VENV)/.ready-test ## a minute's choice of the tests
+	$(BIN)/python -m pytest $(WORKERS) -k "numeric and not float16 or test_house or test_compiled" $(QUICK)
+
 mutations: $(VENV)/.ready-test ## break every kernel in many ways; each must make a test fail
 	$(BIN)/python -m pytest $(WORKERS) -m mutation
+
+processors: $(VENV)/.ready-test ## the numeric tests under fewer instruction sets, and two threads
+	$(BIN)/python -m tests.processors
 
 lint: $(VENV)/.ready-dev ## formatting, ruff's rules, types
 	$(BIN)/ruff format --check .

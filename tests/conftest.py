@@ -1,4 +1,4 @@
-"""What every test runs under: no network, one thread, the same random examples each time."""
+"""What every test runs under: no network, few threads, the same random examples each time."""
 
 import os
 import types
@@ -24,7 +24,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
-torch.set_num_threads(1)
+# One thread, or as many as tests/processors.py asks for.
+torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker that tests/processors.py selects by."""
+    config.addinivalue_line("markers", "numeric: compares numbers that a processor's rounding moves; make processors")
 
 
 @pytest.fixture(autouse=True)

@@ -11,25 +11,25 @@ from pathlib import Path
 import pytest
 
 from tests import ROOT
-from tinysr_kernels.families import UNetConfig, config_to_dict
+from tinysr_kernels.families import FAMILIES, UNetConfig, config_to_dict
 
 PACKAGE = "tinysr_kernels"
 LINE_LIMIT = 400
 
 # What each layer may import of the package, besides itself and the leaves. DESIGN: imports run downward only.
-LEAVES = {"errors", "families", "_version"}
+LEAVES = {"errors", "_version"}
 BELOW = {
     "cli": {"files", "runtime", "launch", ""},
     "integrations": {"files", "runtime", ""},
     "": {"runtime", "ops"},
     "files": {"runtime"},
-    "runtime": {"nets", "ops", "launch", "checkpoint"},
+    "runtime": {"families", "nets", "ops", "launch", "checkpoint"},
+    "families": {"nets", "checkpoint"},
     "nets": {"ops", "launch"},
     "ops": {"launch"},
     "launch": set(),
     "checkpoint": set(),
     "errors": set(),
-    "families": set(),
     "_version": set(),
 }
 HEAVY = ("torch", "triton", "PIL", "numpy", "tifffile", "imagecodecs", "av", "safetensors", "tqdm")
@@ -114,7 +114,18 @@ def test_no_import_cycles() -> None:
         visit(module, ())
 
 
-def test_reference_networks_know_only_the_families() -> None:
+CONFIGURATIONS = {"ColorFix"} | {family.config_class.__name__ for family in FAMILIES.values()}
+"""All that the reference networks share with the package."""
+
+
+def names_from(path: Path, module: str) -> set[str]:
+    """What a file imports from a module by name."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == module)
+    return {alias.name for node in found for alias in node.names}
+
+
+def test_reference_networks_know_only_the_configurations() -> None:
     """model/ is the oracle: it may share the configurations; training code may use the face as users do.
 
     The networks themselves, the files directly under model/, know neither the demo's training nor the recipe, and the
@@ -130,6 +141,9 @@ def test_reference_networks_know_only_the_families() -> None:
         assert used <= allowed, f"{path.relative_to(ROOT)} imports {sorted(used - allowed)}"
         for name in names:
             assert not any(f"{name}.".startswith(f"{head}.") for head in above[part]), f"{path} imports {name}"
+        if part == "model":
+            taken = names_from(path, f"{PACKAGE}.families")
+            assert taken <= CONFIGURATIONS, f"{path} imports {sorted(taken - CONFIGURATIONS)}"
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

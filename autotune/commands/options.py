@@ -9,7 +9,6 @@ from dataclasses import replace
 from autotune.search.work import Target
 from benchmarks.static.plan import parse_gpu, parse_size
 from benchmarks.subjects.networks import DTYPES, VARIANTS
-from tinysr_kernels.families import FAMILIES
 
 GPU = parse_gpu
 """An argparse type: a known GPU, by architecture (90, sm_90) or by part of its name."""
@@ -19,7 +18,7 @@ def add_targets(parser: argparse.ArgumentParser) -> None:
     """Add the options that select models."""
     variants = sorted({variant for names in VARIANTS.values() for variant in names})
     parser.add_argument(
-        "--family", action="append", choices=FAMILIES, help="model family, at its public size (repeatable; all)"
+        "--family", action="append", choices=VARIANTS, help="model family, at its public size (repeatable; all)"
     )
     parser.add_argument("--variant", choices=variants, help="of the family (default: its first)")
     parser.add_argument("--ckpt", action="append", metavar="CKPT", help='a file, a folder, or "demo" (repeatable)')
@@ -43,7 +42,7 @@ def positive_int(text: str) -> int:
 
 def targets(options: argparse.Namespace) -> list[Target]:
     """Every combination of the requested models, sizes, batches and dtypes. ValueError for an unknown variant."""
-    families = options.family or ([] if options.ckpt else list(FAMILIES))
+    families = options.family or ([] if options.ckpt else list(VARIANTS))
     for family in families:
         if options.variant and options.variant not in VARIANTS[family]:
             raise ValueError(f"{family} comes as {', '.join(VARIANTS[family])}, found --variant {options.variant}")

@@ -21,7 +21,7 @@ from autotune.search.work import Item, Target, model_of
 from benchmarks.measure.nvml import Monitor
 from benchmarks.measure.timing import READING_MS, captured, rotation
 from benchmarks.subjects.inputs import random_call, random_inputs
-from tinysr_kernels.checkpoint import Checkpoint
+from tinysr_kernels.families import Checkpoint
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.plan import Plan
 from tinysr_kernels.ops import Operator

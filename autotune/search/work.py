@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.static.plan import calls
-from benchmarks.subjects.networks import DTYPES, META, OWN_DTYPE, VARIANTS, network
-from tinysr_kernels.checkpoint import Checkpoint, load
+from benchmarks.subjects.families import META
+from benchmarks.subjects.networks import DTYPES, OWN_DTYPE, VARIANTS, network
 from tinysr_kernels.errors import InputError
-from tinysr_kernels.families import Family
+from tinysr_kernels.families import FAMILIES, Checkpoint, check_quantize, fold, load
 from tinysr_kernels.launch.device import Gpu
-from tinysr_kernels.nets import check_quantize, fold, to_fp8
 from tinysr_kernels.ops import Cost, Operator
 from tinysr_kernels.ops.linear.quantize import CAPABILITY
 from tinysr_kernels.ops.trace import Call, ReadingOnes
@@ -29,11 +28,11 @@ from tinysr_kernels.runtime.compiled import CompiledSR
 class Target:
     """A model at one input size: a family at its public size, or a checkpoint.
 
-    dtype None: the model's own on a GPU; variant None: the family's first (`benchmarks/subjects/networks.py`);
+    dtype None: the model's own on a GPU; variant None: the family's first (`benchmarks/subjects/families.py`);
     quantize: None or "fp8", as `compile` takes it.
     """
 
-    family: Family | None = None
+    family: str | None = None
     variant: str | None = None
     ckpt: str | None = None
     size: tuple[int, int] = (128, 128)
@@ -94,16 +93,16 @@ def model_of(target: Target) -> CompiledSR:
         model = network(target.family, target.variant, DTYPES[target.dtype] if target.dtype else None)
     else:
         checkpoint = load(str(target.ckpt))
-        dtype = DTYPES[target.dtype or OWN_DTYPE[checkpoint.family]]
+        dtype = DTYPES[target.dtype or FAMILIES[checkpoint.family].dtype]
         tensors = {name: t.to(META) for name, t in checkpoint.tensors.items()}
         with ReadingOnes():
             folded = tensors if checkpoint.folded else fold(checkpoint.family, checkpoint.config, tensors, dtype)
         model = _model(checkpoint, folded, dtype)
     if target.quantize is None:
         return model
-    check_quantize(model.family)
+    check_quantize(model.family, target.quantize)
     source = Checkpoint(model.family, model.config, {}, source="shapes alone")
-    return _model(source, to_fp8(model._folded), model.dtype)
+    return _model(source, FAMILIES[model.family].quantize(model._folded, target.quantize), model.dtype)
 
 
 def _model(checkpoint: Checkpoint, folded: dict[str, Tensor], dtype: torch.dtype) -> CompiledSR:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from benchmarks.measure.results import Record, Results, Sink
 from benchmarks.measure.timing import Stopwatch, Work, record
+from benchmarks.subjects.families import SUBJECTS
 from benchmarks.subjects.models import Model, image, model
 from model.reference.pipelines import bicubic
-from tinysr_kernels.families import Family
 from tinysr_kernels.nets import LatentNetwork
 
 SUMMARY = "The compiled models against eager PyTorch on this CPU: speedups and equality of outputs."
@@ -33,7 +33,7 @@ SIDE = 128
 class Case:
     """A whole family, or (part) the halves of its VAE alone; bar: the least speedup."""
 
-    family: Family
+    family: str
     variant: str
     bar: float
     part: str = "whole"
@@ -44,13 +44,8 @@ class Case:
         return f"{self.family} {self.variant}, {self.part}"
 
 
-CASES = (
-    Case("tinysr-dit", "separable", 1.5, "tiny VAE"),
-    Case("tinysr-dit", "separable", 1.0),
-    Case("tinysr-dit", "dense", 1.5, "tiny VAE"),
-    Case("tinysr-dit", "dense", 1.0),
-    Case("adcsr", "released", 1.2),
-    Case("tinysr-unet", "demo", 1.0),
+CASES = tuple(
+    Case(family, bar.variant, bar.least, bar.part) for family, subject in SUBJECTS.items() for bar in subject.bars
 )
 Pair = tuple[Callable[[], Tensor], Callable[[], Tensor]]
 

@@ -24,10 +24,11 @@ from benchmarks.measure.session import Session, session
 from benchmarks.measure.session import add_arguments as add_common
 from benchmarks.measure.timing import Work, graphed, record
 from benchmarks.subjects import peers
+from benchmarks.subjects.families import SUBJECTS
 from benchmarks.subjects.models import Model, image, model
 from benchmarks.subjects.networks import VARIANTS
 from benchmarks.subjects.teachers import NAMES, teacher
-from tinysr_kernels.families import FAMILIES, Family
+from tinysr_kernels.families import FAMILIES
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import gpu_of
@@ -144,7 +145,7 @@ def latency(subject: Subject) -> None:
 
     makers: dict[str, Make] = {"ours": device}
     for name in peers.PEERS:
-        lora = name == "eager, LoRA unmerged" and one.family != "tinysr-dit"
+        lora = name == "eager, LoRA unmerged" and SUBJECTS[one.family].lora is None
         graph = name.endswith("CUDA graph") and not subject.made.cuda
         if not (lora or graph or name.startswith("torch.compile")):
             makers[name] = functools.partial(_peer, subject, name, x)
@@ -160,7 +161,7 @@ def latency(subject: Subject) -> None:
     )
 
 
-def quantised(subject: Subject) -> None:
+def quantized(subject: Subject) -> None:
     """Ours in fp8, where the family and the card have it."""
     x = subject.image()
 
@@ -193,7 +194,7 @@ def parts(subject: Subject) -> None:
     x = subject.image()
     given: dict[str, tuple[Any, ...]] = {}
     plain = subject.model.compiled(subject.dtype, graphs=0) if subject.made.cuda else subject.ours
-    children = {name: child for name, child in plain.network.named_children() if name in _PARTS}
+    children = dict(plain.network.named_children())
     with contextlib.ExitStack() as stack:
         for name, child in children.items():
             stack.callback(child.register_forward_pre_hook(_keeping(given, name)).remove)
@@ -208,9 +209,6 @@ def parts(subject: Subject) -> None:
     for name, several in measured.items():
         labels = subject.labels("ours", x.shape, f"part {name}")
         subject.made.sink.add(record(key_of(labels), labels, several))
-
-
-_PARTS = ("encoder", "transformer", "unet", "decoder")
 
 
 def _keeping(given: dict[str, tuple[Any, ...]], name: str) -> Callable[..., None]:
@@ -262,7 +260,7 @@ def teachers(subject: Subject) -> None:
         in_turns(subject, x.shape, "device", makers, against="ours")
 
 
-def _subjects(made: Session, families: tuple[Family, ...]) -> Iterator[Subject]:
+def _subjects(made: Session, families: tuple[str, ...]) -> Iterator[Subject]:
     for family in families:
         variant = VARIANTS[family][0]
         with made.guarded(f"{family} {variant}: compile", {"family": family, "variant": variant}):
@@ -272,21 +270,21 @@ def _subjects(made: Session, families: tuple[Family, ...]) -> Iterator[Subject]:
 
 
 @torch.inference_mode()
-def measure(made: Session, families: tuple[Family, ...] = FAMILIES, compile_too: bool = True) -> None:
+def measure(made: Session, families: tuple[str, ...] = tuple(SUBJECTS), compile_too: bool = True) -> None:
     """Everything, what matters most first. Subjects that could not be compiled are recorded and left out."""
     subjects = list(_subjects(made, families))
     steps: list[tuple[str, Callable[[Subject], None]]] = [
         ("latency", latency),
         ("PDL", early),
         ("parts", parts),
-        ("fp8", quantised),
+        ("fp8", quantized),
     ]
     for subject in subjects:
         for what, step in steps:
-            if what != "fp8" or subject.model.family == "tinysr-dit":
+            if what != "fp8" or what in FAMILIES[subject.model.family].quantizations:
                 _unless_done(subject, what, step)
     for subject in subjects:
-        if subject.model.family == "tinysr-dit":
+        if SUBJECTS[subject.model.family].teachers:
             _unless_done(subject, "teachers", teachers)
     modes = [name for name in peers.PEERS if name.startswith("torch.compile")] if compile_too else []
     for i, name in enumerate(modes):
@@ -326,14 +324,14 @@ def table(results: Results) -> list[str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     add_common(parser)
-    parser.add_argument("--family", action="append", choices=FAMILIES, help="this one alone (repeatable; all)")
+    parser.add_argument("--family", action="append", choices=SUBJECTS, help="this one alone (repeatable; all)")
     parser.add_argument("--compile", action="store_true", help="torch.compile also on a CPU, where it takes minutes")
 
 
 def main(options: argparse.Namespace) -> int:
     """Measure and print."""
     with session("e2e", options) as made:
-        measure(made, tuple(options.family or FAMILIES), made.cuda or options.compile)
+        measure(made, tuple(options.family or SUBJECTS), made.cuda or options.compile)
     for line in table(made.sink.results):
         print(line)
     return 0

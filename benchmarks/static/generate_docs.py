@@ -18,17 +18,11 @@ from benchmarks.hardware.cards import CARDS
 from benchmarks.hardware.occupancy import LIMITS
 from benchmarks.static.plan import plan, write_json
 from benchmarks.static.static import RESULTS, Report
-from tinysr_kernels.families import Family
+from benchmarks.subjects.families import SUBJECTS
 
 SUMMARY = "Trace the plans again; generate docs/kernels.md and docs/plan.md from benchmarks/results/."
 DOCS = Path(__file__).parents[2] / "docs"
-PLANS: tuple[tuple[Family, str], ...] = (
-    ("tinysr-dit", "separable"),
-    ("tinysr-dit", "dense"),
-    ("tinysr-dit", "fp8"),
-    ("adcsr", "released"),
-    ("tinysr-unet", "demo"),
-)
+PLANS = tuple((family, variant) for family, subject in SUBJECTS.items() for variant in subject.pages)
 
 KERNELS_HEAD = """# What the kernels compile to
 

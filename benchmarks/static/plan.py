@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from benchmarks.hardware.cards import CARDS, floors
-from benchmarks.subjects.networks import DTYPES, META, OWN_DTYPE, VARIANTS, network
-from tinysr_kernels.families import FAMILIES, Family
+from benchmarks.subjects.families import META
+from benchmarks.subjects.networks import DTYPES, OWN_DTYPE, VARIANTS, network
 from tinysr_kernels.launch.device import GPUS, Gpu, assume
 from tinysr_kernels.ops.trace import Call, Step, trace
 from tinysr_kernels.runtime.compiled import CompiledSR
@@ -53,7 +53,7 @@ class Row:
 class ModelPlan:
     """All launches for one image or batch, with the requested settings."""
 
-    family: Family
+    family: str
     variant: str
     size: tuple[int, int]
     batch: int
@@ -128,7 +128,7 @@ def calls(
 
 
 def plan(
-    family: Family,
+    family: str,
     size: tuple[int, int] = (128, 128),
     *,
     batch: int = 1,
@@ -168,11 +168,13 @@ def _row(call: Call, step: Step, floor: Mapping[str, float]) -> Row:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("--family", required=True, choices=FAMILIES)
+    parser.add_argument("--family", required=True, choices=VARIANTS)
     parser.add_argument("--size", type=parse_size, default=(128, 128), metavar="HxW", help="input pixels (128x128)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images per batch (default 1)")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: the family's own on a GPU")
-    parser.add_argument("--decoder", choices=VARIANTS["tinysr-dit"], help="TinySR's (default separable, fp8: the same)")
+    parser.add_argument(
+        "--variant", choices=sorted({v for known in VARIANTS.values() for v in known}), help="its first"
+    )
     parser.add_argument(
         "--gpu", type=parse_gpu, default=DEFAULT_GPU, help="the GPU to plan launches for: its name, or 80, 86, ... (90)"
     )
@@ -198,16 +200,17 @@ def parse_gpu(text: str) -> Gpu:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print the table and write the JSON file. 2 for a decoder that the family does not have."""
-    if options.decoder and options.family != "tinysr-dit":
-        print(f"--decoder is TinySR's, found --family {options.family}", file=sys.stderr)
+    """Print the table and write the JSON file. 2 for a variant that the family does not have."""
+    known = VARIANTS[options.family]
+    if options.variant and options.variant not in known:
+        print(f"{options.family} comes as {', '.join(known)}, found --variant {options.variant}", file=sys.stderr)
         return 2
     made = plan(
         options.family,
         options.size,
         batch=options.batch,
         dtype=options.dtype,
-        variant=options.decoder,
+        variant=options.variant,
         gpu=options.gpu,
     )
     for line in table(made):

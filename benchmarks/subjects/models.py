@@ -1,6 +1,6 @@
 """The families at full size with random weights, in both forms: the reference networks and the compiled model.
 
-Both come from one normalised checkpoint, so that they compute the same and can be compared as well as timed. Weights
+Both come from one normalized checkpoint, so that they compute the same and can be compared as well as timed. Weights
 are N(0, 1/fan-in), scaled so that activations stay of order one; those of the demo are its own.
 """
 
@@ -13,16 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.subjects.families import SUBJECTS
 from benchmarks.subjects.networks import OWN_DTYPE, VARIANTS, named_tensors
-from model.reference.kl_decoder import KLDecoder
-from model.reference.pipelines import tinysr, unet_sr
-from model.reference.pruned_unet import PrunedUNet
-from model.reference.tiny_vae import TinyVAE
-from model.reference.tinysr_dit import BLOCK_MODULATION, OUT_MODULATION, TinySRTransformer
-from tinysr_kernels.checkpoint import Checkpoint, load
-from tinysr_kernels.families import Config, Family, TinySRConfig
+from tinysr_kernels.families import Checkpoint, Config, fold, load
 from tinysr_kernels.launch.backend import choose_backend
-from tinysr_kernels.nets import fold
 from tinysr_kernels.runtime.compiled import DTYPES, CompiledSR
 
 IMAGE_OUT = ("decoder.conv_out.", "decoder.layers.18.")
@@ -34,9 +28,9 @@ RELU_GAIN, RESIDUAL_GAIN = 1.4, 0.5
 
 @dataclass(frozen=True)
 class Model:
-    """A normalised checkpoint, float32, on one device."""
+    """A normalized checkpoint, float32, on one device."""
 
-    family: Family
+    family: str
     variant: str
     config: Config
     tensors: Mapping[str, Tensor]
@@ -53,24 +47,15 @@ class Model:
 
     def reference(self, dtype: torch.dtype = torch.float32) -> Reference:
         """The networks in plain PyTorch."""
-        parts: dict[str, nn.Module] = {}
-        config = self.config
-        if isinstance(config, TinySRConfig):
-            parts["transformer"] = TinySRTransformer.from_state(public_transformer(self.tensors), config)
-            parts["vae"] = TinyVAE.from_state(
-                {k: v for k, v in self.tensors.items() if not k.startswith("transformer.")}, config
-            )
-        else:
-            parts["unet"] = PrunedUNet.from_state(_under(self.tensors, "unet"), config)
-            parts["decoder"] = KLDecoder.from_state(_under(self.tensors, "decoder"), config)
+        parts = SUBJECTS[self.family].parts(self.tensors, self.config)
         for part in parts.values():
             part.requires_grad_(False).eval().to(self.device, dtype)
-        return Reference(self.family, config, parts)
+        return Reference(self.family, self.config, dict(parts))
 
     def compiled(
         self, dtype: str | None = None, backend: str = "auto", graphs: int = 8, quantize: str | None = None
     ) -> CompiledSR:
-        """As `tinysr_kernels.compile` makes it of this checkpoint. InputError where it has no such quantised form."""
+        """As `tinysr_kernels.compile` makes it of this checkpoint. InputError where it has no such quantized form."""
         run_dtype = DTYPES[dtype or self.own_dtype]
         with torch.inference_mode():
             folded = fold(self.family, self.config, self.tensors, run_dtype, quantize)
@@ -91,19 +76,17 @@ class Model:
 class Reference:
     """The networks of one family in plain PyTorch, by name, which may be replaced: compiled, wrapped, moved."""
 
-    family: Family
+    family: str
     config: Config
     parts: dict[str, Any]
 
     def __call__(self, image: Tensor) -> Tensor:
         """[N,3,H,W] in [0,1], of the networks' dtype and device -> [N,3,4H,4W] in [0,1]."""
-        if isinstance(self.config, TinySRConfig):
-            return tinysr(image, self.parts["transformer"], self.parts["vae"], self.config)
-        return unet_sr(image, self.parts["unet"], self.parts["decoder"], self.config)
+        return SUBJECTS[self.family].enlarge(image, self.parts, self.config)
 
 
 def model(
-    family: Family,
+    family: str,
     variant: str | None = None,
     device: torch.device | None = None,
     *,
@@ -131,24 +114,6 @@ def image(height: int, width: int, batch: int = 1, seed: int = 0, device: torch.
     smooth = nn.functional.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=True)
     noise = torch.rand(batch, 3, height, width, generator=generator)
     return (255 * (0.8 * smooth + 0.2 * noise)).round().to(device or "cpu", torch.uint8)
-
-
-def public_transformer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """TinySR's transformer under its public names, with filled modulation buffers."""
-    state = {}
-    for name, t in _under(tensors, "transformer").items():
-        stem, _, last = name.rpartition(".")
-        if last != "modulation":
-            state[name] = t
-        elif stem == "norm_out":
-            state |= dict(zip(OUT_MODULATION, t.split(1), strict=True))
-        else:
-            state |= {f"{stem}.{buffer}": row for buffer, row in zip(BLOCK_MODULATION, t.split(1), strict=True)}
-    return state
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(f"{prefix}."): t for k, t in tensors.items() if k.startswith(f"{prefix}.")}
 
 
 def _random(name: str, like: Tensor, generator: torch.Generator) -> Tensor:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from benchmarks.static.plan import calls
 from benchmarks.subjects.networks import DTYPES, OWN_DTYPE, VARIANTS, network
-from tinysr_kernels.families import FAMILIES
 from tinysr_kernels.ops import REGISTRY, Operator
 
 SIZES = ((128, 128), (256, 256))
@@ -42,8 +41,8 @@ class NetworkCall:
 def distinct_calls() -> Mapping[str, list[NetworkCall]]:
     """The distinct calls of all networks, by operator."""
     distinct: dict[str, dict[Any, NetworkCall]] = {name: {} for name in REGISTRY}
-    for family in FAMILIES:
-        for variant in VARIANTS[family]:
+    for family, variants in VARIANTS.items():
+        for variant in variants:
             awkward = variant.startswith("awkward")
             model = network(family, variant, HALF)
             sizes = (AWKWARD_SIZE,) if awkward else SIZES

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure.session import Late
 from benchmarks.measure.timing import Work, graphed
+from benchmarks.subjects.families import SUBJECTS
 from benchmarks.subjects.models import Model, Reference
 from tinysr_kernels.runtime.compiled import DTYPES, CompiledSR
 
@@ -67,9 +68,10 @@ def peer(name: str, made: Model, dtype: str) -> Step:
     """One of PEERS, without its CUDA graph, which `work_of` captures. ValueError if the family has no such peer."""
     reference = made.reference(DTYPES[dtype])
     if name == "eager, LoRA unmerged":
-        if "transformer" not in reference.parts:
+        adapted = SUBJECTS[made.family].lora
+        if adapted is None:
             raise ValueError(f"{made.family} is released without LoRA")
-        unmerge(reference.parts["transformer"])
+        unmerge(reference.parts[adapted])
     if name == "eager, channels_last":
         _channels_last(reference)
     step = step_of(reference, DTYPES[dtype])

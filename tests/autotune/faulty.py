@@ -26,7 +26,7 @@ class Faulty:
         elif kind == "exit":
             os._exit(3)
         elif kind == "hang":
-            time.sleep(60)
+            time.sleep(600)
         elif kind == "sticky":
             raise StickyError("an illegal memory access was encountered")
         raise ValueError("invalid argument")

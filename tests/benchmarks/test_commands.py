@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -147,13 +148,11 @@ def test_an_error_becomes_a_record_and_a_floor_ends_the_command(tmp_path: Path) 
 
 
 def test_what_takes_too_long_is_stopped() -> None:
-    started = time.monotonic()
     with pytest.raises(Late), peers.limited(0.05):
-        time.sleep(5)
-    assert time.monotonic() - started < 2
-    with peers.limited(0.05):
+        time.sleep(600)
+    with peers.limited(60):
         pass
-    time.sleep(0.1)  # nothing is left that would go off
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)  # nothing is left that would go off
 
 
 def test_e2e_and_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,9 +248,9 @@ def test_a_stage_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(everything, "GRACE", 0.5)
     started = time.monotonic()
-    code = everything.run_stage([sys.executable, "-c", "import time; time.sleep(60)"], 0.2)
+    code = everything.run_stage([sys.executable, "-c", "import time; time.sleep(600)"], 0.2)
     assert code != 0
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 300
 
 
 def test_a_soak_and_its_report(

@@ -187,7 +187,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         (["--size", "24"], "128x128"),
         (["--size", "0x8"], "128x128"),
         (["--gpu", "nvidia"], "expected one of"),
-        (["--decoder", "dense"], "TinySR's"),
+        (["--variant", "dense"], "adcsr comes as released, found --variant dense"),
         (["--family", "vae"], "invalid choice"),
     ],
 )

@@ -47,9 +47,11 @@ def test_samples_are_taken_in_turns_and_per_call() -> None:
 
 
 def test_short_work_is_repeated_until_a_sample_is_long_enough() -> None:
-    work = Work(lambda: time.sleep(0.0005))
-    Stopwatch(CPU).warm_up(work)
-    assert 2 <= work.repeats <= 1e3 * timing.READING_MS / 500
+    long, short = Work(lambda: time.sleep(0.0005)), Work(lambda: None)
+    for work in (long, short):
+        Stopwatch(CPU).warm_up(work)
+    assert 1 <= long.repeats <= 1e3 * timing.READING_MS / 500  # the fewer, the longer a busy machine sleeps
+    assert short.repeats > 100
 
 
 def test_no_round_begins_after_the_end_but_one_there_is() -> None:

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tests.layouts.weights import write_pickle, write_safetensors
-from tinysr_kernels.checkpoint import load
 from tinysr_kernels.errors import CheckpointError
+from tinysr_kernels.families import load
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

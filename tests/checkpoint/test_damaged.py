@@ -20,11 +20,10 @@ from tests.layouts.adcsr import HALF_DECODER, NET, write_adcsr
 from tests.layouts.tinysr import LORA, STEM, TRANSFORMER, write_tinysr
 from tests.layouts.unet import write_unet
 from tests.layouts.weights import write_pickle
-from tinysr_kernels.checkpoint import load
-from tinysr_kernels.checkpoint.detect import role_of
 from tinysr_kernels.checkpoint.read.shards import read_weights
 from tinysr_kernels.checkpoint.read.tensor_file import read_file
 from tinysr_kernels.errors import CheckpointError
+from tinysr_kernels.families import load, role_of
 
 SHARD = f"{TRANSFORMER}/{STEM}-00001-of-00002.safetensors"
 INDEX = f"{TRANSFORMER}/{STEM}.safetensors.index.json"

@@ -10,8 +10,8 @@ import torch
 
 from tests.checkpoint.edit import assert_same, edit_metadata, read, refused
 from tests.layouts.unet import write_unet
-from tinysr_kernels.checkpoint import folded, folded_metadata, load, write_safetensors
-from tinysr_kernels.families import TinySRConfig, UNetConfig
+from tinysr_kernels.checkpoint import folded, folded_metadata, write_safetensors
+from tinysr_kernels.families import TinySRConfig, UNetConfig, load
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.float16).reshape(2, 3),
@@ -91,7 +91,7 @@ def test_readable_like_any_new_file(tmp_path: Path) -> None:
 
 def test_demo_comes_from_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = write_unet(tmp_path / "demo.safetensors")
-    monkeypatch.setattr("tinysr_kernels.checkpoint.loading.files", lambda package: tmp_path)
+    monkeypatch.setattr("tinysr_kernels.families.loading.files", lambda package: tmp_path)
     assert_same(load("demo").tensors, layout.tensors())
     layout.path.unlink()
     refused("demo", "demo.safetensors", "install")

@@ -232,7 +232,7 @@ class Slow(FakeModel):
     def enlarge(self, rgb):
         if self.calls:
             print("second", flush=True)
-            time.sleep(60)
+            time.sleep(600)
         return super().enlarge(rgb)
 tinysr_kernels.compile = lambda *_, **__: Slow()
 sys.exit(main(["upscale", {str(folder / "in")!r}, "-o", {str(folder / "out")!r}, "--model", "x",
@@ -246,7 +246,7 @@ sys.exit(main(["upscale", {str(folder / "in")!r}, "-o", {str(folder / "out")!r},
         assert process.poll() is None
     time.sleep(0.1)
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert process.returncode == code
     assert [path.name for path in (folder / "out").iterdir()] == ["a.png"]
     lines = [json.loads(line) for line in (folder / "report.jsonl").read_text().splitlines()]

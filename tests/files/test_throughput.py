@@ -62,7 +62,7 @@ class WaitingModel(FakeModel):
 
     def enlarge(self, rgb: Tensor) -> Tensor:
         self.batches.append(len(rgb))
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120
         while len(self.batches) <= 2 and len(self.read) < 8 and time.monotonic() < end:
             time.sleep(0.01)
         time.sleep(0.1)

@@ -198,7 +198,7 @@ import time
 from tinysr_kernels.files import picture_io
 def replace(a, b):
     print("ready", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 picture_io.os.replace = replace
 picture_io.write_bytes(picture_io.Path({str(tmp_path / "a.png")!r}), b"x" * 100000)
 """

@@ -55,7 +55,10 @@ HARD: dict[str, tuple[dict, str]] = {
     "no seal": ({"operations": operation(entries={BUCKET: without(entry(), "seal")})}, "was changed after"),
     "more": ({"operations": operation(entries={BUCKET: entry({**MEASURED, "more": 1})})}, "configuration is none"),
     "fewer": ({"operations": operation(entries={BUCKET: entry({"form": "tile"})})}, "configuration is none"),
-    "text": ({"operations": operation(entries={BUCKET: entry({**MEASURED, "num_warps": "4"})})}, "configuration is none"),
+    "text": (
+        {"operations": operation(entries={BUCKET: entry({**MEASURED, "num_warps": "4"})})},
+        "configuration is none",
+    ),
     "time": ({"operations": operation(entries={BUCKET: entry(time_us=-1)})}, "configuration is none"),
     "refused": (
         {"operations": operation(entries={BUCKET: entry({**MEASURED, "form": "march", "block_k": 16})})},

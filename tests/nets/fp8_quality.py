@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from tests import ROOT
 from tests.layouts.tinysr import write_tinysr
-from tinysr_kernels.checkpoint import load
-from tinysr_kernels.families import TinySRConfig
-from tinysr_kernels.nets import LatentNetwork, build, fold, fp8, place
+from tinysr_kernels.families import TinySRConfig, build, fold, load
+from tinysr_kernels.nets import LatentNetwork, fp8, place
 from tinysr_kernels.nets.layers import ops
 from tinysr_kernels.nets.tinysr_dit import EPS
 from tinysr_kernels.ops.linear.quantize import E4M3, LARGEST, quantized
@@ -120,7 +119,7 @@ class OtherScales(nn.Module):
 
 
 def with_scales(found: Networks, quantize: Quantize) -> Tensor:
-    """The prediction with the activations quantised in another way."""
+    """The prediction with the activations quantized in another way."""
     blocks = found.fp8.transformer.blocks
     kept = list(blocks)
     try:

@@ -1,4 +1,4 @@
-"""TinySR's transformer in fp8: what is quantised and how, and how near the image stays."""
+"""TinySR's transformer in fp8: what is quantized and how, and how near the image stays."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.nets.fp8_quality import (
 )
 from tests.nets.test_networks import CPU, compiled, randomise, tinysr_parts
 from tinysr_kernels.errors import InputError
-from tinysr_kernels.families import TinySRConfig
-from tinysr_kernels.nets import build, fold, folds, fp8, is_fp8, place, to_fp8
+from tinysr_kernels.families import TinySRConfig, build, fold
+from tinysr_kernels.nets import folds, fp8, is_fp8, place, to_fp8
 from tinysr_kernels.nets.layers import ops
 from tinysr_kernels.ops.linear.quantize import E4M3
 
@@ -31,7 +31,7 @@ BRANCH = 0.0265 * 2**0.5 * 2**0.5
 
 
 def parts(width: int = 64, gate_scale: float = 1.0) -> tuple[dict[str, Tensor], TinySRConfig]:
-    """A normalised checkpoint of two blocks."""
+    """A normalized checkpoint of two blocks."""
     _, vae, config = tinysr_parts(separable_decoder=True)
     transformer = TinySRTransformer(
         dim=width, layers=2, head_dim=16, channels=4, pooled_dim=24, table=4, sample_size=8, pos_embed_max_size=8
@@ -49,7 +49,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Networks:
         return networks(tmp_path_factory.mktemp("layout"), dim=128, layers=2, table=8)
 
 
-def test_only_the_blocks_linears_are_quantised() -> None:
+def test_only_the_blocks_linears_are_quantized() -> None:
     tensors, config = parts()
     folded = place(fold("tinysr-dit", config, tensors, torch.float16, "fp8"), CPU, torch.float16)
     linears = {f"transformer.blocks.{i}.{name}" for i in range(2) for name in fp8.LINEARS}
@@ -88,7 +88,7 @@ def test_gates_are_always_folded() -> None:
     assert relative_error(weight.double() * scale[:, None], expected) < 0.03
 
 
-def test_quantising_what_was_folded_before() -> None:
+def test_quantizing_what_was_folded_before() -> None:
     """From float32 the same numbers come as from float64, but for ties; a second time nothing changes."""
     tensors, config = parts()
     expected = fold("tinysr-dit", config, tensors, torch.float32, "fp8")
@@ -110,12 +110,12 @@ def test_widths_that_fp8_does_not_take_are_named() -> None:
 @pytest.mark.parametrize("family", ["adcsr", "tinysr-unet"])
 def test_other_families_are_refused_by_name(family: str) -> None:
     with pytest.raises(InputError, match=f"tinysr-dit's transformer, this checkpoint is {family}"):
-        fold(family, TinySRConfig(), {}, torch.float32, "fp8")  # type: ignore[arg-type]
+        fold(family, TinySRConfig(), {}, torch.float32, "fp8")
 
 
 @torch.inference_mode()
 def test_a_block_is_eight_operators_on_what_it_says() -> None:
-    """Against the same arithmetic written out with dequantised weights and activations."""
+    """Against the same arithmetic written out with dequantized weights and activations."""
     tensors, config = parts()
     folded = place(fold("tinysr-dit", config, tensors, torch.float64, "fp8"), CPU, torch.float64)
     block = build("tinysr-dit", config, folded).transformer.blocks[1]
@@ -201,7 +201,7 @@ def test_what_overflows_shows(found: Networks) -> None:
         assert not bool(torch.isfinite(block(x)).all())
 
 
-def test_placing_for_another_dtype_keeps_what_is_quantised(found: Networks) -> None:
+def test_placing_for_another_dtype_keeps_what_is_quantized(found: Networks) -> None:
     """A network in a wider dtype, to which the runtime turns after an overflow, has the same linears."""
     weights = dict(found.fp8.transformer.named_buffers())
     moved = place({f"transformer.{k}": v for k, v in weights.items()}, CPU, torch.bfloat16)

@@ -23,6 +23,8 @@ from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import Gpu, assume
 from tinysr_kernels.ops import REGISTRY
 
+pytestmark = pytest.mark.numeric
+
 # What a compiled network in float32 is held to on its references as well (tests/nets/test_networks.py).
 BOUND = 1e-5
 # Few programs, each of much work, are what the interpreter runs fastest.

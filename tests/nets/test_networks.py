@@ -14,9 +14,10 @@ from model.reference.pruned_unet import PrunedUNet
 from model.reference.tiny_vae import TinyVAE
 from model.reference.tinysr_dit import TinySRTransformer
 from model.reference.unet_shapes import decoder_shapes, unet_shapes
-from tinysr_kernels.families import TinySRConfig, UNetConfig
-from tinysr_kernels.nets import build, fold, place
+from tinysr_kernels.families import TinySRConfig, UNetConfig, build, fold
+from tinysr_kernels.nets import place
 
+pytestmark = pytest.mark.numeric
 CPU = torch.device("cpu")
 BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-12}
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -33,8 +34,8 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
         fan = parameter[0].numel() if parameter.dim() > 1 else 1
         gain = 0.2 if parameter.dim() == 1 else 1 / fan**0.5
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * gain
-        centre = 1.0 if "norm" in name and name.endswith("weight") and parameter.dim() == 1 else 0.0
-        parameter.data = (noise + centre).to(parameter.dtype)
+        center = 1.0 if "norm" in name and name.endswith("weight") and parameter.dim() == 1 else 0.0
+        parameter.data = (noise + center).to(parameter.dtype)
     return module.double().requires_grad_(False)
 
 

@@ -15,7 +15,7 @@ from tests.runtime.sample_images import nearest
 from tinysr_kernels.runtime.micro_batch import Budget, MicroBatcher, Stopped
 from tinysr_kernels.runtime.notices import collect_notices, notice
 
-TIMEOUT = 20  # seconds until a waiting test fails
+SOON = 120  # seconds after which a test that waits has failed, on a busy machine too
 
 
 def run_threads(enlarge: Callable[..., Tensor], images: list[Tensor]) -> list[Any]:
@@ -32,7 +32,7 @@ def run_threads(enlarge: Callable[..., Tensor], images: list[Tensor]) -> list[An
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(TIMEOUT)
+        thread.join(SOON)
     return found
 
 
@@ -46,7 +46,7 @@ class Slow:
 
     def __call__(self, rgb: Tensor) -> Tensor:
         self.shapes.append(tuple(rgb.shape))
-        end = time.monotonic() + TIMEOUT
+        end = time.monotonic() + SOON
         while len(self.shapes) == 1 and time.monotonic() < end:
             assert self.batcher is not None
             if len(self.batcher._waiting) == self.count:
@@ -139,7 +139,7 @@ def test_a_budget_is_shared_and_larger_amounts_run_alone() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(TIMEOUT)
+        thread.join(SOON)
     assert now == [0]
     assert max(each for each in most if each != 25) <= 10
     assert 25 in most

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -13,8 +12,9 @@ from torch import Tensor
 from tests.nets.test_networks import compiled, tinysr_parts, unet_parts
 from tests.runtime.device.recorder import Recorder
 from tinysr_kernels.errors import NonFiniteOutput, OutOfMemory
-from tinysr_kernels.families import TinySRConfig
-from tinysr_kernels.nets import LatentNetwork, Network, PixelNetwork
+from tinysr_kernels.families import FAMILIES, TinySRConfig
+from tinysr_kernels.nets import LatentNetwork, Network
+from tinysr_kernels.nets.unet_sr import UNetSR
 from tinysr_kernels.runtime import runner, tiled_inference
 from tinysr_kernels.runtime.color_fix import fix_colors
 from tinysr_kernels.runtime.device.engine import EagerEngine, Engine
@@ -58,16 +58,15 @@ def running(
     dtype: torch.dtype = torch.float32,
 ) -> Runner:
     of = networks if not isinstance(networks, torch.nn.Module) else lambda _: networks
-    family: Any = "tinysr-dit" if isinstance(of(dtype), LatentNetwork) else "tinysr-unet"
+    family = FAMILIES["tinysr-dit" if isinstance(of(dtype), LatentNetwork) else "tinysr-unet"]
     return Runner(
         of,
-        lambda sr, lr, dtype: fix_colors(sr, lr, "adain", family, 4, dtype),
+        lambda sr, lr, dtype: fix_colors(sr, lr, "adain", family.adain, 4, dtype),
         Graphs(engine or EagerEngine(CPU), 0 if engine is None else graphs),
         limits or Limits(),
         dtype=dtype,
         backend="reference",
         upscale=4,
-        overlap=2,
     )
 
 
@@ -188,16 +187,16 @@ def limit_memory(
     monkeypatch: pytest.MonkeyPatch, pixels: int, error: type[Exception] = torch.OutOfMemoryError
 ) -> list[int]:
     """Make the network fail above `pixels` per call; returns a list of the pixels of its successful calls."""
-    forward, sizes = PixelNetwork.forward, list[int]()
+    forward, sizes = UNetSR.forward, list[int]()
 
-    def limited(self: PixelNetwork, x: Tensor) -> Tensor:
+    def limited(self: UNetSR, x: Tensor) -> Tensor:
         size = x.shape[0] * x.shape[2] * x.shape[3]
         if size > pixels:
             raise error("no room")
         sizes.append(size)
         return forward(self, x)
 
-    monkeypatch.setattr(PixelNetwork, "forward", limited)
+    monkeypatch.setattr(UNetSR, "forward", limited)
     monkeypatch.setattr(tiled_inference, "SMALLEST_TILE", 16)
     return sizes
 
@@ -235,14 +234,14 @@ def test_out_of_memory_drops_graphs_before_it_reduces_sizes(small, monkeypatch, 
     engine = Recorder()
     model = running(small, engine)
     model(photo(8, 8), now=True)
-    forward = PixelNetwork.forward
+    forward = UNetSR.forward
 
-    def while_graphs_are_held(self: PixelNetwork, x: Tensor) -> Tensor:
+    def while_graphs_are_held(self: UNetSR, x: Tensor) -> Tensor:
         if engine.graphs and x.shape[2] > 8:
             raise torch.OutOfMemoryError("no room")
         return forward(self, x)
 
-    monkeypatch.setattr(PixelNetwork, "forward", while_graphs_are_held)
+    monkeypatch.setattr(UNetSR, "forward", while_graphs_are_held)
     model(photo(16, 16))
     assert engine.events[-4:] == ["launch", "drop", "trim", "launch"]
     assert caplog.text == ""

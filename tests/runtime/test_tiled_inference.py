@@ -9,8 +9,8 @@ from torch import Tensor
 from model.reference import pipelines as oracle
 from tests.nets.test_networks import compiled, tinysr_parts, unet_parts
 from tinysr_kernels.errors import InputError, OutOfMemory
-from tinysr_kernels.families import TinySRConfig
-from tinysr_kernels.nets import PixelNetwork
+from tinysr_kernels.families import FAMILIES, TinySRConfig
+from tinysr_kernels.nets.unet_sr import UNetSR
 from tinysr_kernels.runtime import tiled_inference
 from tinysr_kernels.runtime.color_fix import fix_colors
 from tinysr_kernels.runtime.tiled_inference import Limits, check_upscale, restore
@@ -38,18 +38,18 @@ def tinysr():
 def test_tinysr_at_any_size(tinysr, size: tuple[int, int], upscale: int) -> None:
     network, transformer, vae, config = tinysr
     lr = image(*size, batch=2)
-    sr = restore(network, lr, upscale, Limits(window_batch=3), config.overlap)
-    found, _ = fix_colors(sr, lr, "adain", "tinysr-dit", upscale)
+    sr = restore(network, lr, upscale, Limits(window_batch=3))
+    found, _ = fix_colors(sr, lr, "adain", FAMILIES["tinysr-dit"].adain, upscale)
     expected = oracle.tinysr(lr, transformer, vae, config, "adain", upscale)
     assert found.shape == (2, 3, size[0] * upscale, size[1] * upscale)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
 
 
 def test_tinysr_gives_the_same_when_the_vae_runs_in_tiles(tinysr) -> None:
-    network, *_, config = tinysr
+    network, *_ = tinysr
     lr = image(16, 70)
-    whole = restore(network, lr, 4, Limits(), config.overlap)
-    tiled = restore(network, lr, 4, Limits(vae_core=7), config.overlap)
+    whole = restore(network, lr, 4, Limits())
+    tiled = restore(network, lr, 4, Limits(vae_core=7))
     torch.testing.assert_close(tiled, whole, rtol=1e-11, atol=1e-11)
 
 
@@ -65,7 +65,7 @@ def pixel():
 def test_adcsr_at_any_size(pixel, size: tuple[int, int]) -> None:
     network, unet, decoder, config = pixel
     lr = image(*size)
-    found, _ = fix_colors(restore(network, lr, 4, Limits(), 0), lr, "adain", "adcsr", 4)
+    found, _ = fix_colors(restore(network, lr, 4, Limits()), lr, "adain", FAMILIES["adcsr"].adain, 4)
     expected = oracle.adcsr(lr, unet, decoder, config)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
 
@@ -74,7 +74,7 @@ def test_tiles_of_a_unet_cover_the_image(pixel) -> None:
     """Every output pixel is a weighted mean of what tiles computed there; away from other tiles it is one tile's."""
     network, *_ = pixel
     lr = image(40, 72)
-    tiled = restore(network, lr, 4, Limits(tile=32), 0)
+    tiled = restore(network, lr, 4, Limits(tile=32))
     assert tiled.shape == (1, 3, 160, 288)
     corner = network(lr[:, :, :32, :32])[:, :, :32, :32]
     torch.testing.assert_close(tiled[:, :, :32, :32], corner, rtol=1e-10, atol=1e-11)
@@ -83,13 +83,13 @@ def test_tiles_of_a_unet_cover_the_image(pixel) -> None:
 def test_memory_decides_about_tiles(pixel, monkeypatch: pytest.MonkeyPatch) -> None:
     network, *_ = pixel
     sizes: list[tuple[int, ...]] = []
-    forward = PixelNetwork.forward
+    forward = UNetSR.forward
 
-    def spy(self: PixelNetwork, x: Tensor) -> Tensor:
+    def spy(self: UNetSR, x: Tensor) -> Tensor:
         sizes.append(tuple(x.shape[2:]))
         return forward(self, x)
 
-    monkeypatch.setattr(PixelNetwork, "forward", spy)
+    monkeypatch.setattr(UNetSR, "forward", spy)
     monkeypatch.setattr(tiled_inference, "SMALLEST_TILE", 16)
     # 25 and 30 pixels a side fit: the tiles are the same 24, however much memory happens to be free
     for side, expected in ((10**3, (24, 40)), (25, (24, 24)), (30, (24, 24)), (1, (16, 16))):
@@ -97,7 +97,7 @@ def test_memory_decides_about_tiles(pixel, monkeypatch: pytest.MonkeyPatch) -> N
         limits = Limits(bytes_per_pixel=1000.0)
         for _ in range(2):
             sizes.clear()
-            restore(network, image(24, 40), 4, limits, 0)
+            restore(network, image(24, 40), 4, limits)
             assert set(sizes) == {expected}
             # what was decided at the first image stays: the same image gives the same result
             monkeypatch.setattr(tiled_inference, "available_memory", lambda: 1)
@@ -114,10 +114,10 @@ def test_tiles_of_several_images_share_batches(pixel) -> None:
         sizes.append(len(x))
         return network(x)
 
-    together = restore(network, lr, 4, Limits(tile=32, tile_batch=8), 0, part)
+    together = restore(network, lr, 4, Limits(tile=32, tile_batch=8), part)
     assert sizes == [8, 4]
     for i in range(2):
-        alone = restore(network, lr[i : i + 1], 4, Limits(tile=32), 0)
+        alone = restore(network, lr[i : i + 1], 4, Limits(tile=32))
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-12, atol=1e-12)
 
 
@@ -129,7 +129,7 @@ def test_memory_bounds_the_batches_of_tiles(pixel) -> None:
         sizes.append(len(x))
         return network(x)
 
-    restore(network, image(40, 72), 4, Limits(tile=32, tile_batch=8, pixels=3 * 32 * 32), 0, part)
+    restore(network, image(40, 72), 4, Limits(tile=32, tile_batch=8, pixels=3 * 32 * 32), part)
     assert sizes == [2, 2, 2]
 
 

@@ -1,12 +1,12 @@
-"""Find, read, check and normalise every checkpoint format the project accepts.
+"""From bytes to checked tensors: the pieces with which families read their checkpoints.
 
-`load` turns whatever a user has (a folder, a file, a dict of parts, a module, "demo") into one `Checkpoint`: a family,
-a configuration and plain tensors under normalised names. Everything unusual is a `CheckpointError`; nothing from a
-checkpoint is executed.
+`read/` reads files without executing anything; `detect` tells files apart by content and searches folders; `sources`
+finds parts in whatever a caller names; `structure`, `vae` and `transformer` check what several families have in
+common; `lora`, `embeddings` and `modulation` merge and evaluate; `folded` is this project's own file. Everything
+unusual is a `CheckpointError` naming file, key, expected and found. No family is known here: `families.load` is the
+whole way from a path to a `Checkpoint`.
 """
 
-from tinysr_kernels.checkpoint.folded import folded_metadata, write_safetensors
-from tinysr_kernels.checkpoint.loading import load
-from tinysr_kernels.checkpoint.result import Checkpoint
+from tinysr_kernels.checkpoint.folded import folded_metadata, own_metadata, write_safetensors
 
-__all__ = ["Checkpoint", "folded_metadata", "load", "write_safetensors"]
+__all__ = ["folded_metadata", "own_metadata", "write_safetensors"]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tinysr_kernels.checkpoint.folded import is_own
 from tinysr_kernels.checkpoint.lora import is_lora_name
@@ -15,50 +15,72 @@ from tinysr_kernels.checkpoint.read.paths import read_json, regular_file
 from tinysr_kernels.checkpoint.read.shards import is_index, read_weights, shard_paths
 from tinysr_kernels.checkpoint.read.tensor_file import SUFFIXES, TensorFile
 from tinysr_kernels.checkpoint.read.text import listed, quoted
-from tinysr_kernels.checkpoint.unet import is_embedding_name
 from tinysr_kernels.errors import CheckpointError
-
-Role = Literal["folded", "unet", "adcsr", "decoder", "transformer", "vae", "lora", "embeddings", "other"]
 
 MAX_DEPTH = 8
 MAX_ENTRIES = 20_000
 CONFIG_LIMIT = 2**20
-DESCRIPTIONS: dict[Role, str] = {
-    "folded": "a folded file of tinysr-kernels",
-    "unet": "a file in the tinysr-unet layout",
-    "adcsr": "AdcSR's net_params (keys body.1.*, body.2.*)",
-    "decoder": "AdcSR's halfDecoder (keys decoder.up_blocks.*)",
-    "transformer": "a TinySR transformer (keys transformer_blocks.*, pos_embed.*)",
-    "vae": "a tiny VAE (keys encoder.layers.*, decoder.layers.*)",
-    "lora": "a LoRA (keys *.lora_A.weight, *.lora_B.weight)",
-    "embeddings": "embeddings",
-    "other": "nothing known",
+FOLDED, OWN, LORA, EMBEDDINGS, OTHER = "folded", "own", "lora", "embeddings", "other"
+"""Roles of files that belong to no family: see `DESCRIPTIONS`."""
+DESCRIPTIONS = {
+    FOLDED: "a folded file of tinysr-kernels",
+    OWN: "an unfolded file of tinysr-kernels",
+    LORA: "a LoRA (keys *.lora_A.weight, *.lora_B.weight)",
+    EMBEDDINGS: "embeddings",
+    OTHER: "nothing known",
 }
-_PATTERNS: tuple[tuple[Role, re.Pattern[str]], ...] = (
-    ("adcsr", re.compile(r"^(module\.)?body\.[0-9]+\.")),
-    ("unet", re.compile(r"^unet\.(conv_in|down_blocks)\.")),
-    ("transformer", re.compile(r"^([a-z_]+\.){0,3}transformer_blocks\.[0-9]+\.(attn\.to_q|norm1\.linear|ff\.net)\.")),
-    ("vae", re.compile(r"^([a-z_]+\.){0,2}(encoder|decoder)\.layers\.[0-9]+\.(conv|weight|depthwise|pointwise|bias)")),
-    ("decoder", re.compile(r"^(module\.)?(decoder\.)?up_blocks\.[0-9]+\.resnets\.")),
-)
 _EMBEDDING_NAME = re.compile(r"embed|temb|pool", re.IGNORECASE)
 
 
-def role_of(file: TensorFile) -> Role:
-    """What a file's keys and metadata say it is."""
-    if is_own(file.metadata):
-        return "folded" if file.metadata.get("folded") == "1" else "unet"
-    names = list(file.tensors)
-    if names and all(is_lora_name(name) for name in names):
-        return "lora"
-    if names and all(is_embedding_name(name) for name in names):
-        return "embeddings"
-    for role, pattern in _PATTERNS:
-        if any(pattern.search(name) and not is_lora_name(name) for name in names):
-            return role
-    if any(is_lora_name(name) for name in names):
-        return "lora"
-    return "embeddings" if _are_embeddings(file) else "other"
+@dataclass(frozen=True)
+class Part:
+    """One part of a family's checkpoint: a file, or some of a module's tensors.
+
+    role: what it is called in messages and in `Folder.files`; equal roles of two families are equal parts.
+    description: for messages, with the keys that show it. keys: found in the name of a tensor, it makes a file this
+    part. names: what a dict of parts may call it, by default its role. class_name: `_class_name` of the config.json
+    that belongs to it; None for a part without one.
+    """
+
+    role: str
+    description: str
+    keys: re.Pattern[str]
+    names: tuple[str, ...] = ()
+    class_name: str | None = None
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        """The names that a dict of parts may give it."""
+        return self.names or (self.role,)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What a file may be: the parts in the order in which they are tried, and the names of embeddings."""
+
+    parts: tuple[Part, ...] = ()
+    embedding_names: tuple[re.Pattern[str], ...] = ()
+    """A file whose every tensor has a name that one of these finds holds embeddings."""
+
+    def of(self, file: TensorFile) -> str:
+        """The role that a file's keys and metadata give it."""
+        if is_own(file.metadata):
+            return FOLDED if file.metadata.get("folded") == "1" else OWN
+        names = list(file.tensors)
+        if names and all(is_lora_name(name) for name in names):
+            return LORA
+        if names and all(any(known.search(name) for known in self.embedding_names) for name in names):
+            return EMBEDDINGS
+        for part in self.parts:
+            if any(part.keys.search(name) and not is_lora_name(name) for name in names):
+                return part.role
+        if any(is_lora_name(name) for name in names):
+            return LORA
+        return EMBEDDINGS if _are_embeddings(file) else OTHER
+
+    def description(self, role: str) -> str:
+        """What a role is, for messages."""
+        return next((part.description for part in self.parts if part.role == role), "") or DESCRIPTIONS[role]
 
 
 def _are_embeddings(file: TensorFile) -> bool:
@@ -74,42 +96,43 @@ class Folder:
     """What a folder holds: its files of tensors by role, and the JSON files that carry a `_class_name`."""
 
     path: Path
-    files: dict[Role, list[TensorFile]] = field(default_factory=dict)
+    roles: Roles
+    files: dict[str, list[TensorFile]] = field(default_factory=dict)
     configs: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
-    def of(self, role: Role) -> list[TensorFile]:
+    def of(self, role: str) -> list[TensorFile]:
         """The files of one role."""
         return self.files.get(role, [])
 
-    def one(self, role: Role) -> TensorFile:
+    def one(self, role: str) -> TensorFile:
         """The only file of a role; CheckpointError, with what was looked for and found, for none or several."""
         found = self.of(role)
         if len(found) > 1:
             raise CheckpointError(
-                f"{self.path}: found several candidates for {DESCRIPTIONS[role]}: {listed(f.where for f in found)}; "
-                "pass the parts as a dict of paths"
+                f"{self.path}: found several candidates for {self.roles.description(role)}: "
+                f"{listed(f.where for f in found)}; pass the parts as a dict of paths"
             )
         if not found:
             others = listed(f"{Path(f.where).name} ({role})" for role, files in self.files.items() for f in files)
             raise CheckpointError(
-                f"{self.path}: looked for {DESCRIPTIONS[role]} in {', '.join(SUFFIXES)} and *.index.json files, "
-                f"found {others or 'no files of tensors'}"
+                f"{self.path}: looked for {self.roles.description(role)} in {', '.join(SUFFIXES)} and *.index.json "
+                f"files, found {others or 'no files of tensors'}"
             )
         return found[0]
 
-    def maybe(self, role: Role) -> TensorFile | None:
+    def maybe(self, role: str) -> TensorFile | None:
         """The only file of a role, None if there is none; CheckpointError for several."""
         return self.one(role) if self.of(role) else None
 
 
-def scan(root: Path) -> Folder:
+def scan(root: Path, roles: Roles) -> Folder:
     """Look through a folder and its sub-folders.
 
     Raises CheckpointError for a file of tensors that is damaged or refused (leaving one out, a LoRA perhaps, would
     change the result in silence), and for a folder too large to be a checkpoint's.
     """
-    folder = Folder(root)
+    folder = Folder(root, roles)
     paths = sorted(_walk(root))
     shards: set[Path] = set()
     for path in paths:
@@ -117,7 +140,7 @@ def scan(root: Path) -> Folder:
             shards.update(shard_paths(path))
     for path in _without_twins([p for p in paths if p not in shards and _holds_tensors(p)], folder.notices):
         file = read_weights(path)
-        folder.files.setdefault(role_of(file), []).append(file)
+        folder.files.setdefault(roles.of(file), []).append(file)
     folder.configs = [(p, values) for p in paths if (values := _config(p)) is not None]
     return folder
 
@@ -157,7 +180,7 @@ def _walk(root: Path) -> Iterable[Path]:
 
 
 def _config(path: Path) -> dict[str, Any] | None:
-    """The content of a JSON file with a `_class_name`; other JSON files are none of our business, config.json is."""
+    """The content of a JSON file with a `_class_name`; other JSON files are ignored, but a config.json is read."""
     if path.suffix != ".json" or is_index(path):
         return None
     if path.name != "config.json" and regular_file(path) > CONFIG_LIMIT:
@@ -225,7 +248,7 @@ def config_for(folder: Folder, weights: TensorFile, class_name: str) -> tuple[di
     )
 
 
-def narrow(folder: Folder, role: Role, class_name: str) -> None:
+def narrow(folder: Folder, role: str, class_name: str) -> None:
     """Of several candidates for a role keep those beside a configuration of the right class, if there are any."""
     beside = {path.parent for path, values in folder.configs if values["_class_name"] == class_name}
     fitting = [file for file in folder.of(role) if file.path.parent in beside]

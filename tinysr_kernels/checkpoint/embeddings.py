@@ -28,14 +28,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What was recognised: pooled [1,P], temb [1,D] before its SiLU, table [1,T,D]; None where there is none."""
+    """What was recognized: pooled [1,P], temb [1,D] before its SiLU, table [1,T,D]; None where there is none."""
 
     pooled: Candidate | None = None
     temb: Candidate | None = None
     table: Candidate | None = None
 
 
-def recognise(candidates: Sequence[Candidate], dim: int, pooled_dim: int | None, strict: bool = False) -> Conditioning:
+def recognize(candidates: Sequence[Candidate], dim: int, pooled_dim: int | None, strict: bool = False) -> Conditioning:
     """Sort the candidates by shape, then by name; CheckpointError where two different tensors claim one role.
 
     `pooled_dim` is None when the network has no text embedder to feed (its prompt is cached). `strict` refuses a vector
@@ -94,7 +94,7 @@ def timestep_features(channels: int, t: float = 1000.0) -> Tensor:
 
 
 def position_table(dim: int, side: int, base: int, full_side: int) -> Tensor:
-    """The centre crop of side `side` of SD3's sin-cos table of side `full_side`; float32 [1, side*side, dim].
+    """The center crop of side `side` of SD3's sin-cos table of side `full_side`; float32 [1, side*side, dim].
 
     Coordinates are arange(full_side) / (full_side / base); the first half of the channels encodes the column, the
     second the row, each as sines then cosines of coordinate * 10000^(-k / (dim/4)).
@@ -110,6 +110,6 @@ def position_table(dim: int, side: int, base: int, full_side: int) -> Tensor:
 
 
 def checked(candidate: Candidate, shape: Sequence[int | None]) -> Tensor:
-    """A recognised embedding with a leading 1, checked to be floating point, finite and of this shape."""
+    """A recognized embedding with a leading 1, checked to be floating point, finite and of this shape."""
     tensor = candidate.tensor if candidate.tensor.ndim == len(shape) else candidate.tensor[None]
     return Weights({candidate.name: tensor}, lambda _: candidate.where).take(candidate.name, shape)

@@ -6,8 +6,9 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,12 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tinysr_kernels.checkpoint.read.paths import parse_json
-from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
 from tinysr_kernels.checkpoint.read.text import quoted
-from tinysr_kernels.checkpoint.read.weights import check_finite
-from tinysr_kernels.checkpoint.result import Checkpoint
 from tinysr_kernels.errors import CheckpointError
-from tinysr_kernels.families import FAMILIES, Config, Family, config_from_dict, config_to_dict
 
 FORMAT = "tinysr_kernels"
 VERSION = 1
@@ -28,25 +25,28 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class OwnMetadata:
-    """What the metadata of a file of ours says; `folded_dtype` is None unless the file is folded."""
+    """What the metadata of a file of ours says: a family's name and the values of its configuration, both unchecked.
 
-    family: Family
-    config: Config
+    folded_dtype: the torch name of the dtype it was folded for, such as "float16"; None unless the file is folded.
+    """
+
+    family: str
+    config: dict[str, Any]
     folded: bool
     folded_dtype: str | None
 
 
-def own_metadata(family: Family, config: Config) -> dict[str, str]:
-    """The metadata of an unfolded file in our own layout."""
+def own_metadata(family: str, config: Any) -> dict[str, str]:
+    """The metadata of an unfolded file in our own layout; `config` is the family's, a dataclass of plain values."""
     return {
         "format": FORMAT,
         "version": str(VERSION),
         "family": family,
-        "config": json.dumps(config_to_dict(config), sort_keys=True),
+        "config": json.dumps(asdict(config), sort_keys=True),
     }
 
 
-def folded_metadata(family: Family, config: Config, dtype: str, quantize: str | None = None) -> dict[str, str]:
+def folded_metadata(family: str, config: Any, dtype: str, quantize: str | None = None) -> dict[str, str]:
     """The metadata of a folded file; `dtype` is the torch name of what it was folded for, such as "float16".
 
     quantize: "fp8" for a file with e4m3 weights and their scales, which the tensors' own dtypes say too.
@@ -61,9 +61,10 @@ def is_own(metadata: Mapping[str, str]) -> bool:
 
 
 def read_metadata(metadata: Mapping[str, str], where: str) -> OwnMetadata:
-    """Read back what `own_metadata` and `folded_metadata` wrote.
+    """Read back what `own_metadata` and `folded_metadata` wrote; the family's name and its values are not judged.
 
-    Raises CheckpointError for a version from the future, an unknown family, dtype or configuration.
+    Raises CheckpointError for another format, a version from the future, an unknown dtype, a configuration that is no
+    JSON object.
     """
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{where}: metadata format: expected {FORMAT!r}, found {quoted(metadata.get('format'))}")
@@ -73,44 +74,21 @@ def read_metadata(metadata: Mapping[str, str], where: str) -> OwnMetadata:
     if int(version) != VERSION:
         remedy = "; install a newer tinysr-kernels" if int(version) > VERSION else ""
         raise CheckpointError(f"{where}: metadata version: expected {VERSION}, found {int(version)}{remedy}")
-    family = next((known for known in FAMILIES if known == metadata.get("family")), None)
-    if family is None:
-        raise CheckpointError(
-            f"{where}: metadata family: expected one of {FAMILIES}, found {quoted(metadata.get('family'))}"
-        )
+    if "family" not in metadata:
+        raise CheckpointError(f"{where}: metadata family: expected the name of a family, found None")
     if "config" not in metadata:
         raise CheckpointError(f"{where}: metadata config: expected the network's configuration, found none")
     values = parse_json(metadata["config"].encode(), f"{where}: metadata config")
-    try:
-        config = config_from_dict(family, values)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{where}: metadata config: {error}") from error
     folded, dtype = metadata.get("folded"), metadata.get("dtype")
     if folded not in (None, "0", "1"):
         raise CheckpointError(f"{where}: metadata folded: expected '1', found {quoted(folded)}")
     if folded == "1" and not isinstance(getattr(torch, dtype or "", None), torch.dtype):
         raise CheckpointError(f"{where}: metadata dtype: expected a torch dtype's name, found {quoted(dtype)}")
-    return OwnMetadata(family, config, folded == "1", dtype if folded == "1" else None)
-
-
-def load_folded(file: TensorFile) -> Checkpoint:
-    """A folded file as it is: metadata and finiteness checked, the tensors' meaning left to nets/."""
-    own = read_metadata(file.metadata, file.where)
-    for name, tensor in file.only_tensors().items():
-        check_finite(tensor, f"{file.where}: {quoted(name)}")
-    return Checkpoint(
-        own.family,
-        own.config,
-        file.tensors,
-        folded=True,
-        folded_dtype=own.folded_dtype,
-        source=file.where,
-        metadata=dict(file.metadata),
-    )
+    return OwnMetadata(metadata["family"], values, folded == "1", dtype if folded == "1" else None)
 
 
 def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file that appears whole or not at all: written beside, synchronised, then renamed.
+    """Write a safetensors file that appears whole or not at all: written beside, synchronized, then renamed.
 
     Tensors may have any strides, lie on any device and share memory. Raises OSError when writing fails.
     """

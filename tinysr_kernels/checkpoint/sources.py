@@ -10,26 +10,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tinysr_kernels.checkpoint.detect import DESCRIPTIONS, Folder, Role, config_for, narrow, role_of, scan
+from tinysr_kernels.checkpoint.detect import EMBEDDINGS, OTHER, Folder, Roles, config_for, narrow, scan
 from tinysr_kernels.checkpoint.embeddings import Candidate
 from tinysr_kernels.checkpoint.read.paths import read_json
 from tinysr_kernels.checkpoint.read.shards import read_weights
 from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
 from tinysr_kernels.checkpoint.read.text import quoted
-from tinysr_kernels.checkpoint.unet import is_embedding_name
 from tinysr_kernels.errors import CheckpointError
-from tinysr_kernels.families import Config, TinySRConfig, UNetConfig
 
 
 @dataclass
-class Part:
-    """One part as found, with the configuration that came with it."""
+class FoundPart:
+    """One part of a checkpoint as found, with the configuration that came with it."""
 
     file: TensorFile
     config: dict[str, Any] | None = None
     config_where: str = ""
-    own: Config | None = None
-    """A module's `config`, where that is one of ours."""
+    own: Any = None
+    """A module's `config` where it is no mapping, or the configuration in an own file's metadata."""
 
 
 def is_path(value: object) -> bool:
@@ -68,50 +66,55 @@ def module_file(module: nn.Module, label: str) -> TensorFile:
     return file
 
 
-def module_part(module: nn.Module, label: str) -> Part:
-    """A module's tensors and configuration: one of ours, or a mapping as diffusers' modules have."""
+def module_part(module: nn.Module, label: str) -> FoundPart:
+    """A module's tensors and configuration: a family's own, or a mapping as diffusers' modules have."""
+    values, own = module_config(module)
+    return FoundPart(module_file(module, label), values, f"{label}.config", own)
+
+
+def module_config(module: nn.Module) -> tuple[dict[str, Any] | None, Any]:
+    """A module's `config`: (its values, None) where it is a mapping, else (None, itself), which may be None."""
     config = getattr(module, "config", None)
-    own = config if isinstance(config, (TinySRConfig, UNetConfig)) else None
-    values = dict(config) if isinstance(config, Mapping) else None
-    return Part(module_file(module, label), values, f"{label}.config", own)
+    return (dict(config), None) if isinstance(config, Mapping) else (None, config)
 
 
-def find_part(value: Any, role: Role, name: str, class_name: str | None = None) -> Part:
+def find_part(value: Any, role: str, name: str, roles: Roles, class_name: str | None = None) -> FoundPart:
     """One part from a path (file, index or folder), a module or a mapping of tensors.
 
-    `class_name` asks for the configuration of that class too: beside the file, in the folder, or of the module.
+    name: what the caller called it, for messages. class_name: asks for the configuration of that class too: beside the
+    file, in the folder, or of the module.
     """
     if isinstance(value, nn.Module):
         return module_part(value, f"module {name!r}")
     if isinstance(value, Mapping):
-        return Part(mapping_file(value, f"dict {name!r}"))
+        return FoundPart(mapping_file(value, f"dict {name!r}"))
     if not is_path(value):
         raise CheckpointError(f"{name}: expected a path, a module or a dict of tensors, found {type(value).__name__}")
     path = as_path(value)
     if is_folder(path):
-        folder = scan(path)
+        folder = scan(path, roles)
         if class_name:
             narrow(folder, role, class_name)
         return folder_part(folder, role, class_name)
     file = read_weights(path)
-    found = role_of(file)
-    if found not in (role, "other"):
-        raise CheckpointError(f"{path}: expected {DESCRIPTIONS[role]}, found {DESCRIPTIONS[found]}")
+    found = roles.of(file)
+    if found not in (role, OTHER):
+        raise CheckpointError(f"{path}: expected {roles.description(role)}, found {roles.description(found)}")
     if class_name is None:
-        return Part(file)
-    beside = Folder(path.parent)
+        return FoundPart(file)
+    beside = Folder(path.parent, roles)
     config = path.parent / "config.json"
     if os.path.lexists(config):
         values = read_json(config)
         if isinstance(values.get("_class_name"), str):
             beside.configs = [(config, values)]
-    return Part(file, *config_for(beside, file, class_name))
+    return FoundPart(file, *config_for(beside, file, class_name))
 
 
-def folder_part(folder: Folder, role: Role, class_name: str | None) -> Part:
+def folder_part(folder: Folder, role: str, class_name: str | None) -> FoundPart:
     """The only file of a role in a scanned folder, with its configuration."""
     file = folder.one(role)
-    return Part(file, *config_for(folder, file, class_name)) if class_name else Part(file)
+    return FoundPart(file, *config_for(folder, file, class_name)) if class_name else FoundPart(file)
 
 
 def mapping_file(tensors: Mapping[Any, Any], label: str) -> TensorFile:
@@ -124,7 +127,7 @@ def mapping_file(tensors: Mapping[Any, Any], label: str) -> TensorFile:
     return file
 
 
-def embedding_files(value: Any) -> list[TensorFile]:
+def embedding_files(value: Any, roles: Roles) -> list[TensorFile]:
     """The files of tensors that an `embeddings` value stands for.
 
     A tensor; a path to a file or folder; a mapping from names to tensors or paths; or a sequence of these.
@@ -139,18 +142,18 @@ def embedding_files(value: Any) -> list[TensorFile]:
             if isinstance(item, Tensor):
                 files.append(mapping_file({name: item}, "embeddings"))
             else:
-                files += [_renamed(file, str(name)) for file in embedding_files(item)]
+                files += [_renamed(file, str(name)) for file in embedding_files(item, roles)]
         return files
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return [file for item in value for file in embedding_files(item)]
+        return [file for item in value for file in embedding_files(item, roles)]
     if not is_path(value):
         raise CheckpointError(f"embeddings: expected a tensor, a path or a dict, found {type(value).__name__}")
     path = as_path(value)
     if is_folder(path):
-        folder = scan(path)
-        if not folder.of("embeddings"):
-            folder.one("embeddings")
-        return folder.of("embeddings")
+        folder = scan(path, roles)
+        if not folder.of(EMBEDDINGS):
+            folder.one(EMBEDDINGS)
+        return folder.of(EMBEDDINGS)
     file = read_weights(path)
     file.only_tensors()
     return [file]
@@ -172,18 +175,3 @@ def candidates(files: Sequence[TensorFile]) -> list[Candidate]:
         for file in files
         for name, tensor in file.tensors.items()
     ]
-
-
-def combined(files: Sequence[TensorFile]) -> TensorFile | None:
-    """Time biases and temb of several files as one; a lone tensor of another name is temb. None for no files."""
-    if not files:
-        return None
-    merged = TensorFile(files[0].path, {})
-    for file in files:
-        for name, tensor in file.only_tensors().items():
-            lone = len(file.tensors) == 1 and not is_embedding_name(name)
-            name = "temb" if lone else name
-            if name in merged.tensors:
-                raise CheckpointError(f"{file.where}: {quoted(name)}: also in {merged.where}")
-            merged.tensors[name] = tensor
-    return merged

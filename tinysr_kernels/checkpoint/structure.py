@@ -2,14 +2,13 @@
 
 Serves AdcSR and this project's own layout alike. Block counts, depths, widths, dense or
 separable convolutions and the presence of transformers come from the keys; what is checked is that every tensor has the
-shape its neighbours imply and that none is left over.
+shape its neighbors imply and that none is left over.
 """
 
 from __future__ import annotations
 
 from tinysr_kernels.checkpoint.read.weights import Weights, conv, linear, norm
 from tinysr_kernels.errors import CheckpointError
-from tinysr_kernels.families import UNetConfig
 
 IMAGE_CHANNELS = 3
 
@@ -69,7 +68,7 @@ def _counts(weights: Weights, block: str) -> tuple[int, int]:
 
 
 def _middle(weights: Weights, name: str, channels: int) -> tuple[int, int]:
-    """The middle's first resnet; returns its output channels and the number of attentions behind it, 0 or 1."""
+    """The middle's first resnet; returns its output channels and the number of attentions after it, 0 or 1."""
     resnets, attentions = weights.count(f"{name}.resnets"), weights.count(f"{name}.attentions")
     if resnets != 2 or attentions > 1:
         raise CheckpointError(
@@ -79,8 +78,11 @@ def _middle(weights: Weights, name: str, channels: int) -> tuple[int, int]:
     return _resnet(weights, f"{name}.resnets.0", channels), attentions
 
 
-def check_unet(weights: Weights, config: UNetConfig, inputs: int) -> int:
-    """Take everything under `unet.`: [N,inputs,H,W] -> [N,outputs,H,W]; returns outputs."""
+def check_unet(weights: Weights, head_dim: int, inputs: int) -> int:
+    """Take everything under `unet.`: [N,inputs,H,W] -> [N,outputs,H,W]; returns outputs.
+
+    head_dim: width of an attention head.
+    """
     channels = conv(weights, "unet.conv_in", inputs)
     level = 0
     skips = [(channels, level)]
@@ -90,14 +92,14 @@ def check_unet(weights: Weights, config: UNetConfig, inputs: int) -> int:
         for j in range(resnets):
             channels = _resnet(weights, f"{block}.resnets.{j}", channels)
             if j < attentions:
-                _transformer(weights, f"{block}.attentions.{j}", channels, config.head_dim)
+                _transformer(weights, f"{block}.attentions.{j}", channels, head_dim)
             skips.append((channels, level))
         if weights.has_under(f"{block}.downsamplers"):
             channels, level = conv(weights, f"{block}.downsamplers.0.conv", channels), level + 1
             skips.append((channels, level))
     channels, attentions = _middle(weights, "unet.mid_block", channels)
     if attentions:
-        _transformer(weights, "unet.mid_block.attentions.0", channels, config.head_dim)
+        _transformer(weights, "unet.mid_block.attentions.0", channels, head_dim)
     channels = _resnet(weights, "unet.mid_block.resnets.1", channels)
     for i in range(weights.count("unet.up_blocks")):
         block = f"unet.up_blocks.{i}"
@@ -106,7 +108,7 @@ def check_unet(weights: Weights, config: UNetConfig, inputs: int) -> int:
             channels += _pop_skip(weights, f"{block}.resnets.{j}", skips, level)
             channels = _resnet(weights, f"{block}.resnets.{j}", channels)
             if j < attentions:
-                _transformer(weights, f"{block}.attentions.{j}", channels, config.head_dim)
+                _transformer(weights, f"{block}.attentions.{j}", channels, head_dim)
         if weights.has_under(f"{block}.upsamplers"):
             channels, level = conv(weights, f"{block}.upsamplers.0.conv", channels), level - 1
     if skips or level:
@@ -124,8 +126,8 @@ def _pop_skip(weights: Weights, name: str, skips: list[tuple[int, int]], level: 
     channels, found = skips.pop()
     if found != level:
         raise CheckpointError(
-            f"{weights.where(name)}: expected a skip connection from behind {level} reductions, as many as are open "
-            f"here, found one from behind {found}"
+            f"{weights.where(name)}: expected a skip connection after {level} reductions, as many as are open "
+            f"here, found one after {found}"
         )
     return channels
 

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 from torch import Tensor
 
 from tinysr_kernels.checkpoint import modulation
-from tinysr_kernels.checkpoint.embeddings import Candidate, Conditioning, checked, position_table, prefer, recognise
+from tinysr_kernels.checkpoint.embeddings import Candidate, Conditioning, checked, position_table, prefer, recognize
 from tinysr_kernels.checkpoint.lora import Update, drop, merge, read_updates, split_wrapped
 from tinysr_kernels.checkpoint.modulation import BLOCK_PARTS, EMBEDDER, OUT_PARTS
 from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
@@ -19,7 +19,6 @@ from tinysr_kernels.checkpoint.read.text import listed, quoted
 from tinysr_kernels.checkpoint.read.weights import Weights, linear
 from tinysr_kernels.errors import CheckpointError
 
-CLASS_NAME = "TinySD3Transformer2DModel"
 WINDOW = 64  # latent pixels per side that the released network was trained for
 CONTEXT_STREAM = re.compile(
     r"(^|\.)(context_embedder|attn2?\.(add_[qkv]_proj|to_add_out|norm_added_[qk])|ff_context|norm1_context)(\.|$)"
@@ -35,7 +34,7 @@ class Parts:
     config_where: str
     lora: TensorFile | None
     given: Sequence[Candidate]
-    """Embeddings that the caller named; they go before those found in the checkpoint."""
+    """Embeddings that the caller named; they take precedence over those found in the checkpoint."""
     found: Sequence[Candidate]
 
 
@@ -50,7 +49,7 @@ class Geometry:
     head_dim: int
 
 
-def normalise(parts: Parts, notices: list[str]) -> tuple[dict[str, Tensor], Geometry]:
+def normalize(parts: Parts, notices: list[str]) -> tuple[dict[str, Tensor], Geometry]:
     """The transformer's tensors under their public names, conditioning replaced by modulation.
 
     Raises CheckpointError naming file and key for whatever is missing, left over, of another shape or contradictory.
@@ -159,7 +158,7 @@ def _condition(
     buffers = [f"transformer_blocks.{i}.{part}" for i in range(size.depth) for part in BLOCK_PARTS] + [*OUT_PARTS]
     pooled_dim = _text_inputs(weights, parts)
     embeddings = prefer(
-        recognise(parts.given, size.dim, pooled_dim, strict=True), recognise(parts.found, size.dim, pooled_dim)
+        recognize(parts.given, size.dim, pooled_dim, strict=True), recognize(parts.found, size.dim, pooled_dim)
     )
     table = _table(weights, size, parts, embeddings, notices)
     embedders = [name for name in weights.names() if name.startswith(f"{EMBEDDER}.")]

@@ -12,12 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tinysr_kernels.checkpoint.detect import Part
 from tinysr_kernels.checkpoint.read.text import quoted
 from tinysr_kernels.checkpoint.read.weights import Weights, conv
 from tinysr_kernels.errors import CheckpointError
 
-CLASS_NAME = "AutoencoderTiny"
 CHANNELS = 3
+TINY_VAE = Part(
+    "vae",
+    "a tiny VAE (keys encoder.layers.*, decoder.layers.*)",
+    re.compile(r"^([a-z_]+\.){0,2}(encoder|decoder)\.layers\.[0-9]+\.(conv|weight|depthwise|pointwise|bias)"),
+    class_name="AutoencoderTiny",
+)
+"""A tiny VAE as a part of its own, with the config.json that `layout_from_config` reads."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ def check_decoder(
         for i in range(number):
             _block(weights, f"{prefix}.{start + i}", channels)
         last = stage == len(blocks) - 1
-        # Behind the blocks comes an upsampling layer without weights, except in the last stage.
+        # After the blocks comes an upsampling layer without weights, except in the last stage.
         layer = start + number + (0 if last else 1)
         outputs = CHANNELS if last else _width(widths, stage + 1)
         channels = conv(weights, f"{prefix}.{layer}", channels, outputs, bias=last)

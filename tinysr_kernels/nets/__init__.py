@@ -1,24 +1,12 @@
-"""The fused networks: normalised checkpoint tensors in, one nn.Module of `tinysr::` operators out.
+"""The building blocks of fused networks, their folding, and the two forms of a whole network.
 
-folded = fold(family, config, tensors, dtype)      # every constant folded, rounded once; with quantize="fp8" in e4m3
-placed = place(folded, device, dtype)
-network = build(family, config, placed)            # Latent or Pixel, see networks.py
+Everything here is made of `tinysr::` operators and knows no family: tensors of a normalized checkpoint come in under
+the names their modules have, and what tensors leave open comes as values. A family's `fold` and `build`
+(`tinysr_kernels/families/`) put the pieces together.
 """
 
 from tinysr_kernels.nets.fold import folds, place
 from tinysr_kernels.nets.fp8 import is_fp8, to_fp8
-from tinysr_kernels.nets.networks import LatentNetwork, Network, PixelNetwork, build, check_quantize, fold, resize
+from tinysr_kernels.nets.networks import LatentNetwork, Network, PixelNetwork, resize
 
-__all__ = [
-    "LatentNetwork",
-    "Network",
-    "PixelNetwork",
-    "build",
-    "check_quantize",
-    "fold",
-    "folds",
-    "is_fp8",
-    "place",
-    "resize",
-    "to_fp8",
-]
+__all__ = ["LatentNetwork", "Network", "PixelNetwork", "folds", "is_fp8", "place", "resize", "to_fp8"]

@@ -28,7 +28,7 @@ def place(folded: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
     """Folded tensors for one device and compute dtype.
 
     Matrices and kernels come in `dtype`; vectors (biases, norm weights, gates, scales, position tables, depthwise taps)
-    in float32 or wider. Kernels and depthwise taps have the channels last in memory. What is quantised stays so.
+    in float32 or wider. Kernels and depthwise taps have the channels last in memory. What is quantized stays so.
     """
     wide = torch.promote_types(dtype, torch.float32)
     placed = {}
@@ -43,34 +43,26 @@ def place(folded: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
 
 
 def folds(folded: Mapping[str, Tensor]) -> list[str]:
-    """What the folded tensors have taken in, one phrase for each kind of fold that occurs, read from their names."""
+    """What the folded tensors have taken in, one phrase for each kind of fold that occurs, read from their names.
 
-    def number(ending: str) -> int:
-        return sum(name.endswith(ending) for name in folded)
-
-    gated = number(".out.weight") + number(".ff2.weight")
-    transformer = "transformer.proj_out.weight" in folded
+    These are the folds of building blocks; a family adds its own (`families/base.py`).
+    """
     kinds = (
-        (transformer, "modulation (shift, scale) into the linears behind it"),
-        (transformer and gated > number(".gate"), f"{gated - number('.gate')} gates into the linears before them"),
-        (number(".gate"), f"{number('.gate')} gates kept apart, too small for half precision"),
-        (transformer, "the patch projection's bias into the position table"),
-        ("unet.conv_in.weight" in folded, "range map into the first and last convolution"),
-        (number(".qkv.weight"), f"q, k and v of {number('.qkv.weight')} attentions into one product each"),
-        (
-            number(".weight2"),
-            f"the last feed-forward of {number('.weight2')} transformers into their output projection",
-        ),
-        (number(".shortcut_weight"), f"{number('.shortcut_weight')} 1x1 shortcuts into the convolutions beside them"),
-        (number(".phases"), f"{number('.phases')} nearest enlargements into 2x2 phases"),
-        (number(".weight_scale"), f"{number('.weight_scale')} linears in e4m3, with a scale for each output channel"),
-        (any(n.startswith("encoder.layers.") for n in folded), "the tiny VAE's range maps and the latent scale"),
+        (".qkv.weight", "q, k and v of {} attentions into one matrix each"),
+        (".weight2", "the last feed-forward of {} transformers into their output projection"),
+        (".shortcut_weight", "{} 1x1 shortcuts into the convolutions they are added to"),
+        (".phases", "{} nearest enlargements into 2x2 phases"),
+        (".weight_scale", "{} linears in e4m3, with a scale for each output channel"),
     )
-    return [phrase for occurs, phrase in kinds if occurs]
+    numbers = [(sum(name.endswith(ending) for name in folded), phrase) for ending, phrase in kinds]
+    found = [phrase.format(number) for number, phrase in numbers if number]
+    if any(name.startswith("encoder.layers.") for name in folded):
+        found.append("the tiny VAE's range maps and the latent scale")
+    return found
 
 
 class Folder:
-    """Reads tensors of a normalised checkpoint and collects folded ones under the network's own names."""
+    """Reads tensors of a normalized checkpoint and collects folded ones under the network's own names."""
 
     def __init__(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
         self.tensors = tensors
@@ -142,7 +134,7 @@ class Folder:
     ) -> None:
         """A 3x3 convolution: scale * conv(in_scale * x) + extra_bias, with `shortcut`, a 1x1 convolution, beside it.
 
-        A dense convolution behind a nearest enlargement becomes its four 2x2 phases.
+        A dense convolution after a nearest enlargement becomes its four 2x2 phases.
         """
         if self.has(f"{source}.depthwise.weight"):
             pointwise = self.get(f"{source}.pointwise.weight").flatten(1)

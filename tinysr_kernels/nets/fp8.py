@@ -1,9 +1,9 @@
-"""TinySR's transformer with the linears of its blocks in fp8: e4m3 weights, quantised once, and e4m3 activations.
+"""TinySR's transformer with the linears of its blocks in fp8: e4m3 weights, quantized once, and e4m3 activations.
 
 One block is eight operators: LayerNorm to e4m3, qkv, attention, its result to e4m3, output projection with residual,
 LayerNorm to e4m3, feed-forward with GELU and a result in e4m3, feed-forward with residual. The residual stream, the
 attention and everything outside the blocks stay in the network's dtype. Every scale is taken from the values
-themselves: a weight's row by row at load, an activation's while it is computed, row by row, and behind GELU for every
+themselves: a weight's row by row at load, an activation's while it is computed, row by row, and after GELU for every
 128 elements of a row.
 """
 
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from tinysr_kernels.errors import InputError
-from tinysr_kernels.families import TinySRConfig
 from tinysr_kernels.nets.layers import Folded, Layer, count, ops
 from tinysr_kernels.nets.tinysr_dit import EPS
 from tinysr_kernels.ops.linear.linear_fp8 import STEP
@@ -26,15 +25,14 @@ LINEARS = ("qkv", "out", "ff1", "ff2")
 
 
 def is_fp8(folded: Mapping[str, Tensor]) -> bool:
-    """Whether the transformer's linears among folded tensors are in e4m3."""
-    weight = folded.get(f"{BLOCKS}.0.qkv.weight")
-    return weight is not None and weight.dtype == E4M3
+    """Whether any of the folded tensors, of whatever family, is in e4m3."""
+    return any(tensor.dtype == E4M3 for tensor in folded.values())
 
 
 def to_fp8(folded: Folded) -> dict[str, Tensor]:
     """Folded tensors of TinySR, best in float64, with the blocks' weights as e4m3 and a scale per output channel.
 
-    A gate that was kept apart goes into scale and bias, which hold it without loss. Tensors that are quantised already
+    A gate that was kept apart goes into scale and bias, which hold it without loss. Tensors that are quantized already
     stay. InputError where a width is not a multiple of 32.
     """
     made = dict(folded)
@@ -103,16 +101,14 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """z [N,16,S,S] -> z - transformer(z), as tinysr_dit.Transformer."""
 
-    def __init__(self, folded: Folded, config: TinySRConfig) -> None:
+    def __init__(self, folded: Folded, head_dim: int, patch_size: int) -> None:
         super().__init__()
         self.patch = Layer(folded, "transformer.patch", ("weight", "table"))
-        self.blocks = nn.ModuleList(
-            Block(folded, f"{BLOCKS}.{i}", config.head_dim) for i in range(count(folded, BLOCKS))
-        )
+        self.blocks = nn.ModuleList(Block(folded, f"{BLOCKS}.{i}", head_dim) for i in range(count(folded, BLOCKS)))
         self.proj_out = Layer(folded, "transformer.proj_out", ("weight", "bias"))
-        self.patch_size = config.patch_size
+        self.patch_size = patch_size
         tokens = self.patch.get_buffer("table").shape[0]
-        self.window = round(tokens**0.5) * config.patch_size
+        self.window = round(tokens**0.5) * patch_size
 
     def forward(self, z: Tensor) -> Tensor:
         """[N,C,window,window] -> the same shape, channels_last."""

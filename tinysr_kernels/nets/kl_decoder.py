@@ -6,18 +6,34 @@ Its output map (y+1)/2 is folded into the last convolution; q, k and v of the si
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from tinysr_kernels.families import UNetConfig
 from tinysr_kernels.nets.fold import Folder
 from tinysr_kernels.nets.layers import Conv, Features, Folded, GroupNorm, Linear, count, ops, tokens, untokens
 from tinysr_kernels.nets.pruned_unet import Resnet, fold_qkv, fold_resnet
 
 
-def fold_decoder(tensors: Mapping[str, Tensor], config: UNetConfig, dtype: torch.dtype) -> Folded:
-    """Fold `decoder.*` of a normalised checkpoint; the output is the image in [0,1].
+class Options(Protocol):
+    """What the weights leave open; `families.UNetConfig` has these fields."""
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """A GroupNorm takes the first of these that divides its channels."""
+
+    @property
+    def decoder_eps(self) -> float:
+        """Of every GroupNorm."""
+
+    @property
+    def residual(self) -> str:
+        """ "bicubic": the enlarged input is added to the output; "none"."""
+
+
+def fold_decoder(tensors: Mapping[str, Tensor], options: Options, dtype: torch.dtype) -> Folded:
+    """Fold `decoder.*` of a normalized checkpoint; the output is the image in [0,1].
 
     With the bicubic residual u in [0,1] the sum of two images in [-1,1], y + (2u-1), is y/2 + u in [0,1].
     """
@@ -41,7 +57,7 @@ def fold_decoder(tensors: Mapping[str, Tensor], config: UNetConfig, dtype: torch
         "decoder.conv_out",
         "decoder.conv_out",
         scale=0.5,
-        extra_bias=0.0 if config.residual == "bicubic" else 0.5,
+        extra_bias=0.0 if options.residual == "bicubic" else 0.5,
     )
     return f.folded
 
@@ -49,9 +65,9 @@ def fold_decoder(tensors: Mapping[str, Tensor], config: UNetConfig, dtype: torch
 class Attention(nn.Module):
     """GroupNorm, single-head attention over all pixels, output projection, residual."""
 
-    def __init__(self, folded: Folded, prefix: str, config: UNetConfig) -> None:
+    def __init__(self, folded: Folded, prefix: str, options: Options) -> None:
         super().__init__()
-        self.norm = GroupNorm(folded, f"{prefix}.norm", config.groups, config.decoder_eps, silu=False)
+        self.norm = GroupNorm(folded, f"{prefix}.norm", options.groups, options.decoder_eps, silu=False)
         self.qkv = Linear(folded, f"{prefix}.qkv")
         self.out = Linear(folded, f"{prefix}.out")
 
@@ -66,16 +82,16 @@ class Attention(nn.Module):
 class KLDecoder(nn.Module):
     """[N,C,h,w] -> image [N,3,F*h,F*w], [0,1] up to overshoot; F = 2 to the number of upsamplers."""
 
-    def __init__(self, folded: Folded, config: UNetConfig) -> None:
+    def __init__(self, folded: Folded, options: Options) -> None:
         super().__init__()
-        groups, eps = config.groups, config.decoder_eps
+        groups, eps = options.groups, options.decoder_eps
         self.groups = groups
         mid = "decoder.mid_block"
         self.mid_resnets = nn.ModuleList(
             Resnet(folded, f"{mid}.resnets.{j}", groups, eps) for j in range(count(folded, f"{mid}.resnets"))
         )
         self.mid_attentions = nn.ModuleList(
-            Attention(folded, f"{mid}.attentions.{j}", config) for j in range(count(folded, f"{mid}.attentions"))
+            Attention(folded, f"{mid}.attentions.{j}", options) for j in range(count(folded, f"{mid}.attentions"))
         )
         self.up_blocks = nn.ModuleList(
             nn.ModuleList(self._up_block(folded, f"decoder.up_blocks.{i}", groups, eps))

@@ -2,7 +2,7 @@
 
 Folded: the range map and PixelUnshuffle into the first convolution, time biases into the bias of conv1, LayerNorms'
 affine parts into the linears that follow, q, k and v into one matrix, the last feed-forward and proj_out into one
-product over two inputs, each 1x1 shortcut into conv2, biases together, nearest enlargement into 2x2 phases.
+matmul over two inputs, each 1x1 shortcut into conv2, biases together, nearest enlargement into 2x2 phases.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from tinysr_kernels.families import UNetConfig
 from tinysr_kernels.nets.fold import Folder
 from tinysr_kernels.nets.layers import (
     Conv,
@@ -32,11 +32,47 @@ from tinysr_kernels.nets.layers import (
 )
 
 
-def fold_unet(tensors: Mapping[str, Tensor], config: UNetConfig, dtype: torch.dtype) -> Folded:
-    """Fold the tensors `unet.*` of a normalised checkpoint; names as `UNet` reads them."""
+class Options(Protocol):
+    """What the weights leave open; `families.UNetConfig` has these fields."""
+
+    @property
+    def input(self) -> str:
+        """ "unshuffle": the image itself through PixelUnshuffle; "vae": a latent."""
+
+    @property
+    def unshuffle(self) -> int:
+        """The factor of PixelUnshuffle."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head."""
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """A GroupNorm takes the first of these that divides its channels."""
+
+    @property
+    def unet_eps(self) -> float:
+        """Of the residual blocks' GroupNorms and of `conv_norm_out`."""
+
+    @property
+    def transformer_norm_eps(self) -> float:
+        """Of the GroupNorm before a transformer."""
+
+    @property
+    def layer_norm_eps(self) -> float:
+        """Of the transformers' LayerNorms."""
+
+    @property
+    def prediction(self) -> str:
+        """ "direct": the result is the UNet's output; "subtract": the latent minus it."""
+
+
+def fold_unet(tensors: Mapping[str, Tensor], options: Options, dtype: torch.dtype) -> Folded:
+    """Fold the tensors `unet.*` of a normalized checkpoint; names as `UNet` reads them."""
     f = Folder(tensors, dtype)
-    if config.input == "unshuffle":
-        f.input_conv("unet.conv_in", "unet.conv_in", unshuffle=config.unshuffle, signed_range=True)
+    if options.input == "unshuffle":
+        f.input_conv("unet.conv_in", "unet.conv_in", unshuffle=options.unshuffle, signed_range=True)
     else:
         f.conv("unet.conv_in", "unet.conv_in")
     for prefix in block_prefixes(tensors):
@@ -48,7 +84,7 @@ def fold_unet(tensors: Mapping[str, Tensor], config: UNetConfig, dtype: torch.dt
             if count(tensors, f"{prefix}.{kind}"):
                 f.conv(f"{prefix}.{kind}.0", f"{prefix}.{kind}.0.conv", upsample=kind == "upsamplers")
     f.affine("unet.conv_norm_out", "unet.conv_norm_out")
-    sign = -1.0 if config.prediction == "subtract" else 1.0
+    sign = -1.0 if options.prediction == "subtract" else 1.0
     f.conv("unet.conv_out", "unet.conv_out", scale=sign)
     return f.folded
 
@@ -163,14 +199,14 @@ class Resnet(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention and GEGLU feed-forward on tokens; the last block leaves ff2 to proj_out."""
 
-    def __init__(self, folded: Folded, prefix: str, config: UNetConfig) -> None:
+    def __init__(self, folded: Folded, prefix: str, options: Options) -> None:
         super().__init__()
-        self.qkv = Linear(folded, f"{prefix}.qkv", norm_eps=config.layer_norm_eps)
+        self.qkv = Linear(folded, f"{prefix}.qkv", norm_eps=options.layer_norm_eps)
         self.out = Linear(folded, f"{prefix}.out")
-        self.ff1 = Linear(folded, f"{prefix}.ff1", "geglu", norm_eps=config.layer_norm_eps)
+        self.ff1 = Linear(folded, f"{prefix}.ff1", "geglu", norm_eps=options.layer_norm_eps)
         self.ff2 = Linear(folded, f"{prefix}.ff2") if f"{prefix}.ff2.weight" in folded else None
-        self.heads = self.out.weight.shape[1] // config.head_dim
-        self.scale = config.head_dim**-0.5
+        self.heads = self.out.weight.shape[1] // options.head_dim
+        self.scale = options.head_dim**-0.5
 
     def forward(self, rows: Rows) -> tuple[Rows, Tensor]:
         """(x after attention [and ff2 when present], the feed-forward's hidden features)."""
@@ -186,12 +222,12 @@ class TransformerBlock(nn.Module):
 class Transformer(nn.Module):
     """GroupNorm, proj_in, blocks, proj_out, residual; [N,C,H,W] -> the same shape."""
 
-    def __init__(self, folded: Folded, prefix: str, config: UNetConfig) -> None:
+    def __init__(self, folded: Folded, prefix: str, options: Options) -> None:
         super().__init__()
-        self.norm = GroupNorm(folded, f"{prefix}.norm", config.groups, config.transformer_norm_eps, silu=False)
+        self.norm = GroupNorm(folded, f"{prefix}.norm", options.groups, options.transformer_norm_eps, silu=False)
         self.proj_in = Linear(folded, f"{prefix}.proj_in")
         self.blocks = nn.ModuleList(
-            TransformerBlock(folded, f"{prefix}.blocks.{i}", config) for i in range(count(folded, f"{prefix}.blocks"))
+            TransformerBlock(folded, f"{prefix}.blocks.{i}", options) for i in range(count(folded, f"{prefix}.blocks"))
         )
         self.proj_out = Linear(folded, f"{prefix}.proj_out")
 
@@ -208,14 +244,14 @@ class Transformer(nn.Module):
 class Stage(nn.Module):
     """One down, middle or up block: resnets, each followed by its transformer if there is one, then a sampler."""
 
-    def __init__(self, folded: Folded, prefix: str, config: UNetConfig) -> None:
+    def __init__(self, folded: Folded, prefix: str, options: Options) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
-            Resnet(folded, f"{prefix}.resnets.{j}", config.groups, config.unet_eps)
+            Resnet(folded, f"{prefix}.resnets.{j}", options.groups, options.unet_eps)
             for j in range(count(folded, f"{prefix}.resnets"))
         )
         self.attentions = nn.ModuleList(
-            Transformer(folded, f"{prefix}.attentions.{j}", config)
+            Transformer(folded, f"{prefix}.attentions.{j}", options)
             for j in range(count(folded, f"{prefix}.attentions"))
         )
         self.downsamplers = nn.ModuleList(
@@ -229,7 +265,7 @@ class Stage(nn.Module):
     def step(
         self, j: int, x: Features, skip: Features | None, then: GroupNorm | None, beside: Features | None
     ) -> Features:
-        """Resnet j and the transformer behind it; then, beside: what takes the result, as `Resnet` says."""
+        """Resnet j and the transformer after it; then, beside: what takes the result, as `Resnet` says."""
         if j >= len(self.attentions):
             found: Features = self.resnets[j](x, skip, then, beside)
             return found
@@ -268,28 +304,28 @@ def _sample(
     then: GroupNorm | None,
     beside: Features | None,
 ) -> Features:
-    """The convolution that halves or doubles the image behind the resnets."""
+    """The convolution that halves or doubles the image after the resnets."""
     return sampler.features(x.image, groups, then=then, beside=None if beside is None else beside.image)
 
 
 class UNet(nn.Module):
     """Image in [0,1] (PixelUnshuffle input) or latent -> the decoder's input."""
 
-    def __init__(self, folded: Folded, config: UNetConfig) -> None:
+    def __init__(self, folded: Folded, options: Options) -> None:
         super().__init__()
         self.conv_in: nn.Module
-        if config.input == "unshuffle":
-            self.conv_in = InputConv(folded, "unet.conv_in", stride=config.unshuffle, border=0.5)
+        if options.input == "unshuffle":
+            self.conv_in = InputConv(folded, "unet.conv_in", stride=options.unshuffle, border=0.5)
         else:
             self.conv_in = Conv(folded, "unet.conv_in")
         downs, ups = (count(folded, f"unet.{kind}_blocks") for kind in ("down", "up"))
-        self.down_blocks = nn.ModuleList(Stage(folded, f"unet.down_blocks.{i}", config) for i in range(downs))
-        self.mid_block = Stage(folded, "unet.mid_block", config)
-        self.up_blocks = nn.ModuleList(Stage(folded, f"unet.up_blocks.{i}", config) for i in range(ups))
-        self.conv_norm_out = GroupNorm(folded, "unet.conv_norm_out", config.groups, config.unet_eps)
+        self.down_blocks = nn.ModuleList(Stage(folded, f"unet.down_blocks.{i}", options) for i in range(downs))
+        self.mid_block = Stage(folded, "unet.mid_block", options)
+        self.up_blocks = nn.ModuleList(Stage(folded, f"unet.up_blocks.{i}", options) for i in range(ups))
+        self.conv_norm_out = GroupNorm(folded, "unet.conv_norm_out", options.groups, options.unet_eps)
         self.conv_out = Conv(folded, "unet.conv_out")
-        self.subtract = config.prediction == "subtract"
-        self.groups = config.groups
+        self.subtract = options.prediction == "subtract"
+        self.groups = options.groups
         self.factor = 2 ** sum(len(stage.downsamplers) for stage in self.stages("down"))
 
     def stages(self, kind: str) -> list[Stage]:

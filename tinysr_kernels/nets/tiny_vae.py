@@ -54,7 +54,7 @@ def halo(blocks: tuple[int, ...]) -> int:
     """How far, in latent pixels, an output of encoder or decoder depends on its inputs, rounded up.
 
     Every 3x3 convolution reaches one pixel of its own grid; stage i of the encoder (counted from the image) has
-    3 * blocks[i] of them and, behind the first stage, a strided one on the finer grid. The decoder is its mirror image.
+    3 * blocks[i] of them and, after the first stage, a strided one on the finer grid. The decoder is its mirror image.
     """
     stages = len(blocks)
     pixels = 1 + 2 ** (stages - 1)

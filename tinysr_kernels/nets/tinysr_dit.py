@@ -1,9 +1,9 @@
 """TinySR's transformer with every constant folded: the pruned SD3 blocks, image stream only.
 
 One block is five operators: qkv, attention, output projection with residual, feed-forward with GELU, feed-forward with
-residual. The LayerNorms are in the linears around them (ops/norm/row_moments.py), modulation (1+scale, shift) sits in the
-linears that follow, gates in those that precede, the patch convolution's bias in the position table (arXiv 2508.17434,
-section 3.3, caches the same constants; the folds go further).
+residual. The LayerNorms are in the linears around them (ops/norm/row_moments.py), modulation (1+scale, shift) sits in
+the linears that follow, gates in those that precede, the patch convolution's bias in the position table (arXiv
+2508.17434, section 3.3, caches the same constants; the folds go further).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from tinysr_kernels.families import TinySRConfig
 from tinysr_kernels.nets.fold import Folder
 from tinysr_kernels.nets.layers import Folded, Layer, Linear, Rows, count, ops
 
@@ -21,7 +20,7 @@ EPS = 1e-6
 
 
 def fold(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Fold the tensors `transformer.*` of a normalised checkpoint; names as `Transformer` reads them."""
+    """Fold the tensors `transformer.*` of a normalized checkpoint; names as `Transformer` reads them."""
     f = Folder(tensors, dtype)
     source = "transformer"
     f.matrix("transformer.patch.weight", f.get(f"{source}.pos_embed.proj.weight"))
@@ -77,15 +76,15 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """z [N,16,S,S] -> z - transformer(z), S the side of its window (64 in the release)."""
 
-    def __init__(self, folded: Folded, config: TinySRConfig) -> None:
+    def __init__(self, folded: Folded, head_dim: int, patch_size: int) -> None:
         super().__init__()
         self.patch = Layer(folded, "transformer.patch", ("weight", "table"))
         blocks = count(folded, "transformer.blocks")
-        self.blocks = nn.ModuleList(Block(folded, f"transformer.blocks.{i}", config.head_dim) for i in range(blocks))
+        self.blocks = nn.ModuleList(Block(folded, f"transformer.blocks.{i}", head_dim) for i in range(blocks))
         self.proj_out = Linear(folded, "transformer.proj_out", norm_eps=EPS)
-        self.patch_size = config.patch_size
+        self.patch_size = patch_size
         tokens = self.patch.get_buffer("table").shape[0]
-        self.window = round(tokens**0.5) * config.patch_size
+        self.window = round(tokens**0.5) * patch_size
 
     def forward(self, z: Tensor) -> Tensor:
         """[N,C,window,window] -> the same shape, channels_last."""

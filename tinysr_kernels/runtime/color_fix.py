@@ -5,32 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tinysr_kernels.families import ColorFix, Family
+from tinysr_kernels.families import Adain, ColorFix
 from tinysr_kernels.ops.image import color  # noqa: F401  (registers the operators)
 
 ops = torch.ops.tinysr
-TINYSR_EPS = 1e-5
-"""TinySR adds this to the variances of images in [0,1]."""
-FLAT_STD = 1 / 255
-"""Below this standard deviation an image is flat, and dividing by it would only amplify noise."""
 
 
 def fix_colors(
-    sr: Tensor, lr: Tensor, method: ColorFix, family: Family, upscale: int, dtype: torch.dtype | None = None
+    sr: Tensor, lr: Tensor, method: ColorFix, adain: Adain, upscale: int, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
     """The fixed image [N,3,sH,sW] in [0,1], and flags [N,...] that are true where sr was finite.
 
     sr [N,3,sH,sW] and its original lr [N,3,H,W], both in [0,1] but for sr's overshoot, lr in uint8 as well. dtype: of
     the result, sr's by default; uint8 is rounded to the nearest.
 
-    adain gives every channel the original's mean and standard deviation; wavelet the original's low frequencies;
-    none only clamps. TinySR clamps before measuring and regularises with an epsilon, AdcSR does neither
-    (FORMATS of the two releases), with the gain bounded for flat images.
+    method: "adain" gives every channel the original's mean and standard deviation, "wavelet" the original's low
+    frequencies, "none" only clamps. adain: how the family does the first, for public codes differ in it.
     """
     if method == "none":
         return ops.clamp_image(sr, dtype)
     if method == "wavelet":
         return ops.wavelet_fix(sr, lr, upscale, dtype)
-    if family == "tinysr-dit":
-        return ops.adain_fix(sr, lr, TINYSR_EPS, 0.0, True, dtype)
-    return ops.adain_fix(sr, lr, 0.0, FLAT_STD, False, dtype)
+    return ops.adain_fix(sr, lr, adain.eps, adain.least, adain.clamp, dtype)

@@ -11,13 +11,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tinysr_kernels.checkpoint import Checkpoint, folded_metadata, load, write_safetensors
+from tinysr_kernels.checkpoint import folded_metadata, write_safetensors
 from tinysr_kernels.errors import CheckpointError, InputError, OutOfMemory
-from tinysr_kernels.families import COLOR_FIXES, ColorFix, TinySRConfig, config_to_dict
+from tinysr_kernels.families import (
+    COLOR_FIXES,
+    FAMILIES,
+    Checkpoint,
+    ColorFix,
+    check_quantize,
+    config_to_dict,
+    fold,
+    load,
+)
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.backend import choose_backend
 from tinysr_kernels.launch.device import assume, gpu_at
-from tinysr_kernels.nets import LatentNetwork, Network, build, check_quantize, fold, folds, is_fp8, place, to_fp8
+from tinysr_kernels.nets import LatentNetwork, Network, is_fp8, place
 from tinysr_kernels.ops.linear.quantize import CAPABILITY
 from tinysr_kernels.ops.trace import Call, trace
 from tinysr_kernels.runtime.color_fix import fix_colors
@@ -62,6 +71,7 @@ class CompiledSR:
         """graphs: how many CUDA graphs are kept at most."""
         self.family = checkpoint.family
         self.config = checkpoint.config
+        self._family = FAMILIES[checkpoint.family]
         self.source = checkpoint.source
         self.device = device
         self.dtype = dtype
@@ -72,12 +82,12 @@ class CompiledSR:
         self.notices = list(checkpoint.notices)
         self._merged = list(checkpoint.merged)
         self._folded = place(folded, device, dtype)
-        self._networks = {dtype: build(self.family, self.config, self._folded)}
+        self._networks = {dtype: self._family.build(self.config, self._folded)}
         check_upscale(self.network, upscale)
         _check_all_used(self.network, self._folded)
         self._lock = threading.Lock()
         self.launches = self._trace()
-        """Every operator call for one 128x128 image in order, the colour fix included; counted on meta tensors."""
+        """Every operator call for one 128x128 image in order, the color fix included; counted on meta tensors."""
         limits = Limits(tile=tile, tile_batch=TILE_BATCH if device.type == "cuda" else 1)
         if not isinstance(self.network, LatentNetwork):
             limits.bytes_per_pixel = bytes_per_pixel(self.launches, TRACE_SIDE**2)
@@ -89,7 +99,6 @@ class CompiledSR:
             dtype=dtype,
             backend=backend,
             upscale=upscale,
-            overlap=self._overlap,
         )
 
     @property
@@ -114,30 +123,22 @@ class CompiledSR:
     def enlarge(self, rgb: Tensor, out: Tensor | None = None) -> Tensor:
         """[N,3,H,W] RGB -> [N,3,s*H,s*W], same dtype and device: uint8, or float32 or float64 in [0,1].
 
-        The network computes on its own device in its own dtype; the colour fix in float32 or wider. out: takes the
+        The network computes on its own device in its own dtype; the color fix in float32 or wider. out: takes the
         result, if given.
         """
         return self._runner(rgb, out)
 
     enlarge.takes_bytes = True  # type: ignore[attr-defined]  # see images.py
 
-    @property
-    def _overlap(self) -> int:
-        """Of windows, in latent pixels: the release's 8 of 64, but at most half of a smaller network's window."""
-        network = self.network
-        if not isinstance(self.config, TinySRConfig) or not isinstance(network, LatentNetwork):
-            return 0
-        return min(self.config.overlap, network.window // 2)
-
     def _fix(self, sr: Tensor, lr: Tensor, dtype: torch.dtype) -> Outputs:
-        return fix_colors(sr, lr, self.color_fix, self.family, self.upscale, dtype)
+        return fix_colors(sr, lr, self.color_fix, self._family.adain, self.upscale, dtype)
 
     def _network(self, dtype: torch.dtype) -> Network:
         """The network in `dtype`, built from the folded weights on first need."""
         with self._lock:
             if dtype not in self._networks:
                 placed = place(self._folded, self.device, dtype)
-                self._networks[dtype] = build(self.family, self.config, placed)
+                self._networks[dtype] = self._family.build(self.config, placed)
             return self._networks[dtype]
 
     def warmup(self, shapes: Iterable[Sequence[int]], dtype: torch.dtype = torch.uint8) -> None:
@@ -159,7 +160,7 @@ class CompiledSR:
     def stream(
         self, frames: Iterable[Kind], *, on_error: OnError = "raise", buffers: int | None = None
     ) -> Iterator[Any]:
-        """Enlarge frames in order, the next ones while the caller still has to do with the last.
+        """Enlarge frames in order, computing the next ones while the caller handles the previous result.
 
         On a GPU the copy of one frame to the device, the computing of another and the copy of a third back go on at
         the same time; on the CPU the next frame is computed while the caller reads and writes others. frames: taken by
@@ -175,11 +176,11 @@ class CompiledSR:
 
     def _trace(self) -> list[Call]:
         """Enlarge one image without memory or time, which also proves that the tensors' shapes fit together."""
-        meta = build(self.family, self.config, {k: v.to("meta") for k, v in self._folded.items()})
+        meta = self._family.build(self.config, {k: v.to("meta") for k, v in self._folded.items()})
         lr = torch.empty((1, 3, TRACE_SIDE, TRACE_SIDE), dtype=torch.uint8, device="meta")
 
         def enlarge() -> Outputs:
-            sr = restore(meta, lr, self.upscale, Limits(), self._overlap, dtype=self.dtype)
+            sr = restore(meta, lr, self.upscale, Limits(), dtype=self.dtype)
             return self._fix(sr, lr, lr.dtype)
 
         with assume(gpu_at(self.device)):
@@ -215,7 +216,7 @@ class CompiledSR:
             "launch_configurations": dict(Counter(call.source for call in self.launches for _ in call.steps)),
             "programmatic_dependent_launch": self._launches_early(),
             "non_finite_retries": self._runner.retries,
-            "folded": self._merged + folds(self._folded),
+            "folded": self._merged + self._family.folds(self._folded),
             "notices": self.notices,
         }
 
@@ -225,7 +226,7 @@ class CompiledSR:
     def save(self, path: str | PathLike[str]) -> None:
         """Write the folded weights as one safetensors file that `compile(path)` loads without folding again.
 
-        Quantised weights are written as they are, and come back so.
+        Quantized weights are written as they are, and come back so.
         """
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self._folded.items()}
         write_safetensors(path, tensors, folded_metadata(self.family, self.config, _name(self.dtype), self.quantize))
@@ -248,7 +249,8 @@ def compile(
     """Load a checkpoint, fold every constant into its weights and return the model that runs it.
 
     ckpt: a file or folder, "demo" (the small checkpoint inside the package), a dict naming the parts, or an nn.Module.
-    device: default cuda if present, else cpu. dtype: default float16 on cuda (AdcSR: bfloat16), float32 elsewhere.
+    device: default cuda if present, else cpu. dtype: default on cuda the family's own (float16; AdcSR: bfloat16),
+    float32 elsewhere.
     backend: "auto", "reference" or "triton". quantize: "fp8" for TinySR's transformer in e4m3 (docs/fp8.md): on GPUs of
     compute capability 8.9 or higher, or emulated on the CPU; None leaves it as the checkpoint has it. color_fix:
     "adain", "wavelet", "none"; None takes the family's own. upscale: whole factor (UNet families: what the network
@@ -267,14 +269,14 @@ def compile(
     run_dtype = _choose_dtype(dtype, checkpoint, run_device)
     folded = checkpoint.tensors
     if quantize is not None:
-        check_quantize(checkpoint.family)
+        check_quantize(checkpoint.family, quantize)
     if quantize is not None or is_fp8(folded):
         _check_fp8(run_device)
     try:
         if not checkpoint.folded:
             folded = fold(checkpoint.family, checkpoint.config, folded, run_dtype, quantize)
         elif quantize is not None:
-            folded = to_fp8(folded)
+            folded = FAMILIES[checkpoint.family].quantize(folded, quantize)
         return CompiledSR(
             checkpoint,
             folded,
@@ -333,7 +335,7 @@ def _choose_dtype(dtype: str | torch.dtype | None, checkpoint: Checkpoint, devic
     if dtype is None:
         if device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if checkpoint.family == "adcsr" else torch.float16
+        return DTYPES[FAMILIES[checkpoint.family].dtype]
     found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if found not in DTYPES.values():
         raise InputError(f"dtype must be one of {sorted(DTYPES)}, found {dtype!r}")
@@ -347,7 +349,7 @@ def _check_fp8(device: torch.device) -> None:
     found, wanted = (".".join(map(str, c)) for c in (torch.cuda.get_device_capability(device), CAPABILITY))
     raise InputError(
         f"fp8 needs compute capability {wanted} or higher, {torch.cuda.get_device_name(device)} has {found}; "
-        "use quantize=None with a checkpoint that is not quantised, or device='cpu'"
+        "use quantize=None with a checkpoint that is not quantized, or device='cpu'"
     )
 
 

@@ -39,11 +39,10 @@ class Runner:
         dtype: torch.dtype,
         backend: str,
         upscale: int,
-        overlap: int,
     ) -> None:
         """network: returns the network in a dtype, always the same object. fix: color fix; takes the upscaled and the
         original image and the result's dtype, and returns the result and a flag per image that is true if the upscaled
-        image is finite. upscale: the factor. overlap: of a LatentNetwork's windows, in latent pixels.
+        image is finite. upscale: the factor.
         """
         self.graphs = graphs
         self.limits = limits
@@ -54,7 +53,6 @@ class Runner:
         self._dtype = dtype
         self._backend = backend
         self._upscale = upscale
-        self._overlap = overlap
         self._lock = threading.Lock()
 
     @torch.inference_mode()
@@ -148,7 +146,7 @@ class Runner:
         """
         to_float32 = images.dtype == torch.float64 and dtype != torch.float64
         lr = images.to(torch.float32) if to_float32 else images
-        sr = restore(self._network(self._dtype), lr, self._upscale, self.limits, self._overlap, part, dtype)
+        sr = restore(self._network(self._dtype), lr, self._upscale, self.limits, part, dtype)
         return self._fix(sr, lr, images.dtype)
 
     def _recompute_wider(self, image: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""From a low-resolution image to the restored one, before the colour fix: padding, windows, tiles, memory."""
+"""From a low-resolution image to the restored one, before the color fix: padding, windows, tiles, memory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SMALLEST_TILE = 64
 MEMORY_SHARE = 0.5
 """Share of the free memory that one network call may take."""
 TILE_OVERLAP = 1 / 8
-"""Share of a UNet tile's side that it has in common with its neighbour."""
+"""Share of a UNet tile's side that it has in common with its neighbor."""
 
 
 @dataclass
@@ -124,7 +124,6 @@ def restore(
     lr: Tensor,
     upscale: int,
     limits: Limits,
-    overlap: int,
     call: CallPart | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
@@ -132,9 +131,9 @@ def restore(
 
     The result is of the dtype that the network's parts give, or where windows were blended in float32 or wider.
     An image that lies on another device than the network (a large one in host memory) travels tile by tile, so that
-    the memory taken on the network's device does not grow with it. overlap: latent pixels shared by neighbouring
-    windows of a LatentNetwork. call: runs a part, by default that of `network`. dtype: what a LatentNetwork is given,
-    by default lr's own, or float32; a PixelNetwork is given what lr is, or of uint8 that has to be padded this dtype.
+    the memory taken on the network's device does not grow with it. call: runs a part, by default that of `network`.
+    dtype: what a LatentNetwork receives, by default lr's own, or float32; a PixelNetwork receives what lr is, or of
+    uint8 that has to be padded this dtype.
     """
     dtype = dtype or (lr.dtype if lr.is_floating_point() else torch.float32)
     away = next(network.buffers()).device
@@ -145,7 +144,7 @@ def restore(
 
     if isinstance(network, PixelNetwork):
         return _restore_pixels(network, lr, limits, away, visit, dtype)
-    return _restore_latents(network, lr, upscale, limits, overlap, visit, dtype)
+    return _restore_latents(network, lr, upscale, limits, visit, dtype)
 
 
 Visit = Callable[[str, bool], Callable[[Tensor], Tensor]]
@@ -180,11 +179,10 @@ def _restore_latents(
     lr: Tensor,
     upscale: int,
     limits: Limits,
-    overlap: int,
     visit: Visit,
     dtype: torch.dtype,
 ) -> Tensor:
-    """TinySR: the VAE's halves in exact tiles, the transformer in blended windows of its one size."""
+    """The VAE's halves in exact tiles, the transformer in blended windows of its one size."""
     height, width = lr.shape[2:]
     whole = in_one_piece(network, height, width, upscale, limits)
     padded = _padded(lr, _latent_padding(network, height, width, upscale), dtype)
@@ -197,7 +195,7 @@ def _restore_latents(
         z = denoise(z)
     else:
         weights = _gaussian_window(side, z.device)
-        z = blend_windows(z, (side, side), overlap, weights, 1, limits.window_batch, denoise).to(z.dtype)
+        z = blend_windows(z, (side, side), network.overlap, weights, 1, limits.window_batch, denoise).to(z.dtype)
     sr = apply_with_halo(z, core, halo, 1, factor, 1, visit("decoder", not whole))
     return sr[:, :, : height * upscale, : width * upscale]
 
@@ -224,7 +222,7 @@ def _ramp_window(height: int, width: int, overlap: int, device: torch.device) ->
 def _restore_pixels(
     network: PixelNetwork, lr: Tensor, limits: Limits, away: torch.device, visit: Visit, dtype: torch.dtype
 ) -> Tensor:
-    """AdcSR and tinysr-unet: the whole image while it fits, else overlapping tiles, blended."""
+    """The whole image while it fits, else overlapping tiles, blended."""
     height, width = lr.shape[2:]
     padded = _padded(lr, pad_sides(height, width, network.multiple, network.multiple), dtype)
     tile = tile_side(padded.shape[2], padded.shape[3], away, limits)

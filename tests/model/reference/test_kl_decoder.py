@@ -10,6 +10,7 @@ from model.reference.kl_decoder import KLDecoder
 from model.reference.unet_shapes import decoder_shapes
 from tinysr_kernels.families import UNetConfig
 
+pytestmark = pytest.mark.numeric
 vae = pytest.importorskip("diffusers.models.autoencoders.vae")
 
 CONFIG = UNetConfig(groups=(4, 2, 1))

@@ -20,6 +20,7 @@ from model.reference.unet_shapes import (
 from model.reference.unet_sr import UNetSR
 from tinysr_kernels.families import UNetConfig
 
+pytestmark = pytest.mark.numeric
 resnet = pytest.importorskip("diffusers.models.resnet")
 
 CONFIG = UNetConfig(head_dim=8, groups=(4, 2, 1))

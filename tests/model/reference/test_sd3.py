@@ -11,6 +11,7 @@ from torch import nn
 from model.reference.kl_vae import KLVAE, kl_config, kl_vae_shapes
 from model.reference.sd3_transformer import SD3Config, SD3Transformer, crop_table
 
+pytestmark = pytest.mark.numeric
 diffusers = pytest.importorskip("diffusers")
 
 CONFIG = SD3Config(

@@ -14,6 +14,7 @@ from model.reference.tiny_vae import TinyVAE, conv_shapes, decoder_steps, encode
 from tests.layouts.weights import fill, fill_tiny, random_image
 from tinysr_kernels.families import TinySRConfig
 
+pytestmark = pytest.mark.numeric
 BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-12}
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 OTHER = TinySRConfig(encoder_blocks=(2, 1, 1), decoder_blocks=(1, 2, 1))

@@ -32,6 +32,7 @@ from model.reference.tinysr_dit import (
 from tests.layouts.weights import fill
 from tinysr_kernels.families import TinySRConfig
 
+pytestmark = pytest.mark.numeric
 BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-12}
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 DIM, HEAD_DIM, POOLED, CHANNELS, LAYERS, TABLE, SAMPLE, MAX_SIZE = 48, 16, 20, 4, 3, 4, 16, 16

@@ -71,6 +71,7 @@ class TestResizeBicubic(OperatorContract):
     op = "resize_bicubic"
     oracle = staticmethod(oracle)
     eager = staticmethod(eager)
+    bytes_are_numbers = True
     mutants = MUTANTS
     mistakes = MISTAKES
 

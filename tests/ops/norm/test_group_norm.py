@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.ops.cases import Arguments, Draw
-from tests.ops.contract import OperatorContract, errors
+from tests.ops.cases import Arguments, Case, Draw
+from tests.ops.contract import OperatorContract
 from tests.ops.mathematics import altered, sigmoid_times
 from tinysr_kernels.ops.norm.group_norm import cost, reference
 
@@ -136,17 +136,24 @@ class TestGroupNorm(OperatorContract):
         return elements * (statistics + 2 + (4 if arguments.get("silu", True) else 0))
 
 
+def far_mean(d: Draw, channels: int = 60, groups: int = 4) -> Arguments:
+    """An image whose mean is 50 deviations from zero."""
+    weight, bias = d.normal(channels), d.normal(channels)
+    x = d.normal(1, channels, 33, 17) + 50
+    return {"x": x, "skip": None, "weight": weight, "bias": bias, "groups": groups, "eps": 1e-6, "silu": False}
+
+
 def test_channels_last_keeps_the_variance() -> None:
     """Means of 50 deviations, in the layout that networks use: a variance by cancellation errs 100 times more."""
-    d = Draw("far mean")
-    x = (d.normal(1, 60, 33, 17) + 50).float().contiguous(memory_format=torch.channels_last)
-    weight, bias = d.normal(60).float(), d.normal(60).float()
-    arguments = {"x": x, "skip": None, "weight": weight, "bias": bias, "groups": 4, "eps": 1e-6, "silu": False}
-    exact = oracle(**{k: v.double() if isinstance(v, Tensor) else v for k, v in arguments.items()})
-    careful, careless = reference(**arguments), sums_of_squares(**arguments)
-    eager_error = errors(eager(**{**arguments, "x": x.contiguous()}), exact)
-    assert all(mine <= 2 * theirs for mine, theirs in zip(errors(careful, exact), eager_error, strict=True))
-    assert errors(careless, exact)[0] > 10 * errors(careful, exact)[0]
+    case = Case("group_norm", "far mean", far_mean)
+    contract, single = TestGroupNorm(), torch.float32
+    arguments = case.arguments(single)
+    arguments["x"] = arguments["x"].contiguous(memory_format=torch.channels_last)
+    careful = contract.judge([reference(**arguments)], case, single)
+    careless = contract.judge([sums_of_squares(**arguments)], case, single)
+    assert careful.holds, careful
+    assert not careless.holds
+    assert careless.found[0] > 10 * careful.found[0]
 
 
 def test_cost_by_hand() -> None:

@@ -6,8 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from tests.ops.cases import Draw
-from tests.ops.contract import errors
+from tests.ops.cases import Case
 from tests.ops.kernel_contract import KernelContract
 from tests.ops.norm import test_group_norm
 from tinysr_kernels.ops.norm.group_norm import Config
@@ -63,21 +62,6 @@ class TestGroupNormKernels(KernelContract):
 
     def test_large_mean_in_many_steps(self) -> None:
         """Means of 50 deviations over many steps and chunks: no cancellation in either form."""
-        d = Draw("far mean")
-        x = (d.normal(1, 30, 33, 17) + 50).float().contiguous(memory_format=torch.channels_last)
-        arguments = {
-            "x": x,
-            "skip": None,
-            "weight": d.normal(30).float(),
-            "bias": d.normal(30).float(),
-            "groups": 2,
-            "eps": 1e-6,
-            "silu": False,
-            "moments": None,
-            "skip_moments": None,
-        }
-        wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
-        exact, eager = test_group_norm.oracle(**wide), test_group_norm.eager(**arguments)
+        case = Case("group_norm", "far mean", lambda d: test_group_norm.far_mean(d, 30, 2))
         for config in (None, *self.configs):
-            found = errors(self.call(arguments, config), exact)
-            assert all(mine <= 2 * theirs for mine, theirs in zip(found, errors(eager, exact), strict=True)), config
+            assert self.check(case, torch.float32, config, draws=1), (config, self.found)

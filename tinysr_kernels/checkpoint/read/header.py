@@ -87,7 +87,7 @@ def _entry(path: Path, name: str, value: Any) -> Entry:
 
 
 def _check_cover(path: Path, entries: dict[str, Entry], data: int) -> None:
-    """The tensors lie one behind the other and fill the data exactly: no overlap, no gap, nothing missing."""
+    """The tensors lie one after the other and fill the data exactly: no overlap, no gap, nothing missing."""
     position = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != position:

@@ -149,7 +149,7 @@ def _plain(path: Path, name: str, tensor: Tensor, size: int) -> Tensor:
     """A dense CPU tensor no larger than the file it came from (strides of zero can claim any size)."""
     where = f"{path}: {quoted(name)}"
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        kind = "quantised" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}"
+        kind = "quantized" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}"
         raise CheckpointError(f"{where}: expected a plain dense tensor, found {kind}")
     if tensor.numel() * tensor.element_size() > size:
         raise CheckpointError(

@@ -122,7 +122,7 @@ class Weights:
 
 
 def norm(weights: Weights, name: str, channels: int) -> None:
-    """Take `name.weight` and `name.bias` [C] of a normalisation."""
+    """Take `name.weight` and `name.bias` [C] of a normalization."""
     weights.take(f"{name}.weight", [channels])
     weights.take(f"{name}.bias", [channels])
 

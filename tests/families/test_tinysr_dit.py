@@ -12,9 +12,8 @@ from model.reference.tinysr_dit import position_table as reference_table
 from tests.checkpoint.edit import assert_same, edit, edit_json, read, refused
 from tests.layouts.tinysr import LORA, STEM, TRANSFORMER, VAE, write_tinysr
 from tests.layouts.weights import write_pickle, write_safetensors
-from tinysr_kernels.checkpoint import load
 from tinysr_kernels.checkpoint.embeddings import position_table
-from tinysr_kernels.families import TinySRConfig
+from tinysr_kernels.families import TinySRConfig, load
 
 WEIGHTS = f"{TRANSFORMER}/{STEM}.safetensors"
 VAE_WEIGHTS = f"{VAE}/{STEM}.safetensors"
@@ -355,7 +354,7 @@ def test_missing_and_ambiguous_parts(tmp_path: Path) -> None:
     refused(tmp_path, "several", WEIGHTS, f"second/{WEIGHTS}")
     refused(tmp_path / TRANSFORMER, "tiny VAE", str(tmp_path / TRANSFORMER))
     refused(tmp_path / VAE, "expected a TinySR folder", "(vae)")
-    refused(tmp_path / WEIGHTS, "only one part")
+    refused(tmp_path / WEIGHTS, "only one part", '{"transformer": ..., "vae": ..., "lora": ..., "embeddings": ...}')
     refused({"transformer": tmp_path / VAE_WEIGHTS, "vae": tmp_path / VAE}, "expected a TinySR transformer", "tiny VAE")
     refused({"transformer": tmp_path / TRANSFORMER}, '"vae"', "'transformer'")
     refused({"transformer": 3, "vae": tmp_path / VAE}, "transformer", "int")
@@ -368,3 +367,9 @@ def test_two_loras(tmp_path: Path) -> None:
     write_tinysr(tmp_path, lora=True)
     write_safetensors(tmp_path / "other.safetensors", read(tmp_path / LORA)[0])
     refused(tmp_path, "several", LORA, "other.safetensors")
+
+
+def test_a_lora_or_embeddings_alone_name_the_dict_they_belong_in(tmp_path: Path) -> None:
+    write_tinysr(tmp_path, lora=True)
+    for file in (LORA, POOLED):
+        refused(tmp_path / file, file, "only one part", '"vae": ...')

@@ -12,8 +12,7 @@ from torch import nn
 from tests.checkpoint.edit import assert_same, edit, edit_metadata, read, refused
 from tests.layouts.unet import EMBEDDINGS, MODEL, write_unet
 from tests.layouts.weights import write_safetensors
-from tinysr_kernels.checkpoint import load
-from tinysr_kernels.families import UNetConfig, config_to_dict
+from tinysr_kernels.families import UNetConfig, config_to_dict, load
 
 VAE = UNetConfig(input="vae", prediction="subtract", encoder_blocks=(1, 1, 1, 1), decoder_blocks=(1, 1, 1, 1))
 RESNET = "unet.down_blocks.0.resnets.0"

@@ -1,4 +1,4 @@
-"""This project's own layout (family `tinysr-unet`): a pruned UNet with its decoder in one safetensors file.
+"""This project's own layout, `tinysr-unet`: a pruned UNet with its decoder in one safetensors file.
 
 Keys are AdcSR's without prefixes: `unet.*`, `decoder.*`, and `encoder.layers.*` where a tiny VAE makes the input. The
 configuration lies in the metadata. A resnet with a time projection has either `<resnet>.time_bias` [C] or
@@ -8,54 +8,121 @@ configuration lies in the metadata. A resnet with a time projection has either `
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tinysr_kernels.checkpoint.folded import read_metadata
+from tinysr_kernels.checkpoint.detect import Part
 from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
 from tinysr_kernels.checkpoint.read.text import quoted
 from tinysr_kernels.checkpoint.read.weights import Weights
-from tinysr_kernels.checkpoint.result import Checkpoint
 from tinysr_kernels.checkpoint.structure import check_kl_decoder, check_scale, check_unet
 from tinysr_kernels.checkpoint.vae import check_decoder, check_encoder
 from tinysr_kernels.errors import CheckpointError
-from tinysr_kernels.families import UPSCALE, UNetConfig
+from tinysr_kernels.families.base import Checkpoint, ColorFix, Family, Found
+from tinysr_kernels.nets import unet_sr
+from tinysr_kernels.nets.unet_sr import UPSCALE
 
 TIME_BIAS = ".time_bias"
 TIME_PROJECTION = ".time_emb_proj"
 TEMB = "temb"
 GROUP_NORM = re.compile(r"(resnets\.[0-9]+\.norm[12]|attentions\.[0-9]+\.(norm|group_norm)|\.conv_norm_out)\.weight$")
 
+GROUP_CANDIDATES = (32, 24, 16, 12, 8, 6, 4, 2, 1)
+UNET = Part("unet", "a tinysr-unet file (keys unet.*, decoder.*)", re.compile(r"^unet\.(conv_in|down_blocks)\."))
 
-def is_embedding_name(name: str) -> bool:
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """What the weights of a pruned UNet and its KL or tiny decoder leave open. The defaults are AdcSR's."""
+
+    input: Literal["unshuffle", "vae"] = "unshuffle"
+    unshuffle: int = 2
+    head_dim: int = 48
+    groups: tuple[int, ...] = GROUP_CANDIDATES
+    """GroupNorm takes the first of these that divides its channel count."""
+    unet_eps: float = 1e-5
+    transformer_norm_eps: float = 1e-6
+    layer_norm_eps: float = 1e-5
+    decoder_eps: float = 1e-6
+    prediction: Literal["direct", "subtract"] = "direct"
+    """What the decoder receives with VAE input: the UNet's output, or the latent minus it."""
+    residual: Literal["none", "bicubic"] = "none"
+    """Whether the bicubic enlargement of the input is added to the decoder's output."""
+    color_fix: ColorFix = "adain"
+    scaling_factor: float = 1.0
+    encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
+    decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+
+
+class TinySRUNet(Family[UNetConfig]):
+    """Recognized by its metadata, which hold its configuration too."""
+
+    name = "tinysr-unet"
+    summary = "a tinysr-unet file"
+    parts = (UNET,)
+    config_class = UNetConfig
+    takes_embeddings = True
+    embedding_names = re.compile(rf"^{TEMB}$|{re.escape(TIME_BIAS)}$")
+    own_format = True
+
+    def read(self, found: Found) -> Checkpoint:
+        """Check the structure and evaluate the time projections; embeddings take precedence over the file's own."""
+        part = found.parts[UNET.role]
+        if not isinstance(part.own, UNetConfig):  # of a module, for a file has been asked for its metadata
+            raise CheckpointError(f"{part.file.where}: config: expected a UNetConfig, found {quoted(part.own)}")
+        tensors = _checked(part.file, part.own, _combined(found.named or found.beside))
+        return Checkpoint(self.name, part.own, tensors, notices=found.notices, source=found.source)
+
+    def fold(self, config: UNetConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        """As every pruned UNet."""
+        return unet_sr.fold(tensors, config, dtype)
+
+    def build(self, config: UNetConfig, folded: Mapping[str, Tensor]) -> unet_sr.UNetSR:
+        """The low-resolution image whole, or in blended tiles."""
+        return unet_sr.UNetSR(folded, config)
+
+    def folds(self, folded: Mapping[str, Tensor]) -> list[str]:
+        """Also the range map, where the image itself is the input."""
+        return unet_sr.folds(folded)
+
+
+def _is_embedding_name(name: str) -> bool:
     """Whether a stored name is one that embeddings.safetensors may hold."""
     return name == TEMB or name.endswith(TIME_BIAS)
 
 
-def load_unet(file: TensorFile, embeddings: TensorFile | None) -> Checkpoint:
-    """Load a file in our own layout; CheckpointError for a wrong version, configuration or structure."""
-    own = read_metadata(file.metadata, file.where)
-    if not isinstance(own.config, UNetConfig) or own.family != "tinysr-unet":
-        raise CheckpointError(f"{file.where}: metadata family: expected 'tinysr-unet', found {own.family!r}")
-    return normalise(file, own.config, embeddings)
+def _combined(files: Sequence[TensorFile]) -> TensorFile | None:
+    """Time biases and temb of several files as one; a lone tensor of another name is temb. None for no files."""
+    if not files:
+        return None
+    merged = TensorFile(files[0].path, {})
+    for file in files:
+        for name, tensor in file.only_tensors().items():
+            lone = len(file.tensors) == 1 and not _is_embedding_name(name)
+            name = "temb" if lone else name
+            if name in merged.tensors:
+                raise CheckpointError(f"{file.where}: {quoted(name)}: also in {merged.where}")
+            merged.tensors[name] = tensor
+    return merged
 
 
-def normalise(file: TensorFile, config: UNetConfig, embeddings: TensorFile | None) -> Checkpoint:
-    """Check the structure and evaluate the time projections; `embeddings` go before what the file itself holds."""
+def _checked(file: TensorFile, config: UNetConfig, embeddings: TensorFile | None) -> dict[str, Tensor]:
     tensors = dict(file.only_tensors())
     origins = {}
     for name, tensor in (embeddings.only_tensors() if embeddings else {}).items():
         where = f"{embeddings.where if embeddings else ''}: {quoted(name)}"
-        if not is_embedding_name(name):
+        if not _is_embedding_name(name):
             raise CheckpointError(f"{where}: expected {TEMB!r} or '<resnet>{TIME_BIAS}'")
         tensors[name], origins[name] = tensor, where
     _evaluate_time(tensors, file.where, origins)
     weights = Weights(tensors, lambda name: origins.get(name, f"{file.where}: {quoted(name)}"))
-    check_network(weights, config, file.where)
-    return Checkpoint("tinysr-unet", config, weights.finish(), source=file.where)
+    _check_network(weights, config, file.where)
+    return weights.finish()
 
 
 def _evaluate_time(tensors: dict[str, Tensor], where: str, origins: Mapping[str, str]) -> None:
@@ -97,12 +164,12 @@ def _evaluate_time(tensors: dict[str, Tensor], where: str, origins: Mapping[str,
         tensors[resnet + TIME_BIAS] = value if wide else value.float()
 
 
-def check_network(weights: Weights, config: UNetConfig, where: str) -> None:
+def _check_network(weights: Weights, config: UNetConfig, where: str) -> None:
     """Take the whole network and check that its parts fit and that it enlarges by four."""
     if config.input == "vae":
         latent = check_encoder(weights, "encoder.layers", config.encoder_blocks, None, None)
         shrink = 2 ** (len(config.encoder_blocks) - 1)
-        outputs = check_unet(weights, config, latent)
+        outputs = check_unet(weights, config.head_dim, latent)
         if config.prediction == "subtract" and outputs != latent:
             raise CheckpointError(
                 f"{weights.where('unet.conv_out')}: prediction 'subtract' needs as many channels as the latent's "
@@ -115,7 +182,7 @@ def check_network(weights: Weights, config: UNetConfig, where: str) -> None:
                 f"{where}: metadata config: prediction 'subtract' needs input 'vae', found 'unshuffle'"
             )
         shrink, upscale = config.unshuffle, UPSCALE
-        outputs = check_unet(weights, config, 3 * shrink**2)
+        outputs = check_unet(weights, config.head_dim, 3 * shrink**2)
     if weights.has_under("decoder.layers"):
         check_decoder(weights, "decoder.layers", config.decoder_blocks, None, outputs)
         upsamplers = len(config.decoder_blocks) - 1

@@ -11,8 +11,7 @@ from torch import nn
 from tests.checkpoint.edit import assert_same, edit, refused
 from tests.layouts.adcsr import HALF_DECODER, NET, write_adcsr
 from tests.layouts.weights import write_pickle, write_safetensors
-from tinysr_kernels.checkpoint import load
-from tinysr_kernels.families import UNetConfig
+from tinysr_kernels.families import UNetConfig, load
 
 SMALL = {"channels": (48, 48), "layers": 1, "decoder_channels": (8, 8, 12, 12)}
 
@@ -45,7 +44,7 @@ def test_dicts(tmp_path: Path) -> None:
     refused({"unet": net}, '"decoder"', "'unet'")
     refused({"unet": net, "net_params": net, "decoder": decoder}, "expected the parts")
     refused({"unet": decoder, "decoder": net}, HALF_DECODER, "net_params", "halfDecoder")
-    refused(net, "only one part", "decoder")
+    refused(net, "only one part", '{"net_params": ..., "decoder": ...}')
 
 
 def test_module(tmp_path: Path) -> None:
@@ -164,3 +163,9 @@ def test_missing_and_several(tmp_path: Path) -> None:
     refused(tmp_path, "halfDecoder", "net_params_200.pkl (adcsr)")
     write_pickle(tmp_path / HALF_DECODER, {"state_dict": {"encoder.x": torch.ones(1)}})
     refused({"net_params": tmp_path / NET, "decoder": tmp_path / HALF_DECODER}, "decoder.up_blocks", "encoder.x")
+
+
+def test_embeddings_for_a_family_without(tmp_path: Path) -> None:
+    """They are ignored, which is said."""
+    write_adcsr(tmp_path, **SMALL)
+    assert any("adcsr takes none" in notice for notice in load(tmp_path, embeddings=torch.ones(1, 3)).notices)

@@ -1,0 +1,194 @@
+"""What measurements need of each family beside the package: full-size shapes, the reference network, its peers.
+
+The one place outside `tinysr_kernels/families/` where families are told apart; a family that is not in `SUBJECTS`
+compiles like any other and is not measured.
+
+TinySR: 12 blocks of width 1536, a VAE of 64 channels whose decoder is separable as in the paper or dense as the
+release also has it, and that of the paper with its transformer in fp8. AdcSR: SD 2.1's UNet at 0.75 of its widths.
+tinysr-unet: the checkpoint in the package, one of AdcSR's widths with separable convolutions, and two small ones of
+widths that are awkward for kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.reference.kl_decoder import KLDecoder
+from model.reference.pipelines import tinysr, unet_sr
+from model.reference.pruned_unet import PrunedUNet
+from model.reference.tiny_vae import TinyVAE
+from model.reference.tinysr_dit import BLOCK_MODULATION, OUT_MODULATION, TinySRTransformer
+from model.reference.unet_shapes import Shape, decoder_shapes, unet_shapes
+from tinysr_kernels.families import Config, TinySRConfig, UNetConfig, load
+
+META = torch.device("meta")
+ADCSR_WIDTHS = (240, 480, 960, 960)
+ADCSR_DECODER = (64, 128, 256, 256)
+Named = tuple[Config, dict[str, Tensor]]
+Parts = dict[str, nn.Module]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One comparison with eager PyTorch on a CPU: of a variant, whole or of its VAE's halves; the least speedup."""
+
+    variant: str
+    least: float
+    part: str = "whole"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A family as a subject of measurements.
+
+    variants: the networks it comes in, the one that counts first. shapes(variant, reduced): configuration and
+    normalized checkpoint on meta tensors; reduced: the same structure at a size that a CPU runs in a moment.
+    parts(tensors, config): the reference networks by name. enlarge(image, parts, config): the reference pipeline,
+    [N,3,H,W] in [0,1] -> [N,3,4H,4W]. quantized: variants that are quantized, and how. pages: variants in docs/plan.md.
+    bars: see `Bar`. lora: the part that is released with a LoRA. teachers: whether it is a student of the models in
+    `teachers.py`, to be timed beside it.
+    """
+
+    variants: tuple[str, ...]
+    shapes: Callable[[str, bool], Named]
+    parts: Callable[[Mapping[str, Tensor], Any], Parts]
+    enlarge: Callable[[Tensor, Mapping[str, Any], Any], Tensor]
+    quantized: Mapping[str, str] = field(default_factory=dict)
+    pages: tuple[str, ...] = ()
+    bars: tuple[Bar, ...] = ()
+    lora: str | None = None
+    teachers: bool = False
+
+
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors `prefix.*` without their prefix."""
+    return {k.removeprefix(f"{prefix}."): t for k, t in tensors.items() if k.startswith(f"{prefix}.")}
+
+
+# TinySR
+
+
+def _tinysr_shapes(variant: str, reduced: bool) -> Named:
+    """Images are 32x32 at least where it is reduced."""
+    with META:
+        transformer = (
+            TinySRTransformer(cached=True, dim=256, layers=2, table=8) if reduced else TinySRTransformer(cached=True)
+        )
+        width = 16 if reduced else 64
+        vae = TinyVAE.regular(width=width, separable_encoder=True, separable_decoder=variant != "dense")
+        return TinySRConfig(), transformer.normalised_state() | vae.state_dict()
+
+
+def _tinysr_parts(tensors: Mapping[str, Tensor], config: TinySRConfig) -> Parts:
+    of_vae = {k: v for k, v in tensors.items() if not k.startswith("transformer.")}
+    return {
+        "transformer": TinySRTransformer.from_state(public_transformer(tensors), config),
+        "vae": TinyVAE.from_state(of_vae, config),
+    }
+
+
+def _tinysr(image: Tensor, parts: Mapping[str, Any], config: TinySRConfig) -> Tensor:
+    return tinysr(image, parts["transformer"], parts["vae"], config)
+
+
+def public_transformer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """TinySR's transformer under its public names, with filled modulation buffers."""
+    state = {}
+    for name, t in under(tensors, "transformer").items():
+        stem, _, last = name.rpartition(".")
+        if last != "modulation":
+            state[name] = t
+        elif stem == "norm_out":
+            state |= dict(zip(OUT_MODULATION, t.split(1), strict=True))
+        else:
+            state |= {f"{stem}.{buffer}": row for buffer, row in zip(BLOCK_MODULATION, t.split(1), strict=True)}
+    return state
+
+
+# AdcSR and tinysr-unet
+
+
+def _adcsr_shapes(variant: str, reduced: bool) -> Named:
+    if reduced:
+        return _pixels(UNetConfig(), (48, 48, 96, 96), (16, 16, 32, 32), 2, separable=False)
+    return _pixels(UNetConfig(), ADCSR_WIDTHS, ADCSR_DECODER, 2, separable=False)
+
+
+def _unet_shapes(variant: str, reduced: bool) -> Named:
+    """The demo is small as it is, and of the others none is run on a CPU."""
+    if variant == "demo":
+        checkpoint = load("demo")
+        return checkpoint.config, {name: t.to(META) for name, t in checkpoint.tensors.items()}
+    if variant == "awkward":
+        return _pixels(UNetConfig(head_dim=30), (90, 210), (45, 63, 10, 90), 1, separable=False)
+    if variant == "awkward vae":
+        return _latents(UNetConfig(input="vae", prediction="subtract", head_dim=15, decoder_blocks=(1, 1, 1, 1)))
+    return _pixels(UNetConfig(residual="bicubic"), ADCSR_WIDTHS, ADCSR_DECODER, 2, separable=True)
+
+
+def _pixels(config: UNetConfig, widths: Sequence[int], decoder: Sequence[int], layers: int, separable: bool) -> Named:
+    """A UNet on the image itself, transformers on all levels but the last, and a KL decoder."""
+    attend = [True] * (len(widths) - 1) + [False]
+    inputs = 3 * config.unshuffle**2
+    unet = unet_shapes(inputs, decoder[-1], widths, layers, separable=separable, transformers=attend)
+    return config, _empty("unet", unet) | _empty("decoder", decoder_shapes(decoder, layers + 1, separable=separable))
+
+
+def _latents(config: UNetConfig) -> Named:
+    """A UNet between the halves of a tiny VAE of 30 channels, its latents of 10."""
+    with META:
+        vae = TinyVAE.regular(width=30, latent_channels=10, config=config, separable_encoder=True)
+        tensors = vae.state_dict()
+    return config, tensors | _empty("unet", unet_shapes(10, 10, (45, 60), 1, separable=True, transformers=(True, True)))
+
+
+def _empty(prefix: str, shapes: dict[str, Shape]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": torch.empty(shape, device=META) for name, shape in shapes.items()}
+
+
+def _unet_parts(tensors: Mapping[str, Tensor], config: UNetConfig) -> Parts:
+    return {
+        "unet": PrunedUNet.from_state(under(tensors, "unet"), config),
+        "decoder": KLDecoder.from_state(under(tensors, "decoder"), config),
+    }
+
+
+def _unet(image: Tensor, parts: Mapping[str, Any], config: UNetConfig) -> Tensor:
+    return unet_sr(image, parts["unet"], parts["decoder"], config)
+
+
+SUBJECTS: dict[str, Subject] = {
+    "tinysr-dit": Subject(
+        ("separable", "dense", "fp8"),
+        _tinysr_shapes,
+        _tinysr_parts,
+        _tinysr,
+        quantized={"fp8": "fp8"},
+        pages=("separable", "dense", "fp8"),
+        bars=(
+            Bar("separable", 1.5, "tiny VAE"),
+            Bar("separable", 1.0),
+            Bar("dense", 1.5, "tiny VAE"),
+            Bar("dense", 1.0),
+        ),
+        lora="transformer",
+        teachers=True,
+    ),
+    "adcsr": Subject(
+        ("released",), _adcsr_shapes, _unet_parts, _unet, pages=("released",), bars=(Bar("released", 1.2),)
+    ),
+    "tinysr-unet": Subject(
+        ("demo", "large", "awkward", "awkward vae"),
+        _unet_shapes,
+        _unet_parts,
+        _unet,
+        pages=("demo",),
+        bars=(Bar("demo", 1.0),),
+    ),
+}
+"""By the family's name."""

@@ -1,0 +1,112 @@
+"""The registry of model families, and what is asked of all of them at once.
+
+A family is a class in a file of its own here and a line in `FAMILIES`; `base.py` says what the class has. Families
+build on `checkpoint/` (reading) and `nets/` (networks), and only `runtime/` and what is above it builds on families.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinysr_kernels.errors import InputError
+from tinysr_kernels.families.adcsr import AdcSR
+from tinysr_kernels.families.base import COLOR_FIXES, Adain, Checkpoint, ColorFix, Config, Family, Found
+from tinysr_kernels.families.config import config_from_values, config_to_dict
+from tinysr_kernels.families.loading import Loader, roles_of
+from tinysr_kernels.families.tinysr_dit import TinySR, TinySRConfig
+from tinysr_kernels.families.tinysr_unet import TinySRUNet, UNetConfig
+from tinysr_kernels.nets import Network
+
+FAMILIES: dict[str, Family[Any]] = {
+    TinySR.name: TinySR(),
+    AdcSR.name: AdcSR(),
+    TinySRUNet.name: TinySRUNet(),
+}
+"""Every family by its name. Where the keys of one file suit several, the first in this order has it."""
+
+__all__ = [
+    "COLOR_FIXES",
+    "FAMILIES",
+    "Adain",
+    "Checkpoint",
+    "ColorFix",
+    "Config",
+    "Family",
+    "Found",
+    "TinySRConfig",
+    "UNetConfig",
+    "build",
+    "check_quantize",
+    "config_from_dict",
+    "config_to_dict",
+    "fold",
+    "load",
+    "role_of",
+]
+
+
+def load(ckpt: Any, *, embeddings: Any = None) -> Checkpoint:
+    """Find, read, check and normalize a checkpoint of any family.
+
+    ckpt: one of
+        "demo"                      the small checkpoint inside the package;
+        a path (str or PathLike)    a folder searched by content, a file, or an index of shards;
+        a dict of parts             for a family of several parts, by the names of its `parts`, such as {"transformer",
+                                    "vae"[, "lora"][, "embeddings"]} for TinySR and {"unet" or "net_params", "decoder"}
+                                    for AdcSR; each a path to a file or folder, an nn.Module or a dict of tensors
+                                    (where a config.json belongs to it, that lies beside the file or is the module's
+                                    `config`);
+        an nn.Module                of any family, by its keys; its `config` may be the family's configuration, and for
+                                    a pruned UNet (unet., decoder.) has to be a UNetConfig.
+    embeddings: takes precedence over the checkpoint's own: a tensor, a path to a file or folder, a dict name -> tensor
+        or path, or a sequence of these. Pooled prompt [1,P], temb [1,D], position table [1,T,D] for TinySR; temb [1,E]
+        or `<resnet>.time_bias` [C] for tinysr-unet.
+
+    Returns tensors on the CPU in their stored dtype, except what was merged or evaluated (float32 or wider).
+    Raises CheckpointError for whatever is missing, damaged, refused, ambiguous or contradictory.
+    """
+    return Loader(FAMILIES).load(ckpt, embeddings)
+
+
+def role_of(file: Any) -> str:
+    """What a `TensorFile` is by its content: a part's role, or one of `checkpoint.detect.DESCRIPTIONS`."""
+    return roles_of(FAMILIES).of(file)
+
+
+def config_from_dict(family: str, values: dict[str, Any]) -> Any:
+    """Rebuild a family's configuration from JSON values.
+
+    Raises ValueError naming the field when one is unknown, has the wrong type or a value outside its choices.
+    """
+    return config_from_values(FAMILIES[family].config_class, values)
+
+
+def fold(
+    family: str, config: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype, quantize: str | None = None
+) -> dict[str, Tensor]:
+    """Fold what a family's `read` gave for one compute dtype: matrices in it, vectors in float32 or wider.
+
+    With `quantize` the folded tensors are quantized from float64, and what is not quantized stays so for `nets.place`.
+    InputError where the family has no such quantized form.
+    """
+    if quantize is None:
+        return FAMILIES[family].fold(config, tensors, dtype)
+    check_quantize(family, quantize)
+    return FAMILIES[family].quantize(FAMILIES[family].fold(config, tensors, torch.float64), quantize)
+
+
+def build(family: str, config: Any, folded: Mapping[str, Tensor]) -> Network:
+    """A family's network over folded tensors. KeyError names a tensor that is missing."""
+    return FAMILIES[family].build(config, folded)
+
+
+def check_quantize(family: str, quantize: str) -> None:
+    """InputError unless networks of the family have this quantized form."""
+    if quantize not in FAMILIES[family].quantizations:
+        able = ((name, one.quantizations.get(quantize)) for name, one in FAMILIES.items())
+        listed = ", ".join(f"{name}'s {part}" for name, part in able if part) or "no family yet"
+        raise InputError(f"quantize={quantize!r} is for {listed}, this checkpoint is {family}; use quantize=None")
