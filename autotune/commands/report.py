@@ -37,7 +37,7 @@ def write(folder: Path, outcome: Outcome, facts: Facts) -> list[Path]:
 def markdown(outcome: Outcome, facts: Facts, picture: str = "") -> str:
     """The report as Markdown."""
     lines = [f"# {facts.gpu.name}", "", _environment(facts), ""]
-    lines += [f"The new configurations are {'accepted' if outcome.kept else 'not accepted'}: {outcome.why}.", ""]
+    lines += [f"The new configurations are {'accepted' if outcome.accepted else 'not accepted'}: {outcome.why}.", ""]
     lines += _models(outcome.models, "before", "after")
     if outcome.pdl_models:
         lines += [f"Programmatic dependent launch is {on_off(outcome.pdl)}; the models with both settings:", ""]
@@ -120,7 +120,7 @@ def to_json(outcome: Outcome, facts: Facts) -> dict[str, Any]:
     """All results and samples, for other tools."""
     return {
         "device": facts.gpu.name,
-        "kept": outcome.kept,
+        "accepted": outcome.accepted,
         "why": outcome.why,
         "models": _timed(outcome.models),
         "programmatic_dependent_launch": outcome.pdl,

@@ -41,14 +41,14 @@ class ModelTiming:
 class Outcome:
     """The result of a run.
 
-    models: end to end, before and after. kept: whether the new configurations are accepted; why: the reason. pdl:
+    models: end to end, before and after. accepted: whether the new configurations are accepted; why: the reason. pdl:
     whether programmatic dependent launch is enabled; pdl_models: the models with the old and the opposite setting,
     where that was measured. written: whether the file changed. spent: seconds. counts: of measurements, by kind.
     """
 
     races: list[Race]
     models: list[ModelTiming] = field(default_factory=list)
-    kept: bool = False
+    accepted: bool = False
     why: str = ""
     written: bool = False
     pdl: bool = False
@@ -86,9 +86,9 @@ def tune(
     _confirm(outcome, targets, session)
     if gpu.capability >= configs.PDL_CAPABILITY and all(model.failure is None for model in outcome.models):
         _try_pdl(outcome, targets, session)
-    outcome.written = outcome.kept or outcome.pdl != before
+    outcome.written = outcome.accepted or outcome.pdl != before
     if outcome.written:
-        measured = [race for race in races if _is_measured(race)] if outcome.kept else []
+        measured = [race for race in races if _is_measured(race)] if outcome.accepted else []
         entries = [_new_entry(race, replaces.get(race.item.key)) for race in measured]
         merge(file, device.facts, entries, outcome.pdl if outcome.pdl_models else None)
         configs.forget()
@@ -114,18 +114,18 @@ def _confirm(outcome: Outcome, targets: Sequence[Target], session: Session) -> N
     outcome.models = [_time_model(target, ({}, outcome.pdl), (entries, outcome.pdl), session) for target in targets]
     failed = [model for model in outcome.models if model.failure is not None]
     slower = [model for model in outcome.models if model.outcome < 0]
-    outcome.kept = _is_faster(outcome.models)
+    outcome.accepted = _is_faster(outcome.models)
     if failed:
         outcome.why = f"{failed[0].target.name} could not be timed: {failed[0].failure}"
     elif slower:
         outcome.why = f"{slower[0].target.name} became slower end to end"
     else:
-        outcome.why = "faster end to end" if outcome.kept else "no difference end to end above the noise"
+        outcome.why = "faster end to end" if outcome.accepted else "no difference end to end above the noise"
 
 
 def _try_pdl(outcome: Outcome, targets: Sequence[Target], session: Session) -> None:
     """Time the models with and without programmatic dependent launch; switch the setting if that is faster."""
-    entries = winners(outcome.races) if outcome.kept else {}
+    entries = winners(outcome.races) if outcome.accepted else {}
     pairs = (entries, outcome.pdl), (entries, not outcome.pdl)
     outcome.pdl_models = [_time_model(target, *pairs, session) for target in targets]
     if _is_faster(outcome.pdl_models):

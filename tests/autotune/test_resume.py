@@ -32,7 +32,7 @@ from tests.autotune.simulated import (
 from tinysr_kernels.launch import config_file, configs
 from tinysr_kernels.launch.device import GPUS
 
-# Failures that do not depend on the clock, because a resumed run starts its clock anew.
+# Failures that do not depend on the clock, because a resumed run starts a new clock.
 ODDS = Odds(throttle_every=math.inf)
 SEED = 11
 BUDGET = 60.0
@@ -129,7 +129,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Config
         patch.setenv(configs.USER_FOLDER, str(folder))
         patch.setattr(tuning, "candidates", lambda item, gpu, incumbent: candidates_of(item.key))
         outcome, device = run(folder / "NVIDIA H200.json", folder / "samples")
-        assert outcome.kept
+        assert outcome.accepted
         assert calls_to(device) == len(lines(folder / "samples"))
     entries = config_file.read(folder / "NVIDIA H200.json")[0]["operations"]
     return champions(outcome), lines(folder / "samples"), entries
@@ -153,7 +153,7 @@ def test_killed_and_resumed(
     assert outcome.counts["replayed"] == kept if kept else "replayed" not in outcome.counts
     assert len(lines(samples)) == len(records)
     assert champions(outcome) == expected
-    assert outcome.kept
+    assert outcome.accepted
     assert config_file.read(file)[0]["operations"][OP]["entries"].keys() == entries[OP]["entries"].keys()
 
 
@@ -183,7 +183,7 @@ def test_killed_while_the_file_is_written(
     assert not file.exists()
     outcome, device = run(file, samples)
     assert calls_to(device) == 0
-    assert outcome.kept
+    assert outcome.accepted
     assert champions(outcome) == expected
     assert len(lines(samples)) == len(records)
     assert set(os.listdir(file.parent)) <= {file.name, file.name + ".lock"}
@@ -225,7 +225,7 @@ def test_two_concurrent_runs(file: Path, tmp_path: Path) -> None:
             code = 1
             try:
                 outcome, device = run(file, samples, items, seed=SEED + i)
-                (tmp_path / f"calls {i}").write_text(json.dumps([calls_to(device), outcome.kept]))
+                (tmp_path / f"calls {i}").write_text(json.dumps([calls_to(device), outcome.accepted]))
                 code = 0
             finally:
                 os._exit(code)

@@ -102,7 +102,7 @@ def test_a_calm_device_is_tuned_to_the_best(file: Path) -> None:
     outcome = run(device, file, 1e6)
     assert worst_ratio(device, outcome) <= 1.01
     assert all(race.done for race in outcome.races)
-    assert outcome.kept
+    assert outcome.accepted
     for race in outcome.races:
         config = race.champion.config
         choice = race.item.call.choose(GPUS[90])
@@ -164,7 +164,7 @@ def test_nothing_is_accepted_unless_models_are_faster(file: Path) -> None:
     for kind, reason in ((Slower, "slower"), (Same, "noise"), (Fails, "could not be timed")):
         outcome = run(kind(3, CALM), file)
         assert any(race.won for race in outcome.races)
-        assert not outcome.kept
+        assert not outcome.accepted
         assert reason in outcome.why
         assert not file.exists()
 
@@ -173,7 +173,7 @@ def test_programmatic_dependent_launch_is_enabled_if_models_are_faster(file: Pat
     """Enabled if significantly faster, disabled again if significantly slower; entries do not change."""
     device = SimulatedDevice(3, CALM, pdl_factor=0.9)
     outcome = run(device, file)
-    assert outcome.kept
+    assert outcome.accepted
     assert outcome.pdl
     assert outcome.written
     assert configs.pdl(GPUS[90])
@@ -182,7 +182,7 @@ def test_programmatic_dependent_launch_is_enabled_if_models_are_faster(file: Pat
     entries = config_file.read(file)[0]["operations"]
     for factor, expected in ((1.0, True), (1.1, False)):
         again = tune([TARGET], [], SimulatedDevice(4, CALM, pdl_factor=factor), file, budget=20)
-        assert not again.kept
+        assert not again.accepted
         assert again.written == (not expected)
         assert again.pdl == configs.pdl(GPUS[90]) == expected
         assert config_file.read(file)[0]["operations"] == entries
