@@ -16,7 +16,7 @@ from tinysr_kernels.families import FAMILIES, UNetConfig, config_to_dict
 PACKAGE = "tinysr_kernels"
 LINE_LIMIT = 400
 
-# What each layer may import of the package, besides itself and the leaves. DESIGN: imports run downward only.
+# What each layer may import of the package, besides itself and the leaves: imports run downward only.
 LEAVES = {"errors", "_version"}
 BELOW = {
     "cli": {"files", "runtime", "launch", ""},

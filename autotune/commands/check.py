@@ -22,10 +22,10 @@ from tqdm import tqdm
 
 from autotune.commands.options import GPU, add_targets, positive_int, targets
 from autotune.device.builder import CACHE, Builder
-from autotune.search.candidates import Candidate, candidates
-from autotune.search.cost_model import Built, predict
-from autotune.search.work import Item, Target, all_items
-from benchmarks.hardware.limits import Ceilings, ceilings
+from autotune.items.candidates import Candidate, candidates
+from autotune.items.cost_model import Built, predict
+from autotune.items.work import Item, Target, all_items
+from benchmarks.hardware import Ceilings, ceilings
 from tinysr_kernels.launch.config_file import installed
 from tinysr_kernels.launch.device import Gpu
 

@@ -6,7 +6,7 @@ import argparse
 import itertools
 from dataclasses import replace
 
-from autotune.search.work import Target
+from autotune.items.work import Target
 from benchmarks.static.plan import parse_gpu, parse_size
 from benchmarks.subjects.networks import DTYPES, VARIANTS
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from autotune.search.candidates import Candidate
+from autotune.items.candidates import Candidate
 from autotune.search.search import Race
 from autotune.search.tuning import ModelTiming, Outcome
 from tinysr_kernels.launch.config_file import Facts

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from autotune.commands import report
 from autotune.commands.options import add_targets, positive_int, targets
 from autotune.device.gpu import CudaDevice
+from autotune.items.work import all_items
 from autotune.search.search import Race
 from autotune.search.tuning import Outcome, tune
-from autotune.search.work import all_items
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch import configs
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from autotune.commands.options import GPU, add_targets, targets
-from autotune.search.candidates import Candidate
-from autotune.search.cost_model import LAUNCH, predict
+from autotune.items.candidates import Candidate
+from autotune.items.cost_model import LAUNCH, predict
+from autotune.items.work import Target, calls_of, items, tunable
 from autotune.search.store import export
-from autotune.search.work import Target, calls_of, items, tunable
-from benchmarks.hardware.limits import ceilings
+from benchmarks.hardware import ceilings
 from benchmarks.measure.nvml import Monitor
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch import config_file, configs

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autotune.device.results import Failure
 from autotune.device.worker import Worker, run_all
+from autotune.items.results import Failure
 
 if TYPE_CHECKING:  # worker processes import torch after they have started
-    from autotune.search.candidates import Candidate
-    from autotune.search.cost_model import Built
+    from autotune.items.candidates import Candidate
+    from autotune.items.cost_model import Built
     from benchmarks.static.machine_code import Variant
     from tinysr_kernels.launch.device import Gpu
 
@@ -88,7 +88,7 @@ class Builder:
             worker.stop()
 
     def _built(self, usages: Sequence[Usage]) -> Built:
-        from autotune.search.cost_model import Built
+        from autotune.items.cost_model import Built
 
         faults = [u for u in usages if isinstance(u, str)]
         clean = [u for u in usages if not isinstance(u, str)]
@@ -106,7 +106,7 @@ def _usage(result: Any) -> Usage:
 
 def read_cache(cache: Path) -> dict[str, Usage]:
     """Results of earlier compilations with this version of Triton, by the variant's hash."""
-    from autotune.search.log import read_records
+    from autotune.items.log import read_records
     from benchmarks.static import static
 
     version = _triton()
@@ -126,7 +126,7 @@ def read_cache(cache: Path) -> dict[str, Usage]:
 
 def append_cache(cache: Path, digest: str, usage: Usage) -> None:
     """Append one result; several processes may append concurrently."""
-    from autotune.search.log import append
+    from autotune.items.log import append
 
     append(cache, {"what": "compiled", "subject": digest, "config": "", "stamp": _triton(), "code": usage})
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from autotune.device.results import Failure
-from autotune.search.work import Item
+from autotune.items.results import Failure
+from autotune.items.work import Item
 from benchmarks.subjects.inputs import random_call
 from tinysr_kernels.launch.plan import Plan
 from tinysr_kernels.ops import Operator

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from autotune.device.correctness import Expected, check_results, expected_results
-from autotune.device.results import Failure, Sample
 from autotune.device.worker import StickyError
-from autotune.search.work import Item, Target, model_of
+from autotune.items.results import Failure, Sample
+from autotune.items.work import Item, Target, model_of
 from benchmarks.measure.nvml import Monitor
 from benchmarks.measure.timing import READING_MS, captured, rotation
 from benchmarks.subjects.inputs import random_call, random_inputs

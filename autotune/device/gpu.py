@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from autotune.device.builder import CACHE, Builder
-from autotune.device.device import Entries
-from autotune.device.results import Failure, Sample
 from autotune.device.worker import Worker
-from autotune.search.candidates import Candidate
-from autotune.search.cost_model import Built
-from autotune.search.work import Item, Target
-from benchmarks.hardware.limits import Ceilings, ceilings
+from autotune.items.candidates import Candidate
+from autotune.items.cost_model import Built
+from autotune.items.device import Entries
+from autotune.items.results import Failure, Sample
+from autotune.items.work import Item, Target
+from benchmarks.hardware import Ceilings, ceilings
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch.config_file import Facts, installed
 from tinysr_kernels.launch.device import Gpu

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from autotune.device.results import Failure
+from autotune.items.results import Failure
 
 START_SECONDS = 120.0
 """Timeout for a new process to import torch and Triton from a slow disk."""

@@ -1,1 +1,1 @@
-"""The search: work items, candidates, cost model, log, store."""
+"""The search: races between candidates, their sessions, the file that winners are stored in."""

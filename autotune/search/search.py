@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from autotune.device.device import Device
-from autotune.device.results import Failure
-from autotune.search.candidates import Candidate, Candidates
-from autotune.search.cost_model import LAUNCH, predict
+from autotune.items.candidates import Candidate, Candidates
+from autotune.items.cost_model import LAUNCH, predict
+from autotune.items.device import Device
+from autotune.items.results import Failure
+from autotune.items.work import Item
 from autotune.search.session import CandidateFailed, Session
-from autotune.search.work import Item
 
 CHUNK = 32
 """Candidates of an item that are compiled together, best by the cost model first."""
@@ -137,7 +137,12 @@ def _batch(race: Race, session: Session, budget: float) -> None:
     if not race.compiled:
         race.compiled = _compile(race, session)
     chosen, race.compiled = race.compiled[:BATCH], race.compiled[BATCH:]
-    rivals = [c for c in chosen if _is_correct(race, session, c)]
+    rivals = []
+    while chosen and session.spent < budget:  # a candidate may hang until its timeout
+        candidate = chosen.pop(0)
+        if _is_correct(race, session, candidate):
+            rivals.append(candidate)
+    race.compiled = chosen + race.compiled
     race.restore_incumbent()
     race.stale_batches += 1
     while _challenge(race, session, rivals, budget):

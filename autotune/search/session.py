@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import tinysr_kernels
-from autotune.device.device import Device, Entries
-from autotune.device.results import Failure, Sample
-from autotune.search.candidates import Candidate
-from autotune.search.cost_model import Built
-from autotune.search.log import Key, Log
-from autotune.search.work import Item, Target
+from autotune.items.candidates import Candidate
+from autotune.items.cost_model import Built
+from autotune.items.device import Device, Entries
+from autotune.items.log import Key, Log
+from autotune.items.results import Failure, Sample
+from autotune.items.work import Item, Target
 from tinysr_kernels.launch.config_file import hashes_of
 from tinysr_kernels.ops import REGISTRY
 

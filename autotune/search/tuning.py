@@ -9,14 +9,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from autotune.device.device import Device, Entries
-from autotune.device.results import Failure
-from autotune.search.candidates import candidates
-from autotune.search.log import Log
+from autotune.items.candidates import candidates
+from autotune.items.device import Device, Entries
+from autotune.items.log import Log
+from autotune.items.results import Failure
+from autotune.items.work import Item, Target
 from autotune.search.search import Race, compare_in_pairs, new_race, search
 from autotune.search.session import CandidateFailed, Session
 from autotune.search.store import NewEntry, merge, seal_of
-from autotune.search.work import Item, Target
 from tinysr_kernels.launch import configs
 
 SEARCH_FRACTION = 0.9

@@ -1,7 +1,7 @@
-"""`python -m benchmarks ceilings`: what this device gives at best, measured: what all other results are held against.
+"""`python -m benchmarks ceilings`: measured upper limits of this device, the reference for all other results.
 
-Copy bandwidth (bytes read and written of a copy that no cache holds), the rate of large matrix products in each dtype,
-what the host takes to launch a kernel, and what one more dependent node costs in a CUDA graph.
+Copy bandwidth (bytes read and written, larger than all caches), GEMM rate in each dtype, the host's time per kernel
+launch, and the device's time per dependent node of a CUDA graph.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.hardware.limits import Ceilings, ceilings
+from benchmarks.hardware import Ceilings, ceilings
 from benchmarks.measure.results import Results
 from benchmarks.measure.session import Session, add_arguments, session
-from benchmarks.measure.timing import Work, graphed, in_a_row, record
+from benchmarks.measure.timing import Work, graphed, record, sequential
 from tinysr_kernels.launch.device import gpu_at
 
-SUMMARY = "Copy bandwidth, matrix rate of each dtype, cost of a launch and of a graph's node."
+SUMMARY = "Copy bandwidth, GEMM rate of each dtype, time per launch and per graph node."
 SAMPLES = 20
 NODES = 512
 __all__ = ["SUMMARY", "add_arguments", "main", "measure", "physical"]
 
 
 def physical(made: Session) -> Ceilings | None:
-    """What the GPU cannot exceed by its multiprocessors, clocks and memory; None for a CPU."""
+    """Peaks of the GPU from its SMs, clocks and DRAM; None for a CPU."""
     if not made.cuda:
         return None
     limits: dict[str, Any] = getattr(made.stopwatch.watch, "limits", dict)()
@@ -34,7 +34,7 @@ def physical(made: Session) -> Ceilings | None:
 
 
 def _products(made: Session) -> Iterator[tuple[str, Callable[[Tensor, Tensor], Any], torch.dtype, bool]]:
-    """(name, product, dtype of its operands, whether the peak in half precision bounds it)."""
+    """(name, GEMM, dtype of its operands, whether the tensor-core peak bounds it)."""
     yield "float32", torch.mm, torch.float32, False
     yield "bfloat16", torch.mm, torch.bfloat16, True
     if not made.cuda:
@@ -56,18 +56,18 @@ def _matrix(made: Session, name: str, product: Callable[[Tensor, Tensor], Any], 
     flops = 2 * side**3
     floor = 0.0
     if limits is not None:
-        peak = limits.half * (2 if dtype.itemsize == 1 else 1) if half else limits.single
+        peak = limits.rate(8 * dtype.itemsize if name != "tf32" else 16) if half else limits.fp32
         floor = 1e6 * flops / peak
     pairs = [[torch.randn(side, side, device=made.device).to(dtype) for _ in range(2)] for _ in range(2)]
     kept = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
     try:
         runs = [lambda a=a, b=b: product(a, b) for a, b in pairs]
-        work = graphed(runs, 2, floor, pairs) if made.cuda else in_a_row(runs, keep=pairs)
-        (found,) = made.stopwatch.in_turns({name: work}, SAMPLES, made.until).values()
+        work = graphed(runs, 2, floor, pairs) if made.cuda else sequential(runs, keep=pairs)
+        (found,) = made.stopwatch.interleaved({name: work}, SAMPLES, made.until).values()
     finally:
         torch.backends.cuda.matmul.allow_tf32 = kept
-    labels = {"what": "matrix product", "dtype": name, "size": f"{side}x{side}x{side}"}
+    labels = {"what": "GEMM", "dtype": name, "size": f"{side}x{side}x{side}"}
     one = record(f"matrix {name}", labels, found, work)
     one.values["tflops"] = flops / one.values["p50_us"] / 1e6
     made.sink.add(one)
@@ -79,26 +79,26 @@ def _copy(made: Session) -> None:
     limits = physical(made)
     moved = 2 * source.nbytes
     work = Work(lambda: target.copy_(source), floor_us=1e6 * moved / limits.memory if limits else 0.0)
-    (found,) = made.stopwatch.in_turns({"copy": work}, SAMPLES, made.until).values()
+    (found,) = made.stopwatch.interleaved({"copy": work}, SAMPLES, made.until).values()
     one = record("copy", {"what": "copy", "size": f"{source.nbytes >> 20} MiB"}, found, work)
     one.values["gbs"] = moved / one.values["p50_us"] / 1e3
     made.sink.add(one)
 
 
 def _launches(made: Session) -> None:
-    """The host's time for one launch, and (on a GPU) the device's time for one more node of a graph."""
+    """The host's time per launch, and (on a GPU) the device's time per node of a graph."""
     t = torch.zeros(1, device=made.device)
 
     def launch() -> None:
         t.add_(1)
 
-    work = in_a_row([launch] * NODES)
+    work = sequential([launch] * NODES)
     work.host = True
-    (found,) = made.stopwatch.in_turns({"launch": work}, SAMPLES, made.until).values()
+    (found,) = made.stopwatch.interleaved({"launch": work}, SAMPLES, made.until).values()
     made.sink.add(record("launch", {"what": "launch", "size": f"{NODES} in a row"}, found, work))
     if made.cuda:
         work = graphed([launch], NODES)
-        (found,) = made.stopwatch.in_turns({"node": work}, SAMPLES, made.until).values()
+        (found,) = made.stopwatch.interleaved({"node": work}, SAMPLES, made.until).values()
         made.sink.add(record("graph node", {"what": "graph node", "size": f"{NODES} in a row"}, found, work))
 
 
@@ -110,7 +110,7 @@ def measure(made: Session) -> None:
             _copy(made)
     for name, product, dtype, half in _products(made):
         if not made.sink.has(f"matrix {name}"):
-            with made.guarded(f"matrix {name}", {"what": "matrix product", "dtype": name}):
+            with made.guarded(f"matrix {name}", {"what": "GEMM", "dtype": name}):
                 _matrix(made, name, product, dtype, half)
     if not made.sink.has("launch"):
         with made.guarded("launch", {"what": "launch"}):
@@ -118,7 +118,7 @@ def measure(made: Session) -> None:
 
 
 def table(results: Results) -> list[str]:
-    """A line a ceiling."""
+    """One line per ceiling."""
     units = {"tflops": "TFLOP/s", "gbs": "GB/s"}
     lines = []
     for one in results.records:

@@ -1,7 +1,7 @@
-"""`python -m benchmarks correctness`: on a GPU, first of all, whether the kernels compute what they should there.
+"""`python -m benchmarks correctness`: whether the kernels compute correct results on this GPU.
 
-Runs tests/kernels with TRITON_INTERPRET=0, a group of operations at a time while there is time, and the compute
-sanitizer over one call of each operation where it is installed. Without a GPU: one small group in the interpreter.
+Runs the kernel tests below tests/ops with TRITON_INTERPRET=0, one file at a time while there is time. Runs
+compute-sanitizer over one call of each operation if it is installed. Without a GPU: one small file in the interpreter.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ SUMMARY = "The kernels' tests on this GPU, and the compute sanitizer if it is th
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests" / "ops"
 SMALL = ("test_patch_embed_kernel.py",)
-NOT_ON_A_GPU = ("test_static.py", "test_networks.py")
-"""Tests of machine code, which need none, and of whole networks, which e2e and quality run anyway."""
 EXPRESSION = "not mutation and not float32"
-"""Half precision in both forms; mutations are the interpreter's affair."""
+"""float16 and bfloat16; mutations run in the interpreter only."""
 SANITIZER_SECONDS = 60.0
 ONE_CALL = """
 import torch
-from benchmarks.subjects.network_calls import main_calls
+from benchmarks.static.network_calls import main_calls
 from benchmarks.subjects.inputs import random_call
 from tinysr_kernels.ops import REGISTRY
 device = torch.device("cuda", torch.cuda.current_device())
@@ -42,7 +40,7 @@ __all__ = ["SUMMARY", "add_arguments", "main", "measure"]
 
 
 def files(cuda: bool) -> list[Path]:
-    """What is run, the shortest first."""
+    """The test files to run, the smallest first."""
     found = sorted(TESTS.rglob("test_*_kernel.py"), key=lambda path: path.stat().st_size)
     return found if cuda else [path for path in found if path.name in SMALL]
 
@@ -79,7 +77,7 @@ def _sanitizer(made: Session) -> None:
 
 
 def _run(command: list[str], seconds: float, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, so that a kernel that breaks CUDA's context breaks nobody else's."""
+    """In a separate process, since a faulty kernel can break its CUDA context."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
     limit = None if seconds == float("inf") else max(seconds, 1.0)
     return subprocess.run(
@@ -93,7 +91,7 @@ def _last_line(text: str) -> str:
 
 
 def measure(made: Session) -> None:
-    """All groups while there is time; those that have passed are not run again."""
+    """All groups while there is time; groups that passed before are skipped."""
     for path in files(made.cuda):
         if not made.sink.has(f"tests {path.name.removeprefix('test_').removesuffix('_kernel.py')}"):
             _tests(made, path)
@@ -102,7 +100,7 @@ def measure(made: Session) -> None:
 
 
 def table(results: Results) -> list[str]:
-    """A line a group."""
+    """One line per group."""
     return [
         f"{one.key:<28} {one.error or ', '.join(f'{n:.0f} {what}' for what, n in one.values.items() if what != 'exit')}"
         for one in results.records

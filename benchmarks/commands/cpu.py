@@ -31,7 +31,7 @@ SIDE = 128
 
 @dataclass(frozen=True)
 class Case:
-    """A whole family, or (part) the halves of its VAE alone; bar: the least speedup."""
+    """A whole family, or (part) its VAE only; bar: the minimum speedup."""
 
     family: str
     variant: str
@@ -51,7 +51,7 @@ Pair = tuple[Callable[[], Tensor], Callable[[], Tensor]]
 
 
 def pair(case: Case, made: Model, side: int) -> Pair:
-    """(eager, ours), each from the image as float32 in [0,1] to the image likewise."""
+    """(eager, ours), each from a float32 image in [0,1] to a float32 image in [0,1]."""
     reference, compiled = made.reference(), made.compiled(backend="reference", graphs=0)
     lr = image(side, side).float() / 255
     if case.part == "whole":
@@ -68,11 +68,11 @@ def pair(case: Case, made: Model, side: int) -> Pair:
 
 @torch.inference_mode()
 def measure(case: Case, made: Model, rounds: int, side: int = SIDE) -> list[Record]:
-    """Three records: the two times, and what follows from them."""
+    """Three records: both times and the speedup."""
     eager, ours = pair(case, made, side)
     difference = float((eager() - ours()).abs().max())
     works = {"eager": Work(eager), "ours": Work(ours)}
-    found = Stopwatch(torch.device("cpu")).in_turns(works, rounds)
+    found = Stopwatch(torch.device("cpu")).interleaved(works, rounds)
     labels = {"family": case.family, "variant": case.variant, "part": case.part, "size": f"{side}x{side}"}
     records = [
         record(f"{case.name}: {name}", labels | {"what": name}, several, works[name]) for name, several in found.items()
@@ -89,7 +89,7 @@ def measure(case: Case, made: Model, rounds: int, side: int = SIDE) -> list[Reco
 
 
 def faults(results: Results) -> Iterator[str]:
-    """What is not as it must be."""
+    """What failed."""
     for one in results.records:
         name, _, what = one.key.rpartition(": ")
         if what == "speedup" and not one.values["difference"] <= EQUAL:
@@ -99,7 +99,7 @@ def faults(results: Results) -> Iterator[str]:
 
 
 def table(results: Results) -> list[str]:
-    """A line a case."""
+    """One line per case."""
     lines = [f"{'':<32} {'eager ms':>9} {'ours ms':>9} {'speedup':>8} {'CPU time':>8} {'bar':>5} {'difference':>10}"]
     for one in results.records:
         name, _, what = one.key.rpartition(": ")
@@ -115,7 +115,7 @@ def table(results: Results) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Add the command's options."""
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="samples of each (default 5)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of PyTorch (default 1, as in the tests)")
     parser.add_argument("--only", metavar="TEXT", default="", help="cases whose names contain it")
@@ -124,7 +124,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Measure, print, and say what is not as it must be."""
+    """Measure, print, report failures."""
     torch.set_num_threads(options.threads)
     sink = Sink("cpu", "CPU", options.size != SIDE, options.json)
     sink.results.environment["threads"] = str(options.threads)

@@ -1,9 +1,9 @@
-"""`python -m benchmarks e2e`: whole models, ours beside the public structure in PyTorch and beside the teachers.
+"""`python -m benchmarks e2e`: whole models, compared with the public structure in PyTorch and with the teachers.
 
 Every family at full size with random weights (the demo: its own). Intervals: "device", from the uint8 image on the
 device to the enlarged one there; "host", from a numpy image to a numpy image. Peers of one family are measured in one
-process, in turns. Compiling comes late: what is not done in time is recorded as such. Without a GPU: small networks and
-images.
+process, interleaved. torch.compile runs last; what does not finish in time is recorded as such. Without a GPU: small
+networks and images.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Make = Callable[[], Work]
 
 @dataclass
 class Subject:
-    """A family that is measured: its random checkpoint and what was compiled of it."""
+    """A measured family: its random checkpoint and the compiled models."""
 
     made: Session
     model: Model
@@ -54,26 +54,26 @@ class Subject:
 
     @property
     def side(self) -> int:
-        """Of the image."""
+        """Side of the image in pixels."""
         return SIDE if self.made.cuda else SMALL_SIDE
 
     def image(self, batch: int = 1, size: tuple[int, int] | None = None) -> Tensor:
-        """uint8 on the device."""
+        """A uint8 image batch on the device."""
         return image(*(size or (self.side, self.side)), batch, device=self.made.device)
 
     def labels(self, peer: str, shape: torch.Size, interval: str) -> dict[str, str]:
-        """As records carry them."""
+        """The labels of its records."""
         one = self.model
         dtype = "float8_e4m3" if peer == "ours, fp8" else self.dtype
         names = {"family": one.family, "variant": one.variant, "dtype": dtype, "peer": peer, "interval": interval}
         return names | {"batch": str(shape[0]), "size": f"{shape[2]}x{shape[3]}"}
 
     def floor_us(self, batch: int, quantized: bool = False) -> float:
-        """What any implementation takes at least: all products at the peak, or all weights once from memory."""
+        """Lower bound of any implementation: all FLOPs at the peak rate, or all weights once from DRAM."""
         limits = physical(self.made)
         if limits is None or self.side != SIDE:
             return 0.0
-        peak = limits.single if self.dtype == "float32" else limits.half * (2 if quantized else 1)
+        peak = limits.fp32 if self.dtype == "float32" else limits.fp8 if quantized else limits.fp16
         flops = batch * sum(call.cost.flops for call in self.ours.launches)
         weights = sum(t.nbytes for t in self.ours.network.buffers()) * (0.5 if quantized else 1)
         # Some may still be in the L2 from the image before.
@@ -87,7 +87,7 @@ def key_of(labels: Mapping[str, str]) -> str:
     return f"{labels['family']} {labels['variant']} {labels['dtype']} {where}: {labels['peer']}"
 
 
-def in_turns(
+def interleaved(
     subject: Subject,
     shape: torch.Size,
     interval: str,
@@ -96,7 +96,7 @@ def in_turns(
     seconds: float = float("inf"),
     against: str = "",
 ) -> None:
-    """Measure several peers on images of this shape; those that fail, or cannot be made in time, are recorded as such.
+    """Measure several peers on images of this shape; failures and time-outs are recorded as such.
 
     against: one of them whose latency stands beside the others' and which gets no record itself.
     """
@@ -110,7 +110,7 @@ def in_turns(
             made.stopwatch.synchronize()
             if made.cuda:
                 peaks[name] = (torch.cuda.max_memory_allocated(made.device) - before) / 2**20
-    measured = made.stopwatch.in_turns(works, SAMPLES if made.cuda else 3, made.until)
+    measured = made.stopwatch.interleaved(works, SAMPLES if made.cuda else 3, made.until)
     for name, several in measured.items():
         labels = subject.labels(name, shape, interval)
         values = {"peak_mib": round(peaks[name], 1)} if name in peaks else {}
@@ -149,8 +149,8 @@ def latency(subject: Subject) -> None:
         graph = name.endswith("CUDA graph") and not subject.made.cuda
         if not (lora or graph or name.startswith("torch.compile")):
             makers[name] = functools.partial(_peer, subject, name, x)
-    in_turns(subject, x.shape, "device", makers)
-    in_turns(
+    interleaved(subject, x.shape, "device", makers)
+    interleaved(
         subject,
         x.shape,
         "host",
@@ -172,11 +172,11 @@ def quantized(subject: Subject) -> None:
         return work
 
     ours = functools.partial(peers.ours_on_device, subject.ours, x)
-    in_turns(subject, x.shape, "device", {"ours": ours, "ours, fp8": make}, against="ours")
+    interleaved(subject, x.shape, "device", {"ours": ours, "ours, fp8": make}, against="ours")
 
 
 def early(subject: Subject) -> None:
-    """Ours by programmatic dependent launches and without, whatever the file says; nothing where the card has none."""
+    """Ours with and without programmatic dependent launch, whatever the configuration file says."""
     x = subject.image()
     if not subject.made.cuda or gpu_of(x).capability < configs.PDL_CAPABILITY:
         return
@@ -186,11 +186,11 @@ def early(subject: Subject) -> None:
             return peers.ours_on_device(subject.model.compiled(subject.dtype), x)
 
     makers = {f"ours, {name} PDL": functools.partial(make, on) for name, on in (("with", True), ("without", False))}
-    in_turns(subject, x.shape, "device", makers)
+    interleaved(subject, x.shape, "device", makers)
 
 
 def parts(subject: Subject) -> None:
-    """Where our time goes: each part of the network by itself, on what it is given in the whole."""
+    """Where our time goes: each part of the network alone, on its real input."""
     x = subject.image()
     given: dict[str, tuple[Any, ...]] = {}
     plain = subject.model.compiled(subject.dtype, graphs=0) if subject.made.cuda else subject.ours
@@ -205,7 +205,7 @@ def parts(subject: Subject) -> None:
             if name in given:
                 run = functools.partial(child, *given[name])
                 works[name] = graphed([run], 1) if subject.made.cuda else Work(run)
-        measured = subject.made.stopwatch.in_turns(works, SAMPLES if subject.made.cuda else 3, subject.made.until)
+        measured = subject.made.stopwatch.interleaved(works, SAMPLES if subject.made.cuda else 3, subject.made.until)
     for name, several in measured.items():
         labels = subject.labels("ours", x.shape, f"part {name}")
         subject.made.sink.add(record(key_of(labels), labels, several))
@@ -219,7 +219,7 @@ def _keeping(given: dict[str, tuple[Any, ...]], name: str) -> Callable[..., None
 
 
 def batches(subject: Subject) -> None:
-    """Throughput: batches on the device, and a frame for 4K from host to host, in tiles where it does not fit."""
+    """Throughput: batches on the device, and a frame for 4K from host to host, tiled if it does not fit."""
     one = subject.model
     eager = peers.peer("eager", one, subject.dtype)
     for batch in BATCHES if subject.made.cuda else BATCHES[:1]:
@@ -228,13 +228,13 @@ def batches(subject: Subject) -> None:
             "ours": functools.partial(peers.ours_on_device, subject.ours, x),
             "eager": functools.partial(peers.work_of, "eager", eager, x),
         }
-        in_turns(subject, x.shape, "device", makers)
+        interleaved(subject, x.shape, "device", makers)
     frame = subject.image(1, FRAME if subject.made.cuda else SMALL_FRAME)
     makers = {
         "ours": lambda: peers.ours_from_host(subject.ours, frame),
         "eager": lambda: peers.host_work(eager, frame),
     }
-    in_turns(subject, frame.shape, "host", makers)
+    interleaved(subject, frame.shape, "host", makers)
 
 
 def compiled(subject: Subject, name: str, seconds: float) -> None:
@@ -244,7 +244,7 @@ def compiled(subject: Subject, name: str, seconds: float) -> None:
         "ours": functools.partial(peers.ours_on_device, subject.ours, x),
         name: functools.partial(_peer, subject, name, x),
     }
-    in_turns(subject, x.shape, "device", makers, seconds=seconds, against="ours")
+    interleaved(subject, x.shape, "device", makers, seconds=seconds, against="ours")
 
 
 def teachers(subject: Subject) -> None:
@@ -257,7 +257,7 @@ def teachers(subject: Subject) -> None:
 
     for name in NAMES:
         makers = {"ours": functools.partial(peers.ours_on_device, subject.ours, x), name: functools.partial(make, name)}
-        in_turns(subject, x.shape, "device", makers, against="ours")
+        interleaved(subject, x.shape, "device", makers, against="ours")
 
 
 def _subjects(made: Session, families: tuple[str, ...]) -> Iterator[Subject]:
@@ -271,7 +271,7 @@ def _subjects(made: Session, families: tuple[str, ...]) -> Iterator[Subject]:
 
 @torch.inference_mode()
 def measure(made: Session, families: tuple[str, ...] = tuple(SUBJECTS), compile_too: bool = True) -> None:
-    """Everything, what matters most first. Subjects that could not be compiled are recorded and left out."""
+    """Everything, in order of importance. Subjects that fail to compile are recorded and skipped."""
     subjects = list(_subjects(made, families))
     steps: list[tuple[str, Callable[[Subject], None]]] = [
         ("latency", latency),
@@ -289,7 +289,7 @@ def measure(made: Session, families: tuple[str, ...] = tuple(SUBJECTS), compile_
     modes = [name for name in peers.PEERS if name.startswith("torch.compile")] if compile_too else []
     for i, name in enumerate(modes):
         for subject in subjects:
-            # Half of what is left for each, and some for what comes after.
+            # Half of the remaining time for each, so that some remains for later steps.
             share = made.left() / (2 if i == 0 else 1.5)
             _unless_done(subject, name, functools.partial(compiled, name=name, seconds=share))
     for subject in subjects:
@@ -297,7 +297,7 @@ def measure(made: Session, families: tuple[str, ...] = tuple(SUBJECTS), compile_
 
 
 def _unless_done(subject: Subject, what: str, step: Callable[[Subject], None]) -> None:
-    """One step, unless an earlier run has finished it; its own record says that it has."""
+    """One step, unless an earlier run has finished it, which its own record marks."""
     one = subject.model
     labels = {"family": one.family, "variant": one.variant, "step": what}
     key = f"{one.family} {one.variant}: {what} done"
@@ -310,7 +310,7 @@ def _unless_done(subject: Subject, what: str, step: Callable[[Subject], None]) -
 
 
 def table(results: Results) -> list[str]:
-    """A line a measurement."""
+    """One line per measurement."""
     lines = [f"{'':<90} {'p50 ms':>9} {'p20':>9} {'p80':>9} {'MiB':>8}"]
     for one in results.records:
         if one.error:
@@ -322,7 +322,7 @@ def table(results: Results) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Add the command's options."""
     add_common(parser)
     parser.add_argument("--family", action="append", choices=SUBJECTS, help="this one alone (repeatable; all)")
     parser.add_argument("--compile", action="store_true", help="torch.compile also on a CPU, where it takes minutes")

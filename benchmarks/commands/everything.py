@@ -1,8 +1,7 @@
 """`python -m benchmarks all --out DIR`: every measurement, in order of importance, within 9 minutes on one GPU.
 
-Each stage is a process of its own with its share of the time and writes its results as it goes: one that fails, hangs
-or is interrupted loses nobody else's, and what it has measured stays. Run again with the same DIR, it goes on from
-there.
+Each stage is a separate process with its share of the time and writes results as it measures. A stage that fails, hangs
+or is interrupted does not affect other stages, and keeps its results. The same command with the same DIR resumes.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from pathlib import Path
 
 from benchmarks.measure.results import read
 
-SUMMARY = "All measurements within 9 minutes on one GPU; interruptible, goes on where it was."
+SUMMARY = "All measurements within 9 minutes on one GPU; can be interrupted and resumed."
 BUDGET = 525.0
-"""Seconds: nine minutes, less what starting and ending take."""
+"""Seconds: nine minutes minus start-up and shutdown."""
 GRACE = 5.0
-"""Seconds that a stage has to write its file once its time is over."""
+"""Seconds for a stage to write its file after its time is over."""
 ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A command and its share of the time; what one does not use, the next ones have."""
+    """A command and its share of the time; unused time goes to the following stages."""
 
     command: str
     share: float
@@ -78,12 +77,12 @@ def finished(path: Path) -> bool:
 
 
 def everything(out: Path, budget: float, *, cpu: bool = False, run: Run = run_stage) -> dict[str, str]:
-    """Run all stages that are not finished; what became of each."""
+    """Run all unfinished stages; returns the outcome of each."""
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + budget
     waiting = [stage for stage in STAGES if not finished(out / f"{stage.command}.json")]
-    became = {stage.command: "finished before" for stage in STAGES if stage not in waiting}
+    outcomes = {stage.command: "finished before" for stage in STAGES if stage not in waiting}
     for i, stage in enumerate(waiting):
         left = end - time.monotonic()
         seconds = left * stage.share / sum(one.share for one in waiting[i:])
@@ -93,29 +92,29 @@ def everything(out: Path, budget: float, *, cpu: bool = False, run: Run = run_st
         try:
             code = run([*command, *(["--cpu"] if cpu else [])], seconds)
         except KeyboardInterrupt:
-            became[stage.command] = "interrupted"
-            print(f"interrupted; what was measured is in {out}, and the same command goes on from there")
+            outcomes[stage.command] = "interrupted"
+            print(f"interrupted; results are in {out}, and the same command resumes")
             break
-        became[stage.command] = "done" if code == 0 else f"exit code {code}"
+        outcomes[stage.command] = "done" if code == 0 else f"exit code {code}"
         if not finished(path):
-            became[stage.command] += ", not everything"
-    return became
+            outcomes[stage.command] += ", not everything"
+    return outcomes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Add the command's options."""
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"), metavar="DIR", help="(build/benchmarks)")
     parser.add_argument("--budget", type=float, default=BUDGET, metavar="S", help=f"seconds in all ({BUDGET:.0f})")
     parser.add_argument("--cpu", action="store_true", help="on the CPU, in reduced sizes, although there is a GPU")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run, write the report, and say what became of each stage. 1 unless all are done; 130 if interrupted."""
-    became = everything(options.out, options.budget, cpu=options.cpu)
+    """Run, write the report, print each stage's outcome. 1 unless all are done; 130 if interrupted."""
+    outcomes = everything(options.out, options.budget, cpu=options.cpu)
     if any(options.out.glob("*.json")):
         run_stage([sys.executable, "-m", "benchmarks", "report", str(options.out.absolute())], 60.0)
-    for command, what in became.items():
+    for command, what in outcomes.items():
         print(f"{command:<12} {what}")
-    if "interrupted" in became.values():
+    if "interrupted" in outcomes.values():
         return 130
-    return 0 if all(what in ("done", "finished before") for what in became.values()) else 1
+    return 0 if all(what in ("done", "finished before") for what in outcomes.values()) else 1

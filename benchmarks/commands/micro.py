@@ -1,9 +1,9 @@
-"""`python -m benchmarks micro`: each operation at the networks' real shapes, against what else could compute it.
+"""`python -m benchmarks micro`: each operation at the networks' real shapes, compared with other implementations.
 
-The calls are those of the released networks for one 128x128 image, each once (`calls.py`). Peers: eager PyTorch in the
-same dtype, the same under torch.compile, and the library's kernels where the operation knows them as a configuration.
-On a GPU all are CUDA graph replays on inputs that take turns, so that launching costs nothing and nothing lies in the
-L2. Without a GPU: the cheapest calls of each operation, by its reference.
+The calls are those of the released networks for one 128x128 image, each once (`network_calls.py`). Peers: eager
+PyTorch in the same dtype, torch.compile, and library kernels if the operation has them as a configuration. On a GPU all
+are CUDA graph replays on rotating inputs, without launch overhead and with a cold L2. Without a GPU: the cheapest calls
+of each operation, with its reference.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from benchmarks.commands.ceilings import physical
 from benchmarks.measure.results import Results
 from benchmarks.measure.session import Session, session
 from benchmarks.measure.session import add_arguments as add_common
-from benchmarks.measure.timing import Work, graphed, in_a_row, record, rotation
+from benchmarks.measure.timing import Work, graphed, record, rotation, sequential
+from benchmarks.static.network_calls import main_calls
 from benchmarks.subjects.eager import eager, has_eager, in_own_dtype
 from benchmarks.subjects.inputs import random_call
-from benchmarks.subjects.network_calls import main_calls
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import gpu_at
 from tinysr_kernels.launch.plan import Library
@@ -36,7 +36,7 @@ SAMPLES = 20
 PEERS = ("ours", "eager", "compile", "library")
 COMPILE_SECONDS = 4.0
 ON_CPU = 2
-"""Calls of an operation that a CPU measures: the cheapest."""
+"""Number of calls per operation on a CPU: the cheapest ones."""
 Run = Callable[[], Any]
 
 
@@ -63,7 +63,7 @@ class Case:
         return f"{self.op} {self.dtype} {self.shapes}"
 
     def labels(self, peer: str) -> dict[str, str]:
-        """As records carry them."""
+        """The labels of its records."""
         return {"op": self.op, "dtype": self.dtype, "shapes": self.shapes, "peer": peer}
 
     @property
@@ -109,16 +109,15 @@ def runs(peer: str, calls: list[Operator]) -> list[Run] | None:
 
 
 def measure_call(made: Session, case: Case, peers: tuple[str, ...]) -> None:
-    """One record a peer, all measured in turns."""
+    """One record per peer; their samples are interleaved."""
     limits = physical(made)
     cost = case.cost
     l2 = torch.cuda.get_device_properties(made.device).L2_cache_size if made.cuda else 0
     sets = rotation(cost.bytes, l2) if made.cuda else 2
     inputs = [random_call(case.call, made.device, seed) for seed in range(sets)]
     rotated = len(inputs) * cost.bytes >= 2 * l2
-    # Products of 8 bits run at twice the rate of those of 16.
-    least = Cost(cost.flops // 2, cost.bytes) if "fp8" in case.op else cost
-    floor = 1e6 * limits.floor(least, case.dtype == "float32") if limits and rotated else 0.0
+    # The 16-bit rate bounds float32 too: libraries may use TF32, which is slower than 16 bits and faster than float32.
+    floor = 1e6 * limits.floor(cost, 8 if "fp8" in case.op else 16) if limits and rotated else 0.0
     works: dict[str, Work] = {}
     for peer in peers:
         own = in_own_dtype() if peer in ("eager", "compile") else using("auto")
@@ -127,9 +126,9 @@ def measure_call(made: Session, case: Case, peers: tuple[str, ...]) -> None:
                 made.need(COMPILE_SECONDS)
             found = runs(peer, inputs)
             if found is not None:
-                works[peer] = graphed(found, floor_us=floor) if made.cuda else in_a_row(found)
-    # Every graph is captured: what runs now no longer asks for backend and dtype. On a CPU all is float32.
-    measured = made.stopwatch.in_turns(works, SAMPLES if made.cuda else 5, made.until)
+                works[peer] = graphed(found, floor_us=floor) if made.cuda else sequential(found)
+    # Graphs are captured by now, so backend and dtype settings no longer matter. On a CPU everything is float32.
+    measured = made.stopwatch.interleaved(works, SAMPLES if made.cuda else 5, made.until)
     for peer, several in measured.items():
         values = {"flops": float(cost.flops), "bytes": float(cost.bytes)}
         one = record(f"{case.key}: {peer}", case.labels(peer), several, works[peer], **values)
@@ -140,14 +139,14 @@ def measure_call(made: Session, case: Case, peers: tuple[str, ...]) -> None:
 
 @torch.inference_mode()
 def measure(made: Session, peers: tuple[str, ...] = PEERS, ops: tuple[str, ...] = ()) -> None:
-    """All cases, or those of some operations, while there is time; what is there already is not repeated."""
+    """All cases, or those of some operations, while there is time; existing records are not measured again."""
     chosen = [case for case in cases(not made.cuda) if not ops or case.op in ops]
     for i, case in enumerate(chosen):
         if made.sink.has(f"{case.key}: ours"):
             continue
         if made.left() <= 0:
             made.cut = True
-            made.sink.note(f"no time was left for {len(chosen) - i} of {len(chosen)} calls, the cheapest")
+            made.sink.note(f"no time left for {len(chosen) - i} of {len(chosen)} calls, the cheapest")
             break
         with made.guarded(f"{case.key}: ours", case.labels("ours")):
             measure_call(made, case, peers)
@@ -155,7 +154,7 @@ def measure(made: Session, peers: tuple[str, ...] = PEERS, ops: tuple[str, ...] 
 
 
 def table(results: Results) -> list[str]:
-    """A line a call: what each peer takes, and what ours comes to."""
+    """One line per call: what each peer takes, and what ours comes to."""
     groups: dict[tuple[str, ...], dict[str, dict[str, float]]] = {}
     for one in results.records:
         key = tuple(one.labels[name] for name in ("op", "dtype", "shapes"))
@@ -173,7 +172,7 @@ def table(results: Results) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Add the command's options."""
     add_common(parser)
     parser.add_argument("--op", action="append", choices=sorted(REGISTRY), help="this one alone (repeatable)")
     parser.add_argument("--peer", action="append", choices=PEERS, help="this one alone (repeatable; all)")

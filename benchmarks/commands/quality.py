@@ -1,7 +1,7 @@
-"""`python -m benchmarks quality`: a checkpoint over photographs, in every dtype, backend and quantisation.
+"""`python -m benchmarks quality`: a checkpoint over photographs, in every dtype, backend and quantization.
 
 PSNR and SSIM against the originals, beside bicubic's, and PSNR against our own float32 result on the reference backend:
-what a dtype, our kernels or quantisation take away. Photographs and degradation are those of model/demo.
+the loss from dtype, our kernels or quantization. Photographs and degradation are those of model/demo.
 Without a GPU: three photographs, unless --photographs asks for more, and the reference backend alone.
 """
 
@@ -19,12 +19,12 @@ from benchmarks.measure import session as sessions
 from benchmarks.measure.results import Record, Results
 from benchmarks.measure.session import Session, session
 
-SUMMARY = "PSNR and SSIM of a checkpoint, by default the demo, over photographs per dtype, backend and quantisation."
+SUMMARY = "PSNR and SSIM of a checkpoint, by default the demo, over photographs per dtype, backend and quantization."
 ON_CPU = 3
 """Photographs that a CPU enlarges."""
-Picture = NDArray[np.uint8]
+Image = NDArray[np.uint8]
 IDENTICAL = 100.0
-"""What stands for the infinite PSNR of equal images."""
+"""PSNR reported for identical images."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Way:
 
     @property
     def labels(self) -> dict[str, str]:
-        """As records carry them."""
+        """The labels of its records."""
         return {"dtype": self.dtype, "backend": self.backend, "quantize": self.quantize or "none"}
 
     @property
@@ -50,19 +50,19 @@ BASE = Way("float32", "reference")
 
 
 def ways(cuda: bool) -> list[Way]:
-    """All that are compared, the one that others are compared with first."""
+    """All configurations, the baseline first."""
     dtypes, backends = ("float32", "float16", "bfloat16"), ("reference", "triton") if cuda else ("reference",)
     found = [Way(dtype, backend) for backend in backends for dtype in dtypes]
     return [*found, Way("float16" if cuda else "float32", backends[-1], "fp8")]
 
 
-def psnr(a: Picture, b: Picture) -> float:
+def psnr(a: Image, b: Image) -> float:
     """In dB over RGB, at most IDENTICAL."""
     difference = a.astype(np.float64) - b.astype(np.float64)
     return IDENTICAL if not difference.any() else float(10 * np.log10(255**2 / np.square(difference).mean()))
 
 
-def pictures_of(made: Session, photographs: int | None = None) -> list[tuple[str, Picture, Picture]]:
+def images_of(made: Session, photographs: int | None = None) -> list[tuple[str, Image, Image]]:
     """(name, original [4H,4W,3], degraded quarter [H,W,3]). ImportError without scikit-image, which has them."""
     from model.demo import degrade, photos
     from model.demo.evaluate import degraded
@@ -73,18 +73,18 @@ def pictures_of(made: Session, photographs: int | None = None) -> list[tuple[str
 
 def measure(made: Session, ckpt: str = "demo", photographs: int | None = None) -> None:
     """One record a way and photograph, and one with the means."""
-    pictures: list[tuple[str, Picture, Picture]] = []
+    images: list[tuple[str, Image, Image]] = []
     with made.guarded("photographs", {"photograph": "all"}):
-        pictures = pictures_of(made, photographs)
-    base: dict[str, Picture] = {}
-    for way in ways(made.cuda) if pictures else ():
+        images = images_of(made, photographs)
+    base: dict[str, Image] = {}
+    for way in ways(made.cuda) if images else ():
         if base and made.sink.has(way.key):
             continue
         with made.guarded(way.key, way.labels):
             arguments: dict[str, Any] = {"dtype": way.dtype, "backend": way.backend, "quantize": way.quantize}
             model = tinysr_kernels.compile(ckpt, device=made.device, **arguments)
             records = []
-            for name, original, small in pictures:
+            for name, original, small in images:
                 ours = model(small)
                 base.setdefault(name, ours)
                 records.append(_compared(way, name, original, small, ours, base[name]))
@@ -92,7 +92,7 @@ def measure(made: Session, ckpt: str = "demo", photographs: int | None = None) -
             made.sink.add(*records, Record(way.key, way.labels | {"photograph": "mean"}, values=means))
 
 
-def _compared(way: Way, name: str, original: Picture, small: Picture, ours: Picture, base: Picture) -> Record:
+def _compared(way: Way, name: str, original: Image, small: Image, ours: Image, base: Image) -> Record:
     from skimage.metrics import structural_similarity
 
     from model.demo.evaluate import bicubic
@@ -109,7 +109,7 @@ def _compared(way: Way, name: str, original: Picture, small: Picture, ours: Pict
 
 
 def table(results: Results) -> list[str]:
-    """A line a way: means over the photographs."""
+    """One line per way: means over the photographs."""
     lines = [f"{'':<28} {'PSNR':>7} {'SSIM':>7} {'bicubic':>8} {'':>7} {'to float32':>10}"]
     for one in results.records:
         if one.error:
@@ -124,7 +124,7 @@ def table(results: Results) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Add the command's options."""
     sessions.add_arguments(parser)
     parser.add_argument("--ckpt", default="demo", help="what compile() takes (default: the demo)")
     parser.add_argument("--photographs", type=int, metavar="N", help="the first N (default: all on a GPU, else 3)")

@@ -1,7 +1,7 @@
 """`python -m benchmarks soak`: many images of mixed sizes through one compiled model, by several threads at once.
 
-Every image comes again and again, in an order drawn at random: it must give the bits that it gave when it came alone,
-and the memory that is held must not grow after the first rounds. Ends with 1 if either fails.
+Images repeat in random order. Each result must be bitwise equal to the result of that image alone, and memory must not
+grow after the first rounds. Exits with 1 otherwise.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from tinysr_kernels.runtime.compiled import CompiledSR
 SUMMARY = "1000 images of mixed sizes through one model by eight threads: equal bits, constant memory."
 IMAGES, THREADS, ROUNDS = 1000, 8, 10
 DIFFERENT = 24
-"""Images that differ in size, alpha or value; the graphs of a model and its buffers serve far fewer."""
+"""Number of different images (size, alpha, content): far more than the model's graphs and buffers hold."""
 WARM = 4
-"""Rounds after which everything that is kept has been made: threads' buffers, graphs, cached plans."""
+"""Rounds after which all buffers, graphs and cached plans exist."""
 SETTLED = 200
-"""Images at least that these rounds must have had for their memory to say anything."""
+"""Minimum number of images in these rounds for a check of memory growth."""
 GROWTH = 1.02
-"""Times the memory after these rounds that may be held at the end."""
+"""Maximum ratio of memory at the end to memory after these rounds."""
 GRAPHS = 4
 Image = NDArray[np.uint8]
 
 
-def pictures(unit: int, seed: int = 0) -> list[Image]:
-    """Images [H,W,C] with sides from `unit` to four times as much, one in four grey and one in eight with alpha."""
+def mixed_images(unit: int, seed: int = 0) -> list[Image]:
+    """Images [H,W,C] with sides from `unit` to four times as much, one in four gray and one in eight with alpha."""
     draw = np.random.default_rng(seed)
     found = []
     for i in range(DIFFERENT):
@@ -50,7 +50,7 @@ def pictures(unit: int, seed: int = 0) -> list[Image]:
 
 
 def held_mib(made: Session) -> float:
-    """What the process holds of the GPU's memory, or the most that it has held of the machine's."""
+    """MiB of GPU memory reserved by the process, or the peak of its resident memory on a CPU."""
     if made.cuda:
         return torch.cuda.memory_reserved(made.device) / 2**20
     # macOS counts bytes, Linux KiB.
@@ -58,13 +58,13 @@ def held_mib(made: Session) -> float:
 
 
 def soak(made: Session, model: CompiledSR, images: int, threads: int, unit: int) -> None:
-    """Run in rounds, a record each; Late once the time is over."""
-    given = pictures(unit)
-    alone = [model(picture) for picture in given]
+    """Run in rounds, one record each; raises Late when the time is over."""
+    inputs = mixed_images(unit)
+    alone = [model(image) for image in inputs]
     order = random.Random(1)
 
     def differs(i: int) -> bool:
-        return not np.array_equal(model(given[i]), alone[i])
+        return not np.array_equal(model(inputs[i]), alone[i])
 
     with ThreadPoolExecutor(threads) as pool:
         for number in range(1, ROUNDS + 1):
@@ -81,11 +81,11 @@ def soak(made: Session, model: CompiledSR, images: int, threads: int, unit: int)
 
 
 def faults(results: Results) -> Iterator[str]:
-    """What is not as it must be."""
+    """What failed."""
     rounds = [one for one in results.records if not one.error]
     different = sum(one.values["different"] for one in rounds)
     if different:
-        yield f"{different:.0f} images gave other bits than alone"
+        yield f"{different:.0f} images differ from their result alone"
     if len(rounds) > WARM and sum(one.values["images"] for one in rounds[:WARM]) >= SETTLED:
         warm, last = rounds[WARM - 1].values["held_mib"], rounds[-1].values["held_mib"]
         if last > GROWTH * warm:
@@ -94,7 +94,7 @@ def faults(results: Results) -> Iterator[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Add the command's options."""
     add_common(parser)
     parser.add_argument("--ckpt", default="demo", help="a checkpoint (demo)")
     parser.add_argument("--images", type=int, default=IMAGES, metavar="N", help=f"in all (default {IMAGES})")
@@ -102,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run, print a line a round, and say what is not as it must be."""
+    """Run, print one line per round, report failures."""
     import tinysr_kernels
 
     with session("soak", options) as made, made.guarded("soak", {}):
@@ -112,7 +112,7 @@ def main(options: argparse.Namespace) -> int:
     for one in made.sink.results.records:
         v = one.values
         if v:
-            print(f"{one.key}: {v['images']:.0f} images, {v['different']:.0f} other bits, {v['held_mib']:.0f} MiB held")
+            print(f"{one.key}: {v['images']:.0f} images, {v['different']:.0f} different, {v['held_mib']:.0f} MiB held")
     wrong = list(faults(made.sink.results))
     for line in wrong:
         print(line, file=sys.stderr)

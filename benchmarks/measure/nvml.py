@@ -1,6 +1,6 @@
-"""What the driver says of a GPU: its limits, its state now, what slows it down, who else uses it. Optional.
+"""A GPU's limits, current state, throttling and other processes, from NVML. Optional.
 
-Without nvidia-ml-py, or where the driver refuses to answer, nothing is known and nothing counts as disturbed.
+Without nvidia-ml-py, or where the driver does not answer, all is unknown and no sample counts as disturbed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ except ImportError:
 # Bits of nvmlDeviceGetCurrentClocksEventReasons (nvml.h). A power cap is no disturbance: it is how the card runs.
 SLOWDOWNS = {0x8: "hardware slowdown", 0x20: "thermal slowdown", 0x40: "thermal slowdown", 0x80: "power brake"}
 DROP = 0.1
-"""Part of its clock that a GPU may lose during one reading."""
+"""Fraction of its clock that a GPU may lose during one sample."""
 
 
 @dataclass(frozen=True)
 class State:
-    """One look at the GPU: MHz of the multiprocessors, why they are slowed down, other processes that compute.
+    """State of the GPU: SM clock in MHz, reason for throttling, other compute processes.
 
     memory_clock in MHz, power in W, temperature in degrees Celsius; 0 where unknown.
     """
@@ -38,11 +38,11 @@ class State:
 
 @dataclass
 class Monitor:
-    """Watches one GPU, named by its UUID. neighbours: processes that were there before the first reading."""
+    """Monitors one GPU, named by its UUID. known_processes: those that ran before the first sample."""
 
     uuid: str
     handle: Any = None
-    neighbours: frozenset[int] = field(default_factory=frozenset)
+    known_processes: frozenset[int] = field(default_factory=frozenset)
 
     def __post_init__(self) -> None:
         if pynvml is not None:
@@ -50,7 +50,7 @@ class Monitor:
                 pynvml.nvmlInit()
                 uuid = self.uuid if self.uuid.startswith(("GPU-", "MIG-")) else f"GPU-{self.uuid}"
                 self.handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        self.neighbours = self.state().others
+        self.known_processes = self.state().others
 
     def limits(self) -> dict[str, Any]:
         """driver, memory_mib, power_limit_w, clock in Hz, memory bandwidth in bytes a second; None where unknown."""
@@ -64,17 +64,17 @@ class Monitor:
             "memory_mib": None if memory is None else memory.total >> 20,
             "power_limit_w": None if power is None else round(power / 1000),
             "clock": None if clock is None else clock * 1e6,
-            # Two transfers a clock.
+            # Two transfers per clock.
             "memory": None if memory_clock is None or width is None else 2e6 * memory_clock * width / 8,
         }
 
     def busy(self) -> int:
-        """Percent of the time, in the last second or less, in which something ran on the GPU."""
+        """GPU utilization in percent over the last second or less."""
         rates = self._ask("nvmlDeviceGetUtilizationRates")
         return 0 if rates is None else int(rates.gpu)
 
     def state(self) -> State:
-        """How the GPU is at this moment."""
+        """The current state."""
         bits = self._ask("nvmlDeviceGetCurrentClocksEventReasons")
         if bits is None:
             bits = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons") or 0
@@ -109,10 +109,10 @@ class Monitor:
         return version.decode() if isinstance(version, bytes) else str(version)
 
     def disturbance(self, before: State, after: State) -> str:
-        """Why what was read between two looks is not to be trusted, or nothing."""
+        """The disturbance of a sample between two states, or an empty string."""
         if before.slowed or after.slowed:
             return before.slowed or after.slowed
-        if (before.others | after.others) - self.neighbours:
+        if (before.others | after.others) - self.known_processes:
             return "another process on the GPU"
         if after.clock < (1 - DROP) * before.clock:
             return f"the clock fell from {before.clock} to {after.clock} MHz"

@@ -1,7 +1,7 @@
-"""Result files: what was measured, on what, with every raw sample; checked against its schema when written and read.
+"""Result files: measurements, environment and every raw sample; validated against the schema when written and read.
 
-The schema is the three dataclasses below (`SCHEMA` is their version). A file is rewritten whole after each record, so
-that an interrupted command leaves what it has, and goes on there when it is run again in the same environment.
+The schema is the dataclasses below (`SCHEMA` is their version). The file is rewritten after each record, so an
+interrupted command keeps its results and resumes when it is run again in the same environment.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tinysr_kernels.runtime.environment import environment
 
 SCHEMA = 1
 PLACES = ("package folder", "triton cache")
-"""What of the environment says where things lie on somebody's disk: of no use to who reads a result."""
+"""Entries of the environment that name local paths; left out of result files."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One look at the device while something was measured; zeros where the driver does not say, and on a CPU."""
+    """State of the device during a measurement; zeros where unknown, and on a CPU."""
 
     when: str
     clock_mhz: int = 0
@@ -45,9 +45,9 @@ class Reading:
 class Record:
     """One measurement.
 
-    key: unique in its file. labels: what was measured. samples_us: microseconds a call, every one that was taken;
-    disturbed: for each why it is not to be trusted, "" if nothing speaks against it. values: what follows, by name
-    (`p50_us`, `tflops`, `psnr`, ...). error: why there is no measurement; then samples are missing.
+    key: unique in its file. labels: what was measured. samples_us: microseconds per call, every sample;
+    disturbed: the disturbance of each, "" for none. values: derived figures by name
+    (`p50_us`, `tflops`, `psnr`, ...). error: why there is no measurement; then there are no samples.
     """
 
     key: str
@@ -75,12 +75,12 @@ class Results:
     records: list[Record] = field(default_factory=list)
 
     def find(self, key: str) -> Record | None:
-        """The record of that key, if it is there and no failure."""
+        """The record with this key, unless it is missing or failed."""
         return next((one for one in self.records if one.key == key and not one.error), None)
 
 
 class Sink:
-    """Where a command's records go: a file, or nowhere but memory. Resumes what an interrupted run has left."""
+    """Collects a command's records, in memory or in a file; resumes an interrupted run's file."""
 
     def __init__(self, command: str, device: str, reduced: bool, path: Path | None = None) -> None:
         facts = {name: str(value) for name, value in environment().items() if name not in PLACES} | {"commit": commit()}
@@ -98,28 +98,28 @@ class Sink:
             new.started = earlier.started
 
     def has(self, *keys: str) -> bool:
-        """Whether all of these are measured."""
+        """Whether all of these have been measured."""
         return all(self.results.find(key) for key in keys)
 
     def add(self, *records: Record) -> None:
-        """Keep records, in place of earlier ones of the same keys, and write the file."""
+        """Add records, replacing those with the same keys, and write the file."""
         keys = {one.key for one in records}
         self.results.records = [one for one in self.results.records if one.key not in keys] + list(records)
         self.save()
 
     def note(self, text: str) -> None:
-        """Keep a remark, and say it."""
+        """Add a note and print it."""
         self.results.notes.append(text)
         print(text, file=sys.stderr)
         self.save()
 
     def finish(self, complete: bool = True) -> None:
-        """The command has ended; complete: with everything measured."""
+        """Mark the command as ended; complete: whether everything was measured."""
         self.results.finished, self.results.complete = _now(), complete
         self.save()
 
     def save(self) -> None:
-        """Write the file whole, then put it in place."""
+        """Write the file atomically."""
         if self.path is not None:
             write(self.path, self.results)
 
@@ -155,7 +155,7 @@ def commit() -> str:
 
 
 def write(path: Path, results: Results) -> None:
-    """Check against the schema and write: one line a record. ValueError names what does not fit."""
+    """Check against the schema and write: one line per record. ValueError names what does not match."""
     content = dataclasses.asdict(results)
     validate(content)
     records = content.pop("records")
@@ -169,7 +169,7 @@ def write(path: Path, results: Results) -> None:
 
 
 def read(path: Path) -> Results:
-    """A result file. ValueError if it is none, or of another schema."""
+    """Read a result file. ValueError if it is invalid or of another schema."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -228,7 +228,7 @@ def _check(where: str, value: Any, expected: Any) -> None:
 
 
 def _comparable(facts: dict[str, str]) -> dict[str, str]:
-    """What two runs must have in common for their records to stand in one file."""
+    """The part of the environment that must be equal to resume a file."""
     return {name: value for name, value in facts.items() if "memory" not in name}
 
 

@@ -1,4 +1,4 @@
-"""What measuring commands have in common: the device, the time they have, where records and errors go."""
+"""Common parts of measuring commands: device, time limit, records and errors."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from benchmarks.measure.timing import BelowFloor, Stopwatch
 
 
 class Late(RuntimeError):
-    """There is no time left for this."""
+    """No time is left for a measurement."""
 
 
 @dataclass
 class Session:
-    """One run of a command. until: the moment of time.monotonic by which it should have ended. cut: it had to be."""
+    """One run of a command. until: time.monotonic at which it should end. cut: whether measurements were skipped."""
 
     device: torch.device
     stopwatch: Stopwatch
@@ -42,15 +42,15 @@ class Session:
         return self.until - time.monotonic()
 
     def need(self, seconds: float) -> None:
-        """Raise Late unless so many seconds are left."""
+        """Raise Late unless this many seconds are left."""
         if self.left() < seconds:
-            raise Late(f"no time was left for it, {seconds:.0f} s are needed")
+            raise Late(f"no time left, {seconds:.0f} s are needed")
 
     @contextlib.contextmanager
     def guarded(self, key: str, labels: Mapping[str, str]) -> Iterator[None]:
-        """Inside, an error becomes a record, and the next measurement goes on.
+        """Within this context an error becomes a record, and the next measurement continues.
 
-        A reading below the physical floor comes through: the command ends there.
+        `BelowFloor` is raised: it ends the command.
         """
         try:
             yield
@@ -69,29 +69,29 @@ class Session:
         self.release()
 
     def release(self) -> None:
-        """Give back what earlier measurements held of the device's memory."""
+        """Free cached device memory of earlier measurements."""
         if self.cuda:
             torch.cuda.empty_cache()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of every measuring command."""
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write every sample there; goes on from what is there"
-    )
-    parser.add_argument("--budget", type=float, default=math.inf, metavar="S", help="seconds that it may take")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there; resumes an existing file")
+    parser.add_argument("--budget", type=float, default=math.inf, metavar="S", help="time limit in seconds")
     parser.add_argument("--cpu", action="store_true", help="on the CPU, in reduced sizes, although there is a GPU")
 
 
 @contextlib.contextmanager
 def session(command: str, options: argparse.Namespace) -> Iterator[Session]:
-    """Its file is complete if nothing raised and time sufficed; BelowFloor is noted, and comes through."""
+    """A session whose file is complete unless something raised or time ran out; BelowFloor is noted and raised."""
     cuda = torch.cuda.is_available() and not options.cpu
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     sink = Sink(command, device_name(device), not cuda, options.json)
     made = Session(device, Stopwatch(device), sink, time.monotonic() + options.budget)
     if not cuda:
-        print(f"{command}: no GPU is used: reduced sizes on the CPU, which say nothing about a GPU", file=sys.stderr)
+        print(
+            f"{command}: no GPU is used: reduced sizes on the CPU; the results say nothing about a GPU", file=sys.stderr
+        )
     try:
         yield made
     except BelowFloor as error:

@@ -1,10 +1,9 @@
-"""How everything here is timed, on a GPU and on a CPU, in one form.
+"""Timing on GPUs and CPUs.
 
-On a GPU: CUDA graph replays in which many calls follow each other on inputs that take turns, so that together they
-exceed the L2 twice, between two events; or, where there is no graph to make (eager PyTorch, whole images from the
-host), the work as it is, between two events or by the host's clock. On a CPU: time.perf_counter. What is compared is
-measured in turns, and every sample says what disturbed it. Nothing may read under the physical floor: that raises
-`BelowFloor`.
+On a GPU: CUDA events around replays of a CUDA graph of many calls, on rotating inputs that together exceed twice the
+L2. Where no graph is possible (eager PyTorch, whole images from the host): events or the host's clock around the work
+itself. On a CPU: time.perf_counter. Samples of what is compared are interleaved, and every sample says what disturbed
+it. A sample below the physical floor raises `BelowFloor`.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ from benchmarks.measure.nvml import Monitor, State
 from benchmarks.measure.results import Reading, Record, percentiles
 
 UNROLLED = 24
-"""Calls in a graph at least."""
+"""Minimum number of calls per graph."""
 COPIES = 256
-"""Sets of inputs at most."""
+"""Maximum number of input sets."""
 READING_MS = 4.0
-"""Length of a sample at least: starting a graph takes the host about 10 us."""
+"""Minimum length of a sample in ms: launching a graph takes the host about 10 us."""
 WARM_UP_US = 1e6
-"""Work that takes longer is warm after one run."""
+"""Work that takes longer (in us) needs one warm-up run only."""
 
 
 class BelowFloor(RuntimeError):
-    """A sample that no hardware of this kind can give: the measurement is wrong."""
+    """A sample below the physical floor of the hardware: the measurement is wrong."""
 
 
 @dataclass
@@ -52,7 +51,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Sample:
-    """Microseconds a call, why it is not to be trusted, and how the device was after it. cpu_us: of the process."""
+    """Microseconds per call, the disturbance if any, the device's state afterwards. cpu_us: CPU time of the process."""
 
     us: float
     disturbed: str = ""
@@ -61,13 +60,13 @@ class Sample:
 
 
 class Watch(Protocol):
-    """What tells how a device is: `nvml.Monitor`, or nothing at all."""
+    """Reads a device's state: `nvml.Monitor`, or nothing."""
 
     def state(self) -> State:
-        """How it is now."""
+        """The current state."""
 
     def disturbance(self, before: State, after: State) -> str:
-        """Why what was measured between two looks is not to be trusted, or nothing."""
+        """The disturbance of a measurement between two states, or an empty string."""
 
 
 class Unwatched:
@@ -124,19 +123,19 @@ class Stopwatch:
             torch.cuda.synchronize(self.device)
 
     def warm_up(self, work: Work) -> None:
-        """Run a few times, and find how often a sample must repeat the work to be long enough."""
+        """Run a few times, and set the number of repeats per sample."""
         work.repeats = 1
         us = self._elapsed_us(work)  # compiles, and takes memory
         if us < WARM_UP_US:
             us = min(self._elapsed_us(work) for _ in range(2))
         work.repeats = max(math.ceil(1e3 * READING_MS / max(us, 1e-3)), 1)
 
-    def in_turns(
+    def interleaved(
         self, works: Mapping[str, Work], samples: int, until: float = math.inf
     ) -> dict[str, tuple[list[Sample], list[Reading]]]:
-        """Samples of each work, taken in turns so that what changes meanwhile changes for all.
+        """Interleaved samples of each work, so that drifts of clock and temperature affect all alike.
 
-        until: a moment of time.monotonic after which no further round begins; one round there always is.
+        until: time.monotonic after which no further round starts; there is at least one round.
         """
         start = _reading("before", self.watch.state())
         for work in works.values():
@@ -193,7 +192,7 @@ def captured(runs: Sequence[Callable[[], Any]], least: int = UNROLLED) -> tuple[
 
 
 def rotation(bytes_each: int, l2_bytes: int) -> int:
-    """How many sets of inputs together exceed the L2 twice, so that each finds its own outside it."""
+    """Number of input sets that together exceed twice the L2, so that each call finds a cold L2."""
     return min(max(math.ceil(2 * l2_bytes / max(bytes_each, 1)), 2), COPIES)
 
 
@@ -203,8 +202,8 @@ def graphed(runs: Sequence[Callable[[], Any]], least: int = UNROLLED, floor_us: 
     return Work(graph.replay, calls, floor_us=floor_us, keep=(graph, runs, keep))
 
 
-def in_a_row(runs: Sequence[Callable[[], Any]], floor_us: float = 0.0, keep: Any = None) -> Work:
-    """The runs one after the other, as the host launches them."""
+def sequential(runs: Sequence[Callable[[], Any]], floor_us: float = 0.0, keep: Any = None) -> Work:
+    """The runs one after another, launched by the host."""
 
     def run() -> None:
         for one in runs:

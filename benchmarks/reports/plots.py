@@ -1,4 +1,4 @@
-"""The report's pictures, from result files: a roofline, the ladder of latencies, where our time goes."""
+"""The report's plots, from result files: a roofline, the ladder of latencies, where our time goes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ COLORS = ("#1b7837", "#2166ac", "#b2182b", "#c26a1b", "#762a83", "#00838f", "#8c
 
 
 def caption(results: Results) -> str:
-    """On what it was measured; says so where that is a CPU."""
+    """The device; for a CPU, that the results say nothing about a GPU."""
     if results.reduced:
         return "CPU, reduced sizes: says nothing about a GPU"
     return results.device
 
 
 def roofline(micro: Results, ceilings: Results | None, path: Path) -> bool:
-    """Our operations by intensity and rate, under the measured ceilings. Whether there was anything to draw."""
+    """Our operations by intensity and rate, under the measured ceilings. Returns whether there was data."""
     points = [one for one in micro.records if one.labels.get("peer") == "ours" and one.samples_us and not one.error]
     points = [one for one in points if one.values["flops"] > 0]
     if not points:
@@ -36,7 +36,7 @@ def roofline(micro: Results, ceilings: Results | None, path: Path) -> bool:
         y = [one.values["flops"] / one.values["p50_us"] / 1e6 for one in several]
         axes.scatter(x, y, s=34, color=COLORS[i % len(COLORS)], marker="os^D"[i // len(COLORS) % 4], label=op, zorder=3)
     _roofs(axes, ceilings, points)
-    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte that must be moved", ylabel="TFLOP/s")
+    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte of required traffic", ylabel="TFLOP/s")
     axes.set_title(f"Operations under the measured ceilings\n{caption(micro)}", fontsize=11)
     axes.grid(True, which="major", color="#e0e0e0", zorder=0)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
@@ -64,7 +64,7 @@ def _roofs(axes: Any, ceilings: Results | None, points: Sequence[Record]) -> Non
     middle, text = slope[len(slope) // 3], f"copy {copy.values['gbs']:.0f} GB/s"
     axes.annotate(text, (middle, bandwidth * middle), (-6, 6), textcoords="offset points", ha="right", fontsize=8)
     for one in ceilings.records:
-        if one.labels.get("what") == "matrix product" and not one.error:
+        if one.labels.get("what") == "GEMM" and not one.error:
             peak = one.values["tflops"]
             reach = x[x * bandwidth >= peak]
             if len(reach):
@@ -74,7 +74,7 @@ def _roofs(axes: Any, ceilings: Results | None, points: Sequence[Record]) -> Non
 
 
 def ladder(e2e: Results, path: Path) -> bool:
-    """Latency of one image on the device: the teachers, every peer, ours. Whether there was anything to draw."""
+    """Latency of one image on the device: the teachers, every peer, ours. Returns whether there was data."""
     rungs = [
         one
         for one in e2e.records
@@ -98,7 +98,7 @@ def ladder(e2e: Results, path: Path) -> bool:
             f"{time:.3g} ms", (time + max(above, 0), place), (5, 0), textcoords="offset points", va="center", fontsize=8
         )
     axes.set_xlim(0, max(t + h for t, h in zip(times, high, strict=True)) * 1.15)
-    axes.set_xlabel("ms an image on the device, median; bars from 20 % to 80 %")
+    axes.set_xlabel("ms per image on the device, median; bars from 20th to 80th percentile")
     axes.set_title(f"One image, uint8 to uint8\n{caption(e2e)}", fontsize=11)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -124,7 +124,7 @@ def _color(one: Record) -> str:
 
 
 def waterfall(e2e: Results, path: Path) -> bool:
-    """Each family's latency part by part, in the order in which they run. Whether there was anything to draw."""
+    """Each family's latency part by part, in the order in which they run. Returns whether there was data."""
     rows = shares(e2e)
     if not rows:
         return False
@@ -150,7 +150,7 @@ def waterfall(e2e: Results, path: Path) -> bool:
 
 
 def shares(e2e: Results) -> dict[str, dict[str, float]]:
-    """Family -> ms of each part by itself, and what the whole takes besides: image in, image out, launches between."""
+    """Family -> ms of each part alone, and the rest of the whole: image input and output, launches in between."""
     found: dict[str, dict[str, float]] = {}
     whole: dict[str, float] = {}
     for one in e2e.records:
@@ -170,7 +170,7 @@ def shares(e2e: Results) -> dict[str, dict[str, float]]:
 
 
 def draw(files: Mapping[str, Results], folder: Path) -> list[Path]:
-    """All pictures that the files give."""
+    """Draw all plots that the files have data for."""
     made: list[Path] = []
     for name, draws in (
         ("ladder.png", lambda path: "e2e" in files and ladder(files["e2e"], path)),
@@ -183,7 +183,7 @@ def draw(files: Mapping[str, Results], folder: Path) -> list[Path]:
 
 
 def _figure(width: float, height: float, rows: int = 1) -> tuple[Any, Any]:
-    """A figure and its axes [rows,1], without a window. ImportError without matplotlib."""
+    """A figure and its axes [rows,1], without a display. ImportError without matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,6 +1,6 @@
-"""`python -m benchmarks report DIR`: Markdown tables and pictures from the result files in a folder.
+"""`python -m benchmarks report DIR`: Markdown tables and plots from the result files in a folder.
 
-Everything in the report is read from the files; device, versions, driver, commit and throttling stand with the figures.
+Everything is read from the files, including device, versions, driver, commit and throttling.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Rows = list[list[str]]
 
 
 def load(folder: Path) -> dict[str, Results]:
-    """The result files in a folder by their commands; others are passed over. ValueError for a damaged one."""
+    """The result files in a folder by their commands; others are ignored. ValueError for a damaged one."""
     found = {}
     for path in sorted(folder.glob("*.json")):
         if '"schema"' in path.read_text(encoding="utf-8")[:200]:
@@ -28,15 +28,15 @@ def load(folder: Path) -> dict[str, Results]:
     return found
 
 
-def report(files: dict[str, Results], pictures: Iterable[Path] = ()) -> str:
+def report(files: dict[str, Results], plots: Iterable[Path] = ()) -> str:
     """The report as Markdown."""
     text = "# Benchmark report\n\nMade by `python -m benchmarks report` from result files; do not edit.\n"
-    names = {path.name for path in pictures}
+    names = {path.name for path in plots}
     for command, section in SECTIONS.items():
         if command in files:
             results = files[command]
             text += f"\n## {command}\n\n{_head(results)}\n{section(results)}"
-            text += "".join(f"\n![{name}]({name})\n" for name in PICTURES.get(command, ()) if name in names)
+            text += "".join(f"\n![{name}]({name})\n" for name in PLOTS.get(command, ()) if name in names)
     return text
 
 
@@ -62,7 +62,7 @@ def _head(results: Results) -> str:
 
 
 def table(head: list[str], rows: Rows) -> str:
-    """A Markdown table, its first column to the left."""
+    """A Markdown table, with a left-aligned first column."""
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
@@ -180,7 +180,7 @@ def _cpu(results: Results) -> str:
 def _soak(results: Results) -> str:
     names = ("images", "different", "held_mib", "seconds")
     rows = [[one.key, *(f"{one.values[name]:.0f}" for name in names)] for one in results.records if not one.error]
-    return table(["round", "images", "of other bits", "MiB held", "seconds"], rows) + _failures(results.records)
+    return table(["round", "images", "different", "MiB held", "seconds"], rows) + _failures(results.records)
 
 
 SECTIONS: dict[str, Callable[[Results], str]] = {
@@ -192,29 +192,29 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "soak": _soak,
     "cpu": _cpu,
 }
-PICTURES = {"e2e": ("ladder.png", "waterfall.png"), "micro": ("roofline.png",)}
+PLOTS = {"e2e": ("ladder.png", "waterfall.png"), "micro": ("roofline.png",)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Add the command's options."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="where the result files are")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for the report (the same folder)")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Write report.md and the pictures. 2 where there is no result file."""
+    """Write report.md and the plots. 2 where there is no result file."""
     files = load(options.folder)
     if not files:
         print(f"{options.folder} holds no result file", file=sys.stderr)
         return 2
     out = options.out or options.folder
     out.mkdir(parents=True, exist_ok=True)
-    pictures: list[Path] = []
+    plots: list[Path] = []
     try:
-        pictures = draw(files, out)
+        plots = draw(files, out)
     except ImportError as error:
-        print(f"no pictures: {error}", file=sys.stderr)
-    (out / "report.md").write_text(report(files, pictures), encoding="utf-8")
-    for path in (out / "report.md", *pictures):
+        print(f"no plots: {error}", file=sys.stderr)
+    (out / "report.md").write_text(report(files, plots), encoding="utf-8")
+    for path in (out / "report.md", *plots):
         print(path)
     return 0

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.hardware.cards import CARDS
-from benchmarks.hardware.occupancy import LIMITS
+from benchmarks.hardware import CARDS
 from benchmarks.static.plan import plan, write_json
 from benchmarks.static.static import RESULTS, Report
 from benchmarks.subjects.families import SUBJECTS
+from tinysr_kernels.launch.hardware import architecture
 
 SUMMARY = "Trace the plans again; generate docs/kernels.md and docs/plan.md from benchmarks/results/."
 DOCS = Path(__file__).parents[2] / "docs"
@@ -64,8 +64,8 @@ the device to the upscaled uint8 image: every kernel launch, including those of 
 128x128; launch configurations are those for the GPU named. A launch's weight bytes are those of the network's
 parameters that it reads; its activation bytes are those of all other tensors that it reads or writes, scratch included,
 each once. The floor of a launch is its roofline: the longer of FLOPs at peak throughput and bytes at peak bandwidth,
-where tensors below half the L2 move at L2 bandwidth; benchmarks/hardware/cards.py lists the peaks and their sources.
-**Nothing here was timed.**
+where tensors below half the L2 move at L2 bandwidth. `tinysr_kernels/launch/hardware.py` lists the peaks with their
+sources: published, derived, or measured by others. **Nothing here was timed by this project.**
 """
 
 
@@ -131,7 +131,7 @@ def _short(reports: list[Report]) -> str:
 
 def _cells(group: list[Report]) -> list[str]:
     """The cells of a line for a group of variants."""
-    limit = LIMITS[group[0].arch].warps
+    limit = architecture(group[0].arch).warps
     instructions = {"wgmma" if one.wgmma else "mma" if one.tensor_core else "-" for one in group}
     return [
         str(len(group)),
@@ -165,7 +165,7 @@ def plan_page() -> str:
         for title, groups in (("part", content["parts"]), ("operator", content["operators"])):
             rows = [_plan_row(name, totals) for name, totals in groups.items()]
             head = f"{title} launches GFLOP activation~MB weight~MB " + " ".join(
-                f"{card.name.replace(' ', '~')},~us" for card in CARDS
+                f"{card.short.replace(' ', '~')},~us" for card in CARDS
             )
             text += _table(head, [*rows, _plan_row("**all**", content["totals"])]) + "\n"
     return text.rstrip("\n") + "\n"
@@ -178,7 +178,7 @@ def _plan_row(name: str, totals: Mapping[str, Any]) -> list[str]:
         f"{totals['flops'] / 1e9:.2f}",
         f"{totals['activation_bytes'] / 1e6:.1f}",
         f"{totals['weight_bytes'] / 1e6:.1f}",
-        *(f"{totals['floor_us'][card.name]:.1f}" for card in CARDS),
+        *(f"{totals['floor_us'][card.short]:.1f}" for card in CARDS),
     ]
 
 

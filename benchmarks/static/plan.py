@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.hardware.cards import CARDS, floors
+from benchmarks.hardware import CARDS, floors
 from benchmarks.subjects.families import META
 from benchmarks.subjects.networks import DTYPES, OWN_DTYPE, VARIANTS, network
 from tinysr_kernels.launch.device import GPUS, Gpu, assume
@@ -70,7 +70,7 @@ class ModelPlan:
                 name: sum(getattr(row, name) for row in chosen)
                 for name in ("flops", "bytes", "activation_bytes", "weight_bytes")
             },
-            "floor_us": {card.name: round(sum(row.floor_us[card.name] for row in chosen), 3) for card in CARDS},
+            "floor_us": {card.short: round(sum(row.floor_us[card.short] for row in chosen), 3) for card in CARDS},
         }
 
     def grouped(self, key: Callable[[Row], str]) -> dict[str, dict[str, Any]]:
@@ -222,7 +222,7 @@ def main(options: argparse.Namespace) -> int:
 
 def table(made: ModelPlan) -> list[str]:
     """One line per launch, then the totals per part, per operator and of all launches."""
-    width, first = max(len(row.kernel) for row in made.rows), CARDS[0].name
+    width, first = max(len(row.kernel) for row in made.rows), CARDS[0].short
     size = f"{made.batch} x {made.size[0]}x{made.size[1]}"
     head = f"{'':>3} {'part':<11} {'operator':<20} {'kernel':<{width}} {'output':<20}"
     lines = [
@@ -243,9 +243,9 @@ def table(made: ModelPlan) -> list[str]:
 
 def _totals_line(name: str, totals: Mapping[str, Any] | None) -> str:
     if totals is None:
-        head = " ".join(f"{card.name:>8}" for card in CARDS)
+        head = " ".join(f"{card.short:>8}" for card in CARDS)
         return f"{name:<24} {'launches':>8} {'GFLOP':>9} {'activation MB':>13} {'weight MB':>9}   floor us: {head}"
-    floor = " ".join(f"{totals['floor_us'][card.name]:>8.1f}" for card in CARDS)
+    floor = " ".join(f"{totals['floor_us'][card.short]:>8.1f}" for card in CARDS)
     return (
         f"{name:<24} {totals['launches']:>8} {totals['flops'] / 1e9:>9.2f} {totals['activation_bytes'] / 1e6:>13.1f} "
         f"{totals['weight_bytes'] / 1e6:>9.1f}   {'':>9} {floor}"

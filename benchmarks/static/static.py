@@ -25,9 +25,9 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.hardware.occupancy import resident_warps
+from benchmarks.hardware import resident_warps
 from benchmarks.static.machine_code import Compiled, Variant, compile_all, variant
-from benchmarks.subjects.network_calls import CALLS, main_calls
+from benchmarks.static.network_calls import CALLS, main_calls
 from benchmarks.subjects.networks import DTYPES
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.device import GPUS, Gpu, assume

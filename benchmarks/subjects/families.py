@@ -81,7 +81,7 @@ def _tinysr_shapes(variant: str, reduced: bool) -> Named:
         )
         width = 16 if reduced else 64
         vae = TinyVAE.regular(width=width, separable_encoder=True, separable_decoder=variant != "dense")
-        return TinySRConfig(), transformer.normalised_state() | vae.state_dict()
+        return TinySRConfig(), transformer.normalized_state() | vae.state_dict()
 
 
 def _tinysr_parts(tensors: Mapping[str, Tensor], config: TinySRConfig) -> Parts:

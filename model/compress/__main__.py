@@ -18,7 +18,7 @@ from model.compress.teacher_files import part, transformer_config
 
 
 def say(line: str) -> None:
-    """Progress goes to standard output at once, so that it can be followed in a log."""
+    """Print progress, unbuffered, so that a log can be followed."""
     print(line, flush=True)
 
 
@@ -62,7 +62,7 @@ def run_stage(args: argparse.Namespace) -> None:
 
 def run_config(args: argparse.Namespace) -> None:
     """Print a configuration file with the paper's settings."""
-    say(recipe.as_json(recipe.Recipe(teacher="TEACHER", pictures="PICTURES", out="OUT", lora="LORA")))
+    say(recipe.as_json(recipe.Recipe(teacher="TEACHER", images="IMAGES", out="OUT", lora="LORA")))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
         ("vae", "compress the VAE and train its halves"),
         ("restore", "restore the pruned network, write it"),
     ):
-        command = commands.add_parser(stage, help=f"{text}; gone on with where it stopped")
+        command = commands.add_parser(stage, help=f"{text}; resumes an interrupted run")
         command.add_argument("--config", type=Path, required=True, help="JSON, or TOML on Python 3.11")
         command.set_defaults(run=run_stage, stage=stage)
 
@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=run_count)
 
     command = commands.add_parser("small", help="train a small teacher and compress it, on a CPU")
-    command.add_argument("--out", type=Path, default=Path("build/small"), help="folder; a run there is gone on with")
+    command.add_argument("--out", type=Path, default=Path("build/small"), help="folder; a run in it is resumed")
     command.add_argument("--threads", type=int, default=1)
     command.add_argument("--trial", action="store_true", help="a few steps of everything, in seconds")
     command.set_defaults(run=run_small)

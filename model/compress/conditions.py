@@ -1,9 +1,9 @@
 """From a joint transformer to TinySR's: some blocks, the image's stream alone, time and prompt as constants.
 
-The teacher runs at t = 1000 with one prompt, so the modulation of every block is a constant: it is evaluated once, in
-float64, and takes the place of the modules that made it, as the buffers of TinySR's released layout. The prompt's
-stream is left out altogether; what its tokens contributed to attention is for mask learning and restoration to make
-good. Tensors come and go one at a time.
+The teacher runs at t = 1000 with one prompt, so the modulation of every block is constant. It is evaluated once, in
+float64, and replaces the modules that compute it, as buffers in TinySR's released layout. The prompt stream is removed;
+mask learning and restoration compensate for what its tokens contributed to attention. Tensors are processed one at a
+time.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def check_teacher(shapes: Mapping[str, tuple[int, ...]], config: SD3Config, wher
             raise ValueError(
                 f"{where}: {name}: expected {list(shape)}, as config.json says, found {list(shapes[name])}"
             )
-    surplus = sorted(set(shapes) - set(wanted))
-    if surplus:
-        raise ValueError(f"{where}: {surplus[0]}: has no place in an SD3 transformer")
+    unexpected = sorted(set(shapes) - set(wanted))
+    if unexpected:
+        raise ValueError(f"{where}: {unexpected[0]}: not a tensor of an SD3 transformer")
 
 
 def check_window(config: SD3Config, window: int) -> None:

@@ -1,7 +1,7 @@
 """Parameters and multiply-accumulates of teacher and student, counted on tensors without data (the meta device).
 
 `python -m model.compress count` counts the real shapes: SD3-medium's transformer and VAE as diffusers builds them, and
-TinySR's networks, for one picture of 512x512, as figure 5 of arXiv 2508.17434 does. Multiplications are those of
+TinySR's networks, for one image of 512x512, as figure 5 of arXiv 2508.17434 does. Multiplications are those of
 convolutions, linear layers and attention's two products, as torch's own counter sees them.
 """
 
@@ -56,7 +56,7 @@ def without_data(module: T) -> T:
 
 
 def parameters(module: nn.Module) -> int:
-    """Weights that a checkpoint holds; the position table is a buffer and does not count."""
+    """Number of parameters; the position table is a buffer and is not counted."""
     return sum(p.numel() for p in module.parameters())
 
 
@@ -90,7 +90,7 @@ def conditions(name: str) -> bool:
 
 
 def conditioning_macs(transformer: SD3Transformer) -> int:
-    """One row through every linear layer of those modules."""
+    """MACs of one row through every linear layer of those modules."""
     return sum(p.numel() for name, p in transformer.named_parameters() if conditions(name) and p.ndim == 2)
 
 
@@ -142,7 +142,7 @@ def real_tables(blocks: int = 12, tokens: int = PROMPT_TOKENS, separable_decoder
 
 
 def markdown(teacher: Table, student: Table) -> str:
-    """Both, side by side, with the share that is gone."""
+    """Markdown table of both, with the reduction in percent."""
     rows = [(name, teacher[name], student[name]) for name in teacher]
     rows.append(("**total**", total(teacher), total(student)))
     lines = [
@@ -162,7 +162,7 @@ def total(table: Table) -> Size:
 
 
 def gone(before: int, after: int) -> str:
-    """The share of `before` that `after` is less, in percent."""
+    """Reduction from `before` to `after` in percent."""
     return f"{100 * (1 - after / before):.1f} %" if before else "-"
 
 

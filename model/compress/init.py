@@ -46,7 +46,7 @@ def init(
     shard: int = SHARD,
     report: Report = lambda line: None,
 ) -> None:
-    """Write the untrained student into `out`; ValueError says what about teacher, LoRA, mask or width does not fit."""
+    """Write the untrained student into `out`; ValueError names what is wrong with teacher, LoRA, mask or width."""
     folder, values = part(teacher, "transformer", "SD3Transformer2DModel")
     config = transformer_config(values, str(folder / "config.json"))
     weights = weights_in(folder)
@@ -87,7 +87,7 @@ def start_vae(
     encoder_blocks: tuple[int, ...] = TinySRConfig.encoder_blocks,
     decoder_blocks: tuple[int, ...] = TinySRConfig.decoder_blocks,
 ) -> tuple[dict[str, Tensor], TinySRConfig]:
-    """(the compressed VAE's weights before training, the configuration that goes with them)."""
+    """(the compressed VAE's weights before training, their configuration)."""
     vae, scaling = read_vae(teacher, lora)
     own = TinySRConfig(
         head_dim=config.attention_head_dim,
@@ -103,7 +103,7 @@ def start_vae(
 
 
 def pooled_embedding(path: Path) -> Tensor:
-    """The embedding, pooled [1,P] or of the whole prompt [1,T,J], that a .pt or safetensors file holds alone."""
+    """The embedding, pooled [1,P] or of the whole prompt [1,T,J], from a .pt or safetensors file."""
     if path.suffix == ".safetensors":
         found: Any = list(LazyTensors([path]).values())
     else:
@@ -136,6 +136,6 @@ def read_vae(teacher: Path, lora: Path | None) -> tuple[KLVAE, float]:
 
 
 def calibration_images() -> Tensor:
-    """[4,3,128,128] in [-1,1]: procedural pictures, seeds fixed."""
-    pictures = [synthetic.image(np.random.default_rng([21, k]), CALIBRATION_SIDE) for k in range(CALIBRATION)]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    """[4,3,128,128] in [-1,1]: procedural images, seeds fixed."""
+    images = [synthetic.image(np.random.default_rng([21, k]), CALIBRATION_SIDE) for k in range(CALIBRATION)]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,9 +1,9 @@
-"""Mask learning on a network as a stage of training: probabilities and LoRA together, resumable.
+"""Mask learning as a training stage: mask probabilities and LoRA are trained together; resumable.
 
-The transformer is the teacher's image stream with all its blocks; those that a drawn mask skips are bypassed, one mask
-per sample of the batch, relaxed for the reason that docs/compression/masks.md gives. Task loss plus the L1 distance of
-the prediction from the teacher's (equation 11 of arXiv 2508.17434). The LoRA serves the choice alone: restoration
-starts from the teacher's weights again, so that students of other masks can be compared.
+The transformer is the teacher's image stream with all blocks. Blocks that a sampled mask skips are bypassed, with one
+relaxed mask per sample of the batch (see docs/compression/masks.md). The loss is the task loss plus the L1 distance
+from the teacher's prediction (equation 11 of arXiv 2508.17434). The LoRA is used for the choice of blocks only:
+restoration starts from the teacher's weights again, so that students with other masks can be compared.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from model.reference.tinysr_dit import TinySRTransformer
 
 
 @dataclass
-class Shown:
-    """A batch for mask learning: latents, and what the teacher predicts for them, [N,C,S,S] both."""
+class MaskBatch:
+    """A batch for mask learning: latents and the teacher's predictions for them, both [N,C,S,S]."""
 
     z: Tensor
     teacher: Tensor
@@ -40,11 +40,11 @@ class MaskSettings:
     stage: StageSettings
     keep: int
     group: int = 4
-    logit_rate: float = Schedule.learning_rate
+    logit_learning_rate: float = Schedule.learning_rate
     transfer_share: float = Schedule.transfer_share
     """Of that rate, for the transfers' logits."""
-    start: float = Schedule.start
-    end: float = Schedule.end
+    start_temperature: float = Schedule.start
+    end_temperature: float = Schedule.end
     """Temperatures of the Gumbel noise, first and last."""
 
 
@@ -57,7 +57,7 @@ def masked(network: TinySRTransformer, z: Tensor, activity: Tensor, temb: Tensor
 def learn_mask(
     network: TinySRTransformer,
     temb: Tensor,
-    batch: Callable[[int, int], Shown],
+    batch: Callable[[int, int], MaskBatch],
     settings: MaskSettings,
     folder: Path,
     *,
@@ -71,10 +71,14 @@ def learn_mask(
     """
     layers, stage_settings = len(network.transformer_blocks), settings.stage
     learner = MaskLearner(layers, group=settings.group, keep=keep_per_group(layers, settings.keep, settings.group))
-    schedule = Schedule(stage_settings.steps, settings.start, settings.end)
-    scale = settings.logit_rate / stage_settings.learning_rate
+    schedule = Schedule(stage_settings.steps, settings.start_temperature, settings.end_temperature)
+    scale = settings.logit_learning_rate / stage_settings.learning_rate
     scales = {"groups": scale, "transfers": scale * settings.transfer_share}
-    about = {"keep": settings.keep, "group": settings.group, "temperatures": [settings.start, settings.end]}
+    about = {
+        "keep": settings.keep,
+        "group": settings.group,
+        "temperatures": [settings.start_temperature, settings.end_temperature],
+    }
     trained = {
         "groups": nn.ParameterList([learner.groups]),
         "transfers": nn.ParameterList([learner.transfers]),
@@ -92,14 +96,14 @@ def learn_mask(
         # Processes draw masks of their own.
         generator.manual_seed((stage_settings.seed * 1_000_003 + step) * 1009 + stage.device.number[0])
         activities = learner.sample(
-            schedule.temperature(step), stage_settings.batch, hard=schedule.hard, generator=generator
+            schedule.temperature(step), stage_settings.batch_size, hard=schedule.hard, generator=generator
         )
-        shown = batch(step, stage_settings.batch)
+        shown = batch(step, stage_settings.batch_size)
         found = masked(network, shown.z, activities, temb).float()
         loss = mask_loss(shown.task(shown.z - found), found, shown.teacher.float())
         return Losses(loss, {"sure": learner.probabilities().amax(-1).mean()})
 
-    with checkpointed(network.transformer_blocks, stage_settings.checkpointing):
+    with checkpointed(network.transformer_blocks, stage_settings.gradient_checkpointing):
         stage.run(objective, report=report)
     if stage.device.main:
         _record(history, stage_settings.steps, learner)

@@ -1,6 +1,6 @@
 """The recipe on a real teacher, stage by stage: `python -m model.compress masks|vae|restore --config FILE`.
 
-Every stage reads what the one before left in the recipe's folder `out`, and is gone on with where it stopped:
+Every stage reads the previous one's result from the recipe's folder `out`. An interrupted stage is resumed:
 
     masks     mask.json                 which blocks stay
     vae       vae/separable/            the compressed VAE, trained
@@ -22,15 +22,15 @@ from torch import Tensor
 
 from model.compress.conditions import check_pooled, check_teacher, embedding, student_config, student_tensors
 from model.compress.init import pooled_embedding, read_vae, start_vae
-from model.compress.mask_stage import Shown, learn_mask
+from model.compress.mask_stage import MaskBatch, learn_mask
 from model.compress.masks import Mask
 from model.compress.masks.decide import check_mask
 from model.compress.recipe import Recipe
 from model.compress.released import write_folded, write_json, write_transformer, write_vae
-from model.compress.restoration import adapt, distil_latents, finish, train_pictures
+from model.compress.restoration import adapt, distill_latents, finish, train_on_images
 from model.compress.teacher_files import LoRA, lora_in, part, transformer_config, weights_in
+from model.compress.training.image_folder import ImageFolder, Prefetcher
 from model.compress.training.losses import perceptual
-from model.compress.training.pictures import Ahead, Folder
 from model.compress.training.stage import Device
 from model.compress.vae.train import train_decoder, train_encoder
 from model.reference.kl_vae import KLVAE
@@ -58,7 +58,7 @@ class Teacher:
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """Pictures in [-1,1] -> latents, scaled, float32."""
+        """Images in [-1,1] -> latents, scaled, float32."""
         return self.vae.encode(x.to(torch.bfloat16)).float() * self.scaling
 
     @torch.no_grad()
@@ -80,7 +80,7 @@ def teacher_weights(recipe: Recipe) -> tuple[SD3Config, dict[str, Tensor]]:
 
 
 def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
-    """Everything onto one device."""
+    """The teacher with its LoRA, VAE and embeddings on one device."""
     config, state = teacher_weights(recipe)
     pooled, prompt = pooled_embedding(Path(recipe.pooled)), pooled_embedding(Path(recipe.prompt))
     check_pooled(pooled, config.pooled_projection_dim)
@@ -111,20 +111,20 @@ def image_stream(recipe: Recipe, mask: Mask | None) -> TinySRTransformer:
     """The teacher's image stream (of the mask's blocks) in float32, adapted by LoRA."""
     config, state = teacher_weights(recipe)
     mask = mask or tuple([True] * config.num_layers)
-    tensors = dict(student_tensors(state, config, mask, window=recipe.side // FACTOR))
+    tensors = dict(student_tensors(state, config, mask, window=recipe.image_size // FACTOR))
     network = TinySRTransformer.from_state(tensors, TinySRConfig(head_dim=config.attention_head_dim))
-    adapt(network, recipe.rank, recipe.seed)
+    adapt(network, recipe.lora_rank, recipe.seed)
     return network
 
 
 def batches(recipe: Recipe, device: Device, seed: int) -> Callable[[int, int], tuple[Tensor, Tensor]]:
-    """(step, count) -> enlarged and original pictures on the device, made ahead by threads."""
-    folder = Folder(Path(recipe.pictures), recipe.side, recipe.seed + seed)
+    """(step, count) -> enlarged and original images on the device, prefetched by threads."""
+    folder = ImageFolder(Path(recipe.images), recipe.image_size, recipe.seed + seed)
     process = device.number[0]
-    ahead: dict[int, Ahead] = {}
+    ahead: dict[int, Prefetcher] = {}
 
     def draw(step: int, count: int) -> tuple[Tensor, Tensor]:
-        make = ahead.setdefault(count, Ahead(lambda number: folder.pairs(number, count, process)))
+        make = ahead.setdefault(count, Prefetcher(lambda number: folder.pairs(number, count, process)))
         enlarged, original = make(step)
         return enlarged.to(device.device), original.to(device.device)
 
@@ -133,7 +133,7 @@ def batches(recipe: Recipe, device: Device, seed: int) -> Callable[[int, int], t
 
 # ------------------------------------------------------------------------------------------------------------- commands
 def run_masks(recipe: Recipe, report: Report) -> Mask:
-    """Learn which blocks stay; the task loss is the perceptual one of the picture that the teacher's VAE decodes."""
+    """Learn which blocks stay; the task loss is the perceptual one of the image that the teacher's VAE decodes."""
     device = Device(recipe.masks.stage.precision, recipe.device)
     teacher = load_teacher(recipe, device.device)
     network = image_stream(recipe, None).to(device.device)
@@ -141,14 +141,14 @@ def run_masks(recipe: Recipe, report: Report) -> Mask:
     kind, distance = perceptual(device.device)
     report(f"masks: perceptual loss is {kind}")
 
-    def batch(step: int, count: int) -> Shown:
+    def batch(step: int, count: int) -> MaskBatch:
         enlarged, original = draw(step, count)
         z = teacher.encode(enlarged)
 
         def task(x0: Tensor) -> Tensor:
             return distance(teacher.vae.decode((x0 / teacher.scaling).to(torch.bfloat16)).float(), original)
 
-        return Shown(z, teacher.predict(z), task)
+        return MaskBatch(z, teacher.predict(z), task)
 
     out = Path(recipe.out)
     mask = learn_mask(network, teacher.temb, batch, recipe.masks, out / "masks", device=device, report=report)
@@ -163,7 +163,7 @@ def run_vae(recipe: Recipe, report: Report) -> TinyVAE:
     device = Device(recipe.encoder.precision, recipe.device)
     teacher, lora = Path(recipe.teacher), _path(recipe.lora)
     folder, values = part(teacher, "transformer", "SD3Transformer2DModel")
-    state, config = start_vae(teacher, lora, transformer_config(values, str(folder)), width=recipe.width)
+    state, config = start_vae(teacher, lora, transformer_config(values, str(folder)), width=recipe.vae_width)
     vae = TinyVAE.from_state(state, config).requires_grad_(True).to(device.device)
     source = read_vae(teacher, lora)[0].to(device.device, torch.bfloat16)
     out = Path(recipe.out)
@@ -197,19 +197,19 @@ def run_vae(recipe: Recipe, report: Report) -> TinyVAE:
 
 
 def read_mask(recipe: Recipe) -> Mask:
-    """What `masks` left; ValueError if it is not there or does not fit the recipe."""
+    """The result of `masks`; ValueError if it is missing or does not match the recipe."""
     path = Path(recipe.out) / "mask.json"
     if not path.exists():
-        raise ValueError(f"{path}: not there; run `masks` first, or write it")
+        raise ValueError(f"{path}: missing; run `masks` first, or write it")
     mask = json.loads(path.read_text(encoding="utf-8"))["mask"]
     return check_mask(mask, len(mask), recipe.masks.keep)
 
 
 def read_tiny(recipe: Recipe) -> tuple[TinyVAE, TinySRConfig]:
-    """What `vae` left; ValueError if it is not there."""
+    """The result of `vae`; ValueError if it is missing."""
     folder = Path(recipe.out) / "vae" / "separable"
     if not (folder / "config.json").exists():
-        raise ValueError(f"{folder}: not there; run `vae` first")
+        raise ValueError(f"{folder}: missing; run `vae` first")
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = TinySRConfig(
         encoder_blocks=tuple(values["num_encoder_blocks"]),
@@ -222,17 +222,17 @@ def read_tiny(recipe: Recipe) -> tuple[TinyVAE, TinySRConfig]:
 
 @torch.no_grad()
 def encode_pairs(recipe: Recipe, teacher: Teacher, vae: TinyVAE, device: Device, report: Report) -> list[Path]:
-    """The student's latents and the teacher's x0 for `recipe.pairs` pictures, in files; shared between processes."""
+    """The student's latents and the teacher's x0 for `latent_pairs` images, in files; divided between processes."""
     folder = Path(recipe.out) / "pairs"
     folder.mkdir(parents=True, exist_ok=True)
     draw = batches(recipe, device, 4)
     process, number = device.number
-    paths = [folder / f"{i:05d}.safetensors" for i in range(-(-recipe.pairs // SHARD))]
+    paths = [folder / f"{i:05d}.safetensors" for i in range(-(-recipe.latent_pairs // SHARD))]
     for i, path in enumerate(paths):
         if i % number != process or path.exists():
             continue
         parts: dict[str, list[Tensor]] = {"z": [], "wanted": []}
-        count = min(SHARD, recipe.pairs - i * SHARD)
+        count = min(SHARD, recipe.latent_pairs - i * SHARD)
         for start in range(0, count, 8):
             enlarged, _ = draw(i * SHARD + start, min(8, count - start))
             z = teacher.encode(enlarged)
@@ -263,19 +263,19 @@ def run_restore(recipe: Recipe, report: Report) -> None:
         return file["z"][index].float(), file["wanted"][index].float()
 
     temb = teacher.temb
-    distil_latents(network, temb, latents, recipe.restore_latents, out / "restore", device=device, report=report)
+    distill_latents(network, temb, latents, recipe.restore_latents, out / "restore", device=device, report=report)
     draw = batches(recipe, device, 5)
-    train_pictures(
+    train_on_images(
         network,
         temb,
         vae.encoder,
         vae.decoder,
         config.scaling_factor,
         draw,
-        recipe.restore_pictures,
+        recipe.restore_images,
         out / "restore",
-        weights=recipe.picture_weights,
-        device=Device(recipe.restore_pictures.precision, recipe.device),
+        weights=recipe.image_weights,
+        device=Device(recipe.restore_images.precision, recipe.device),
         observe=lambda step: sample(network, temb, vae, config, draw, out / "samples" / f"{step:06d}.png"),
         report=report,
     )
@@ -297,13 +297,13 @@ def sample(
     draw: Callable[[int, int], tuple[Tensor, Tensor]],
     path: Path,
 ) -> dict[str, float]:
-    """Save enlarged, restored and original picture side by side; PSNR of four pictures that training does not draw."""
+    """Save enlarged, restored and original image side by side; PSNR of four images that training does not draw."""
     enlarged, original = draw(10**9, 4)
     z = vae.encode(enlarged) * config.scaling_factor
     found = vae.decode((z - network(z, temb=temb)) / config.scaling_factor).clamp(-1, 1)
     rows = torch.cat([torch.cat(list(t), 1) for t in (enlarged.clamp(-1, 1), found, original)], 2)
-    picture = ((rows.float().cpu() + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    image = ((rows.float().cpu() + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)
+    Image.fromarray(image).save(path)
     error = ((found - original) / 2).square().mean(dim=(1, 2, 3))
     return {"psnr": float(-10 * error.log10().mean())}

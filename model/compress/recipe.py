@@ -1,8 +1,8 @@
 """The recipe for a real teacher, from a configuration file: one dataclass, the paper's settings as defaults.
 
-The numbers of steps, the rank, the learning rate of mask learning and the weights of the losses are the paper's (arXiv
-2508.17434, section 4 and supplement); batch sizes are per process, and with those of the critics and the learning rates
-of the other stages they are this project's choice.
+The numbers of steps, the LoRA rank, the learning rate of mask learning and the loss weights are the paper's (arXiv
+2508.17434, section 4 and supplement). Batch sizes are per process. They, the settings of the discriminators and the
+other learning rates are this project's choice.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from model.compress.mask_stage import MaskSettings
-from model.compress.restoration import PictureWeights
+from model.compress.restoration import ImageLossWeights
 from model.compress.training.stage import StageSettings
 from model.compress.vae.train import DecoderWeights
 
@@ -32,25 +32,25 @@ class Recipe:
 
     teacher: str
     """Folder with transformer/ and vae/ in diffusers' layout."""
-    pictures: str
-    """Folder of large pictures; sub-folders are searched."""
+    images: str
+    """Folder of large images; subfolders are searched."""
     out: str
     lora: str | None = None
     prompt: str = "prompt_embeds.pt"
     """The teacher's prompt embedding [1,T,J]."""
     pooled: str = "pool_embeds.pt"
     """The pooled one [1,P]."""
-    side: int = 512
-    """Of the pictures trained on; eight times the transformer's window."""
-    width: int = 64
+    image_size: int = 512
+    """Of the images trained on; eight times the transformer's window."""
+    vae_width: int = 64
     """Channels of the compressed VAE."""
-    rank: int = 64
-    pairs: int = 50_000
+    lora_rank: int = 64
+    latent_pairs: int = 50_000
     """Latents encoded beforehand for the first stage of restoration."""
     seed: int = 0
     device: str | None = None
-    encoder: StageSettings = _stage(100_000, 1e-4, 8, ema=0.999)
-    decoder: StageSettings = _stage(200_000, 1e-4, 4, ema=0.999)
+    encoder: StageSettings = _stage(100_000, 1e-4, 8, ema_decay=0.999)
+    decoder: StageSettings = _stage(200_000, 1e-4, 4, ema_decay=0.999)
     decoder_weights: DecoderWeights = field(default_factory=DecoderWeights)
     masks: MaskSettings = field(
         default_factory=lambda: MaskSettings(
@@ -58,23 +58,23 @@ class Recipe:
                 100_000,
                 5e-5,
                 2,
-                constant=True,
+                constant_learning_rate=True,
                 precision="bfloat16",
-                checkpointing=True,
+                gradient_checkpointing=True,
                 save_every=2000,
                 log_every=100,
             ),
             keep=12,
-            logit_rate=0.01,
+            logit_learning_rate=0.01,
         )
     )
-    restore_latents: StageSettings = _stage(150_000, 1e-4, 8, ema=0.999, checkpointing=True)
-    restore_pictures: StageSettings = _stage(50_000, 5e-5, 2, ema=0.999, checkpointing=True)
-    picture_weights: PictureWeights = field(default_factory=PictureWeights)
+    restore_latents: StageSettings = _stage(150_000, 1e-4, 8, ema_decay=0.999, gradient_checkpointing=True)
+    restore_images: StageSettings = _stage(50_000, 5e-5, 2, ema_decay=0.999, gradient_checkpointing=True)
+    image_weights: ImageLossWeights = field(default_factory=ImageLossWeights)
 
     def __post_init__(self) -> None:
-        if self.side % 64:
-            raise ValueError(f"side must be a multiple of 64, found {self.side}")
+        if self.image_size % 64:
+            raise ValueError(f"image_size must be a multiple of 64, found {self.image_size}")
 
 
 def load(path: Path) -> Recipe:

@@ -3,7 +3,7 @@
     OUT/tinybackbone/prune-N-merge-tinysr/transformer/config.json, diffusion_pytorch_model*.safetensors
     OUT/vae/separable/config.json, diffusion_pytorch_model.safetensors
 
-Every file appears whole or not at all.
+Every file appears atomically.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from model.compress.teacher_files import STEM
 from tinysr_kernels.families import TinySRConfig
 
 SHARD = 2**31
-"""Bytes of weights after which a new file is begun."""
+"""Maximum bytes of weights per file."""
 
 
 def write_transformer(
     folder: Path, tensors: Iterable[tuple[str, Tensor]], config: Mapping[str, Any], shard: int = SHARD
 ) -> Path:
-    """Write the transformer as its tensors come, `shard` bytes (or one tensor) at a time; returns its folder."""
+    """Write the transformer in shards of at most `shard` bytes (or one tensor); returns its folder."""
     place = folder / f"tinybackbone/prune-{config['num_layers']}-merge-tinysr" / "transformer"
     place.mkdir(parents=True, exist_ok=True)
     parts: list[tuple[Path, list[str]]] = []
@@ -65,7 +65,7 @@ def write_transformer(
 
 
 def write_vae(folder: Path, state: Mapping[str, Tensor], config: TinySRConfig) -> Path:
-    """Write a tiny VAE's weights and the configuration that they show; returns its folder."""
+    """Write a tiny VAE's weights and the configuration that follows from them; returns its folder."""
     place = folder / "vae" / "separable"
     place.mkdir(parents=True, exist_ok=True)
     beside = place / f"{STEM}.part"
@@ -102,7 +102,7 @@ def _outputs(state: Mapping[str, Tensor], conv: str) -> int:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON, whole or not at all, and create the folders above."""
+    """Write JSON, atomically, and create its parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
     beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

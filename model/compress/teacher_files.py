@@ -1,4 +1,4 @@
-"""A teacher in diffusers' layout, read lazily: one tensor at a time, so that memory holds no whole network.
+"""A teacher in diffusers' layout, read lazily, one tensor at a time, to bound memory.
 
     TEACHER/transformer/config.json                                    _class_name SD3Transformer2DModel
     TEACHER/transformer/diffusion_pytorch_model*.safetensors           one file, or shards with an index
@@ -54,7 +54,7 @@ class LazyTensors(Mapping[str, Tensor]):
         return len(self._where)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Without reading the tensor; KeyError if there is none."""
+        """The tensor's shape, without reading it; KeyError if there is none."""
         return tuple(self._where[name].get_slice(name).get_shape())
 
     def close(self) -> None:
@@ -100,9 +100,9 @@ def part(folder: Path, name: str, class_name: str) -> tuple[Path, dict[str, Any]
 
 
 def transformer_config(values: Mapping[str, Any], where: str) -> SD3Config:
-    """config.json as SD3Config; ValueError for variants whose blocks the student's do not have."""
+    """config.json as SD3Config; ValueError for variants with blocks that the student does not support."""
     if values.get("dual_attention_layers") or values.get("qk_norm"):
-        raise ValueError(f"{where}: dual attention and normalised queries (SD 3.5) have no place in TinySR's blocks")
+        raise ValueError(f"{where}: dual attention and normalized queries (SD 3.5) have no place in TinySR's blocks")
     missing = [f.name for f in fields(SD3Config) if not isinstance(values.get(f.name), int)]
     if missing:
         raise ValueError(f"{where}: {missing[0]}: expected an integer, found {values.get(missing[0])!r}")
@@ -132,7 +132,7 @@ class LoRA:
                 raise ValueError(f"{where}: {module}: has lora_{next(iter(pair))} without its other half")
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Every pair must fit a weight; ValueError naming the first that does not."""
+        """Check that every pair matches a weight; ValueError names the first that does not."""
         for module, pair in self.pairs.items():
             shape = shapes.get(f"{module}.weight")
             if shape is None:
@@ -146,7 +146,7 @@ class LoRA:
                 )
 
     def merged(self, name: str, tensor: Tensor) -> Tensor:
-        """The tensor with its pair, if there is one, added in float32 or wider."""
+        """The tensor with its LoRA pair, if any, merged in float32 or wider."""
         pair = self.pairs.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
         if pair is None:
             return tensor

@@ -1,4 +1,4 @@
-"""Measure a checkpoint on photographs it never saw: `python -m model.demo.evaluate --ckpt demo --out docs/demo`.
+"""Measure a checkpoint on unseen photographs: `python -m model.demo.evaluate --ckpt demo --out docs/demo`.
 
 Each photograph is degraded with the fixed preset of model/demo/degrade.py, seeded by its place in the list, then
 enlarged four times by bicubic interpolation and by the network. Writes results.json, RESULTS.md and comparison.png.
@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from model.demo import degrade, photos
 
-Picture = NDArray[np.uint8]
-Enlarge = Callable[[Picture], Picture]
+ImageArray = NDArray[np.uint8]
+Enlarge = Callable[[ImageArray], ImageArray]
 Strengths = dict[str, tuple[degrade.Degradation, dict[str, float]]]
 """Name of a strength of degradation -> the degradation and the mean figures under it."""
 
@@ -50,7 +50,7 @@ class Result:
     ssim: float
 
 
-def degraded(name: str, how: degrade.Degradation) -> tuple[Picture, Picture]:
+def degraded(name: str, how: degrade.Degradation) -> tuple[ImageArray, ImageArray]:
     """The photograph [4H,4W,3] and its degraded quarter [H,W,3]."""
     original = photos.photograph(name)
     rng = np.random.default_rng([20, photos.NAMES.index(name)])
@@ -58,7 +58,7 @@ def degraded(name: str, how: degrade.Degradation) -> tuple[Picture, Picture]:
     return original, np.round(small * 255).astype(np.uint8)
 
 
-def bicubic(small: Picture) -> Picture:
+def bicubic(small: ImageArray) -> ImageArray:
     """[H,W,3] -> [4H,4W,3] by torch's bicubic interpolation, rounded and clamped."""
     x = torch.from_numpy(small).permute(2, 0, 1)[None].float()
     large = F.interpolate(x, scale_factor=4.0, mode="bicubic", align_corners=False)
@@ -73,11 +73,11 @@ def compiled(ckpt: str) -> Enlarge:
     return lambda small: model(small)
 
 
-def measure(name: str, original: Picture, base: Picture, ours: Picture) -> Result:
+def measure(name: str, original: ImageArray, base: ImageArray, ours: ImageArray) -> Result:
     """Compare both enlargements [H,W,3] with the original."""
 
-    def ssim(picture: Picture) -> float:
-        return float(structural_similarity(original, picture, channel_axis=2))
+    def ssim(image: ImageArray) -> float:
+        return float(structural_similarity(original, image, channel_axis=2))
 
     return Result(
         photograph=name,
@@ -125,7 +125,7 @@ def describe(how: degrade.Degradation) -> str:
     """The degradation in words."""
     return (
         f"Gaussian blur of {how.sigma_x:g} pixels, {how.resize} reduction by {degrade.SCALE} with antialiasing, "
-        f"Gaussian noise of {how.gaussian * 255:g}/255, JPEG quality {how.jpeg}"
+        f"Gaussian noise of {how.gaussian_noise * 255:g}/255, JPEG quality {how.jpeg}"
     )
 
 
@@ -158,7 +158,7 @@ def report(results: list[Result], strengths: Strengths, drawn: dict[str, float],
     each = ", ".join(f"{name} {gain:+.2f}" for name, gain in drawn.items())
     return (
         "# The demonstration checkpoint on photographs\n\n"
-        "The network was trained on procedural pictures alone (`python -m model.demo.train`) and saw none of these\n"
+        "The network was trained on procedural images only (`python -m model.demo.train`), not on these\n"
         "photographs, which come inside scikit-image's wheel (their middle, at most 512 pixels a side).\n"
         f"Each was degraded with a fixed seed: {describe(degrade.EVALUATION)}. These are the midpoints of\n"
         "the ranges in Real-ESRGAN's published options for its first stage (arXiv 2107.10833).\n"
@@ -166,7 +166,7 @@ def report(results: list[Result], strengths: Strengths, drawn: dict[str, float],
         f"{table(results)}\n"
         f"{caveat(results)}"
         "![low resolution, bicubic, ours, original](comparison.png)\n\n"
-        "How the gain depends on the damage, over the same photographs:\n\n"
+        "Gain by strength of degradation, over the same photographs:\n\n"
         f"{strengths_table(strengths)}\n"
         "With degradations drawn at random as in training instead (three for each photograph, seeds fixed) the mean\n"
         f"gain is {np.mean(list(drawn.values())):+.2f} dB: {each}.\n\n"
@@ -174,7 +174,7 @@ def report(results: list[Result], strengths: Strengths, drawn: dict[str, float],
     )
 
 
-def comparison(rows: list[list[Picture]], titles: tuple[str, ...], zoom: int = 2) -> Image.Image:
+def comparison(rows: list[list[ImageArray]], titles: tuple[str, ...], zoom: int = 2) -> Image.Image:
     """Squares side by side, one row per photograph, enlarged by whole pixels so that nothing is smoothed."""
     bar = 28
     side = rows[0][0].shape[0] * zoom
@@ -183,15 +183,15 @@ def comparison(rows: list[list[Picture]], titles: tuple[str, ...], zoom: int = 2
     for column, title in enumerate(titles):
         x = column * (side + 4)
         draw.text((x + side // 2, bar // 2), title, fill="black", anchor="mm", font=ImageFont.load_default(size=18))
-        for row, pictures in enumerate(rows):
-            tile = Image.fromarray(pictures[column]).resize((side, side), Image.Resampling.NEAREST)
+        for row, images in enumerate(rows):
+            tile = Image.fromarray(images[column]).resize((side, side), Image.Resampling.NEAREST)
             sheet.paste(tile, (x, bar + row * (side + 4)))
     return sheet
 
 
 def evaluate(
     enlarge: Enlarge, names: tuple[str, ...] = photos.NAMES, how: degrade.Degradation = degrade.EVALUATION
-) -> tuple[list[Result], list[list[Picture]]]:
+) -> tuple[list[Result], list[list[ImageArray]]]:
     """Degrade, enlarge and measure every photograph; the results, and per detail its four squares."""
     results, details = [], {}
     for name in names:
@@ -201,9 +201,7 @@ def evaluate(
         nearest = small.repeat(degrade.SCALE, axis=0).repeat(degrade.SCALE, axis=1)
         details[name] = (nearest, base, ours, original)
     rows = [
-        [picture[y : y + DETAIL, x : x + DETAIL] for picture in details[name]]
-        for name, y, x in DETAILS
-        if name in details
+        [image[y : y + DETAIL, x : x + DETAIL] for image in details[name]] for name, y, x in DETAILS if name in details
     ]
     return results, rows
 
@@ -217,8 +215,8 @@ def drawn_gains(enlarge: Enlarge, draws: int = 3, names: tuple[str, ...] = photo
         for draw in range(draws):
             rng = np.random.default_rng([30, draw, photos.NAMES.index(name)])
             how = degrade.random(rng)
-            spoiled = degrade.degrade(original.astype(np.float32) / np.float32(255), how, rng)
-            small = np.round(spoiled * 255).astype(np.uint8)
+            degraded_image = degrade.degrade(original.astype(np.float32) / np.float32(255), how, rng)
+            small = np.round(degraded_image * 255).astype(np.uint8)
             result = measure(name, original, bicubic(small), enlarge(small))
             found.append(result.psnr - result.bicubic_psnr)
         gains[name] = float(np.mean(found))
@@ -228,7 +226,7 @@ def drawn_gains(enlarge: Enlarge, draws: int = 3, names: tuple[str, ...] = photo
 def write(
     out: Path,
     results: list[Result],
-    rows: list[list[Picture]],
+    rows: list[list[ImageArray]],
     strengths: Strengths,
     drawn: dict[str, float],
     ckpt: str,

@@ -1,11 +1,11 @@
-"""The photographs of the evaluation: those that come inside scikit-image's wheel, so nothing has to be fetched."""
+"""The photographs of the evaluation: those that come inside scikit-image's wheel, so nothing is downloaded."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Every colour photograph of the wheel, and two grey ones. The rest are renderings, textures and scanned text.
+# Every color photograph of the wheel, and two gray ones. The rest are renderings, textures and scanned text.
 NAMES = (
     "astronaut",
     "coffee",
@@ -22,9 +22,9 @@ LARGEST = 512
 
 
 def photograph(name: str) -> NDArray[np.uint8]:
-    """The photograph [H,W,3] uint8: its middle, at most 512 a side, sides multiples of 32; grey repeated to RGB.
+    """The photograph [H,W,3] uint8: its middle, at most 512 a side, sides multiples of 32; gray repeated to RGB.
 
-    Thirty-two, so that the reduced picture needs no padding in a network that reduces by eight inside. Raises
+    Thirty-two, so that the reduced image needs no padding in a network that reduces by eight inside. Raises
     ImportError without scikit-image and ValueError for a name that is not in NAMES.
     """
     if name not in NAMES:
@@ -32,9 +32,9 @@ def photograph(name: str) -> NDArray[np.uint8]:
     from skimage import data
 
     found = getattr(data, name)()
-    picture = np.asarray(found[0] if isinstance(found, tuple) else found)
-    if picture.ndim == 2:
-        picture = np.repeat(picture[:, :, None], 3, axis=2)
-    sides = [min(side, LARGEST) // 32 * 32 for side in picture.shape[:2]]
-    y, x = ((have - want) // 2 for have, want in zip(picture.shape[:2], sides, strict=True))
-    return np.ascontiguousarray(picture[y : y + sides[0], x : x + sides[1], :3])
+    image = np.asarray(found[0] if isinstance(found, tuple) else found)
+    if image.ndim == 2:
+        image = np.repeat(image[:, :, None], 3, axis=2)
+    sides = [min(side, LARGEST) // 32 * 32 for side in image.shape[:2]]
+    y, x = ((have - want) // 2 for have, want in zip(image.shape[:2], sides, strict=True))
+    return np.ascontiguousarray(image[y : y + sides[0], x : x + sides[1], :3])

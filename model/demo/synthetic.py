@@ -1,11 +1,11 @@
-"""Procedural training images: no photograph is needed to learn what enlarging photographs asks for.
+"""Procedural training images, so that training super-resolution needs no photographs.
 
-The pictures follow the dead-leaves model (Lee, Mumford, Huang, "Occlusion models for natural images", IJCV 2001):
+The images follow the dead-leaves model (Lee, Mumford, Huang, "Occlusion models for natural images", IJCV 2001):
 opaque shapes of power-law size painted over each other, which gives the edges, the scale invariance and the 1/f
 spectrum of photographs (training on them: Achddou et al., "Synthetic images as a regularity prior for image
 restoration", 2021). Leaves are filled with gradients, gratings, stripes, 1/f noise and fur-like oriented noise. Alone
-they teach a network to see cartoons everywhere, so other pictures are made of regions with irregular, often gradual
-borders or of nothing but coloured noise. Strokes and text add thin lines; grain, light, shade and blur go over all.
+they teach a network to see cartoons everywhere, so other images are made of regions with irregular, often gradual
+borders or of nothing but colored noise. Strokes and text add thin lines; grain, light, shade and blur go over all.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ OPPONENT_SPREAD = np.array([0.24, 0.085, 0.06], np.float32)
 
 
 def image(rng: Rng, size: int = 384) -> NDArray[np.uint8]:
-    """One picture [size,size,3], uint8 RGB; the same picture for the same state of `rng`."""
-    colours = palette(rng)
+    """One image [size,size,3], uint8 RGB; the same image for the same state of `rng`."""
+    colors = palette(rng)
     kind = rng.random()
     if kind < 0.35:
-        canvas = fill(rng, size, size, colours)
-        # Large shapes first, so that the whole picture is a patchwork and not details on one ground.
-        leaves(rng, canvas, colours, smallest=float(rng.uniform(25.0, 60.0)), number=int(rng.integers(10, 50)))
+        canvas = fill(rng, size, size, colors)
+        # Large shapes first, so that the whole image is a patchwork and not details on one ground.
+        leaves(rng, canvas, colors, smallest=float(rng.uniform(25.0, 60.0)), number=int(rng.integers(10, 50)))
         if rng.random() < 0.75:
-            leaves(rng, canvas, colours, smallest=float(rng.uniform(6.0, 14.0)), number=int(rng.integers(5, 120)))
+            leaves(rng, canvas, colors, smallest=float(rng.uniform(6.0, 14.0)), number=int(rng.integers(5, 120)))
         if rng.random() < 0.6:
-            leaves(rng, canvas, colours, smallest=float(rng.uniform(1.2, 4.0)), number=int(rng.integers(5, 300)))
+            leaves(rng, canvas, colors, smallest=float(rng.uniform(1.2, 4.0)), number=int(rng.integers(5, 300)))
     elif kind < 0.8:
-        canvas = fill(rng, size, size, colours)
-        regions(rng, canvas, colours, number=int(rng.integers(3, 10)))
+        canvas = fill(rng, size, size, colors)
+        regions(rng, canvas, colors, number=int(rng.integers(3, 10)))
         if rng.random() < 0.5:
-            leaves(rng, canvas, colours, smallest=float(rng.uniform(2.0, 20.0)), number=int(rng.integers(3, 60)))
+            leaves(rng, canvas, colors, smallest=float(rng.uniform(2.0, 20.0)), number=int(rng.integers(3, 60)))
     else:
-        canvas = coloured_noise(rng, size, size, colours)
+        canvas = colored_noise(rng, size, size, colors)
         if rng.random() < 0.5:
-            regions(rng, canvas, colours, number=int(rng.integers(1, 4)))
+            regions(rng, canvas, colors, number=int(rng.integers(1, 4)))
     if rng.random() < 0.3:
-        canvas = strokes(rng, canvas, colours)
+        canvas = strokes(rng, canvas, colors)
     return finish(rng, canvas)
 
 
@@ -60,27 +60,27 @@ def finish(rng: Rng, canvas: Array) -> NDArray[np.uint8]:
     where = 1 / (1 + np.exp(-3 * power_noise(rng, height, width, 3.5)))
     light = float(rng.uniform(0.0, 0.4)) * power_noise(rng, height, width, 5.0)
     canvas = np.clip(canvas * np.exp(light + where * grain)[:, :, None], 0.0, 1.0) ** float(rng.uniform(0.8, 1.3))
-    picture = Image.fromarray(np.round(canvas * 255.0).astype(np.uint8))
+    image = Image.fromarray(np.round(canvas * 255.0).astype(np.uint8))
     # Few photographs are sharp to the pixel.
     if rng.random() < 0.65:
-        picture = picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.8))))
-    return np.asarray(picture)
+        image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.8))))
+    return np.asarray(image)
 
 
-# ------------------------------------------------------------------------------------------------------- colours
+# ------------------------------------------------------------------------------------------------------- colors
 def palette(rng: Rng, number: int = 12) -> Array:
-    """Colours [number,3] in [0,1] that go together: one mean, photograph-like spread, some nearly grey sets."""
+    """Colors [number,3] in [0,1] that go together: one mean, photograph-like spread, some nearly gray sets."""
     spread = OPPONENT_SPREAD * np.float32(rng.uniform(0.5, 1.5))
     spread[1:] *= np.float32(rng.choice([0.15, 0.5, 0.9, 1.3]))
     mean = rng.uniform(0.25, 0.65) + (rng.normal(0, 0.6, 3) * spread * [0.0, 1.0, 1.0]) @ OPPONENT
-    # A Laplacian, not a Gaussian: most colours lie near the mean, a few are vivid.
+    # A Laplacian, not a Gaussian: most colors lie near the mean, a few are saturated.
     offsets = rng.laplace(0.0, 0.75, (number, 3)) * spread
     return np.clip(mean + offsets @ OPPONENT, 0.02, 0.98).astype(np.float32)
 
 
-def colour(rng: Rng, colours: Array) -> Array:
-    """One colour [3] near one of the palette."""
-    return np.clip(colours[rng.integers(len(colours))] + rng.normal(0, 0.03, 3), 0, 1).astype(np.float32)
+def color(rng: Rng, colors: Array) -> Array:
+    """One color [3] near one of the palette."""
+    return np.clip(colors[rng.integers(len(colors))] + rng.normal(0, 0.03, 3), 0, 1).astype(np.float32)
 
 
 # ------------------------------------------------------------------------------------------------------ textures
@@ -111,7 +111,7 @@ def grating(rng: Rng, height: int, width: int) -> Array:
 
 
 def fur(rng: Rng, height: int, width: int) -> Array:
-    """Oriented noise, mean 0, std about 1, whose direction turns slowly across the picture."""
+    """Oriented noise, mean 0, std about 1, whose direction turns slowly across the image."""
     turn = power_noise(rng, height, width, 3.0)
     base, stretch, exponent = rng.uniform(0, np.pi), rng.uniform(3, 12), rng.uniform(1.2, 2.6)
     first, second = (
@@ -121,7 +121,7 @@ def fur(rng: Rng, height: int, width: int) -> Array:
     return (weight * first + (1 - weight) * second).astype(np.float32)
 
 
-def coloured_noise(rng: Rng, height: int, width: int, colours: Array) -> Array:
+def colored_noise(rng: Rng, height: int, width: int, colors: Array) -> Array:
     """A random field [height,width,3] with the spectrum of photographs, its chroma smoother than its luminance."""
     exponent = float(rng.uniform(1.6, 2.8))
     luminance = power_noise(rng, height, width, exponent)
@@ -130,12 +130,12 @@ def coloured_noise(rng: Rng, height: int, width: int, colours: Array) -> Array:
     chroma = [power_noise(rng, height, width, exponent + 0.6) for _ in range(2)]
     spread = OPPONENT_SPREAD * np.array([rng.uniform(0.25, 1.0), *rng.uniform(0.1, 0.7, 2)], np.float32)
     field = np.stack([luminance, *chroma], axis=-1) * spread
-    return (colours.mean(axis=0) + field @ OPPONENT).astype(np.float32)
+    return (colors.mean(axis=0) + field @ OPPONENT).astype(np.float32)
 
 
-def fill(rng: Rng, height: int, width: int, colours: Array) -> Array:
-    """A textured patch [height,width,3]: a gradient between two colours, modulated by one of the textures."""
-    first, second = colour(rng, colours), colour(rng, colours)
+def fill(rng: Rng, height: int, width: int, colors: Array) -> Array:
+    """A textured patch [height,width,3]: a gradient between two colors, modulated by one of the textures."""
+    first, second = color(rng, colors), color(rng, colors)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     angle = rng.uniform(0, 2 * np.pi)
     ramp = (x - width / 2) * np.cos(angle) / width + (y - height / 2) * np.sin(angle) / height + 0.5
@@ -150,21 +150,21 @@ def fill(rng: Rng, height: int, width: int, colours: Array) -> Array:
     maker = makers[rng.choice(len(makers), p=[0.28, 0.07, 0.17, 0.26, 0.22])]
     if maker is None or min(height, width) < 8:
         return patch.astype(np.float32)
-    # The texture moves towards the second colour or only in brightness, rarely at full contrast.
+    # The texture moves towards the second color or only in brightness, rarely at full contrast.
     direction = (second - first) if rng.random() < 0.4 else np.full(3, rng.uniform(0.3, 1.0), np.float32)
     strength = np.float32(min(rng.exponential(0.10), 0.4))
     return (patch + strength * maker()[:, :, None] * direction).astype(np.float32)
 
 
 # -------------------------------------------------------------------------------------------------------- shapes
-def leaves(rng: Rng, canvas: Array, colours: Array, smallest: float, number: int) -> None:
+def leaves(rng: Rng, canvas: Array, colors: Array, smallest: float, number: int) -> None:
     """Paint `number` opaque shapes of power-law size (density r^-3, r >= smallest) over `canvas` [H,W,3], in place."""
     height, width = canvas.shape[:2]
     largest = 0.45 * min(height, width)
     # Inverse of the cumulative distribution of r^-3 between the two radii.
     u = rng.random(number)
     radii = (smallest**-2.0 - u * (smallest**-2.0 - largest**-2.0)) ** -0.5
-    # Large shapes would hide what was painted before: a third of the pictures go from large to small.
+    # Large shapes would hide what was painted before: a third of the images go from large to small.
     if rng.random() < 0.34:
         radii = np.sort(radii)[::-1]
     defocus = rng.choice([0.0, 1.0, 3.0])
@@ -180,14 +180,14 @@ def leaves(rng: Rng, canvas: Array, colours: Array, smallest: float, number: int
         distance = shape_distance(rng, x - np.float32(cx), y - np.float32(cy), float(radius))
         cover = np.clip(0.5 - distance / softness, 0.0, 1.0)[:, :, None]
         region = canvas[y0:y1, x0:x1]
-        patch = fill(rng, y1 - y0, x1 - x0, colours)
+        patch = fill(rng, y1 - y0, x1 - x0, colors)
         if rng.random() < 0.4:
             # Round objects are lighter in the middle or towards one side; the fill's gradient does the latter.
             patch *= 1 + np.float32(rng.uniform(-0.3, 0.5)) * np.clip(distance / np.float32(radius), -1, 0)[:, :, None]
         region += cover * (patch - region)
 
 
-def regions(rng: Rng, canvas: Array, colours: Array, number: int) -> None:
+def regions(rng: Rng, canvas: Array, colors: Array, number: int) -> None:
     """Cover parts of `canvas` [H,W,3] with fills bounded by level lines of noise, sharp or gradual; in place."""
     height, width = canvas.shape[:2]
     for _ in range(number):
@@ -196,8 +196,8 @@ def regions(rng: Rng, canvas: Array, colours: Array, number: int) -> None:
         softness = np.exp(rng.uniform(np.log(0.7), np.log(25.0)))  # in pixels, where the field is as steep as usual
         distance = (field - rng.uniform(-0.8, 1.2)) / slope / softness
         cover = np.clip(0.5 + distance, 0, 1)[:, :, None].astype(np.float32)
-        layer = fill if rng.random() < 0.7 else coloured_noise
-        canvas += cover * (layer(rng, height, width, colours) - canvas)
+        layer = fill if rng.random() < 0.7 else colored_noise
+        canvas += cover * (layer(rng, height, width, colors) - canvas)
 
 
 def shape_distance(rng: Rng, x: Array, y: Array, radius: float) -> NDArray[np.floating[Any]]:
@@ -221,7 +221,7 @@ def shape_distance(rng: Rng, x: Array, y: Array, radius: float) -> NDArray[np.fl
     return np.asarray(np.maximum.reduce(sides), np.float32)
 
 
-def strokes(rng: Rng, canvas: Array, colours: Array) -> Array:
+def strokes(rng: Rng, canvas: Array, colors: Array) -> Array:
     """Thin lines, curves and words over `canvas` [H,W,3], drawn at three times the size for smooth edges."""
     height, width = canvas.shape[:2]
     for _ in range(rng.integers(2, 7)):
@@ -234,7 +234,7 @@ def strokes(rng: Rng, canvas: Array, colours: Array) -> Array:
                 _draw_words(rng, draw, 3 * width, 3 * height)
         small = mask.resize((width, height), Image.Resampling.BOX)
         cover = np.asarray(small, np.float32)[:, :, None] / np.float32(255)
-        canvas = canvas + cover * (colour(rng, colours) - canvas)
+        canvas = canvas + cover * (color(rng, colors) - canvas)
     return canvas
 
 

@@ -1,9 +1,9 @@
-"""Stable Diffusion's AutoencoderKL in plain PyTorch, whole: the teacher's VAE, and what pruning leaves of it.
+"""Stable Diffusion's AutoencoderKL in plain PyTorch: the teacher's VAE, and its pruned form.
 
-Built from shapes like the pruned UNet (model/reference/pruned_unet.py), so widths may differ from layer to layer,
-convolutions may be separable and the middle blocks may have lost their attention. The decoder is that of
-model/reference/kl_decoder.py with its first convolution. Checked against diffusers (models/autoencoders/vae.py,
-autoencoder_kl.py); without the 1x1 convolutions about the latent, which SD3's VAE does not have.
+Built from shapes like the pruned UNet (model/reference/pruned_unet.py). Widths may differ from layer to layer,
+convolutions may be separable, and the middle blocks may have no attention. The decoder is that of
+model/reference/kl_decoder.py plus its first convolution. Checked against diffusers (models/autoencoders/vae.py,
+autoencoder_kl.py). The 1x1 convolutions around the latent are missing: SD3's VAE does not have them.
 """
 
 from __future__ import annotations

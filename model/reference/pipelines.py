@@ -5,7 +5,7 @@ Everything stays in floating point: unlike the public scripts nothing is rounded
 awkward sizes are padded and cropped where TinySR's script resamples and AdcSR's fails.
 
 `tinysr` follows github.com/Microtreei/TinySR (test/test_tinysr.py), `adcsr` github.com/Guaishou74851/AdcSR
-(test.py); the wavelet colour fix is StableSR's (arXiv 2305.07015). Where the scripts neither resample nor
+(test.py); the wavelet color fix is StableSR's (arXiv 2305.07015). Where the scripts neither resample nor
 fail, and but for their 8-bit roundings, the results are theirs.
 """
 
@@ -58,12 +58,12 @@ def _pad_axis(image: Tensor, axis: int, side: int) -> Tensor:
 
 
 def bicubic(image: Tensor, factor: int = UPSCALE) -> Tensor:
-    """Enlarge [N,C,H,W] by a whole factor: Keys kernel, a = -0.75, half-pixel centres, no clamp."""
+    """Enlarge [N,C,H,W] by a whole factor: Keys kernel, a = -0.75, half-pixel centers, no clamp."""
     height, width = image.shape[2:]
     return F.interpolate(image, size=(height * factor, width * factor), mode="bicubic", align_corners=False)
 
 
-# ------------------------------------------------------------------------------------------ colour fixes
+# ------------------------------------------------------------------------------------------ color fixes
 def channel_stats(image: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and unbiased variance per sample and channel, [N,C,1,1]; the variance of a single pixel is 0."""
     pixels = image.shape[2] * image.shape[3]
@@ -72,7 +72,7 @@ def channel_stats(image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def adain(sr: Tensor, lr: Tensor) -> Tensor:
-    """TinySR's colour fix: mean and deviation of lr per channel, deviation = sqrt(variance + 1e-5).
+    """TinySR's color fix: mean and deviation of lr per channel, deviation = sqrt(variance + 1e-5).
 
     Both in [0,1], any two sizes; the result is not clamped.
     """
@@ -81,7 +81,7 @@ def adain(sr: Tensor, lr: Tensor) -> Tensor:
 
 
 def adain_plain(sr: Tensor, lr: Tensor) -> Tensor:
-    """AdcSR's colour fix: as `adain`, but without the 1e-5; in [-1,1], not clamped.
+    """AdcSR's color fix: as `adain`, but without the 1e-5; in [-1,1], not clamped.
 
     The deviation divided by is at least that of a flat image (1/255 of the range), which bounds the gain.
     Wherever sr varies more than that, the result is the public script's.
@@ -91,7 +91,7 @@ def adain_plain(sr: Tensor, lr: Tensor) -> Tensor:
 
 
 def wavelet(sr: Tensor, style: Tensor) -> Tensor:
-    """sr's details over the colours of `style` (same size, [0,1]); not clamped.
+    """sr's details over the colors of `style` (same size, [0,1]); not clamped.
 
     A decomposition keeps the five high bands of sr and takes the low band of `style`. Since the bands of one
     image sum to its difference from its own low band, that is sr + low(style - sr).
@@ -121,7 +121,7 @@ def tile_starts(length: int, window: int, overlap: int) -> list[int]:
 def tile_weight(window: int) -> Tensor:
     """[window,window] float64: a Gaussian of variance 0.01, sides as 1, about (window/2, (window-1)/2).
 
-    Down and across, the public code's centres differ by half a pixel.
+    Down and across, the public code's centers differ by half a pixel.
     """
     place = torch.arange(window, dtype=torch.float64)
 

@@ -3,7 +3,7 @@
 Image and prompt are two streams of tokens with weights of their own that meet in every block's attention; the last
 block reads the prompt but does not update it. Parameter names are those of diffusers' SD3Transformer2DModel, against
 which the order of operations was checked (models/transformers/transformer_sd3.py, attention.py, normalization.py);
-dual attention and normalised queries and keys (SD 3.5) are left out, for TSD-SR builds on SD3-medium.
+dual attention and normalized queries and keys (SD 3.5) are left out, for TSD-SR builds on SD3-medium.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class JointBlock(nn.Module):
 
 
 class CroppedPatchEmbed(nn.Module):
-    """Patch convolution plus the centre crop of the position table [1,M*M,D] that fits the latent."""
+    """Patch convolution plus the center crop of the position table [1,M*M,D] that fits the latent."""
 
     def __init__(self, config: SD3Config) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class CroppedPatchEmbed(nn.Module):
 
 
 def crop_table(table: Tensor, height: int, width: int) -> Tensor:
-    """The centre [1,height*width,D] of a square position table [1,M*M,D]; ValueError if it is too small."""
+    """The center [1,height*width,D] of a square position table [1,M*M,D]; ValueError if it is too small."""
     side = math.isqrt(table.shape[1])
     if side * side != table.shape[1] or max(height, width) > side:
         raise ValueError(f"no {height}x{width} positions in a table of {table.shape[1]}")

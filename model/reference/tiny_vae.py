@@ -84,7 +84,7 @@ class TinyEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # The map to [0,1] comes before the zero padding of the first convolution: its border sees black, not
-        # grey.
+        # gray.
         return self.layers((x + 1) / 2)
 
 
@@ -135,7 +135,7 @@ class TinyVAE(nn.Module):
 
         Widths, biases and the form of each convolution come from the tensors, the counts of blocks from
         `config`. Raises KeyError for a missing weight, RuntimeError (naming them) for other missing or
-        surplus tensors.
+        unexpected tensors.
         """
         config = config or TinySRConfig()
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -45,7 +45,7 @@ def timestep_embedding(t: float = TIMESTEP) -> Tensor:
 
 
 def position_table(dim: int, side: int, max_size: int, base: int) -> Tensor:
-    """[1, side*side, dim] float32: the centre crop of SD3's sin-cos table of side `max_size`.
+    """[1, side*side, dim] float32: the center crop of SD3's sin-cos table of side `max_size`.
 
     The first half of the channels encodes the column, the second the row; each half is sines, then cosines,
     at the frequencies 10000^(-k / (dim/4)). Coordinates run from 0 to `base`. Raises ValueError if the crop
@@ -229,8 +229,8 @@ class TinySRTransformer(nn.Module):
     ) -> TinySRTransformer:
         """The network that a public state dict describes, loaded in `dtype`; sizes from the shapes.
 
-        Left-overs of SD3's context stream are ignored. Raises KeyError for a tensor the sizes are read from,
-        RuntimeError (naming them) for other missing or surplus tensors, ValueError for a table that is not
+        Remaining tensors of SD3's context stream are ignored. Raises KeyError for a tensor the sizes are read from,
+        RuntimeError (naming them) for other missing or unexpected tensors, ValueError for a table that is not
         square.
         """
         config = config or TinySRConfig()
@@ -303,8 +303,8 @@ class TinySRTransformer(nn.Module):
         patches = x.unflatten(2, (p, p, -1)).unflatten(1, (side, side))
         return patches.permute(0, 5, 1, 3, 2, 4).reshape(len(x), -1, self.window, self.window)
 
-    def normalised_state(self) -> dict[str, Tensor]:
-        """The tensors of the normalised checkpoint, `transformer.*`; needs cached modulation.
+    def normalized_state(self) -> dict[str, Tensor]:
+        """The tensors of the normalized checkpoint, `transformer.*`; needs cached modulation.
 
         `transformer_blocks.i.modulation` is [6,D] in the order shift, scale, gate of the attention, then of
         the feed-forward; `norm_out.modulation` is [2,D]: scale, shift. Raises ValueError if nothing is

@@ -13,7 +13,7 @@ from tinysr_kernels.families import UNetConfig
 
 
 class UNetSR(nn.Module):
-    """LR [N,3,H,W] in [-1,1] -> SR [N,3,4H,4W] in about [-1,1], not clamped, no colour fix.
+    """LR [N,3,H,W] in [-1,1] -> SR [N,3,4H,4W] in about [-1,1], not clamped, no color fix.
 
     PixelUnshuffle, UNet, decoder, plus the bicubic enlargement of the input where the configuration says so. H and W
     are multiples of the unshuffling factor times two to the number of the UNet's downsamplers.
@@ -27,7 +27,7 @@ class UNetSR(nn.Module):
 
     @classmethod
     def from_state(cls, tensors: Mapping[str, Tensor], config: UNetConfig) -> UNetSR:
-        """Build from a normalised state dict (`unet.*`, `decoder.*`) and load it; RuntimeError on left-overs."""
+        """Build and load from a normalized state dict (`unet.*`, `decoder.*`); RuntimeError for unexpected tensors."""
         network = cls({name: tuple(t.shape) for name, t in tensors.items()}, config)
         network.load_state_dict(dict(tensors))
         return network

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autotune.device.device import Entries
-from autotune.device.results import Failure, Sample
-from autotune.search.candidates import Candidate, Candidates, candidates
-from autotune.search.cost_model import Built, predict
-from autotune.search.work import Item, Target
-from benchmarks.hardware.limits import Ceilings, ceilings
+from autotune.items.candidates import Candidate, Candidates, candidates
+from autotune.items.cost_model import Built, predict
+from autotune.items.device import Entries
+from autotune.items.results import Failure, Sample
+from autotune.items.work import Item, Target
+from benchmarks.hardware import Ceilings, ceilings
 from tinysr_kernels.launch.config_file import Facts, installed
 from tinysr_kernels.launch.device import GPUS, Gpu
 from tinysr_kernels.launch.kernel import jit

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from autotune.search.candidates import DUPLICATE, REJECTED, Candidate, candidates
-from autotune.search.cost_model import Built, occupancy, predict
-from autotune.search.work import Item, Target, all_items, calls_of, items, tunable
-from benchmarks.hardware.limits import ceilings
+from autotune.items.candidates import DUPLICATE, REJECTED, Candidate, candidates
+from autotune.items.cost_model import Built, occupancy, predict
+from autotune.items.work import Item, Target, all_items, calls_of, items, tunable
 from tests.autotune.simulated import CEILINGS, ITEMS, OP, Config, Simulated, make_items
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch.device import GPUS, Gpu
@@ -160,19 +159,3 @@ def test_the_cost_model_prefers_higher_occupancy() -> None:
     assert predict(item, one, H200, CEILINGS, lean) <= predict(item, one, H200, CEILINGS, fat)
     few, many = (found[Config("tile", block, 64, 4, 2)] for block in (128, 16))
     assert predict(item, few, H200, CEILINGS) != predict(item, many, H200, CEILINGS)
-
-
-def test_ceilings_are_those_of_the_datasheets() -> None:
-    h200 = ceilings(H200)
-    assert 0.95 < h200.half / 989e12 < 1.1
-    assert h200.memory == 4.8e12
-    a100 = ceilings(GPUS[80])
-    assert 0.98 < a100.half / 312e12 < 1.02
-    assert 0.98 < a100.single / 19.5e12 < 1.02
-    assert h200.rate(8) == 2 * h200.rate(16) == 2 * h200.half
-    assert a100.rate(8) == a100.rate(16)  # Ampere has no fp8 tensor cores
-    assert a100.rate(32) == a100.single
-    # A GPU without figures of its own gets those of the nearest architecture.
-    other = ceilings(Gpu("NVIDIA GB300", (10, 3), 148), clock=2e9, memory=8e12)
-    assert other.half == 148 * 2e9 * 8192
-    assert other.memory == 8e12

@@ -17,12 +17,12 @@ from autotune.commands import check, run
 from autotune.commands.options import targets
 from autotune.device import builder as builder_module
 from autotune.device.builder import Builder
-from autotune.device.results import Failure
+from autotune.items.candidates import candidates
+from autotune.items.cost_model import Built
+from autotune.items.log import read_records
+from autotune.items.results import Failure
+from autotune.items.work import Item
 from autotune.search import tuning
-from autotune.search.candidates import candidates
-from autotune.search.cost_model import Built
-from autotune.search.log import read_records
-from autotune.search.work import Item
 from benchmarks.static import static
 from benchmarks.static.machine_code import Variant
 from tests import ROOT
@@ -223,8 +223,8 @@ def test_show_and_export_of_a_measured_entry(
     file: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file's entry is shown with its times and exported; the exported file is valid as a bundled file."""
+    from autotune.items.work import Target, all_items
     from autotune.search.store import merge
-    from autotune.search.work import Target, all_items
 
     item: Item = all_items([Target(ckpt="demo")], GPUS[90])[0]
     config = list(item.call.space(GPUS[90]))[-1]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from autotune.device.correctness import RoundEachOp, check_results, expected_results
-from autotune.search.work import Item
+from autotune.items.work import Item
 from benchmarks.subjects.inputs import random_inputs
 from tests.ops.cases import CASES
 from tests.ops.kernel_contract import mutated

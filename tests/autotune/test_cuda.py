@@ -13,10 +13,10 @@ import torch
 from autotune.device import cuda
 from autotune.device.cuda import GpuRunner
 from autotune.device.gpu import CudaDevice
-from autotune.device.results import Failure, Sample
 from autotune.device.worker import StickyError, Worker
-from autotune.search.candidates import candidates
-from autotune.search.work import Item, Target
+from autotune.items.candidates import candidates
+from autotune.items.results import Failure, Sample
+from autotune.items.work import Item, Target
 from benchmarks.measure import timing
 from benchmarks.measure.nvml import State
 from tests.autotune.simulated import ITEMS, TARGET, candidates_of

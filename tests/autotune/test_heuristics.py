@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from autotune.device.builder import Builder
-from autotune.search.candidates import Candidate
-from autotune.search.cost_model import predict
-from autotune.search.work import Item, Target, all_items
-from benchmarks.hardware.limits import ceilings
+from autotune.items.candidates import Candidate
+from autotune.items.cost_model import predict
+from autotune.items.work import Item, Target, all_items
+from benchmarks.hardware import ceilings
 from benchmarks.static import static
 from tinysr_kernels.families import FAMILIES
 from tinysr_kernels.launch.device import GPUS, assume

@@ -9,7 +9,7 @@ from statistics import median
 import pytest
 
 from autotune.commands import report, run
-from autotune.device.results import Failure
+from autotune.items.results import Failure
 from autotune.search import tuning
 from autotune.search.tuning import ModelTiming, Outcome
 from tests.autotune.simulated import CALM, FACTS, ITEMS, TARGET, SimulatedDevice, candidates_of

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from autotune.search import log, store, tuning
-from autotune.search.log import read_records
+from autotune.items import log
+from autotune.items.log import read_records
+from autotune.items.work import Item
+from autotune.search import store, tuning
 from autotune.search.store import NewEntry, merge
 from autotune.search.tuning import Outcome, tune
-from autotune.search.work import Item
 from tests.autotune.simulated import (
     FACTS,
     ITEMS,

@@ -11,15 +11,15 @@ from statistics import mean, median
 
 import pytest
 
-from autotune.device.device import Entries
-from autotune.device.results import Failure, Sample
+from autotune.items.candidates import Candidate
+from autotune.items.device import Entries
+from autotune.items.log import Log
+from autotune.items.results import Failure, Sample
+from autotune.items.work import Item, Target
 from autotune.search import tuning
-from autotune.search.candidates import Candidate
-from autotune.search.log import Log
 from autotune.search.search import CHUNK, WIN_THRESHOLDS, Race, compare_in_pairs, new_race, search
 from autotune.search.session import RETRIES, CandidateFailed, Session
 from autotune.search.tuning import Outcome, tune
-from autotune.search.work import Item, Target
 from tests.autotune.simulated import (
     CALM,
     FACTS,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autotune.search import log as log_module
-from autotune.search.log import Log, append, read_records
+from autotune.items import log as log_module
+from autotune.items.log import Log, append, read_records
 from autotune.search.store import NewEntry, export, merge, seal_of
 from tests.autotune.simulated import FACTS, ITEMS, OP, Config, Simulated
 from tinysr_kernels.launch import config_file

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from autotune.device.results import Failure
 from autotune.device.worker import Worker, WorkerStartError, run_all
+from autotune.items.results import Failure
 
 HERE = "tests.autotune.faulty:Faulty"
 SOON = 120

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.subjects.network_calls import CALLS, distinct_calls, main_calls
+from benchmarks.static.network_calls import CALLS, distinct_calls, main_calls
 from benchmarks.subjects.networks import DTYPES
 from tinysr_kernels.ops import REGISTRY
 

@@ -15,16 +15,16 @@ import pytest
 import torch
 
 from benchmarks.__main__ import COMMANDS, main
-from benchmarks.commands import ceilings, cpu, e2e, everything, micro, quality, soak
+from benchmarks.commands import ceilings, correctness, cpu, e2e, everything, micro, quality, soak
 from benchmarks.measure.results import Record, Results, read
 from benchmarks.measure.session import Late, Session, session
 from benchmarks.measure.timing import BelowFloor, Work
 from benchmarks.reports import plots, report
+from benchmarks.static.network_calls import CALLS
 from benchmarks.subjects import peers
 from benchmarks.subjects.eager import base_of, eager, has_eager, in_own_dtype
 from benchmarks.subjects.inputs import random_call
 from benchmarks.subjects.models import image, model
-from benchmarks.subjects.network_calls import CALLS
 from benchmarks.subjects.networks import VARIANTS
 from tinysr_kernels.families import FAMILIES
 from tinysr_kernels.launch import configs
@@ -139,7 +139,7 @@ def test_an_error_is_recorded_and_a_sample_below_the_floor_aborts(tmp_path: Path
     found = read(tmp_path / "e.json")
     assert [one.error for one in found.records] == [
         "ValueError: broken",
-        "Late: no time was left for it, 2000000000 s are needed",
+        "Late: no time left, 2000000000 s are needed",
     ]
     assert not found.complete  # because time ran out
     with pytest.raises(BelowFloor), session("e2e", options(tmp_path / "f.json")) as made, made.guarded("a", {}):
@@ -181,7 +181,7 @@ def test_e2e_and_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_e2e_with_pdl_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timed with both settings on capability 9.0; not timed on 8.0 and on a CPU."""
     turns: list[dict[str, bool]] = []
-    monkeypatch.setattr(e2e, "in_turns", lambda *args: turns.append({k: make() for k, make in args[3].items()}))
+    monkeypatch.setattr(e2e, "interleaved", lambda *args: turns.append({k: make() for k, make in args[3].items()}))
     monkeypatch.setattr(e2e.peers, "ours_on_device", lambda ours, x: ours)
     model = SimpleNamespace(compiled=lambda dtype: configs.pdl(gpu_at(torch.device("cpu"))))
     for cuda, arch in ((True, 90), (True, 80), (False, 90)):
@@ -192,7 +192,7 @@ def test_e2e_with_pdl_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_quality_of_each_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality, "pictures_of", _small_pictures)
+    monkeypatch.setattr(quality, "images_of", _small_images)
     assert quality.main(options(tmp_path / "q.json", ckpt="demo", photographs=None)) == 0
     found = read(tmp_path / "q.json")
     base, half = found.find("float32 reference"), found.find("float16 reference")
@@ -202,7 +202,7 @@ def test_quality_of_each_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "tinysr-dit" in next(one.error for one in found.records if one.labels["quantize"] == "fp8")
 
 
-def _small_pictures(made: Session, photographs: int | None) -> Any:
+def _small_images(made: Session, photographs: int | None) -> Any:
     small = image(16, 16)[0].permute(1, 2, 0).contiguous()
     return [("a", small.repeat_interleave(4, 0).repeat_interleave(4, 1).numpy(), small.numpy())]
 
@@ -243,6 +243,13 @@ def test_all_resumes(tmp_path: Path) -> None:
     assert set(second.values()) == {"finished before", "done"}
 
 
+def test_correctness_runs_every_kernel_test() -> None:
+    """On a GPU all of them; on a CPU one small file."""
+    found = {path.name for path in correctness.files(cuda=True)}
+    assert {f"test_{name}_kernel.py" for name in ("sepconv", "linear", "attention", "group_norm", "color")} <= found
+    assert [path.name for path in correctness.files(cuda=False)] == list(correctness.SMALL)
+
+
 def test_a_hanging_stage_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
@@ -264,7 +271,7 @@ def test_a_soak_and_its_report(
     assert len(found.records) == soak.ROUNDS
     assert sum(one.values["images"] for one in found.records) == 12
     assert all(one.values["different"] == 0 and one.values["held_mib"] > 100 for one in found.records)
-    assert "0 other bits" in capsys.readouterr().out
+    assert "0 different" in capsys.readouterr().out
     assert report.main(argparse.Namespace(folder=tmp_path, out=None)) == 0
     assert "| round 10 | 2 | 0 |" in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert list(soak.faults(found)) == []
@@ -273,7 +280,7 @@ def test_a_soak_and_its_report(
     assert list(soak.faults(found)) == []
     found.records[3].values["different"] = 2.0
     found.records[-1].values["held_mib"] *= 1.1
-    assert [line.split(",")[0] for line in soak.faults(found)] == ["2 images gave other bits than alone", ANY]
+    assert [line.split(",")[0] for line in soak.faults(found)] == ["2 images differ from their result alone", ANY]
 
 
 def test_a_soak_detects_different_outputs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,17 +289,17 @@ def test_a_soak_detects_different_outputs(monkeypatch: pytest.MonkeyPatch, capsy
 
         calls = 0
 
-        def __call__(self, picture: Any) -> Any:
+        def __call__(self, image: Any) -> Any:
             self.calls += 1
-            return picture.astype(int) + self.calls
+            return image.astype(int) + self.calls
 
     monkeypatch.setattr("tinysr_kernels.compile", lambda *_, **__: Nondeterministic())
     assert soak.main(options(ckpt="demo", images=20, threads=2)) == 1
-    assert "20 images gave other bits than alone" in capsys.readouterr().err
+    assert "20 images differ from their result alone" in capsys.readouterr().err
 
 
 def test_images_of_a_soak_are_mixed() -> None:
-    images = soak.pictures(12)
+    images = soak.mixed_images(12)
     assert len({one.shape[:2] for one in images}) > 20
     assert {one.ndim for one in images} == {2, 3}
     assert {one.shape[2] for one in images if one.ndim == 3} == {3, 4}

@@ -123,7 +123,7 @@ def test_the_older_name_of_the_query(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process, its parent and processes that were there before are no disturbance; a new process is."""
     made = monitor(monkeypatch, nvmlDeviceGetComputeRunningProcesses=processes(os.getpid(), os.getppid(), 77))
-    assert made.neighbours == {77}
+    assert made.known_processes == {77}
     before = made.state()
     assert made.disturbance(before, made.state()) == ""
     nvml.pynvml.values["nvmlDeviceGetComputeRunningProcesses"] = processes(77, 78)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.hardware.cards import CARDS, Card
+from benchmarks.hardware import CARDS, floor
 from benchmarks.static import plan as plans
 from benchmarks.subjects.networks import DTYPES, OWN_DTYPE, VARIANTS, network
 from tinysr_kernels.families import FAMILIES
 from tinysr_kernels.launch.device import GPUS
+from tinysr_kernels.launch.hardware import Card
 from tinysr_kernels.ops import REGISTRY
 from tinysr_kernels.ops.trace import Moved, Step
 
@@ -132,29 +134,35 @@ def test_every_launch_of_a_split_operator_is_a_row() -> None:
 
 def test_floors() -> None:
     """The longer of FLOPs and traffic; small tensors at L2 bandwidth, large ones and weights at DRAM bandwidth."""
-    card = Card("x", half=1e12, single=1e11, memory=1e12, l2=4e12, l2_bytes=1000, fp8=2e12)
+    card = Card(
+        "x", "x", (9, 0), 1, 1e9, memory=1e12, fp16=1e12, fp8=2e12, fp32=1e11, l2_bytes=1000, l2=4e12, source=""
+    )
+    sustained = replace(card, sustained_fp16=5e11, sustained_memory=5e11)
     small, large, weight = Moved((2, 100), 400), Moved((600,), 600), Moved((100,), 400, weight=True)
 
-    def floor(flops: int, *moved: Moved, single: bool = False, cached: bool = False) -> float:
-        return card.floor(Step("k", moved, (), flops), single, cached)
+    def of(flops: int, *moved: Moved, single: bool = False, cached: bool = False, on: Card = card) -> float:
+        return floor(on, Step("k", moved, (), flops), single, cached)
 
-    assert floor(0, small) == pytest.approx(100e-12)
-    assert floor(0, large) == pytest.approx(600e-12)
-    assert floor(0, small, weight) == pytest.approx(500e-12)
-    assert floor(0, weight, cached=True) == pytest.approx(100e-12)
-    assert floor(1000, small) == pytest.approx(1e-9)
-    assert floor(1000, small, single=True) == pytest.approx(1e-8)
-    assert floor(1000, Moved((100,), 100, weight=True, fp8=True)) == pytest.approx(5e-10)
+    assert of(0, small) == pytest.approx(100e-12)
+    assert of(0, large) == pytest.approx(600e-12)
+    assert of(0, small, weight) == pytest.approx(500e-12)
+    assert of(0, weight, cached=True) == pytest.approx(100e-12)
+    assert of(1000, small) == pytest.approx(1e-9)
+    assert of(1000, small, single=True) == pytest.approx(1e-8)
+    assert of(1000, Moved((100,), 100, weight=True, fp8=True)) == pytest.approx(5e-10)
+    assert of(1000, on=sustained) == pytest.approx(2e-9)
+    assert of(0, large, on=sustained) == pytest.approx(1200e-12)
+    assert of(0, small, on=sustained) == pytest.approx(100e-12)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_floors_of_a_plan(family: str) -> None:
     made = plan(family)
     for row in made.rows:
-        assert set(row.floor_us) == {card.name for card in CARDS}
+        assert set(row.floor_us) == {card.short for card in CARDS}
         for card in CARDS:
-            us = row.floor_us[card.name]
-            assert us >= 1e6 * row.flops / card.half * (1 - 1e-9)
+            us = row.floor_us[card.short]
+            assert us >= 1e6 * row.flops / (card.sustained_fp16 or card.fp16) * (1 - 1e-9)
             assert 1e6 * row.bytes / card.l2 <= us * (1 + 1e-9)
 
 

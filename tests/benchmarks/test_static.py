@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.hardware.occupancy import resident_warps
+from benchmarks.hardware import resident_warps
 from benchmarks.static import generate_docs, machine_code, ptx, static
-from benchmarks.subjects.network_calls import CALLS, main_calls
+from benchmarks.static.network_calls import CALLS, main_calls
 from tinysr_kernels import ops
 from tinysr_kernels.launch.device import GPUS, assume
 from tinysr_kernels.ops import REGISTRY, device_functions

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.measure import timing
 from benchmarks.measure.nvml import State
-from benchmarks.measure.timing import BelowFloor, Stopwatch, Work, captured, in_a_row, record, rotation
+from benchmarks.measure.timing import BelowFloor, Stopwatch, Work, captured, record, rotation, sequential
 
 CPU = torch.device("cpu")
 
@@ -36,9 +36,9 @@ def test_samples_alternate_and_are_per_call() -> None:
     watch = Stopwatch(CPU)
     works = {
         "slow": Work(lambda: (order.append("slow"), time.sleep(0.008)), calls=4),
-        "slower": in_a_row([lambda: (order.append("slower"), time.sleep(0.006))] * 2),
+        "slower": sequential([lambda: (order.append("slower"), time.sleep(0.006))] * 2),
     }
-    found = watch.in_turns(works, 3)
+    found = watch.interleaved(works, 3)
     assert order[-9:] == ["slow", "slower", "slower"] * 3
     for name, least in (("slow", 2000), ("slower", 6000)):
         samples, readings = found[name]
@@ -55,19 +55,19 @@ def test_short_work_is_repeated_until_a_sample_is_long_enough() -> None:
 
 
 def test_one_round_is_run_even_after_the_deadline() -> None:
-    found = Stopwatch(CPU).in_turns({"a": Work(lambda: None)}, 50, until=time.monotonic() - 1)
+    found = Stopwatch(CPU).interleaved({"a": Work(lambda: None)}, 50, until=time.monotonic() - 1)
     assert len(found["a"][0]) == 1
 
 
 def test_a_sample_below_the_floor_is_an_error() -> None:
     work = Work(lambda: time.sleep(0.001), floor_us=1e6)
     with pytest.raises(BelowFloor, match="the least that is possible"):
-        Stopwatch(CPU).in_turns({"a": work}, 1)
+        Stopwatch(CPU).interleaved({"a": work}, 1)
 
 
 def test_throttled_samples_are_marked() -> None:
     work = Work(lambda: time.sleep(0.001))
-    found = Stopwatch(CPU, Throttled(cool=7)).in_turns({"a": work}, 5)  # one look before all, two a sample
+    found = Stopwatch(CPU, Throttled(cool=7)).interleaved({"a": work}, 5)  # one look before all, two a sample
     made = record("a", {}, found["a"], work)
     assert made.disturbed == ["", "", "", "thermal slowdown", "thermal slowdown"]
     assert made.values["disturbed"] == 2
@@ -77,7 +77,7 @@ def test_throttled_samples_are_marked() -> None:
 
 def test_a_record_has_the_ratio_to_the_floor() -> None:
     work = Work(lambda: time.sleep(0.002), floor_us=1.0)
-    made = record("a", {"x": "y"}, Stopwatch(CPU).in_turns({"a": work}, 3)["a"], work, flops=5.0)
+    made = record("a", {"x": "y"}, Stopwatch(CPU).interleaved({"a": work}, 3)["a"], work, flops=5.0)
     assert made.values["of_floor"] == pytest.approx(1 / made.values["p50_us"])
     assert made.values["cpu_p50_us"] < made.values["p50_us"]
     assert made.values["flops"] == 5.0

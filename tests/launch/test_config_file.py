@@ -269,7 +269,7 @@ def test_hashes_include_every_module_with_kernels(monkeypatch: pytest.MonkeyPatc
     """A change in the kernels, the statistics or the device functions changes the hash."""
     before = config_file.kernel_hash(REGISTRY["sepconv_moments"])
     read = inspect.getsource
-    for name in ("conv.kernels.sepconv", "conv.sepconv_tiles", "norm.kernels.channel_moments", "device_functions"):
+    for name in ("conv.kernels.sepconv", "conv.sepconv", "norm.kernels.channel_moments", "device_functions"):
         changed = sys.modules[f"tinysr_kernels.ops.{name}"]
         with monkeypatch.context() as patch:
             patch.setattr(inspect, "getsource", lambda one, changed=changed: read(one) + "#" * (one is changed))

@@ -38,7 +38,7 @@ class TinySRLayout:
 
     def tensors(self) -> dict[str, Tensor]:
         """The normalised checkpoint: `transformer.*`, `encoder.*`, `decoder.*`."""
-        return self.transformer.normalised_state() | self.vae.state_dict()
+        return self.transformer.normalized_state() | self.vae.state_dict()
 
     def upscale(self, image: Tensor, color_fix: ColorFix = "adain") -> Tensor:
         """The reference result, [N,3,4H,4W], computed in the image's dtype (float32 or float64)."""

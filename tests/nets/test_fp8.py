@@ -40,7 +40,7 @@ def parts(width: int = 64, gate_scale: float = 1.0) -> tuple[dict[str, Tensor], 
     transformer.cache_modulation(pooled=torch.randn(1, 24, dtype=torch.float64))
     for block in transformer.transformer_blocks:
         block.gate_msa *= gate_scale
-    return transformer.normalised_state() | vae.state_dict(), config
+    return transformer.normalized_state() | vae.state_dict(), config
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ def tinysr_parts(separable_decoder: bool, gate_scale: float = 1.0) -> tuple[Tiny
 @pytest.mark.parametrize("gate_scale", [1.0, 1e-6], ids=["gates folded", "gates kept"])
 def test_tinysr_equals_its_reference(separable_decoder: bool, gate_scale: float, dtype: torch.dtype) -> None:
     transformer, vae, config = tinysr_parts(separable_decoder, gate_scale)
-    tensors = transformer.normalised_state() | vae.state_dict()
+    tensors = transformer.normalized_state() | vae.state_dict()
     network = compiled("tinysr-dit", config, tensors, dtype)
     assert (network.transformer.blocks[0].out.gate is None) == (gate_scale == 1.0)
     image = torch.rand((2, 3, 64, 64), generator=torch.Generator().manual_seed(2), dtype=torch.float64)

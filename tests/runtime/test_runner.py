@@ -37,7 +37,7 @@ def unet(dtype: torch.dtype, overflow: float = 0.0) -> Network:
 
 def tinysr(dtype: torch.dtype) -> tuple[Network, TinySRConfig]:
     transformer, vae, config = tinysr_parts(separable_decoder=False)
-    return compiled("tinysr-dit", config, transformer.normalised_state() | vae.state_dict(), dtype), config
+    return compiled("tinysr-dit", config, transformer.normalized_state() | vae.state_dict(), dtype), config
 
 
 @pytest.fixture(scope="module")

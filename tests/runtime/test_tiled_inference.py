@@ -28,7 +28,7 @@ def tinysr():
         head_dim=config.head_dim, encoder_blocks=config.encoder_blocks, decoder_blocks=config.decoder_blocks,
         scaling_factor=config.scaling_factor, overlap=2,
     )  # fmt: skip
-    tensors = transformer.normalised_state() | vae.state_dict()
+    tensors = transformer.normalized_state() | vae.state_dict()
     return compiled("tinysr-dit", config, tensors, torch.float64), transformer, vae, config
 
 

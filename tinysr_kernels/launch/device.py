@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tinysr_kernels.launch import hardware
+
 MINIMUM_CAPABILITY = (8, 0)
 """Below it Triton has no tensor-core products: it compiles `tl.dot` to scalar multiply-adds."""
 
@@ -30,23 +32,14 @@ class Gpu:
 
     @property
     def shared_limit(self) -> int:
-        """Bytes of shared memory that one program may have (CUDA programming guide, table of compute capabilities)."""
-        return 1024 * SHARED_KIB.get(self.arch, 99)
+        """Bytes of shared memory per block at most."""
+        return hardware.block_shared_bytes(self.arch)
 
-
-SHARED_KIB = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
 
 # One card for each architecture that kernels are compiled for ahead of time.
 GPUS = {
-    gpu.arch: gpu
-    for gpu in (
-        Gpu("NVIDIA A100-SXM4-40GB", (8, 0), 108),
-        Gpu("NVIDIA GeForce RTX 3090", (8, 6), 82),
-        Gpu("NVIDIA GeForce RTX 4090", (8, 9), 128),
-        Gpu("NVIDIA H200", (9, 0), 132),
-        Gpu("NVIDIA B200", (10, 0), 148),
-        Gpu("NVIDIA GeForce RTX 5090", (12, 0), 170),
-    )
+    card.arch: Gpu(card.name, card.capability, card.multiprocessors)
+    for card in map(hardware.card, hardware.COMPILED_FOR)
 }
 
 _assumed: ContextVar[Gpu] = ContextVar("assumed", default=GPUS[90])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import tinysr_kernels.ops  # noqa: F401  (registers torch.ops.tinysr)
-from tinysr_kernels.ops.conv.conv_tiles import MOST_FEW
+from tinysr_kernels.ops.conv.conv_few import MAX_OUTPUTS
 from tinysr_kernels.ops.norm.group_norm import splits
 
 Folded = Mapping[str, Tensor]
@@ -68,7 +68,7 @@ class Conv(Layer):
         skip: Tensor | None = None,
     ) -> Tensor:
         """act(conv(x) + shortcut_1x1(concat(shortcut, skip)) + bias + residual) on [N,C,H,W]."""
-        found: Tensor = self._call("", (), x, activation, residual, shortcut, skip)
+        found: Tensor = self._call("", x, residual, shortcut, skip, activation=activation)
         return found
 
     def features(
@@ -90,28 +90,31 @@ class Conv(Layer):
         for it, unless it has so much to read besides that it is better done apart, or moments are asked for; a
         separable one, and one that is asked, takes moments where GroupNorm would have to read its result twice.
         """
-        rest = (x, "none", residual, shortcut, skip)
+        rest = (x, residual, shortcut, skip)
         pixels = x.shape[2] * x.shape[3] * (4 if self.upsample else 1) // self.stride**2
         outputs = self.outputs
         large = splits(pixels, outputs // group_count(groups, outputs))
         if self.kind == "separable" or (moments and large):
-            return Features(*self._call("_moments", (), *rest)) if large else Features(self._call("", (), *rest))
+            return Features(*self._call("_moments", *rest)) if large else Features(self._call("", *rest))
         if then is None or (beside is not None and splits(pixels, then.width)):
-            return Features(self._call("", (), *rest))
-        image, normed = self._call("_norm", then.arguments, *rest, normed_silu=then.silu, normed_skip=beside)
+            return Features(self._call("", *rest))
+        norm = then.arguments("normed")
+        image, normed = self._call("_norm", *rest, **norm, normed_silu=then.silu, normed_skip=beside)
         return Features(image, None, normed)
 
     @property
     def normalises_once(self) -> bool:
         """Whether it may put its input through a GroupNorm on the way, pixel by pixel, at no further cost."""
-        return self.kind == "dense" and self.stride == 1 and self.outputs <= MOST_FEW
+        return self.kind == "dense" and self.stride == 1 and self.outputs <= MAX_OUTPUTS
 
     def behind(self, norm: GroupNorm, x: Features, *, residual: Tensor | None = None) -> Tensor:
         """conv(norm(x)) + bias + residual."""
         if x.moments is None or not (self.normalises_once and norm.silu):
             return self(norm(x), residual=residual)
-        tail = (self.bias, residual, None, None, None, 1, "none", True)
-        found: Tensor = ops.conv3x3(x.image, self.weight, *tail, x.moments, *norm.arguments)
+        before = norm.arguments("norm")
+        found: Tensor = ops.conv3x3(
+            x.image, self.weight, self.bias, residual=residual, norm_moments=x.moments, **before
+        )
         return found
 
     @property
@@ -123,26 +126,24 @@ class Conv(Layer):
     def _call(
         self,
         variant: str,
-        norm: tuple[Any, ...],
         x: Tensor,
-        activation: str,
         residual: Tensor | None,
         shortcut: Tensor | None,
         skip: Tensor | None,
         **options: Any,
     ) -> Any:
-        """The operator with this suffix; norm and options: what `_norm` takes besides."""
+        """The operator with this suffix; options: activation, and the arguments that `_norm` has besides."""
         if self.kind == "phases":
             operator = getattr(ops, f"upsample_conv{variant}")
-            return operator(x, self.phases, *norm, self.bias, activation, **options)
-        if self.shortcut_weight is None:
-            shortcut = skip = None
-        extra = (self.bias, residual, shortcut, skip, self.shortcut_weight, self.stride)
+            return operator(x, self.phases, self.bias, **options)
+        options |= {"bias": self.bias, "residual": residual, "stride": self.stride}
+        if self.shortcut_weight is not None:
+            options |= {"shortcut": shortcut, "skip": skip, "shortcut_weight": self.shortcut_weight}
         if self.kind == "separable":
             operator = getattr(ops, f"sepconv{variant}")
-            return operator(x, self.depthwise, self.pointwise, *extra, self.upsample, activation)
+            return operator(x, self.depthwise, self.pointwise, upsample=self.upsample, **options)
         operator = getattr(ops, f"conv3x3{variant}")
-        return operator(x, self.weight, *norm, *extra, activation, **options)
+        return operator(x, self.weight, **options)
 
 
 class InputConv(Layer):
@@ -157,7 +158,9 @@ class InputConv(Layer):
 
     def forward(self, image: Tensor) -> Tensor:
         """[N,3,H,W] -> [N,O,H/stride,W/stride]."""
-        return ops.input_conv(image, self.weight, self.bias, self.stride, self.stride, self.border)
+        return ops.input_conv(
+            image, self.weight, self.bias, stride=self.stride, padding=self.stride, border=self.border
+        )
 
 
 class GroupNorm(Layer):
@@ -177,10 +180,10 @@ class GroupNorm(Layer):
         """Channels of a group."""
         return self.weight.shape[0] // self.groups
 
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        """As a convolution takes them that does this GroupNorm's work: weight, bias, groups, eps."""
-        return self.weight, self.bias, self.groups, self.eps
+    def arguments(self, prefix: str) -> dict[str, Any]:
+        """weight, bias, groups and eps by a convolution's names for them: the prefix is "norm" or "normed"."""
+        named = {"weight": self.weight, "bias": self.bias, "groups": self.groups, "eps": self.eps}
+        return {f"{prefix}_{name}": value for name, value in named.items()}
 
     def forward(self, x: Features, skip: Features | None = None) -> Tensor:
         """[N,C1,H,W] and [N,C2,H,W] -> [N,C1+C2,H,W]; what x's producer has normalised for this one as it is."""

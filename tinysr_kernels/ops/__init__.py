@@ -1,30 +1,53 @@
-"""The fused operators `torch.ops.tinysr.*`. Importing this package registers them all."""
+"""The fused operators `torch.ops.tinysr.*`: one class each. Importing this package registers them all."""
 
-from tinysr_kernels.ops.attention import attention
+from tinysr_kernels.ops.attention.attention import Attention
 from tinysr_kernels.ops.call import REGISTRY, Cost, Operator
-from tinysr_kernels.ops.conv import conv3x3, input_conv, sepconv, sepconv_block, upsample_conv
-from tinysr_kernels.ops.image import color, resize, tanh_scaled
-from tinysr_kernels.ops.linear import linear, linear_fp8, patch_embed, quantize, unpatchify
-from tinysr_kernels.ops.norm import group_norm, layer_norm
+from tinysr_kernels.ops.conv.conv3x3 import Conv3x3, Conv3x3Moments, Conv3x3Norm
+from tinysr_kernels.ops.conv.input_conv import InputConv
+from tinysr_kernels.ops.conv.sepconv import SepConv, SepConvMoments
+from tinysr_kernels.ops.conv.sepconv_block import SepConvBlock
+from tinysr_kernels.ops.conv.upsample_conv import UpsampleConv, UpsampleConvNorm
+from tinysr_kernels.ops.image.adain import AdaINFix
+from tinysr_kernels.ops.image.clamp_image import ClampImage
+from tinysr_kernels.ops.image.resize import ResizeBicubic
+from tinysr_kernels.ops.image.tanh_scaled import TanhScaled
+from tinysr_kernels.ops.image.wavelet import WaveletFix
+from tinysr_kernels.ops.linear.linear import Linear, LinearRowMoments
+from tinysr_kernels.ops.linear.linear_fp8 import LinearFp8, LinearFp8Quantized
+from tinysr_kernels.ops.linear.patch_embed import PatchEmbed, PatchEmbedRowMoments
+from tinysr_kernels.ops.linear.quantize import LayerNormQuantize, QuantizeRows
+from tinysr_kernels.ops.linear.unpatchify import UnpatchifySubtract
+from tinysr_kernels.ops.norm.group_norm import GroupNorm
+from tinysr_kernels.ops.norm.layer_norm import LayerNorm
 
 __all__ = [
     "REGISTRY",
+    "AdaINFix",
+    "Attention",
+    "ClampImage",
+    "Conv3x3",
+    "Conv3x3Moments",
+    "Conv3x3Norm",
     "Cost",
+    "GroupNorm",
+    "InputConv",
+    "LayerNorm",
+    "LayerNormQuantize",
+    "Linear",
+    "LinearFp8",
+    "LinearFp8Quantized",
+    "LinearRowMoments",
     "Operator",
-    "attention",
-    "color",
-    "conv3x3",
-    "group_norm",
-    "input_conv",
-    "layer_norm",
-    "linear",
-    "linear_fp8",
-    "patch_embed",
-    "quantize",
-    "resize",
-    "sepconv",
-    "sepconv_block",
-    "tanh_scaled",
-    "unpatchify",
-    "upsample_conv",
+    "PatchEmbed",
+    "PatchEmbedRowMoments",
+    "QuantizeRows",
+    "ResizeBicubic",
+    "SepConv",
+    "SepConvBlock",
+    "SepConvMoments",
+    "TanhScaled",
+    "UnpatchifySubtract",
+    "UpsampleConv",
+    "UpsampleConvNorm",
+    "WaveletFix",
 ]

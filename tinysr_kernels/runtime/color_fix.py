@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+import tinysr_kernels.ops  # noqa: F401  (registers torch.ops.tinysr)
 from tinysr_kernels.families import Adain, ColorFix
-from tinysr_kernels.ops.image import color  # noqa: F401  (registers the operators)
 
 ops = torch.ops.tinysr
 
@@ -20,7 +20,7 @@ def fix_colors(
     the result, sr's by default; uint8 is rounded to the nearest.
 
     method: "adain" gives every channel the original's mean and standard deviation, "wavelet" the original's low
-    frequencies, "none" only clamps. adain: how the family does the first, for public codes differ in it.
+    frequencies, "none" only clamps. adain: the family's variant of the first, since public codes differ.
     """
     if method == "none":
         return ops.clamp_image(sr, dtype)

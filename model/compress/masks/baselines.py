@@ -1,4 +1,4 @@
-"""Every way to choose a mask, behind one call: random, similarity, sensitivity, fixed groups, and the learner."""
+"""All methods of choosing a mask: random, similarity, sensitivity, fixed groups, and the learner."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ METHODS = ("random", "similarity", "sensitivity", "fixed", "learned")
 
 @dataclass(frozen=True)
 class Subject:
-    """What is pruned: a network of `layers` blocks, as far as the method asked for needs it."""
+    """What is pruned: a network of `layers` blocks, with the callables that the chosen method needs."""
 
     layers: int
     loss: Callable[[Tensor], Tensor] | None = None
-    """Activities [...,N] to the loss, averaged over the leading axes; what sensitivity and the learners ask."""
+    """Activities [...,N] to the loss, averaged over the leading axes; used by sensitivity and the learners."""
     states: Callable[[], Sequence[Tensor]] | None = None
-    """The N + 1 states before, between and after the blocks of the whole network, [...,D]; what similarity asks."""
+    """The N + 1 states before, between and after the blocks of the whole network, [...,D]; used by similarity."""
 
 
 def select(
@@ -62,7 +62,7 @@ def select(
 
 
 def random_mask(layers: int, keep: int, generator: torch.Generator | None = None) -> Mask:
-    """`keep` of `layers` blocks, every choice as likely."""
+    """`keep` of `layers` blocks, uniformly at random."""
     _check(layers, keep)
     return highest(torch.rand(layers, generator=generator), keep)
 
@@ -84,13 +84,13 @@ def influence(states: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def sensitivity_mask(loss: Callable[[Tensor], Tensor], layers: int, keep: int) -> Mask:
-    """The blocks are kept whose removal alone, from the whole network, raises the loss most."""
+    """Keep the blocks whose removal, one at a time, raises the loss most."""
     _check(layers, keep)
     return highest(torch.stack([loss(1 - row).reshape(()) for row in torch.eye(layers)]), keep)
 
 
 def highest(score: Tensor, keep: int) -> Mask:
-    """The `keep` blocks with the highest score [N]; among equals the first."""
+    """The `keep` blocks with the highest score [N]; ties: the first."""
     _check(len(score), keep)
     kept = score.argsort(descending=True, stable=True)[:keep].tolist()
     return tuple(i in kept for i in range(len(score)))

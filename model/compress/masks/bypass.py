@@ -1,4 +1,4 @@
-"""Running a chain of blocks some of which are skipped: x + m (block(x) - x), equation 1 of arXiv 2508.17434."""
+"""Run a chain of blocks with some of them skipped: x + m (block(x) - x), equation 1 of arXiv 2508.17434."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 State = TypeVar("State", Tensor, tuple[Tensor | None, ...])
-"""What a block takes and gives: the tokens, or tokens and context; a part that a block no longer gives is None."""
+"""Input and output of a block: tokens, or tokens and context; an output that a block no longer has is None."""
 
 
 def bypass(blocks: Sequence[Callable[[State], State]], x: State, activity: Tensor | Sequence[bool]) -> State:

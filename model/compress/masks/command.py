@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from model.compress.masks import proof
+from model.compress.masks import proof, proof_results
 
 SUMMARY = "prove mask learning on objectives whose every mask is tried; minutes on a CPU"
 
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"at least one seed and one step, not {args.seeds} and {args.steps}")
     torch.set_num_threads(args.threads)
     schedule = replace(proof.SCHEDULE, steps=args.steps)
-    return 0 if proof.run(args.out, range(args.seeds), say, schedule) else 1
+    return 0 if proof_results.run(args.out, range(args.seeds), say, schedule) else 1
 
 
 def say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""From learned probabilities to the mask: per pair the likeliest transfer, then blocks by their marginals.
+"""From learned probabilities to the mask: the most probable transfer per pair, then blocks by their marginals.
 
 A mask is a tuple of one bool per block, True where the block is kept.
 """
@@ -43,7 +43,7 @@ def check_groups(layers: int, group: int, keep: int, reach: int = 0) -> int:
 
 
 def keep_per_group(layers: int, keep: int, group: int) -> int:
-    """How many blocks each group keeps so that `keep` of `layers` are left; ValueError if no whole number does."""
+    """How many blocks each group keeps so that `keep` of `layers` are left; ValueError if that is not an integer."""
     groups = check_groups(layers, group, group)
     if not 1 <= keep <= layers or keep % groups:
         raise ValueError(f"{groups} groups of {group} can keep {groups}, {2 * groups}, ... {layers} blocks, not {keep}")
@@ -51,7 +51,7 @@ def keep_per_group(layers: int, keep: int, group: int) -> int:
 
 
 def transferred(q: Sequence[Sequence[float]], keep: int, size: int) -> list[int]:
-    """Blocks left in each group by the likeliest possible transfer of every pair, pair after pair.
+    """Blocks left in each group by the most probable feasible transfer of every pair, pair after pair.
 
     q [K-1,2r+1]: probabilities, or logits, of the left group gaining -r..r blocks. Among equals the smaller transfer.
     """
@@ -66,7 +66,7 @@ def transferred(q: Sequence[Sequence[float]], keep: int, size: int) -> list[int]
 
 
 def by_marginals(pi: Sequence[Sequence[float]], counts: Sequence[int]) -> Mask:
-    """The counts[j] blocks with the highest pi of every group; pi [K,B] -> mask of K*B. Among equals the first."""
+    """The counts[j] blocks with the highest pi of every group; pi [K,B] -> mask of K*B. Ties: the first."""
     mask: list[bool] = []
     for values, count in zip(pi, counts, strict=True):
         kept = sorted(range(len(values)), key=lambda i: -values[i])[:count]
@@ -75,7 +75,7 @@ def by_marginals(pi: Sequence[Sequence[float]], counts: Sequence[int]) -> Mask:
 
 
 def reachable(mask: Sequence[bool], group: int, keep: int, reach: int) -> bool:
-    """Whether transfers of at most `reach` blocks between neighbours lead to the mask's split between groups."""
+    """Whether transfers of at most `reach` blocks between neighbors lead to the mask's split between groups."""
     groups = check_groups(len(mask), group, keep, reach)
     counts = [sum(mask[j * group : (j + 1) * group]) for j in range(groups)]
     carried = 0

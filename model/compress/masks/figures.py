@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import torch
@@ -12,9 +12,7 @@ from matplotlib import pyplot as plt
 
 from model.compress.masks.learner import History
 from model.compress.masks.objectives import GROUP
-
-if TYPE_CHECKING:
-    from model.compress.masks.proof import Proof
+from model.compress.masks.proof import Proof
 
 matplotlib.use("Agg")
 KEPT, GONE = "#1f5fa8", "#e9edf2"

@@ -22,7 +22,7 @@ class MaskLearner(nn.Module):
     """Learnable probabilities of the masks that keep `keep` blocks of every group, and of transfers between groups.
 
     Parameters: `groups` [K,C], logits of p over the C masks of each of K groups; `transfers` [K-1,2r+1], logits of q
-    over the left group of each neighbouring pair gaining -r..r blocks. r is `reach`; 1 is the paper's {m-, m, m+}, 0
+    over the left group of each neighboring pair gaining -r..r blocks. r is `reach`; 1 is the paper's {m-, m, m+}, 0
     leaves the groups fixed, the default is the most that a group can give and take, which frees the split entirely
     where there are three groups. `runs` puts that many independent learners side by side, [runs] in front of every
     shape below. Raises ValueError for blocks that do not divide into groups and counts that cannot be had.
@@ -44,7 +44,7 @@ class MaskLearner(nn.Module):
 
     @property
     def changes(self) -> list[int]:
-        """What the left group of a pair may gain."""
+        """Possible gains of a pair's left group."""
         return list(range(-self.reach, self.reach + 1))
 
     def probabilities(self) -> Tensor:
@@ -56,7 +56,7 @@ class MaskLearner(nn.Module):
         return self.transfers.softmax(-1)
 
     def marginals(self) -> Tensor:
-        """pi [N]: how likely each block is kept before transfers."""
+        """pi [N]: probability that each block is kept, before transfers."""
         return marginals(self.probabilities(), self.masks).flatten(-2)
 
     def sample(
@@ -105,7 +105,7 @@ class MaskLearner(nn.Module):
         return [self._decide(*logits) for logits in zip(self.groups, self.transfers, strict=True)]
 
     def _decide(self, groups: Tensor, transfers: Tensor) -> Mask:
-        """From logits [K,C] and [K-1,2r+1]. Groups that stay fixed take their likeliest mask, as TinyFusion does."""
+        """From logits [K,C] and [K-1,2r+1]. Fixed groups take their most probable mask, as TinyFusion does."""
         if not self.reach:
             return tuple(self.masks[groups.argmax(-1)].flatten().bool().tolist())
         # The largest logit is the largest q, and stays so where probabilities round to zero.
@@ -125,7 +125,7 @@ def _repeated(logits: Tensor, number: int | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the probabilities are trained. Temperatures fall geometrically from `start` to `end`."""
+    """How the probabilities are trained. Temperatures decrease geometrically from `start` to `end`."""
 
     steps: int = 400
     start: float = 1.0
@@ -133,11 +133,11 @@ class Schedule:
     learning_rate: float = 0.1
     """Of the logits of p, with Adam; TinyFusion's 1e-3 on logits scaled by 100 is the same step."""
     transfer_share: float = 0.2
-    """Of that rate, for the logits of q: what a transfer is worth is known once a group knows its blocks."""
+    """Ratio of q's learning rate to p's: the value of a transfer is known only after a group knows its blocks."""
     samples: int = 16
-    """Masks drawn in a step; a network may draw one per sample of its batch."""
+    """Masks sampled per step; a network may use one per sample of its batch."""
     hard: bool = False
-    """Draw masks of zeros and ones with straight-through gradients instead of relaxed ones.
+    """Sample binary masks with straight-through gradients instead of relaxed ones.
 
     Their gradient is the loss's slope where a block is off or on, not what switching it would change, which misleads
     in a network: docs/compression/masks.md has the figures.
@@ -151,7 +151,7 @@ class Schedule:
 
 @dataclass
 class History:
-    """What the probabilities were: a row every `every` steps and after the last."""
+    """The probabilities over training: one row every `every` steps and one after the last."""
 
     steps: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -186,11 +186,11 @@ def learn(
 ) -> History:
     """Train probabilities and, together with them, the network's LoRA parameters.
 
-    `loss` takes activities [samples,N] and gives what to minimise, on new data whenever it is called; equation 11's sum
+    `loss` takes activities [samples,N] and returns the loss on a new batch with every call; equation 11's sum
     of task loss and distillation is in losses.py. The network learns with AdamW at the paper's rate. Raises
     FloatingPointError for a loss that is not finite.
     """
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [
             {"params": [learner.groups], "lr": schedule.learning_rate},
             {"params": [learner.transfers], "lr": schedule.learning_rate * schedule.transfer_share},
@@ -208,8 +208,8 @@ def learn(
             raise FloatingPointError(f"the loss is {float(value.detach())} in step {step}")
         if step % every == 0:
             history.record(step, float(value.detach()), learner)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         value.backward()
-        optimiser.step()
+        optimizer.step()
     history.record(schedule.steps, float(value.detach()), learner)
     return history

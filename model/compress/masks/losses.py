@@ -1,4 +1,4 @@
-"""What mask learning minimises: equation 11 of arXiv 2508.17434."""
+"""What mask learning minimizes: equation 11 of arXiv 2508.17434."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def mask_loss(
 ) -> Tensor:
     """Task loss plus L1 distance of the student network's output from the teacher's.
 
-    `task` [] is the perceptual loss of the decoded picture; student and teacher are what both networks predict for the
+    `task` [] is the perceptual loss of the decoded image; student and teacher are what both networks predict for the
     same latent, of one shape. The teacher gets no gradient. Raises ValueError if the shapes differ.
     """
     if student.shape != teacher.shape:

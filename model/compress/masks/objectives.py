@@ -1,17 +1,17 @@
-"""Synthetic objectives whose every mask can be tried: stand-ins for the loss of a pruned network of 12 blocks.
+"""Synthetic objectives small enough to evaluate every mask: models of the loss of a pruned network of 12 blocks.
 
 Each is a seeded function of the activities with interactions between blocks, differentiable, equal to the true
 objective at masks of zeros and ones, and noisy wherever it is asked for training, as the loss of a batch is. The
 families:
 
-- `pairwise`: every block has a worth and every pair of blocks an interaction, together as large as the worths;
-- `neighbours`: the same, but blocks close to each other are redundant, as in trained networks;
+- `pairwise`: every block has a value and every pair of blocks an interaction, of equal total variance;
+- `neighbors`: the same, but blocks close to each other are redundant, as in trained networks;
 - `unbalanced`: pairwise objectives none of whose best 1 % of masks keeps two blocks in each group of four, so that
   fixed groups cannot reach them;
-- `lopsided`: those of them whose very best mask keeps a group whole or none of it, such as 4 + 1 + 1 or 3 + 3 + 0;
+- `lopsided`: those of them whose best mask keeps all or none of a group, such as 4 + 1 + 1 or 3 + 3 + 0;
 - `network`: a residual network with random weights and the L1 distance of its output from that of all blocks.
 
-Nothing of this knows how a mask is found: what is drawn again depends on the ranking of all masks alone.
+Nothing here depends on how a mask is found: rejection of a draw depends only on the ranking of all masks.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from torch import Tensor
 from model.compress.masks.bypass import bypass
 
 LAYERS, KEEP, GROUP = 12, 6, 4
-FAMILIES = ("pairwise", "neighbours", "unbalanced", "lopsided", "network")
+FAMILIES = ("pairwise", "neighbors", "unbalanced", "lopsided", "network")
 NOISE = 0.5
-"""How far a batch's coefficients are off, in standard deviations of the coefficients themselves."""
+"""Noise of a batch's coefficients, relative to the root mean square of the coefficients."""
 DATA, BATCH, WIDTH = 128, 4, 8
-"""Inputs of a network, inputs of a batch, numbers in an input."""
+"""Number of inputs of a network, inputs per batch, features per input."""
 
 
 class Objective(Protocol):
-    """As many objectives side by side as there are seeds, R; lower is better."""
+    """R objectives in parallel, one per seed; lower is better."""
 
     def exact(self, masks: Tensor) -> Tensor:
         """Masks [M,N] of zeros and ones, the same for every objective -> the true values [R,M]."""
@@ -57,7 +57,7 @@ def best_share(number: int) -> int:
 
 
 def draw(family: str, seeds: Sequence[int]) -> Objective:
-    """The family's objectives for the seeds; ValueError for a family that is not there."""
+    """The family's objectives for the seeds; ValueError for an unknown family."""
     if family not in FAMILIES:
         raise ValueError(f"unknown family {family!r}: one of {', '.join(FAMILIES)}")
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -65,30 +65,30 @@ def draw(family: str, seeds: Sequence[int]) -> Objective:
         inner, outer = (torch.stack(part) for part in zip(*map(_weights, generators), strict=True))
         return Network(inner, outer, torch.stack([torch.randn(DATA, WIDTH, generator=g) for g in generators]))
     pairs = [_pairwise(family, generator) for generator in generators]
-    worth, interaction = (torch.stack(part) for part in zip(*pairs, strict=True))
-    return Pairwise(worth, interaction)
+    value, interaction = (torch.stack(part) for part in zip(*pairs, strict=True))
+    return Pairwise(value, interaction)
 
 
 # ----------------------------------------------------------------------------------------------------- pairwise
 @dataclass(frozen=True)
 class Pairwise:
-    """sum_ij W_ij m_i m_j - sum_i a_i m_i; worth [R,N], interaction [R,N,N] above the diagonal."""
+    """sum_ij W_ij m_i m_j - sum_i a_i m_i; value [R,N], interaction [R,N,N] above the diagonal."""
 
-    worth: Tensor
+    value: Tensor
     interaction: Tensor
 
     def exact(self, masks: Tensor) -> Tensor:
-        return _quadratic(masks, self.worth, self.interaction)
+        return _quadratic(masks, self.value, self.interaction)
 
     def noisy(self, activities: Tensor, generator: torch.Generator) -> Tensor:
-        worth, interaction = (
-            c + NOISE * torch.randn(c.shape, generator=generator) * _spread(c) for c in (self.worth, self.interaction)
+        value, interaction = (
+            c + NOISE * torch.randn(c.shape, generator=generator) * _spread(c) for c in (self.value, self.interaction)
         )
-        return _quadratic(activities, worth, interaction)
+        return _quadratic(activities, value, interaction)
 
 
-def _quadratic(m: Tensor, worth: Tensor, interaction: Tensor) -> Tensor:
-    return ((m @ interaction) * m).sum(-1) - (m @ worth.unsqueeze(-1)).squeeze(-1)
+def _quadratic(m: Tensor, value: Tensor, interaction: Tensor) -> Tensor:
+    return ((m @ interaction) * m).sum(-1) - (m @ value.unsqueeze(-1)).squeeze(-1)
 
 
 def _spread(coefficients: Tensor) -> Tensor:
@@ -100,24 +100,24 @@ def _spread(coefficients: Tensor) -> Tensor:
 
 
 def _pairwise(family: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Worth [N] and interaction [N,N] of one objective."""
+    """Value [N] and interaction [N,N] of one objective."""
     masks = all_masks()
     while True:
-        worth = torch.randn(LAYERS, generator=generator)
-        # Five other blocks are kept: their interactions with one block add up to a variance of one, as its worth has.
+        value = torch.randn(LAYERS, generator=generator)
+        # Five other blocks are kept: their interactions with one block add up to a variance of one, as its value has.
         interaction = torch.randn(LAYERS, LAYERS, generator=generator).triu(1) / math.sqrt(KEEP - 1)
-        if family == "neighbours":
+        if family == "neighbors":
             place = torch.arange(LAYERS)
             near = torch.exp(-(place - place[:, None] - 1).clamp_min(0) / 2)
             interaction = (near * (0.5 + interaction)).triu(1)
-        if family in ("pairwise", "neighbours"):
-            return worth, interaction
-        best = masks[_quadratic(masks, worth, interaction).argsort()[: best_share(len(masks))]]
+        if family in ("pairwise", "neighbors"):
+            return value, interaction
+        best = masks[_quadratic(masks, value, interaction).argsort()[: best_share(len(masks))]]
         counts = best.unflatten(-1, (-1, GROUP)).sum(-1)
         balanced = (counts == KEEP * GROUP // LAYERS).all(-1).any()
         lopsided = bool(((counts[0] == 0) | (counts[0] == GROUP)).any())
         if not balanced and (lopsided or family == "unbalanced"):
-            return worth, interaction
+            return value, interaction
 
 
 # ------------------------------------------------------------------------------------------------------ network
@@ -137,7 +137,7 @@ class Network:
         whole = self.states()[-1]
 
         def follow(rows: Tensor, i: int, x: Tensor) -> None:
-            """Masks that agree before block i share what the blocks before it give, x."""
+            """Masks that agree before block i share the output x of the blocks before it."""
             if i == masks.shape[1]:
                 values[:, rows] = (x - whole).abs().mean((-2, -1))[:, None]
                 return
@@ -178,7 +178,7 @@ class Network:
 
 
 def _weights(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """U and V [N,D,D]: half of every block is one of four that all draw on, its strength is log-normal."""
+    """U and V [N,D,D]: every block is half one of four shared blocks; its scale is log-normal."""
     common = torch.randn(4, 2, WIDTH, WIDTH, generator=generator)
     own = torch.randn(LAYERS, 2, WIDTH, WIDTH, generator=generator)
     which = torch.randint(4, (LAYERS,), generator=generator)

@@ -1,18 +1,13 @@
-"""The proof at small scale: every method on objectives whose 924 masks have all been tried.
+"""The proof at small scale: every method on objectives with all 924 masks evaluated.
 
-`python -m model.compress masks-proof` runs it and writes docs/compression/masks-proof.json and the figures beside it;
-tests/model/compress/masks/test_masks_proof.py holds the learner to its bar with the same function.
+`python -m model.compress masks-proof` runs it (`proof_results`); tests/model/compress/masks/test_masks_proof.py holds
+the learner to its bar with the same function.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,7 +15,6 @@ from model.compress.masks.baselines import random_mask, sensitivity_mask, simila
 from model.compress.masks.decide import Mask
 from model.compress.masks.learner import History, MaskLearner, Schedule, learn
 from model.compress.masks.objectives import (
-    FAMILIES,
     GROUP,
     KEEP,
     LAYERS,
@@ -32,9 +26,9 @@ from model.compress.masks.objectives import (
 )
 
 SEEDS = range(50)
-"""What is reported. The schedule's defaults were chosen on the seeds 1000 to 1199."""
+"""The reported seeds. The schedule's defaults were chosen on the seeds 1000 to 1199."""
 BAR = 0.8
-"""The share of seeds in which the learner's mask has to be among the best 1 %."""
+"""Required share of seeds in which the learner's mask is among the best 1 %."""
 SCHEDULE = Schedule()
 LEARNERS: dict[str, tuple[int | None, bool]] = {
     "learned": (None, False),
@@ -42,13 +36,13 @@ LEARNERS: dict[str, tuple[int | None, bool]] = {
     "learned, straight through": (None, True),
     "fixed groups": (0, False),
 }
-"""Method -> the reach of its transfers, and whether masks are drawn straight through."""
+"""Method -> the reach of its transfers, and whether samples are straight-through."""
 OTHERS = ("sensitivity", "similarity", "random")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one method chose for every seed of a family, and the place of each mask among all, from 1."""
+    """The masks that one method chose, one per seed of a family, and the rank of each among all masks, from 1."""
 
     masks: list[Mask]
     ranks: list[int]
@@ -66,7 +60,7 @@ class Proof:
     seeds: list[int]
     best: int
     unreachable: int
-    """Seeds none of whose best 1 % of masks fixed groups can reach."""
+    """Number of seeds for which fixed groups cannot reach any of the best 1 % of masks."""
     optimal: list[Mask]
     outcomes: dict[str, Outcome]
 
@@ -77,9 +71,9 @@ def prove(
     methods: Sequence[str] = (*LEARNERS, *OTHERS),
     schedule: Schedule = SCHEDULE,
 ) -> Proof:
-    """Try every mask of every objective of the family, then let every method choose one.
+    """Evaluate every mask of every objective of the family, then run every method.
 
-    Similarity compares states and is left out where there are none. Raises ValueError for an unknown family or method.
+    Similarity compares states and is skipped where there are none. Raises ValueError for an unknown family or method.
     """
     objective = draw(family, seeds)
     masks = all_masks()
@@ -123,7 +117,7 @@ def _one(objective: Objective, run: int) -> Callable[[torch.Tensor], torch.Tenso
 def train(
     method: str, objective: Objective, seeds: Sequence[int], schedule: Schedule, every: int = 10
 ) -> tuple[MaskLearner, History]:
-    """Learners of one method, one per seed, side by side; all noise follows from the first seed."""
+    """Learners of one method, one per seed, in parallel; the first seed determines all noise."""
     reach, hard = LEARNERS[method]
     learner = MaskLearner(LAYERS, group=GROUP, keep=KEEP * GROUP // LAYERS, reach=reach, runs=len(seeds))
     generator = torch.Generator().manual_seed(seeds[0])
@@ -135,90 +129,3 @@ def train(
         every=every,
     )
     return learner, history
-
-
-def run(out: Path, seeds: Sequence[int], say: Callable[[str], None], schedule: Schedule = SCHEDULE) -> bool:
-    """Prove every family, write masks-proof.json and the figures to `out`; whether the learner meets its bar."""
-    proofs = []
-    for family in FAMILIES:
-        proofs.append(prove(family, seeds, schedule=schedule))
-        say(f"{family}: {proofs[-1].unreachable} of {len(seeds)} out of reach of fixed groups")
-        for method, outcome in proofs[-1].outcomes.items():
-            say(f"  {outcome.within(proofs[-1].best):5.0%} among the best 1 %, {describe(outcome)}  {method}")
-    out.mkdir(parents=True, exist_ok=True)
-    write(out / "masks-proof.json", results(proofs, schedule))
-    history = train("learned", draw("lopsided", seeds), seeds, schedule)[1]
-    try:
-        from model.compress.masks import figures
-    except ImportError as error:
-        say(f"no figures: {error} (pip install matplotlib)")
-    else:
-        figures.ranks(proofs, out / "masks-ranks.png")
-        figures.kept(proofs, out / "masks-kept.png")
-        figures.training(history.run(0), out / "masks-training.png")
-    met = all(proof.outcomes["learned"].within(proof.best) >= BAR for proof in proofs)
-    say(f"{out / 'masks-proof.json'}: the bar of {BAR:.0%} is {'met' if met else 'missed'}")
-    return met
-
-
-def describe(outcome: Outcome) -> str:
-    """Median and worst place."""
-    return f"median place {statistics.median(outcome.ranks):g}, worst {max(outcome.ranks)}"
-
-
-def results(proofs: Sequence[Proof], schedule: Schedule = SCHEDULE) -> dict[str, Any]:
-    """What is written: settings and, per family and method, the share within the best 1 %, places and masks."""
-    return {
-        "blocks": LAYERS,
-        "kept": KEEP,
-        "group": GROUP,
-        "bar": BAR,
-        "schedule": asdict(schedule),
-        "torch": torch.__version__,
-        "families": {
-            proof.family: {
-                "seeds": [proof.seeds[0], proof.seeds[-1]],
-                "best": proof.best,
-                "out_of_reach_of_fixed_groups": proof.unreachable,
-                "optimal": [_text(mask) for mask in proof.optimal],
-                "methods": {
-                    method: {
-                        "within": outcome.within(proof.best),
-                        "median": statistics.median(outcome.ranks),
-                        "ranks": outcome.ranks,
-                        "masks": [_text(mask) for mask in outcome.masks],
-                    }
-                    for method, outcome in proof.outcomes.items()
-                },
-            }
-            for proof in proofs
-        },
-    }
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
-    """JSON, one list a line, whole or not at all."""
-    text = json.dumps(content, indent=1)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(_flat(text) + "\n", encoding="utf-8")
-    os.replace(beside, path)
-
-
-def _flat(text: str) -> str:
-    """Lists of plain values on one line each."""
-    lines: list[str] = []
-    inside = False
-    for line in text.splitlines():
-        part = line.strip()
-        if inside:
-            lines[-1] += part if part.startswith("]") else f"{part} "
-            inside = not part.startswith("]")
-            continue
-        lines.append(line)
-        inside = line.endswith("[")
-    return "\n".join(lines).replace(" ]", "]")
-
-
-def _text(mask: Mask) -> str:
-    """A mask as zeros and ones."""
-    return "".join(str(int(kept)) for kept in mask)

@@ -1,6 +1,6 @@
 """Dynamic Inter-block Activation and the Expansion-Corrosion strategy (arXiv 2508.17434, section 3.1).
 
-A transfer moves k kept blocks between two neighbouring groups: one group restores k of its inactive blocks
+A transfer moves k kept blocks between two neighboring groups: one group restores k of its inactive blocks
 (expansion), the other removes k of its active ones (corrosion), so that the total stays. Which blocks these are follows
 from the marginals pi: the candidate mask n holds the blocks to be restored, or all that are not to be removed, and the
 result is the union m + n - m n or the intersection m n, through which the gradient of m flows. Choosing n is sorting;

@@ -1,4 +1,4 @@
-"""Pairs of procedural pictures and their degraded quarters, and batches drawn from them by seed and step alone."""
+"""Pairs of procedural images and their degraded quarters, and batches drawn from them by seed and step alone."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from model.compress.small.preset import Preset
 from model.demo import degrade, synthetic
 from model.reference.pipelines import bicubic
 
-PICTURES, CROPS, DRAWS = 11, 12, 13
-"""First numbers of the seeds, so that this run's pictures are those of no other."""
+IMAGES, CROPS, DRAWS = 11, 12, 13
+"""First numbers of the seeds, so that this run's images are those of no other."""
 SIDE = 128
 PIXELS = 4
-"""Pixels of the picture per latent and per pixel of the degraded quarter."""
+"""Pixels of the image per latent and per pixel of the degraded quarter."""
 
 
 @dataclass
@@ -43,20 +43,20 @@ class Pairs:
         return channels_last(bicubic(lr)), channels_last(to_range(torch.stack(high)))
 
 
-def vivid(pictures: list[Tensor], rng: np.random.Generator) -> list[Tensor]:
-    """The same change of colour on every tensor [N,3,H,W]: channels swapped, saturation times 0.5 to 2.5, per sample.
+def color_jitter(images: list[Tensor], rng: np.random.Generator) -> list[Tensor]:
+    """The same change of color on every tensor [N,3,H,W]: channels swapped, saturation times 0.5 to 2.5, per sample.
 
     Procedural palettes are as pale as photographs are on average; a decoder trained on them alone lets what is more
     saturated fade.
     """
-    count = len(pictures[0])
+    count = len(images[0])
     order = torch.from_numpy(np.stack([rng.permutation(3) for _ in range(count)]))
     factor = torch.from_numpy(rng.uniform(0.5, 2.5, (count, 1, 1, 1)).astype(np.float32))
     changed = []
-    for x in pictures:
+    for x in images:
         swapped = x[torch.arange(count)[:, None], order]
-        grey = swapped.mean(dim=1, keepdim=True)
-        changed.append(channels_last((grey + factor * (swapped - grey)).clamp(-1, 1)))
+        gray = swapped.mean(dim=1, keepdim=True)
+        changed.append(channels_last((gray + factor * (swapped - gray)).clamp(-1, 1)))
     return changed
 
 
@@ -65,9 +65,9 @@ def draw(seed: int, step: int, process: int = 0) -> np.random.Generator:
     return np.random.default_rng([DRAWS, seed, step, process])
 
 
-def to_range(pictures: Tensor) -> Tensor:
+def to_range(images: Tensor) -> Tensor:
     """uint8 -> float32 in [-1,1]."""
-    return pictures.float() / 127.5 - 1
+    return images.float() / 127.5 - 1
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -82,9 +82,9 @@ def _turned(x: Tensor, turn: int, flip: bool) -> Tensor:
 
 def pairs(preset: Preset, folder: Path) -> Pairs:
     """The run's pairs, made once and kept in `folder`."""
-    path = folder / f"pairs-{preset.seed}-{preset.pictures}-{preset.crops}.npz"
+    path = folder / f"pairs-{preset.seed}-{preset.images}-{preset.crops}.npz"
     if not path.exists():
-        made = [_pairs_of(preset, number) for number in range(preset.pictures)]
+        made = [_pairs_of(preset, number) for number in range(preset.images)]
         hr, lr = (np.concatenate([pair[i] for pair in made]) for i in (0, 1))
         folder.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(path.stem + ".part.npz")
@@ -95,13 +95,13 @@ def pairs(preset: Preset, folder: Path) -> Pairs:
 
 
 def _pairs_of(preset: Preset, number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Crops of one picture, each degraded in its own way: [crops,128,128,3] and [crops,32,32,3]."""
-    picture = synthetic.image(np.random.default_rng([PICTURES, preset.seed, number]))
+    """Crops of one image, each degraded in its own way: [crops,128,128,3] and [crops,32,32,3]."""
+    image = synthetic.image(np.random.default_rng([IMAGES, preset.seed, number]))
     rng = np.random.default_rng([CROPS, preset.seed, number])
     high, low = [], []
     for _ in range(preset.crops):
-        y, x = rng.integers(0, picture.shape[0] - SIDE + 1, 2)
-        crop = picture[y : y + SIDE, x : x + SIDE]
+        y, x = rng.integers(0, image.shape[0] - SIDE + 1, 2)
+        crop = image[y : y + SIDE, x : x + SIDE]
         high.append(crop)
         small = degrade.degrade(crop.astype(np.float32) / np.float32(255), degrade.random(rng), rng)
         low.append(np.round(small * 255).astype(np.uint8))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from model.compress.mask_stage import MaskSettings
-from model.compress.restoration import PictureWeights
+from model.compress.restoration import ImageLossWeights
 from model.compress.training.stage import StageSettings
 from model.compress.vae.train import DecoderWeights
 from model.reference.sd3_transformer import SD3Config
@@ -32,42 +32,43 @@ class Preset:
     """Everything the small run depends on; pixels per latent and side are 4, windows 16 latents (64 pixels)."""
 
     seed: int = 0
-    pictures: int = 400
-    """Procedural pictures, from each of which `crops` pairs of 128 and 32 pixels are cut."""
+    images: int = 400
+    """Procedural images, from each of which `crops` pairs of 128 and 32 pixels are cut."""
     crops: int = 8
     # The teacher.
     vae_channels: tuple[int, ...] = (32, 64, 64)
     vae_layers: int = 1
     vae_groups: int = 8
     vae_eps: float = 10.0
-    """Of the VAE's GroupNorms, whose statistics move little so; with SD's 1e-6 a short training never learns to give
-    pictures their brightness and contrast, which every norm removes."""
+    """Of the VAE's GroupNorms. Every norm removes brightness and contrast, and with SD's 1e-6 a short training does not
+    learn to restore them; a large epsilon keeps them."""
     prompt_tokens: int = 16
     transformer: SD3Config = field(default_factory=_transformer)
     window: int = 16
     kl_weight: float = 1e-3
-    teacher_vae: StageSettings = StageSettings(1300, 1.5e-3, 8, ema=0.995, precision="bfloat16")
-    teacher: StageSettings = StageSettings(1200, 1e-3, 8, ema=0.998, precision="bfloat16")
+    teacher_vae: StageSettings = StageSettings(1300, 1.5e-3, 8, ema_decay=0.995, precision="bfloat16")
+    teacher: StageSettings = StageSettings(1200, 1e-3, 8, ema_decay=0.998, precision="bfloat16")
     # The student's VAE.
     width: int = 32
     calibration: int = 24
-    """Pictures that importance and frozen statistics are measured on."""
+    """Images that importance and frozen statistics are measured on."""
     encoder_blocks: tuple[int, ...] = (1, 2, 3)
     decoder_blocks: tuple[int, ...] = (3, 2, 2)
-    critic_width: int = 16
-    student_encoder: StageSettings = StageSettings(500, 2e-3, 8, ema=0.99, precision="bfloat16")
-    student_decoder: StageSettings = StageSettings(1300, 2e-3, 8, ema=0.99, precision="bfloat16")
-    decoder_weights: DecoderWeights = DecoderWeights(critic_from=1000)
+    discriminator_width: int = 16
+    student_encoder: StageSettings = StageSettings(500, 2e-3, 8, ema_decay=0.99, precision="bfloat16")
+    student_decoder: StageSettings = StageSettings(1300, 2e-3, 8, ema_decay=0.99, precision="bfloat16")
+    decoder_weights: DecoderWeights = DecoderWeights(discriminator_start_step=1000)
     # Masks: half of the blocks stay.
     rank: int = 64
     masks: MaskSettings = MaskSettings(
-        StageSettings(200, 5e-4, 8, warmup=1, constant=True, precision="bfloat16", log_every=10), keep=6
+        StageSettings(200, 5e-4, 8, warmup_steps=1, constant_learning_rate=True, precision="bfloat16", log_every=10),
+        keep=6,
     )
     methods: tuple[str, ...] = ("learned", "similarity", "random")
     # Restoration.
-    restore_latents: StageSettings = StageSettings(500, 2e-3, 8, ema=0.99, precision="bfloat16")
-    restore_pictures: StageSettings = StageSettings(250, 5e-4, 8, ema=0.98, precision="bfloat16")
-    picture_weights: PictureWeights = PictureWeights(critic_from=150)
+    restore_latents: StageSettings = StageSettings(500, 2e-3, 8, ema_decay=0.99, precision="bfloat16")
+    restore_images: StageSettings = StageSettings(250, 5e-4, 8, ema_decay=0.98, precision="bfloat16")
+    image_weights: ImageLossWeights = ImageLossWeights(discriminator_start_step=150)
 
     @property
     def latent(self) -> int:
@@ -78,8 +79,8 @@ SMALL = Preset()
 
 
 def trial() -> Preset:
-    """Every stage of `SMALL`, for a few steps: what tests run."""
-    few: dict[str, Any] = {"steps": 3, "batch": 4, "warmup": 1, "save_every": 2, "log_every": 1}
+    """Every stage of `SMALL`, for a few steps, for tests."""
+    few: dict[str, Any] = {"steps": 3, "batch_size": 4, "warmup_steps": 1, "save_every": 2, "log_every": 1}
     changed = {
         f.name: replace(getattr(SMALL, f.name), **few)
         for f in fields(SMALL)
@@ -87,11 +88,11 @@ def trial() -> Preset:
     }
     return replace(
         SMALL,
-        pictures=2,
+        images=2,
         crops=3,
         calibration=4,
         masks=replace(SMALL.masks, stage=replace(SMALL.masks.stage, **few)),
-        decoder_weights=DecoderWeights(critic_from=1),
-        picture_weights=PictureWeights(critic_from=1),
+        decoder_weights=DecoderWeights(discriminator_start_step=1),
+        image_weights=ImageLossWeights(discriminator_start_step=1),
         **changed,
     )

@@ -1,4 +1,4 @@
-"""What the small run came to: results.json, RESULTS.md and pictures."""
+"""Report of the small run: results.json, RESULTS.md and plots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from model.compress.count import Table
 from model.compress.mask_stage import read_history
 from model.compress.released import write_json
 from model.demo import degrade, evaluate
-from model.demo.evaluate import Picture, Result
+from model.demo.evaluate import ImageArray, Result
 
 TARGET_GAP, TARGET_SHARE = 0.5, 80.0
 
@@ -21,7 +21,7 @@ class Outcome:
     """Results of teacher and students by name, squares for the comparison, sizes, masks, seconds per stage."""
 
     results: dict[str, list[Result]]
-    details: dict[str, list[list[Picture]]]
+    details: dict[str, list[list[ImageArray]]]
     sizes: dict[str, Table]
     masks: dict[str, str]
     seconds: dict[str, float]
@@ -72,10 +72,10 @@ def markdown(outcome: Outcome) -> str:
     small = min(own["parameters_gone_percent"], own["macs_gone_percent"]) >= TARGET_SHARE
     return (
         "# The small run\n\n"
-        "A teacher of SD3's architecture trained on procedural pictures, compressed by the recipe, and measured on\n"
+        "A teacher of SD3's architecture trained on procedural images, compressed by the recipe, and measured on\n"
         "the photographs of scikit-image, on which no stage was trained. Written by `python -m model.compress small`.\n"
         f"Each photograph was degraded with a fixed seed: {evaluate.describe(degrade.EVALUATION)}.\n"
-        "PSNR (dB) and SSIM over RGB against the original, without colour fix; the students run through\n"
+        "PSNR (dB) and SSIM over RGB against the original, without color fix; the students run through\n"
         "`tinysr_kernels.compile` from the released layout, the teacher in plain PyTorch. MACs are of one window.\n\n"
         + "\n".join(lines)
         + f"\n\nWithin {TARGET_GAP} dB of the teacher: {'yes' if met else 'no'} ({first} mask). At least "
@@ -84,7 +84,7 @@ def markdown(outcome: Outcome) -> str:
         + count.markdown(outcome.sizes["teacher"], outcome.sizes[first])
         + "\n![low resolution, bicubic, teacher, students, original](comparison.png)\n\n"
         "![probability that a block is kept, over mask learning](masks.png)\n\n"
-        "Processor time of the stages, one thread (the first save of pictures and encoded pairs not counted):\n\n"
+        "Processor time of the stages, one thread (without making the image pairs and encoding the latent pairs):\n\n"
         "| stage | seconds |\n|---|---:|\n"
         + "".join(f"| {name} | {value:.0f} |\n" for name, value in seconds.items())
         + f"| **all** | **{sum(seconds.values()):.0f}** |\n"
@@ -92,7 +92,7 @@ def markdown(outcome: Outcome) -> str:
 
 
 def write_report(outcome: Outcome, out: Path) -> None:
-    """Write everything into `out`; figures need matplotlib and are left out without it."""
+    """Write everything into `out`; plots need matplotlib and are skipped without it."""
     write_json(out / "results.json", figures(outcome))
     (out / "RESULTS.md").write_text(markdown(outcome), encoding="utf-8")
     names = list(outcome.details)
@@ -119,13 +119,13 @@ def draw_masks(out: Path, masks: dict[str, str]) -> None:
         return
     learned = masks["learned"]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.6), width_ratios=(3, 2), layout="constrained")
-    colours = pyplot.get_cmap("turbo")
+    colors = pyplot.get_cmap("turbo")
     number, steps = len(learned), [row["step"] for row in rows]
     for block in range(number):
         values = [row["marginals"][block] for row in rows]
         kept = learned[block] == "1"
-        left.plot(steps, values, color=colours(block / number), lw=2 if kept else 1, ls="-" if kept else ":")
-        left.annotate(str(block), (steps[-1], values[-1]), fontsize=8, color=colours(block / number))
+        left.plot(steps, values, color=colors(block / number), lw=2 if kept else 1, ls="-" if kept else ":")
+        left.annotate(str(block), (steps[-1], values[-1]), fontsize=8, color=colors(block / number))
     left.set(xlabel="step", ylabel="probability that the block is kept", title="mask learning (kept blocks solid)")
     for y, (name, mask) in enumerate(masks.items()):
         for block, bit in enumerate(mask):

@@ -26,7 +26,7 @@ from model.compress.small.student import (
 )
 from model.compress.small.teacher import Teacher, make_teacher
 from model.demo import evaluate, photos
-from model.demo.evaluate import Enlarge, Picture
+from model.demo.evaluate import Enlarge, ImageArray
 from model.reference.pipelines import tinysr
 from model.reference.sd3_transformer import SD3Config
 
@@ -34,7 +34,7 @@ Report = Callable[[str], None]
 
 
 def small(preset: Preset, out: Path, report: Report, names: tuple[str, ...] = photos.NAMES) -> Outcome:
-    """Train the teacher, compress it by every method, measure all on photographs; RESULTS.md lies in `out` after."""
+    """Train the teacher, compress it by every method, evaluate all on photographs; writes RESULTS.md to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     _same_preset(preset, out / "preset.json")
     pairs = data.pairs(preset, out)
@@ -54,7 +54,7 @@ def small(preset: Preset, out: Path, report: Report, names: tuple[str, ...] = ph
 
 
 def _same_preset(preset: Preset, path: Path) -> None:
-    """Refuse to go on in the folder of another preset; ValueError names what differs."""
+    """Refuse to resume in the folder of another preset; ValueError names the fields that differ."""
     own = json.loads(json.dumps(asdict(preset)))
     if path.exists():
         other = json.loads(path.read_text(encoding="utf-8"))
@@ -74,12 +74,12 @@ def export(student: Student, teacher: Teacher, folder: Path) -> None:
     write_folded(folder / "student", folder / "student.safetensors")
 
 
-# --------------------------------------------------------------------------------------------------------- measuring
+# -------------------------------------------------------------------------------------------------------- evaluation
 def enlarger(transformer: object, vae: object, student_config: object) -> Enlarge:
-    """Enlargement by training-time networks through model.reference.pipelines.tinysr, without colour fix."""
+    """Enlargement by training-time networks through model.reference.pipelines.tinysr, without color fix."""
 
-    def enlarge(small_picture: Picture) -> Picture:
-        x = torch.from_numpy(small_picture.astype(np.float32) / 255).permute(2, 0, 1)[None]
+    def enlarge(small_image: ImageArray) -> ImageArray:
+        x = torch.from_numpy(small_image.astype(np.float32) / 255).permute(2, 0, 1)[None]
         y: Tensor = tinysr(x, transformer, vae, student_config, "none")  # type: ignore[arg-type]
         return (y[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
 
@@ -87,11 +87,11 @@ def enlarger(transformer: object, vae: object, student_config: object) -> Enlarg
 
 
 def compiled(folder: Path) -> Enlarge:
-    """Enlargement by what users get: `tinysr_kernels.compile` of the released layout, without colour fix."""
+    """Enlargement by what users get: `tinysr_kernels.compile` of the released layout, without color fix."""
     import tinysr_kernels
 
     model = tinysr_kernels.compile(folder, device="cpu", color_fix="none")
-    return lambda picture: model(picture)
+    return lambda image: model(image)
 
 
 def measure(

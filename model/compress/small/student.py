@@ -1,4 +1,4 @@
-"""The small student: the VAE's halves, the masks by three methods, and each mask's network restored."""
+"""The small student: VAE, masks by three methods, and restoration for each mask."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.compress.conditions import embedding, student_tensors
-from model.compress.mask_stage import Shown, learn_mask
+from model.compress.mask_stage import MaskBatch, learn_mask
 from model.compress.masks import Mask, Subject, select
 from model.compress.released import write_json
-from model.compress.restoration import adapt, distil_latents, finish, train_pictures
-from model.compress.small.data import Pairs, draw, vivid
+from model.compress.restoration import adapt, distill_latents, finish, train_on_images
+from model.compress.small.data import Pairs, color_jitter, draw
 from model.compress.small.preset import Preset
 from model.compress.small.teacher import Latents, Teacher, encode_pairs
 from model.compress.teacher_files import LoRA
@@ -42,7 +42,7 @@ class Student:
 
 
 def config_of(preset: Preset, scaling: float) -> TinySRConfig:
-    """What the weights leave open."""
+    """The configuration that the weights do not determine."""
     return TinySRConfig(
         head_dim=preset.transformer.attention_head_dim,
         encoder_blocks=preset.encoder_blocks,
@@ -64,12 +64,12 @@ def compress_vae(
     vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def inputs(step: int, count: int) -> Tensor:
-        # What the encoder sees in use is the enlarged picture.
+        # At inference the encoder's input is the enlarged image.
         return pairs.pixels(draw(preset.student_encoder.seed + 1, step), count)[0]
 
     def outputs(step: int, count: int) -> Tensor:
         rng = draw(preset.student_decoder.seed + 2, step)
-        return vivid([pairs.pixels(rng, count)[1]], rng)[0]
+        return color_jitter([pairs.pixels(rng, count)[1]], rng)[0]
 
     train_encoder(vae.encoder, teacher.encode, inputs, preset.student_encoder, folder, report=report)
     train_decoder(
@@ -79,7 +79,7 @@ def compress_vae(
         preset.student_decoder,
         folder,
         weights=preset.decoder_weights,
-        critic_width=preset.critic_width,
+        discriminator_width=preset.discriminator_width,
         report=report,
     )
     return vae.requires_grad_(False)
@@ -87,7 +87,7 @@ def compress_vae(
 
 # -------------------------------------------------------------------------------------------------------------- masks
 def image_stream(teacher: Teacher, mask: Sequence[bool] | None = None) -> tuple[TinySRTransformer, Tensor]:
-    """(the teacher's image stream with the mask's blocks, its modules of modulation still there; temb [1,D])."""
+    """(the teacher's image stream with the mask's blocks, with its modulation modules; temb [1,D])."""
     config, state = teacher.transformer.config, teacher.transformer.state_dict()
     mask = mask or [True] * config.num_layers
     tensors = dict(student_tensors(state, config, mask, window=teacher.window))
@@ -116,11 +116,11 @@ def _learn_mask(preset: Preset, teacher: Teacher, latents: Latents, folder: Path
     network, temb = image_stream(teacher)
     adapt(network, preset.rank, preset.seed)
 
-    def batch(step: int, count: int) -> Shown:
+    def batch(step: int, count: int) -> MaskBatch:
         z, wanted = latents.windows(step, preset.seed + 3, count, preset.window)
         with torch.no_grad():
             shown = teacher(z)
-        return Shown(z, shown, lambda found: F.l1_loss(found, wanted))
+        return MaskBatch(z, shown, lambda found: F.l1_loss(found, wanted))
 
     return learn_mask(network, temb, batch, preset.masks, folder, report=report)
 
@@ -141,7 +141,7 @@ def _states(teacher: Teacher, z: Tensor) -> list[Tensor]:
 # -------------------------------------------------------------------------------------------------------- restoration
 @dataclass
 class Distilled:
-    """Windows of the student's latents and the teacher's x0 for its own, [K,C,window,window], encoded beforehand."""
+    """Windows of the student's latents and the teacher's x0 for its own, [K,C,window,window], precomputed."""
 
     z: Tensor
     wanted: Tensor
@@ -155,7 +155,7 @@ class Distilled:
 def distilled_pairs(
     preset: Preset, teacher: Teacher, vae: TinyVAE, latents: Latents, pairs: Pairs, folder: Path
 ) -> Distilled:
-    """Every pair's latent in four windows, as the student's encoder gives it, and what the teacher makes of its own."""
+    """Every pair's latent in four windows, from the student's encoder, and the teacher's output for its own latent."""
     own = encode_pairs(vae, pairs, folder / "student-latents.pt", latents.scaling)
     path = folder / "distilled.pt"
     if not path.exists():
@@ -182,17 +182,17 @@ def restore(
     folder: Path,
     report: Report,
 ) -> Student:
-    """Both stages of restoration for one mask, in its own folder; the VAE is copied, for its decoder learns along."""
+    """Both stages of restoration for one mask, in its own folder; the VAE is copied: its decoder is trained too."""
     network, temb = image_stream(teacher, mask)
     adapt(network, preset.rank, preset.seed)
     own = _copy(vae, config)
 
-    def pictures(step: int, count: int) -> tuple[Tensor, Tensor]:
+    def images(step: int, count: int) -> tuple[Tensor, Tensor]:
         rng = draw(preset.seed + 5, step)
-        enlarged, original = vivid(list(pairs.pixels(rng, count)), rng)
+        enlarged, original = color_jitter(list(pairs.pixels(rng, count)), rng)
         return enlarged, original
 
-    distil_latents(
+    distill_latents(
         network,
         temb,
         lambda step, count: distilled.draw(preset.seed + 4, step, count),
@@ -200,18 +200,18 @@ def restore(
         folder,
         report=report,
     )
-    train_pictures(
+    train_on_images(
         network,
         temb,
         own.encoder,
         own.decoder,
         config.scaling_factor,
-        pictures,
-        preset.restore_pictures,
+        images,
+        preset.restore_images,
         folder,
-        weights=preset.picture_weights,
+        weights=preset.image_weights,
         train_decoder=True,
-        critic_width=preset.critic_width,
+        discriminator_width=preset.discriminator_width,
         report=report,
     )
     return Student(finish(network, temb), own.requires_grad_(False), config, mask)

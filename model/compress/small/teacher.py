@@ -1,6 +1,6 @@
 """The small teacher: SD3's architecture throughout (KL VAE, joint blocks, prompt, time), trained for one step.
 
-x0 = z - v(z, prompt, t = 1000), as TSD-SR does it: z is the latent of the enlarged picture. Prompt and pooled prompt
+x0 = z - v(z, prompt, t = 1000), as TSD-SR does it: z is the latent of the enlarged image. Prompt and pooled prompt
 are constants drawn once, as in inference with an empty prompt.
 """
 
@@ -26,7 +26,7 @@ from model.reference.sd3_transformer import SD3Transformer
 
 @dataclass
 class Latents:
-    """Latents, times the scaling factor, of enlarged (`lr`) and original (`hr`) pictures, [K,C,32,32]."""
+    """Latents, times the scaling factor, of enlarged (`lr`) and original (`hr`) images, [K,C,32,32]."""
 
     lr: Tensor
     hr: Tensor
@@ -44,7 +44,7 @@ class Latents:
 
 
 class Teacher:
-    """The trained networks, and the interface that model.reference.pipelines.tinysr expects of a transformer and a VAE."""
+    """The trained networks, with the interface that `tinysr` in model/reference/pipelines.py expects."""
 
     def __init__(self, vae: KLVAE, transformer: SD3Transformer, prompt: Tensor, pooled: Tensor, preset: Preset) -> None:
         self.vae, self.transformer, self.prompt, self.pooled = vae, transformer, prompt, pooled
@@ -70,7 +70,7 @@ def build_vae(preset: Preset) -> KLVAE:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
             if name.endswith("conv2") and module.bias is not None:
-                # Residual blocks begin as almost nothing, so that what a picture is made of gets through.
+                # Residual branches start near zero, so that the signal passes the untrained blocks.
                 with torch.no_grad():
                     module.weight.mul_(0.1)
                     module.bias.zero_()
@@ -79,7 +79,7 @@ def build_vae(preset: Preset) -> KLVAE:
 
 
 def train_vae(preset: Preset, pairs: Pairs, folder: Path, report: Any) -> KLVAE:
-    """Stage 1: reconstruct pictures, originals and degraded ones alike, under a weak pull towards N(0, 1)."""
+    """Stage 1: reconstruct images, originals and degraded ones alike, with a weak KL term."""
     vae = build_vae(preset)
     stage = Stage(
         "teacher-vae", folder, preset.teacher_vae, {"vae": vae}, about={"kl": preset.kl_weight, "eps": preset.vae_eps}
@@ -87,7 +87,7 @@ def train_vae(preset: Preset, pairs: Pairs, folder: Path, report: Any) -> KLVAE:
     settings = preset.teacher_vae
 
     def objective(step: int) -> Losses:
-        enlarged, original = pairs.pixels(draw(settings.seed, step), settings.batch)
+        enlarged, original = pairs.pixels(draw(settings.seed, step), settings.batch_size)
         x = torch.where(torch.arange(len(original))[:, None, None, None] % 4 == 3, enlarged, original)
         mean, log_variance = vae.moments(x)
         noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(step))
@@ -103,7 +103,7 @@ def train_vae(preset: Preset, pairs: Pairs, folder: Path, report: Any) -> KLVAE:
 
 @torch.no_grad()
 def encode_pairs(vae: nn.Module, pairs: Pairs, path: Path, scaling: float | None = None) -> Latents:
-    """All pairs through an encoder, kept at `path`; the scaling factor is one over the originals' deviation."""
+    """Latents of all pairs, cached at `path`; the scaling factor is 1 / standard deviation of the originals'."""
     if path.exists():
         stored = torch.load(path, weights_only=True)
         return Latents(stored["lr"], stored["hr"], float(stored["scaling"]))
@@ -125,7 +125,7 @@ def encode_pairs(vae: nn.Module, pairs: Pairs, path: Path, scaling: float | None
 def train_transformer(
     preset: Preset, latents: Latents, folder: Path, report: Any
 ) -> tuple[SD3Transformer, Tensor, Tensor]:
-    """Stage 2: from the enlarged picture's latent to the original's, in one step; L1."""
+    """Stage 2: from the enlarged image's latent to the original's, in one step; L1."""
     torch.manual_seed(preset.seed + 1)
     transformer = SD3Transformer(preset.transformer)
     nn.init.zeros_(transformer.proj_out.weight)
@@ -136,7 +136,7 @@ def train_transformer(
     stage = Stage("teacher", folder, settings, {"transformer": transformer}, about=asdict(preset.transformer))
 
     def objective(step: int) -> Losses:
-        z, wanted = latents.windows(step, settings.seed, settings.batch, preset.window)
+        z, wanted = latents.windows(step, settings.seed, settings.batch_size, preset.window)
         loss = F.l1_loss((z - transformer(z, prompt, pooled)).float(), wanted)
         return Losses(loss, {"unchanged": F.l1_loss(z, wanted)})
 
@@ -145,7 +145,7 @@ def train_transformer(
 
 
 def make_teacher(preset: Preset, pairs: Pairs, folder: Path, report: Any) -> tuple[Teacher, Latents]:
-    """Both stages; what is trained already is read from `folder`."""
+    """Both stages; finished ones are loaded from `folder`."""
     vae = train_vae(preset, pairs, folder, report)
     latents = encode_pairs(vae, pairs, folder / "latents.pt")
     transformer, prompt, pooled = train_transformer(preset, latents, folder, report)

@@ -45,7 +45,7 @@ class LoRALinear(nn.Linear):
 
 
 def inject(network: nn.Module, rank: int = RANK, where: str = "") -> list[str]:
-    """Adapt every nn.Linear whose name the regular expression `where` is found in; returns their names.
+    """Adapt every nn.Linear whose name matches the regular expression `where` (search); returns their names.
 
     All other parameters of the network are frozen. Raises ValueError for a rank below 1, for a network that is adapted
     already, and where no layer matches.
@@ -69,12 +69,12 @@ def adapted(network: nn.Module) -> dict[str, LoRALinear]:
 
 
 def lora_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """What is to be trained: A and B of every adapted layer."""
+    """Trainable parameters: A and B of every adapted layer."""
     return [p for layer in adapted(network).values() for part in layer.children() for p in part.parameters()]
 
 
 def merge(network: nn.Module) -> list[str]:
-    """Replace every adapted layer by the plain one that computes the same; returns their names."""
+    """Replace every adapted layer by an equivalent nn.Linear; returns their names."""
     layers = adapted(network)
     for name, layer in layers.items():
         network.set_submodule(name, layer.merged())
@@ -93,11 +93,11 @@ def lora_state(network: nn.Module, prefix: str = "") -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_lora(network: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> None:
-    """Fill the adapted layers; ValueError, and nothing changed, unless names and shapes are exactly theirs."""
+    """Fill the adapted layers; ValueError, without any change, unless names and shapes match exactly."""
     own = lora_state(network, prefix)
     if state.keys() != own.keys():
-        missing, surplus = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        raise ValueError(f"the low-rank weights do not fit: missing {missing[:3]}, without a layer {surplus[:3]}")
+        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        raise ValueError(f"the LoRA weights do not match: missing {missing[:3]}, unexpected {unexpected[:3]}")
     for name, tensor in own.items():
         if tensor.shape != state[name].shape:
             raise ValueError(f"{name} has shape {list(state[name].shape)}, the layer {list(tensor.shape)}")

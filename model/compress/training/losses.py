@@ -1,9 +1,9 @@
-"""Losses of the recipe: latents, perception and an adversary, with the paper's weights in the stages that use them.
+"""Losses of the recipe: latent, perceptual and adversarial; the stages that use them hold the paper's weights.
 
 Perceptual loss is LPIPS (arXiv 1801.03924, VGG features) where the package `lpips` or `pyiqa` is installed and the
-weights it needs already lie in torch's cache; nothing is fetched. Otherwise a substitute without learned weights stands
-in, and every log says so: at three scales 1 - SSIM (Wang et al. 2004) and the L1 distance of the image's differences,
-and the L1 distance of the images.
+weights it needs are already in torch's cache; nothing is downloaded. Otherwise a substitute without learned weights is
+used, and every log says so: at three scales 1 - SSIM (Wang et al. 2004) and the L1 distance of the image gradients,
+plus the L1 distance of the images.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ SSIM_WINDOW = 7
 
 
 def latent_distance(found: Tensor, wanted: Tensor) -> Tensor:
-    """Mean squared error of latents [N,C,h,w]: what the encoder is trained by."""
+    """Mean squared error of latents [N,C,h,w]: the loss of the encoder."""
     return F.mse_loss(found.float(), wanted.float())
 
 
 # ------------------------------------------------------------------------------------------------------- perception
 def perceptual(device: torch.device | str = "cpu") -> tuple[str, Distance]:
-    """(name, distance) of the best perceptual loss at hand, for images [N,3,H,W] in [-1,1]; the mean over N."""
+    """(name, distance) of the best available perceptual loss, for images [N,3,H,W] in [-1,1]; the mean over N."""
     cache = Path(torch.hub.get_dir())
     vgg = (cache / "checkpoints" / "vgg16-397923af.pth").exists()
     if vgg and importlib.util.find_spec("lpips"):
@@ -45,7 +45,7 @@ def perceptual(device: torch.device | str = "cpu") -> tuple[str, Distance]:
 
 
 def substitute(a: Tensor, b: Tensor) -> Tensor:
-    """`structure_distance` plus the L1 distance: structure alone lets saturated colours fade."""
+    """`structure_distance` plus the L1 distance: with structure alone saturated colors fade."""
     return structure_distance(a, b) + F.l1_loss(a.float(), b.float())
 
 
@@ -80,14 +80,14 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def differences(a: Tensor, b: Tensor) -> Tensor:
-    """L1 distance of the differences between neighbouring pixels, down and across."""
+    """L1 distance of the differences between neighboring pixels, down and across."""
     error = a - b
     return (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()) / 2
 
 
 # ---------------------------------------------------------------------------------------------------------- adversary
-class Critic(nn.Module):
-    """Judges patches: image [N,3,H,W] -> scores [N,1,H/8,W/8]; strided convolutions under spectral normalisation."""
+class Discriminator(nn.Module):
+    """PatchGAN discriminator with spectral normalization: image [N,3,H,W] -> scores [N,1,H/8,W/8]."""
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
@@ -101,11 +101,11 @@ class Critic(nn.Module):
         return self.layers(x)
 
 
-def deceive(critic: nn.Module, fake: Tensor) -> Tensor:
+def generator_hinge_loss(discriminator: nn.Module, fake: Tensor) -> Tensor:
     """The generator's side of the hinge loss."""
-    return -critic(fake).float().mean()
+    return -discriminator(fake).float().mean()
 
 
-def detect(critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-    """The critic's side of the hinge loss; `fake` is detached here."""
-    return (F.relu(1 - critic(real).float()) + F.relu(1 + critic(fake.detach()).float())).mean()
+def discriminator_hinge_loss(discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+    """The discriminator's side of the hinge loss; `fake` is detached here."""
+    return (F.relu(1 - discriminator(real).float()) + F.relu(1 + discriminator(fake.detach()).float())).mean()

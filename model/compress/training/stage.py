@@ -1,9 +1,8 @@
-"""One stage of training: optimiser, schedule, precision, moving average, logs, and a state to go on from.
+"""One training stage: optimizer, schedule, precision, moving average of the weights, logs, checkpoints.
 
-Every stage of the recipe is a function `objective(step)` of the step alone (its batches are drawn from generators
-seeded with seed and step), so that an interrupted run continues from its state file as if nothing had happened; one
-that was started with another configuration is refused. With the package `accelerate` installed the same loop runs on
-all the GPUs that `accelerate launch` gives it; without it on one device.
+Every stage is a function `objective(step)` of the step alone: batches are drawn from generators seeded with seed and
+step. So an interrupted run resumes from its checkpoint with the same result; a checkpoint of another configuration is
+refused. With the package `accelerate` the same loop runs on all GPUs of `accelerate launch`, without it on one device.
 """
 
 from __future__ import annotations
@@ -33,19 +32,19 @@ class StageSettings:
 
     steps: int
     learning_rate: float
-    batch: int
-    warmup: int = 100
+    batch_size: int
+    warmup_steps: int = 100
     weight_decay: float = 0.0
-    clip: float = 1.0
-    """Largest norm of the gradient."""
-    ema: float = 0.0
-    """Decay of the moving average that the stage hands on; 0 hands on the last weights."""
-    constant: bool = False
-    """Keep the learning rate after the warm-up instead of letting it fall by half a cosine."""
-    critic_rate: float = 1e-4
+    max_grad_norm: float = 1.0
+    """Maximum norm of the gradient, for clipping."""
+    ema_decay: float = 0.0
+    """Decay of the moving average of the weights, which is the result of the stage; 0: the last weights are."""
+    constant_learning_rate: bool = False
+    """Keep the learning rate constant after the warm-up, instead of cosine decay."""
+    discriminator_learning_rate: float = 1e-4
     precision: str = "float32"
-    checkpointing: bool = False
-    """Compute the blocks' activations again in the backward pass instead of keeping them."""
+    gradient_checkpointing: bool = False
+    """Recompute the blocks' activations in the backward pass instead of storing them."""
     save_every: int = 500
     log_every: int = 50
     seed: int = 0
@@ -53,24 +52,24 @@ class StageSettings:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {sorted(PRECISIONS)}, found {self.precision!r}")
-        if self.steps < 0 or self.batch < 1:
-            raise ValueError(f"a stage needs steps >= 0 and batch >= 1, found {self.steps} and {self.batch}")
+        if self.steps < 0 or self.batch_size < 1:
+            raise ValueError(f"a stage needs steps >= 0 and batch_size >= 1, found {self.steps} and {self.batch_size}")
 
 
 @dataclass
 class Losses:
-    """What an objective gives for a step: the loss, what else to log, and the critic's loss if there is one."""
+    """Result of an objective for one step: the loss, metrics to log, and the discriminator's loss if there is one."""
 
     loss: Tensor
-    figures: dict[str, Tensor]
-    critic: Callable[[], Tensor] | None = None
+    metrics: dict[str, Tensor]
+    discriminator: Callable[[], Tensor] | None = None
 
 
 Objective = Callable[[int], Losses]
 
 
 class Device:
-    """Where a stage runs: one device, or one of those that `accelerate launch` or `torchrun` start processes for."""
+    """Where a stage runs: one device, or one of several processes of `accelerate launch` or `torchrun`."""
 
     def __init__(self, precision: str = "float32", device: str | None = None) -> None:
         self.precision = precision
@@ -91,13 +90,13 @@ class Device:
 
     @property
     def number(self) -> tuple[int, int]:
-        """(this process, how many there are): objectives fold the first into their seeds."""
+        """(rank of this process, number of processes); objectives use the rank in their seeds."""
         if self.accelerator is None:
             return 0, 1
         return int(self.accelerator.process_index), int(self.accelerator.num_processes)
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes arrive here."""
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
 
@@ -105,44 +104,44 @@ class Device:
         """The context the forward pass runs in."""
         return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "float32")
 
-    def descend(
-        self, loss: Tensor, optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float
+    def optimizer_step(
+        self, loss: Tensor, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float
     ) -> None:
         """Backward, averaged over the processes, clipped; then a step, unless a gradient is not finite."""
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
         if self.accelerator is not None:
             # Before the scale is taken away: what one process finds not to be finite, all must find.
             for parameter in parameters:
                 if parameter.grad is not None:
                     parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
-        self._scaler.unscale_(optimiser)
+        self._scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, clip)
         if self._scaler.is_enabled():
-            self._scaler.step(optimiser)
+            self._scaler.step(optimizer)
             self._scaler.update()
         elif bool(torch.isfinite(norm)):
-            optimiser.step()
+            optimizer.step()
 
 
 def _learning(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters that are trained; a LoRA's state file does not repeat the network."""
+    """The parameters that are trained; a LoRA's checkpoint does not repeat the network."""
     return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
 
 
 def rate(step: int, settings: StageSettings) -> float:
-    """Linear warm-up, then half a cosine to nothing (or, if `constant`, no fall at all)."""
-    if step < settings.warmup:
-        return settings.learning_rate * (step + 1) / settings.warmup
-    if settings.constant:
+    """Learning rate: linear warm-up, then cosine decay to zero, or constant (`constant_learning_rate`)."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    if settings.constant_learning_rate:
         return settings.learning_rate
-    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
 @contextlib.contextmanager
 def checkpointed(blocks: nn.ModuleList, enabled: bool) -> Iterator[None]:
-    """Within, the forward passes of `blocks` are computed again when the backward pass needs their insides."""
+    """Gradient checkpointing of `blocks` within this context, if enabled."""
     plain = [block.forward for block in blocks]
     if enabled:
         for block, forward in zip(blocks, plain, strict=True):
@@ -156,7 +155,7 @@ def checkpointed(blocks: nn.ModuleList, enabled: bool) -> Iterator[None]:
 
 
 class Stage:
-    """Trains `trained` (and `critic`) by an objective; files `NAME.pt` and `NAME.jsonl` in `folder`.
+    """Trains `trained` (and `discriminator`) by an objective; files `NAME.pt` and `NAME.jsonl` in `folder`.
 
     `about` describes what the objective depends on besides the settings (weights of losses, sizes): with the settings
     and the shapes of all parameters it is the configuration that a state file must have been written with. `scales`
@@ -170,14 +169,14 @@ class Stage:
         settings: StageSettings,
         trained: Mapping[str, nn.Module],
         *,
-        critic: nn.Module | None = None,
+        discriminator: nn.Module | None = None,
         device: Device | None = None,
         about: Mapping[str, Any] | None = None,
         scales: Mapping[str, float] | None = None,
     ) -> None:
         self.name, self.folder, self.settings = name, folder, settings
         self.device = device or Device(settings.precision, "cpu")
-        self.trained, self.critic = dict(trained), critic
+        self.trained, self.discriminator = dict(trained), discriminator
         self.parameters = [p for module in self.trained.values() for p in module.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError(f"stage {name}: nothing to train")
@@ -185,12 +184,14 @@ class Stage:
             {"params": [p for p in module.parameters() if p.requires_grad], "scale": (scales or {}).get(key, 1.0)}
             for key, module in self.trained.items()
         ]
-        self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
-        self.judges = list(critic.parameters()) if critic is not None else []
-        self.critic_optimiser = (
-            torch.optim.AdamW(self.judges, lr=settings.critic_rate, betas=(0.0, 0.99)) if self.judges else None
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
+        self.discriminator_parameters = list(discriminator.parameters()) if discriminator is not None else []
+        self.discriminator_optimizer = (
+            torch.optim.AdamW(self.discriminator_parameters, lr=settings.discriminator_learning_rate, betas=(0.0, 0.99))
+            if self.discriminator_parameters
+            else None
         )
-        self.average = [p.detach().clone() for p in self.parameters] if settings.ema else []
+        self.average = [p.detach().clone() for p in self.parameters] if settings.ema_decay else []
         self.step, self.seconds = 0, 0.0
         shapes = {
             f"{m}.{k}": list(p.shape)
@@ -213,7 +214,7 @@ class Stage:
         return self.folder / f"{self.name}.pt"
 
     def save(self) -> None:
-        """Everything needed to go on, whole or not at all."""
+        """Write everything needed to resume, atomically."""
         self.folder.mkdir(parents=True, exist_ok=True)
         state = {
             "configuration": self.configuration,
@@ -221,57 +222,68 @@ class Stage:
             "seconds": self.seconds,
             "trained": {name: _learning(module) for name, module in self.trained.items()},
             "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
-            "critic": self.critic.state_dict() if self.critic is not None else {},
-            "critic_optimiser": self.critic_optimiser.state_dict() if self.critic_optimiser is not None else {},
+            "optimizer": self.optimizer.state_dict(),
+            "discriminator": self.discriminator.state_dict() if self.discriminator is not None else {},
+            "discriminator_optimizer": self.discriminator_optimizer.state_dict()
+            if self.discriminator_optimizer is not None
+            else {},
         }
         beside = self.path.with_name(self.path.name + ".part")
         torch.save(state, beside)
         os.replace(beside, self.path)
 
     def resume(self) -> bool:
-        """Go on from the state file, if there is one; ValueError if it belongs to another configuration."""
+        """Resume from the checkpoint, if there is one; ValueError if it belongs to another configuration."""
         if not self.path.exists():
             return False
         state = torch.load(self.path, weights_only=True, map_location=self.device.device)
         other, own = state["configuration"], self.configuration
         changed = sorted(k for k in {*other, *own} if other.get(k) != own.get(k))
         if changed:
-            told = ", ".join(f"{k}: {other.get(k)!r} there, {own.get(k)!r} here" for k in changed if k != "shapes")
-            told = told or "the networks' shapes differ"
-            raise ValueError(f"{self.path} was written with another configuration ({told}); remove it or restore that")
+            differences = ", ".join(
+                f"{k}: {other.get(k)!r} there, {own.get(k)!r} here" for k in changed if k != "shapes"
+            )
+            differences = differences or "the networks' shapes differ"
+            raise ValueError(
+                f"{self.path} was written with another configuration ({differences}); remove it or restore that"
+            )
         for name, module in self.trained.items():
-            # What is frozen is not in the file; the configuration holds that nothing else is missing.
+            # Frozen parameters are not in the file; the configuration guarantees that nothing else is missing.
             module.load_state_dict(state["trained"][name], strict=False)
         self.average = state["average"]
-        self.optimiser.load_state_dict(state["optimiser"])
-        if self.critic is not None and self.critic_optimiser is not None:
-            self.critic.load_state_dict(state["critic"])
-            self.critic_optimiser.load_state_dict(state["critic_optimiser"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.discriminator is not None and self.discriminator_optimizer is not None:
+            self.discriminator.load_state_dict(state["discriminator"])
+            self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
         return True
 
     # --------------------------------------------------------------------------------------------- training
-    def advance(self, objective: Objective) -> dict[str, float]:
-        """One step of optimisation; returns what to log."""
-        for group in self.optimiser.param_groups:
+    def train_step(self, objective: Objective) -> dict[str, float]:
+        """One step of optimization; returns what to log."""
+        for group in self.optimizer.param_groups:
             group["lr"] = rate(self.step, self.settings) * group["scale"]
         with self.device.autocast():
             losses = objective(self.step)
-        self.device.descend(losses.loss, self.optimiser, self.parameters, self.settings.clip)
-        if losses.critic is not None and self.critic_optimiser is not None:
+        self.device.optimizer_step(losses.loss, self.optimizer, self.parameters, self.settings.max_grad_norm)
+        if losses.discriminator is not None and self.discriminator_optimizer is not None:
             with self.device.autocast():
-                judged = losses.critic()
-            self.device.descend(judged, self.critic_optimiser, self.judges, self.settings.clip)
-            losses.figures["critic"] = judged
+                discriminator_loss = losses.discriminator()
+            self.device.optimizer_step(
+                discriminator_loss,
+                self.discriminator_optimizer,
+                self.discriminator_parameters,
+                self.settings.max_grad_norm,
+            )
+            losses.metrics["discriminator"] = discriminator_loss
         self.step += 1
         if self.average:
             # Early on, the average must forget the start quickly.
-            keep = min(self.settings.ema, self.step / (self.step + 10))
+            keep = min(self.settings.ema_decay, self.step / (self.step + 10))
             with torch.no_grad():
                 for mean, value in zip(self.average, self.parameters, strict=True):
                     mean.lerp_(value, 1 - keep)
-        return {"loss": float(losses.loss.detach()), **{k: float(v.detach()) for k, v in losses.figures.items()}}
+        return {"loss": float(losses.loss.detach()), **{k: float(v.detach()) for k, v in losses.metrics.items()}}
 
     def run(
         self,
@@ -280,18 +292,18 @@ class Stage:
         observe: Callable[[int], dict[str, float]] | None = None,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Train to the end, or finish an interrupted run; `trained` then holds the weights to hand on.
+        """Train to the end, or finish an interrupted run; `trained` then holds the resulting weights.
 
-        `observe(step)` is called whenever a state is written, on the averaged weights: its figures are logged, and
-        it may write sample pictures.
+        `observe(step)` is called whenever a state is written, on the averaged weights: its metrics are logged, and
+        it may write sample images.
         """
         if self.resume() and self.step < self.settings.steps:
-            report(f"{self.name}: going on from step {self.step}")
+            report(f"{self.name}: resuming at step {self.step}")
         sums: dict[str, float] = {}
         count, before = 0, time.process_time()
         while self.step < self.settings.steps:
-            figures = self.advance(objective)
-            sums = {k: sums.get(k, 0.0) + v for k, v in figures.items()}
+            metrics = self.train_step(objective)
+            sums = {k: sums.get(k, 0.0) + v for k, v in metrics.items()}
             count += 1
             last = self.step == self.settings.steps
             if last or self.step % self.settings.log_every == 0:
@@ -301,7 +313,7 @@ class Stage:
                 self._log(means, report)
             if last or self.step % self.settings.save_every == 0:
                 self._pause(observe, report)
-        self._hand_on()
+        self._load_average()
 
     def _pause(self, observe: Callable[[int], dict[str, float]] | None, report: Callable[[str], None]) -> None:
         """Write the state; let `observe` look at the averaged weights."""
@@ -311,24 +323,24 @@ class Stage:
         if observe is None:
             return
         kept = [p.detach().clone() for p in self.parameters]
-        self._hand_on()
+        self._load_average()
         with torch.no_grad():
             self._log(observe(self.step), report)
             for parameter, value in zip(self.parameters, kept, strict=True):
                 parameter.copy_(value)
 
-    def _hand_on(self) -> None:
+    def _load_average(self) -> None:
         """Put the averaged weights into the modules."""
         with torch.no_grad():
             for parameter, mean in zip(self.parameters, self.average, strict=bool(self.average)):
                 parameter.copy_(mean)
 
-    def _log(self, figures: dict[str, float], report: Callable[[str], None]) -> None:
+    def _log(self, metrics: dict[str, float], report: Callable[[str], None]) -> None:
         if not self.device.main:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        entry = {"stage": self.name, "step": self.step, "seconds": round(self.seconds, 1), **figures}
+        entry = {"stage": self.name, "step": self.step, "seconds": round(self.seconds, 1), **metrics}
         with (self.folder / f"{self.name}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-        shown = "  ".join(f"{k} {v:.5f}" for k, v in figures.items())
+        shown = "  ".join(f"{k} {v:.5f}" for k, v in metrics.items())
         report(f"{self.name} {self.step}/{self.settings.steps}  {shown}  {self.seconds:.0f} s")

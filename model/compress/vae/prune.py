@@ -1,4 +1,4 @@
-"""Channel pruning of AutoencoderKL to a maximum width, without retraining: which channels stay, and what is mended.
+"""Channel pruning of AutoencoderKL to a maximum width, without retraining: choice of channels, and compensation.
 
 Criterion: a channel's importance is the energy it passes on to the convolutions that read it, the sum over those of
 E[x_c^2] * |W[:,c]|^2 relative to that of all their channels; x is measured on calibration images. (It is the criterion
@@ -31,7 +31,7 @@ def remove_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def gram_matrices(network: nn.Module, spaces: Spaces, images: Tensor) -> dict[str, Tensor]:
-    """Convolution -> E[x x^T] [C,C] float64 over the pixels it reads while `network` reproduces `images`."""
+    """Convolution -> E[x x^T] [C,C] float64 over its input pixels while `network` reconstructs `images`."""
     found: dict[str, Tensor] = {}
 
     def watch(name: str) -> RemovableHandle:
@@ -49,7 +49,7 @@ def gram_matrices(network: nn.Module, spaces: Spaces, images: Tensor) -> dict[st
 
 
 def watch_inputs(network: nn.Module, images: Tensor) -> dict[nn.Module, Tensor]:
-    """Module -> what it reads, for the norms and samplers of a KL VAE that reproduces `images`."""
+    """Module -> its input, for the norms and samplers of a KL VAE that reconstructs `images`."""
     seen: dict[nn.Module, Tensor] = {}
     kinds = (nn.GroupNorm, Sampler, KLDownsampler)
     hooks = [
@@ -65,7 +65,7 @@ def watch_inputs(network: nn.Module, images: Tensor) -> dict[nn.Module, Tensor]:
 
 @torch.no_grad()
 def _reproduce(network: nn.Module, images: Tensor) -> None:
-    """Through both halves; the latent is the mean."""
+    """Run encoder and decoder; the latent is the mean."""
     network.decode(network.encode(images))  # type: ignore[operator]
 
 
@@ -86,13 +86,13 @@ def importance(state: Mapping[str, Tensor], spaces: Spaces, grams: Mapping[str, 
 def choose(spaces: Spaces, scores: Mapping[str, Tensor], width: int, config: UNetConfig) -> dict[str, Tensor]:
     """The channels of each space wider than `width` that stay: of each group its most important ones.
 
-    Raises ValueError where `width` does not divide into a space's groups, or the space is normalised beside another
+    Raises ValueError where `width` does not divide into a space's groups, or the space is normalized beside another
     (the UNet's skips): such a cut has to be given.
     """
     groups = {}
     for norm, stream in spaces.norms.items():
         if len(stream) > 1 and any(spaces.widths[name] > width for name in stream):
-            raise ValueError(f"{norm} normalises several spaces together: choose the channels of {stream} yourself")
+            raise ValueError(f"{norm} normalizes several spaces together: choose the channels of {stream} yourself")
         for name in stream:
             groups[name] = groups_of(spaces.widths[name], config, norm)
     keep = {}
@@ -108,7 +108,7 @@ def choose(spaces: Spaces, scores: Mapping[str, Tensor], width: int, config: UNe
 
 
 def mend(state: Mapping[str, Tensor], spaces: Spaces, keep: Keep, grams: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Before the cut: let each dense convolution's kept inputs stand in, by least squares, for those that go."""
+    """Before pruning: fold the least-squares prediction of removed inputs into each dense convolution."""
     out = dict(state)
     for conv, stream in spaces.consumers.items():
         name = f"{conv}.weight"
@@ -168,7 +168,7 @@ def prune_kl(vae: KLVAE, width: int, images: Tensor) -> KLVAE:
     state = plain.state_dict()
     spaces = kl_spaces({name: tuple(t.shape) for name, t in state.items()})
     if foreign := untouched(spaces):
-        raise ValueError(f"{foreign[0]} has no place in an AutoencoderKL")
+        raise ValueError(f"{foreign[0]} is not a tensor of an AutoencoderKL")
     grams = gram_matrices(plain, spaces, images)
     keep = choose(spaces, importance(state, spaces, grams), width, vae.config)
     pruned = KLVAE.from_state(cut(mend(state, spaces, keep, grams), spaces, keep, vae.config), vae.config)

@@ -1,4 +1,4 @@
-"""Dense 3x3 convolutions as depthwise 3x3 times pointwise 1x1, initialised by the best approximation.
+"""Dense 3x3 convolutions as depthwise 3x3 times pointwise 1x1, initialized by the best approximation.
 
 W[o,c,:,:] ~ P[o,c] D[c,:,:]: for each input channel c the matrix [O,9] of its kernels is replaced by its best matrix of
 rank one, the leading term of its singular value decomposition (Eckart and Young 1936). The squared error of the whole

@@ -1,4 +1,4 @@
-"""Which axes of which tensors carry the same channels: what has to be cut together when channels are pruned.
+"""Which axes of which tensors hold the same channels, and so must be pruned together.
 
 A *space* is a set of channels with one numbering: a residual stream with everything added to it, or the hidden width
 of a block. Every axis of every tensor is a space, or several side by side where the network concatenates (the UNet's
@@ -20,9 +20,9 @@ from model.reference.tiny_vae import BLOCK_CONVS, decoder_steps, encoder_steps
 from tinysr_kernels.families import UNetConfig
 
 Stream = tuple[str, ...]
-"""Spaces side by side, in the order in which they are concatenated."""
+"""Spaces in the order in which they are concatenated."""
 Keep = Mapping[str, Tensor]
-"""Space -> indices of the channels that stay, ascending; a space that is not named stays whole."""
+"""Space -> ascending indices of kept channels; all channels of other spaces are kept."""
 
 
 @dataclass
@@ -34,9 +34,9 @@ class Spaces:
     axes: dict[str, list[tuple[int, Stream]]] = field(default_factory=dict)
     """Tensor -> its (axis, stream) pairs."""
     norms: dict[str, Stream] = field(default_factory=dict)
-    """GroupNorm, by name -> what it normalises."""
+    """GroupNorm, by name -> what it normalizes."""
     consumers: dict[str, Stream] = field(default_factory=dict)
-    """Convolution (dense, separable or 1x1), by name -> what it reads."""
+    """Convolution (dense, separable or 1x1), by name -> its input."""
     fixed: set[str] = field(default_factory=set)
 
     def space(self, name: str, width: int, fixed: bool = False) -> Stream:
@@ -50,12 +50,12 @@ class Spaces:
         return sum(self.widths[name] for name in stream)
 
     def outputs(self, conv: str) -> int:
-        """How many channels a convolution gives."""
+        """Number of output channels of a convolution."""
         separable = f"{conv}.pointwise.weight"
         return int(self.shapes[separable if separable in self.shapes else f"{conv}.weight"][0])
 
     def conv(self, name: str, inputs: Stream, outputs: Stream | None = None) -> Stream:
-        """Enter a convolution; without `outputs` what it gives is a new space."""
+        """Enter a convolution; without `outputs` its output is a new space."""
         found = self.outputs(name)
         outputs = outputs or self.space(name, found)
         if self.width(outputs) != found:
@@ -90,7 +90,7 @@ class Spaces:
         return self.conv(f"{name}.conv2", hidden, outputs)
 
     def attention(self, name: str, norm: str, inputs: Sequence[str], output: str, stream: Stream) -> None:
-        """Enter what attention reads from and adds to a stream; its own width is fixed, for it sets the scale."""
+        """Enter what attention reads from and adds to a stream; its own width is fixed, since it sets the scale."""
         self.norm(f"{name}.{norm}", stream)
         for part in inputs:
             inner = self.space(f"{name}.{part}", int(self.shapes[f"{name}.{part}.weight"][0]), fixed=True)
@@ -210,7 +210,7 @@ def groups_of(channels: int, config: UNetConfig, norm: str) -> int:
 
 
 def check(spaces: Spaces, keep: Keep, config: UNetConfig) -> None:
-    """Every GroupNorm must go on normalising the same groups, each cut alike or gone altogether.
+    """Every GroupNorm must go on normalizing the same groups, each pruned alike or removed.
 
     Raises ValueError naming the norm otherwise, or for indices that are not a cut of a space.
     """
@@ -228,7 +228,7 @@ def check(spaces: Spaces, keep: Keep, config: UNetConfig) -> None:
             raise ValueError(f"{norm}: its groups of {size} channels would keep {sorted(set(left.tolist()))} channels")
         if groups_of(len(kept), config, norm) != len(left):
             wanted = groups_of(len(kept), config, norm)
-            raise ValueError(f"{norm}: {len(kept)} channels would be normalised in {wanted} groups, not {len(left)}")
+            raise ValueError(f"{norm}: {len(kept)} channels would be normalized in {wanted} groups, not {len(left)}")
 
 
 def cut(state: Mapping[str, Tensor], spaces: Spaces, keep: Keep, config: UNetConfig) -> dict[str, Tensor]:
@@ -244,6 +244,6 @@ def cut(state: Mapping[str, Tensor], spaces: Spaces, keep: Keep, config: UNetCon
 
 
 def untouched(spaces: Spaces) -> list[str]:
-    """Tensors that no space reaches; the insides of attention alone, if the walk is complete."""
+    """Tensors that belong to no space; only the inner ones of attention, if the walk is complete."""
     inside = re.compile(r"attentions\.\d+\.(to_[qkv]\.bias|proj_in\.bias|transformer_blocks\.)")
     return [name for name in spaces.shapes if name not in spaces.axes and not inside.search(name)]

@@ -4,12 +4,12 @@ AutoencoderTiny (github.com/madebyollin/taesd) has no norms, ReLU instead of SiL
 relu(conv.4(relu(conv.2(relu(conv.0(x))))) + x). A residual block conv2(SiLU(norm2(conv1(SiLU(norm1(x)))))) + x fits
 into one, but for the activation, once its norms are frozen at their mean statistics on calibration images:
 
-- conv.0 is norm1's gain and shift on the centre tap, conv.2 is norm2 after conv1, conv.4 is conv2;
+- conv.0 is norm1's gain and shift on the center tap, conv.2 is norm2 after conv1, conv.4 is conv2;
 - x is stored with a constant added per channel, so that the ReLU about the sum cuts (almost) nothing off;
 - of a level's blocks those nearest to its end are taken; blocks without a counterpart start as the identity, shortcuts
   (changes of width) go into the convolution before them;
 - the teacher's downsampling, padded right and bottom, is moved by one pixel into the symmetric window; its last row and
-  column of taps, which fall outside, are added to their neighbours;
+  column of taps, which fall outside, are added to their neighbors;
 - the last convolution of either half is fitted by least squares to what the teacher gives.
 
 It is where training starts, no more.
@@ -156,7 +156,7 @@ def _plan(resnets: Sequence[nn.Module], number: int) -> tuple[nn.Module | None, 
 
 
 def _streams(plan: Sequence[Resnet | None], seen: dict[nn.Module, Tensor], end: nn.Module) -> list[Tensor]:
-    """What flows through a level: the inputs of its blocks and of what comes behind them."""
+    """What flows through a level: the inputs of its blocks and of what follows them."""
     return [seen[resnet.norm1] for resnet in plan if resnet is not None] + [seen[end]]
 
 
@@ -184,7 +184,7 @@ def _fill_encoder(encoder: TinyEncoder, vae: KLVAE, blocks: Sequence[int], seen:
 
 @torch.no_grad()
 def _rescale_input(conv: nn.Module) -> None:
-    """conv(x) -> the same of (x+1)/2, but for the border, where padding is now black instead of grey."""
+    """conv(x) -> the same of (x+1)/2, but for the border, where padding is now black instead of gray."""
     weight, bias = _tensors(conv)
     bias.sub_(weight.sum(dim=(1, 2, 3)))
     weight.mul_(2)

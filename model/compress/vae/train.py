@@ -1,6 +1,6 @@
 """Training the two halves of the compressed VAE against the teacher's (arXiv 2508.17434, section 3.2).
 
-The encoder learns the teacher's latents by mean squared error. The decoder learns pictures from the teacher's latents
+The encoder learns the teacher's latents by mean squared error. The decoder learns images from the teacher's latents
 by perceptual and adversarial loss, weights 3 and 1. The two are independent and may run at the same time.
 """
 
@@ -13,21 +13,27 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.compress.training.losses import Critic, deceive, detect, latent_distance, perceptual
+from model.compress.training.losses import (
+    Discriminator,
+    discriminator_hinge_loss,
+    generator_hinge_loss,
+    latent_distance,
+    perceptual,
+)
 from model.compress.training.stage import Device, Losses, Stage, StageSettings
 
 Batch = Callable[[int, int], Tensor]
-"""(step, count) -> pictures [count,3,H,W] in [-1,1], the same for the same step."""
+"""(step, count) -> images [count,3,H,W] in [-1,1], the same for the same step."""
 Encode = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """Weights of the decoder's losses; the critic joins in at the step `critic_from`."""
+    """Weights of the decoder's losses; the adversarial loss starts at step `discriminator_start_step`."""
 
     perceptual: float = 3.0
     adversarial: float = 1.0
-    critic_from: int = 0
+    discriminator_start_step: int = 0
 
 
 def train_encoder(
@@ -45,7 +51,7 @@ def train_encoder(
     stage = Stage(name, folder, settings, {"encoder": encoder}, device=device)
 
     def objective(step: int) -> Losses:
-        x = batch(step, settings.batch).to(stage.device.device)
+        x = batch(step, settings.batch_size).to(stage.device.device)
         with torch.no_grad():
             wanted = teacher(x)
         loss = latent_distance(encoder(x), wanted)
@@ -62,42 +68,53 @@ def train_decoder(
     folder: Path,
     *,
     weights: DecoderWeights | None = None,
-    critic_width: int = 64,
+    discriminator_width: int = 64,
     name: str = "decoder",
     device: Device | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Train the decoder in place to give the pictures whose latents (by the teacher's encoder) it is shown."""
+    """Train the decoder in place to give the images whose latents (by the teacher's encoder) it is shown."""
     weights = weights or DecoderWeights()
     torch.manual_seed(settings.seed)
-    critic = Critic(critic_width)
+    discriminator = Discriminator(discriminator_width)
     device = device or Device(settings.precision, "cpu")
-    critic.to(device.device)
+    discriminator.to(device.device)
     kind, distance = perceptual(device.device)
-    about = {"weights": [weights.perceptual, weights.adversarial, weights.critic_from], "perceptual": kind}
-    stage = Stage(name, folder, settings, {"decoder": decoder}, critic=critic, device=device, about=about)
+    about = {"weights": [weights.perceptual, weights.adversarial, weights.discriminator_start_step], "perceptual": kind}
+    stage = Stage(name, folder, settings, {"decoder": decoder}, discriminator=discriminator, device=device, about=about)
     report(f"{name}: perceptual loss is {kind}")
 
     def objective(step: int) -> Losses:
-        x = batch(step, settings.batch).to(device.device)
+        x = batch(step, settings.batch_size).to(device.device)
         with torch.no_grad():
             z = teacher(x)
         found = decoder(z)
         seen = distance(found, x)
         loss = weights.perceptual * seen
-        figures = {"perceptual": seen, "l1": (found.float() - x).abs().mean()}
-        return with_critic(loss, figures, critic, found, x, weights.adversarial if step >= weights.critic_from else 0.0)
+        metrics = {"perceptual": seen, "l1": (found.float() - x).abs().mean()}
+        return add_adversarial(
+            loss,
+            metrics,
+            discriminator,
+            found,
+            x,
+            weights.adversarial if step >= weights.discriminator_start_step else 0.0,
+        )
 
     stage.run(objective, report=report)
 
 
-def with_critic(
-    loss: Tensor, figures: dict[str, Tensor], critic: nn.Module, fake: Tensor, real: Tensor, weight: float
+def add_adversarial(
+    loss: Tensor, metrics: dict[str, Tensor], discriminator: nn.Module, fake: Tensor, real: Tensor, weight: float
 ) -> Losses:
-    """Add the adversarial term, if its weight is not zero, and the critic's own loss."""
+    """Add the adversarial term, if its weight is not zero, and the discriminator's own loss."""
     if not weight:
-        return Losses(loss, figures)
-    critic.requires_grad_(False)
-    fooled = deceive(critic, fake)
-    critic.requires_grad_(True)
-    return Losses(loss + weight * fooled, figures | {"adversarial": fooled}, lambda: detect(critic, real, fake))
+        return Losses(loss, metrics)
+    discriminator.requires_grad_(False)
+    fooled = generator_hinge_loss(discriminator, fake)
+    discriminator.requires_grad_(True)
+    return Losses(
+        loss + weight * fooled,
+        metrics | {"adversarial": fooled},
+        lambda: discriminator_hinge_loss(discriminator, real, fake),
+    )

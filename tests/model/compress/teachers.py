@@ -26,7 +26,7 @@ WINDOW = 16
 LORA_TARGETS = ("to_k", "to_q", "to_v", "to_out.0", "proj", "linear", "linear_1", "linear_2", "net.2", "proj_out")
 
 
-def randomise(module: nn.Module, seed: int) -> None:
+def randomize(module: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for value in module.parameters():
@@ -39,7 +39,7 @@ def write_teacher(folder: Path, *, shards: bool = False, **changed: Any) -> Any:
     import diffusers
 
     transformer = diffusers.SD3Transformer2DModel(**SD3 | changed).eval()
-    randomise(transformer, 0)
+    randomize(transformer, 0)
     transformer.save_pretrained(folder / "transformer", max_shard_size="100KB" if shards else "5GB")
     vae = diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -52,7 +52,7 @@ def write_teacher(folder: Path, *, shards: bool = False, **changed: Any) -> Any:
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
-    randomise(vae, 1)
+    randomize(vae, 1)
     vae.save_pretrained(folder / "vae")
     return transformer
 

@@ -180,7 +180,7 @@ def test_a_teacher_that_is_no_sd3_transformer(teacher: tuple[Path, Any], tmp_pat
     save_file({k: v for k, v in state.items() if k != "transformer_blocks.1.attn.to_k.bias"}, file)
     refused(r"transformer_blocks\.1\.attn\.to_k\.bias: missing")
     save_file(state | {"foreign": torch.zeros(1)}, file)
-    refused("foreign: has no place")
+    refused("foreign: not a tensor of an SD3 transformer")
     file.write_bytes(b"nothing of the kind")
     refused("cannot be read as safetensors")
 

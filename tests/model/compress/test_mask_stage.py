@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.compress.mask_stage import MaskSettings, Shown, learn_mask, masked, read_history
+from model.compress.mask_stage import MaskBatch, MaskSettings, learn_mask, masked, read_history
 from model.compress.masks import Mask
 from model.compress.restoration import adapt, finish
 from model.compress.training.stage import StageSettings
@@ -19,8 +19,8 @@ DIM, USEFUL = 16, (0, 3)
 
 
 def settings(steps: int, keep: int = 2) -> MaskSettings:
-    stage = StageSettings(steps, 1e-3, 16, warmup=1, constant=True, save_every=4, log_every=2)
-    return MaskSettings(stage, keep=keep, group=2, logit_rate=0.2)
+    stage = StageSettings(steps, 1e-3, 16, warmup_steps=1, constant_learning_rate=True, save_every=4, log_every=2)
+    return MaskSettings(stage, keep=keep, group=2, logit_learning_rate=0.2)
 
 
 def network(useful: tuple[int, ...] = USEFUL) -> TinySRTransformer:
@@ -41,13 +41,13 @@ def learned(folder: Path, steps: int, stop: int | None = None) -> tuple[Mask, Ti
     student, teacher, temb = network(), network(), torch.randn(1, DIM, generator=torch.Generator().manual_seed(1))
     adapt(student, 2)
 
-    def batch(step: int, count: int) -> Shown:
+    def batch(step: int, count: int) -> MaskBatch:
         if step == stop:
             raise InterruptedError
         z = torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(step))
         with torch.no_grad():
             shown = teacher(z, temb=temb)
-        return Shown(z, shown, lambda found: (found - (z - shown)).abs().mean())
+        return MaskBatch(z, shown, lambda found: (found - (z - shown)).abs().mean())
 
     return learn_mask(student, temb, batch, settings(steps), folder), student
 
@@ -100,4 +100,6 @@ def test_a_count_that_the_groups_cannot_give(tmp_path: Path) -> None:
     student = network()
     adapt(student, 2)
     with pytest.raises(ValueError, match="not 3"):
-        learn_mask(student, torch.zeros(1, DIM), lambda step, count: Shown(None, None, None), settings(1, 3), tmp_path)
+        learn_mask(
+            student, torch.zeros(1, DIM), lambda step, count: MaskBatch(None, None, None), settings(1, 3), tmp_path
+        )

@@ -14,44 +14,44 @@ from PIL import Image
 import tinysr_kernels
 from model.compress.__main__ import main
 from model.compress.recipe import Recipe, as_json, build, load
-from model.compress.training.pictures import Ahead, Folder
+from model.compress.training.image_folder import ImageFolder, Prefetcher
 from tests.model.compress.teachers import SD3, lora_pairs, write_lora, write_teacher
 
 pytest.importorskip("diffusers")
 
-FEW = {"steps": 2, "batch": 2, "warmup": 1, "save_every": 1, "log_every": 1}
+FEW = {"steps": 2, "batch_size": 2, "warmup_steps": 1, "save_every": 1, "log_every": 1}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Teacher, LoRA, prompt, pictures and a configuration that runs in seconds."""
+    """Teacher, LoRA, prompt, images and a configuration that runs in seconds."""
     folder = tmp_path_factory.mktemp("real")
     write_lora(folder / "lora", lora_pairs(write_teacher(folder / "teacher"), "transformer."))
     generator = torch.Generator().manual_seed(0)
     torch.save(torch.randn(1, SD3["pooled_projection_dim"], generator=generator), folder / "pool_embeds.pt")
     torch.save(torch.randn(1, 5, SD3["joint_attention_dim"], generator=generator), folder / "prompt_embeds.pt")
-    (folder / "pictures" / "inside").mkdir(parents=True)
+    (folder / "images" / "inside").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name, size in (("a.png", (150, 140)), ("inside/b.jpg", (90, 200))):
-        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / "pictures" / name)
-    (folder / "pictures" / "broken.png").write_bytes(b"no picture")
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / "images" / name)
+    (folder / "images" / "broken.png").write_bytes(b"no image")
     values = {
         "teacher": str(folder / "teacher"),
         "lora": str(folder / "lora"),
         "prompt": str(folder / "prompt_embeds.pt"),
         "pooled": str(folder / "pool_embeds.pt"),
-        "pictures": str(folder / "pictures"),
+        "images": str(folder / "images"),
         "out": str(folder / "out"),
-        "side": 128,
-        "width": 8,
-        "rank": 2,
-        "pairs": 3,
+        "image_size": 128,
+        "vae_width": 8,
+        "lora_rank": 2,
+        "latent_pairs": 3,
         "device": "cpu",
         "masks": {"keep": 2, "group": 2, "stage": FEW},
         "encoder": FEW,
         "decoder": FEW,
         "restore_latents": FEW,
-        "restore_pictures": FEW,
+        "restore_images": FEW,
     }
     (folder / "recipe.json").write_text(json.dumps(values))
     return folder
@@ -85,30 +85,30 @@ def test_all_stages_lead_to_a_student_that_compiles(place: Path, capsys: pytest.
     assert "another configuration (learning_rate: 0.0001 there, 0.5 here)" in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------------------------- pictures
-def test_pictures_depend_on_seed_step_and_process(place: Path) -> None:
-    folder = Folder(place / "pictures", 64, 0)
+# ------------------------------------------------------------------------------------------------------------- images
+def test_images_depend_on_seed_step_and_process(place: Path) -> None:
+    folder = ImageFolder(place / "images", 64, 0)
     enlarged, original = folder.pairs(3, 2)
     assert enlarged.shape == original.shape == (2, 3, 64, 64)
     assert original.abs().max() <= 1
     assert torch.equal(folder.pairs(3, 2)[1], original)
     assert not torch.equal(folder.pairs(3, 2, process=1)[1], original)
-    ahead = Ahead(lambda step: folder.pairs(step, 2))
+    ahead = Prefetcher(lambda step: folder.pairs(step, 2))
     assert torch.equal(ahead(2)[1], folder.pairs(2, 2)[1])
     assert torch.equal(ahead(3)[1], original)
-    with pytest.raises(ValueError, match="no pictures"):
-        Folder(place / "teacher", 64, 0)
+    with pytest.raises(ValueError, match="no images"):
+        ImageFolder(place / "teacher", 64, 0)
 
 
 # -------------------------------------------------------------------------------------------------------- configuration
 def test_a_configuration_comes_back(tmp_path: Path) -> None:
-    recipe = Recipe(teacher="t", pictures="p", out="o", side=128)
+    recipe = Recipe(teacher="t", images="p", out="o", image_size=128)
     path = tmp_path / "recipe.json"
     path.write_text(as_json(recipe))
     assert load(path) == recipe
     assert (recipe.encoder.steps, recipe.decoder.steps, recipe.masks.stage.steps) == (100_000, 200_000, 100_000)
     assert recipe.masks.stage.learning_rate == 5e-5
-    assert (recipe.restore_latents.steps, recipe.restore_pictures.steps) == (150_000, 50_000)
+    assert (recipe.restore_latents.steps, recipe.restore_images.steps) == (150_000, 50_000)
 
 
 @pytest.mark.parametrize(
@@ -118,12 +118,12 @@ def test_a_configuration_comes_back(tmp_path: Path) -> None:
         ({"encoder": {"steps": "many"}}, "encoder: steps: expected int, found 'many'"),
         ({"encoder": 3}, "encoder: expected a table"),
         ({"masks": {"stage": {"precision": "fp8"}}}, "precision must be one of"),
-        ({"side": 100}, "multiple of 64"),
+        ({"image_size": 100}, "multiple of 64"),
         ({"teacher": None}, "teacher"),
     ],
 )
 def test_configurations_that_do_not_fit(changed: dict[str, Any], message: str) -> None:
-    values = {"teacher": "t", "pictures": "p", "out": "o"} | changed
+    values = {"teacher": "t", "images": "p", "out": "o"} | changed
     values = {name: value for name, value in values.items() if value is not None}
     with pytest.raises(ValueError, match=message):
         build(Recipe, values, "recipe.json")
@@ -132,7 +132,7 @@ def test_configurations_that_do_not_fit(changed: dict[str, Any], message: str) -
 def test_toml_and_broken_json(tmp_path: Path) -> None:
     pytest.importorskip("tomllib")
     path = tmp_path / "recipe.toml"
-    path.write_text('teacher = "t"\npictures = "p"\nout = "o"\n[encoder]\nsteps = 5\n')
+    path.write_text('teacher = "t"\nimages = "p"\nout = "o"\n[encoder]\nsteps = 5\n')
     assert load(path).encoder.steps == 5
     assert load(path).encoder.learning_rate == 1e-4
     broken = tmp_path / "recipe.json"

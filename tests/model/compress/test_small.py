@@ -1,4 +1,4 @@
-"""The small run, a few steps of every stage: what is written computes what was trained, and a run is gone on with."""
+"""The small run, a few steps of every stage: the written student computes what was trained, and a run is resumed."""
 
 from __future__ import annotations
 

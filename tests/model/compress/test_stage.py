@@ -14,39 +14,43 @@ import pytest
 import torch
 from torch import nn
 
-from model.compress.training.losses import Critic, detect, perceptual, structure_distance
+from model.compress.training.losses import Discriminator, discriminator_hinge_loss, perceptual, structure_distance
 from model.compress.training.stage import Device, Losses, Stage, StageSettings, checkpointed, rate
-from model.compress.vae.train import with_critic
+from model.compress.vae.train import add_adversarial
 from tests import ROOT
 from tests.model.compress import two_processes
 
-SETTINGS = StageSettings(7, 1e-2, 4, warmup=2, save_every=3, log_every=2, ema=0.9)
+SETTINGS = StageSettings(7, 1e-2, 4, warmup_steps=2, save_every=3, log_every=2, ema_decay=0.9)
 
 
 class Interrupted(Exception):
     pass
 
 
-def stage(folder: Path, settings: StageSettings = SETTINGS, **about: object) -> tuple[Stage, nn.Module, Critic]:
+def stage(folder: Path, settings: StageSettings = SETTINGS, **about: object) -> tuple[Stage, nn.Module, Discriminator]:
     torch.manual_seed(0)
-    network, critic = nn.Conv2d(3, 3, 3, padding=1), Critic(4)
-    return Stage("test", folder, settings, {"network": network}, critic=critic, about=about), network, critic
+    network, discriminator = nn.Conv2d(3, 3, 3, padding=1), Discriminator(4)
+    return (
+        Stage("test", folder, settings, {"network": network}, discriminator=discriminator, about=about),
+        network,
+        discriminator,
+    )
 
 
-def objective(network: nn.Module, critic: Critic, stop: int | None = None) -> object:
+def objective(network: nn.Module, discriminator: Discriminator, stop: int | None = None) -> object:
     def losses(step: int) -> Losses:
         if step == stop:
             raise Interrupted
         x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(step))
         fake = network(x)
-        return with_critic((fake - x).abs().mean(), {}, critic, fake, x, 0.3)
+        return add_adversarial((fake - x).abs().mean(), {}, discriminator, fake, x, 0.3)
 
     return losses
 
 
 def train(folder: Path, stop: int | None = None) -> nn.Module:
-    own, network, critic = stage(folder)
-    own.run(objective(network, critic, stop))  # type: ignore[arg-type]
+    own, network, discriminator = stage(folder)
+    own.run(objective(network, discriminator, stop))  # type: ignore[arg-type]
     return network
 
 
@@ -62,7 +66,7 @@ def test_an_interrupted_stage_goes_on_as_if_nothing_had_happened(tmp_path: Path,
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
     entries = [json.loads(line) for line in (tmp_path / "whole/test.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries] == [2, 4, 6, 7]
-    assert entries[-1].keys() >= {"loss", "adversarial", "critic", "seconds"}
+    assert entries[-1].keys() >= {"loss", "adversarial", "discriminator", "seconds"}
 
 
 @pytest.mark.parametrize("changed", [{"learning_rate": 1.0}, {"steps": 9}, {"precision": "bfloat16"}])
@@ -79,14 +83,14 @@ def test_another_configuration_is_refused(tmp_path: Path, changed: dict[str, obj
 
 
 def test_observation_sees_the_averaged_weights_and_changes_nothing(tmp_path: Path) -> None:
-    own, network, critic = stage(tmp_path)
+    own, network, discriminator = stage(tmp_path)
     seen: list[torch.Tensor] = []
 
     def observe(step: int) -> dict[str, float]:
         seen.append(next(network.parameters()).detach().clone())
         return {"psnr": float(step)}
 
-    own.run(objective(network, critic), observe=observe)  # type: ignore[arg-type]
+    own.run(objective(network, discriminator), observe=observe)  # type: ignore[arg-type]
     assert len(seen) == 3
     assert torch.equal(seen[-1], next(network.parameters()))
     plain = train(tmp_path / "plain")
@@ -107,13 +111,13 @@ def test_frozen_weights_are_not_stored(tmp_path: Path) -> None:
 def test_settings() -> None:
     with pytest.raises(ValueError, match="precision must be one of"):
         StageSettings(1, 1.0, 1, precision="float8")
-    with pytest.raises(ValueError, match="batch >= 1"):
+    with pytest.raises(ValueError, match="batch_size >= 1"):
         StageSettings(1, 1.0, 0)
     rates = [rate(step, SETTINGS) for step in range(7)]
     assert rates[0] == pytest.approx(5e-3)
     assert max(rates) == rates[1] == rates[2]
     assert rates[2:] == sorted(rates[2:], reverse=True)
-    assert rate(6, replace(SETTINGS, constant=True)) == 1e-2
+    assert rate(6, replace(SETTINGS, constant_learning_rate=True)) == 1e-2
 
 
 def test_checkpointed_blocks_give_the_same_gradients() -> None:
@@ -135,13 +139,13 @@ def test_checkpointed_blocks_give_the_same_gradients() -> None:
 def test_a_non_finite_gradient_leaves_the_weights_alone(tmp_path: Path) -> None:
     network = nn.Linear(2, 1)
     before = network.weight.detach().clone()
-    own = Stage("test", tmp_path, replace(SETTINGS, ema=0.0), {"network": network})
-    own.advance(lambda step: Losses(network(torch.full((1, 2), float("inf"))).sum(), {}))
+    own = Stage("test", tmp_path, replace(SETTINGS, ema_decay=0.0), {"network": network})
+    own.train_step(lambda step: Losses(network(torch.full((1, 2), float("inf"))).sum(), {}))
     assert torch.equal(network.weight, before)
 
 
 # --------------------------------------------------------------------------------------------------------------- losses
-def test_the_substitute_orders_pictures_as_eyes_do() -> None:
+def test_the_substitute_orders_images_as_eyes_do() -> None:
     name, distance = perceptual()
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(1, 3, 64, 64, generator=generator) * 2 - 1
@@ -152,17 +156,17 @@ def test_the_substitute_orders_pictures_as_eyes_do() -> None:
     assert float(distance(blurred, x)) > float(distance(0.9 * x + 0.1 * blurred, x)) > 0
 
 
-def test_the_critic_learns_to_tell_pictures_from_noise() -> None:
+def test_the_discriminator_learns_to_tell_images_from_noise() -> None:
     torch.manual_seed(0)
-    critic = Critic(4)
-    optimiser = torch.optim.Adam(critic.parameters(), lr=1e-2)
+    discriminator = Discriminator(4)
+    optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-2)
     losses = []
     for _ in range(20):
         real, fake = torch.ones(4, 3, 16, 16) * torch.rand(4, 3, 1, 1), torch.randn(4, 3, 16, 16)
-        loss = detect(critic, real, fake)
-        optimiser.zero_grad()
+        loss = discriminator_hinge_loss(discriminator, real, fake)
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.7 * losses[0]
 

@@ -17,7 +17,7 @@ def main(folder: Path) -> None:
     network = nn.Linear(3, 2)
     device = Device("float32", "cpu")
     number, processes = device.number
-    stage = Stage("two", folder, StageSettings(5, 0.1, 4, warmup=1), {"network": network}, device=device)
+    stage = Stage("two", folder, StageSettings(5, 0.1, 4, warmup_steps=1), {"network": network}, device=device)
 
     def objective(step: int) -> Losses:
         x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step)).chunk(processes)[number]

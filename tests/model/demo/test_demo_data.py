@@ -1,4 +1,4 @@
-"""The demonstration's pictures, degradations, schedule and files: ranges, shapes and repetition by seed."""
+"""The demonstration's images, degradations, schedule and files: ranges, shapes and repetition by seed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from model.reference.unet_sr import UNetSR
 from tests import ROOT
 from tinysr_kernels.families import config_from_dict
 
-CLEAN = degrade.Degradation(sigma_x=0, sigma_y=0, resize="area", gaussian=0, jpeg=None)
+CLEAN = degrade.Degradation(sigma_x=0, sigma_y=0, resize="area", gaussian_noise=0, jpeg=None)
 SMALL = train.Settings(steps=4, pool=3, refresh=2, precision="float32")
 
 
-def picture(seed: int = 0, size: int = 96) -> degrade.Array:
+def image(seed: int = 0, size: int = 96) -> degrade.Array:
     return synthetic.image(np.random.default_rng(seed), size).astype(np.float32) / np.float32(255)
 
 
-# ----------------------------------------------------------------------------------------------------- pictures
-def test_pictures_repeat_by_seed_and_differ_between_seeds() -> None:
+# ----------------------------------------------------------------------------------------------------- images
+def test_images_repeat_by_seed_and_differ_between_seeds() -> None:
     first, again, other = (synthetic.image(np.random.default_rng(seed), 96) for seed in (3, 3, 4))
     assert first.shape == (96, 96, 3)
     assert first.dtype == np.uint8
@@ -33,16 +33,16 @@ def test_pictures_repeat_by_seed_and_differ_between_seeds() -> None:
     assert not np.array_equal(first, other)
 
 
-def test_pictures_have_contrast_and_little_colour() -> None:
-    pictures = np.stack([picture(seed) for seed in range(10, 22)]).astype(np.float64)
-    luminance = pictures.mean(axis=3)
-    chroma = pictures - luminance[..., None]
+def test_images_have_contrast_and_little_color() -> None:
+    images = np.stack([image(seed) for seed in range(10, 22)]).astype(np.float64)
+    luminance = images.mean(axis=3)
+    chroma = images - luminance[..., None]
     assert 0.2 < luminance.mean() < 0.7
     assert 0.05 < luminance.std(axis=(1, 2)).mean() < 0.35
     assert chroma.std() < luminance.std()
 
 
-def test_noise_is_normalised_and_its_spectrum_falls() -> None:
+def test_noise_is_normalized_and_its_spectrum_falls() -> None:
     noise = synthetic.power_noise(np.random.default_rng(0), 128, 96, 2.0).astype(np.float64)
     assert noise.shape == (128, 96)
     assert abs(noise.mean()) < 1e-6
@@ -53,7 +53,7 @@ def test_noise_is_normalised_and_its_spectrum_falls() -> None:
 
 # -------------------------------------------------------------------------------------------------- degradation
 def test_degradation_repeats_by_seed() -> None:
-    large = picture()
+    large = image()
     first, again, other = (
         degrade.degrade(large, degrade.EVALUATION, np.random.default_rng(seed)) for seed in (1, 1, 2)
     )
@@ -64,26 +64,26 @@ def test_degradation_repeats_by_seed() -> None:
 
 
 def test_random_degradations_stay_in_range() -> None:
-    large = picture()
+    large = image()
     for seed in range(30):
         rng = np.random.default_rng(seed)
         small = degrade.degrade(large, degrade.random(rng), rng)
         assert small.min() >= 0
         assert small.max() <= 1
         assert np.array_equal(np.round(small * 255) / np.float32(255), small)
-        # Still the same picture.
+        # Still the same image.
         assert np.corrcoef(small.ravel(), large.reshape(24, 4, 24, 4, 3).mean(axis=(1, 3)).ravel())[0, 1] > 0.5
 
 
 def test_area_without_blur_is_the_mean_of_squares() -> None:
-    large = picture()
+    large = image()
     small = degrade.reduce([large], [degrade.kernel(CLEAN)])[0]
     assert np.allclose(small, large.reshape(24, 4, 24, 4, 3).mean(axis=(1, 3)), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["bilinear", "bicubic"])
 def test_reduction_matches_torch_inside(kind: degrade.Resize) -> None:
-    large = picture()
+    large = image()
     small = degrade.reduce([large], [degrade.kernel(replace(CLEAN, resize=kind))])[0]
     x = torch.from_numpy(large).permute(2, 0, 1)[None]
     wanted = torch.nn.functional.interpolate(x, (24, 24), mode=kind, antialias=True)[0].permute(1, 2, 0).numpy()
@@ -101,16 +101,18 @@ def test_kernels_keep_brightness_and_their_axis() -> None:
 
 
 def test_noise_and_jpeg_do_what_they_say() -> None:
-    grey = np.full((64, 64, 3), 0.5, np.float32)
+    gray = np.full((64, 64, 3), 0.5, np.float32)
     rng = np.random.default_rng(0)
-    noisy = degrade.spoil(grey, replace(CLEAN, gaussian=0.04), rng)
-    assert (noisy - grey).std() == pytest.approx(0.04, rel=0.05)
-    shot = degrade.spoil(grey, replace(CLEAN, poisson=0.002), rng)
-    assert (shot - grey).std() == pytest.approx(0.001**0.5, rel=0.05)
-    mono = degrade.spoil(grey, replace(CLEAN, gaussian=0.04, grey_noise=True), rng)
+    noisy = degrade.add_noise_and_jpeg(gray, replace(CLEAN, gaussian_noise=0.04), rng)
+    assert (noisy - gray).std() == pytest.approx(0.04, rel=0.05)
+    shot = degrade.add_noise_and_jpeg(gray, replace(CLEAN, shot_noise=0.002), rng)
+    assert (shot - gray).std() == pytest.approx(0.001**0.5, rel=0.05)
+    mono = degrade.add_noise_and_jpeg(gray, replace(CLEAN, gaussian_noise=0.04, gray_noise=True), rng)
     assert np.ptp(mono, axis=2).max() == 0
-    small = picture(2, 64)
-    errors = [np.abs(degrade.spoil(small, replace(CLEAN, jpeg=q), rng) - small).mean() for q in (30, 60, 95)]
+    small = image(2, 64)
+    errors = [
+        np.abs(degrade.add_noise_and_jpeg(small, replace(CLEAN, jpeg=q), rng) - small).mean() for q in (30, 60, 95)
+    ]
     assert errors[0] > errors[1] > errors[2] > 0
 
 
@@ -127,7 +129,7 @@ def test_pool_depends_on_seed_and_step_alone(monkeypatch: pytest.MonkeyPatch) ->
         made.append(number)
         return np.full((384, 384, 3), number % 256, np.uint8)
 
-    monkeypatch.setattr(train.Pool, "_picture", blank)
+    monkeypatch.setattr(train.Pool, "_image", blank)
     pool = train.Pool(SMALL, 0)
     for step in range(11):
         lr, hr = pool.batch(step)
@@ -135,7 +137,7 @@ def test_pool_depends_on_seed_and_step_alone(monkeypatch: pytest.MonkeyPatch) ->
         assert tuple(lr.shape) == size
         assert hr.shape[2:] == (4 * size[2], 4 * size[3])
         fresh = train.Pool(SMALL, step + 1)
-        assert all(np.array_equal(a, b) for a, b in zip(pool.pictures, fresh.pictures, strict=True))
+        assert all(np.array_equal(a, b) for a, b in zip(pool.images, fresh.images, strict=True))
     assert max(made) == 3 + 11 // 2 - 1
     assert torch.equal(train.Pool(SMALL, 5).batch(5)[0], train.Pool(SMALL, 5).batch(5)[0])
 
@@ -143,14 +145,14 @@ def test_pool_depends_on_seed_and_step_alone(monkeypatch: pytest.MonkeyPatch) ->
 def test_training_resumes_where_it_stopped(tmp_path: Path) -> None:
     batch = (torch.rand(1, 3, 16, 16) * 2 - 1, torch.rand(1, 3, 64, 64) * 2 - 1)
     straight = train.Trainer(SMALL)
-    losses = [straight.advance(*batch) for _ in range(3)]
+    losses = [straight.train_step(*batch) for _ in range(3)]
     assert losses[2] < losses[0]
     first = train.Trainer(SMALL)
-    first.advance(*batch)
+    first.train_step(*batch)
     first.save_state(tmp_path / "deep" / "state.pt")
     second = train.Trainer(SMALL)
     second.load_state(tmp_path / "deep" / "state.pt")
-    assert [second.advance(*batch) for _ in range(2)] == losses[1:]
+    assert [second.train_step(*batch) for _ in range(2)] == losses[1:]
     with pytest.raises(ValueError, match="written with"):
         train.Trainer(replace(SMALL, seed=5)).load_state(tmp_path / "deep" / "state.pt")
 
@@ -173,7 +175,7 @@ def test_exported_file_rebuilds_the_network(tmp_path: Path) -> None:
 
 
 def test_learning_rate_warms_up_and_ends_at_nothing() -> None:
-    settings = train.Settings(steps=1000, warmup=100)
+    settings = train.Settings(steps=1000, warmup_steps=100)
     rates = [train.learning_rate(step, settings) for step in range(1000)]
     assert rates[0] == pytest.approx(settings.learning_rate / 100)
     assert max(rates) == pytest.approx(settings.learning_rate)
@@ -184,23 +186,23 @@ def test_learning_rate_warms_up_and_ends_at_nothing() -> None:
 def test_photographs_fit_the_network() -> None:
     pytest.importorskip("skimage")
     for name in ("chelsea", "camera"):
-        picture = photos.photograph(name)
-        assert picture.dtype == np.uint8
-        assert picture.ndim == 3
-        assert picture.shape[2] == 3
-        assert max(picture.shape) <= photos.LARGEST
-        assert picture.shape[0] % 32 == picture.shape[1] % 32 == 0
+        image = photos.photograph(name)
+        assert image.dtype == np.uint8
+        assert image.ndim == 3
+        assert image.shape[2] == 3
+        assert max(image.shape) <= photos.LARGEST
+        assert image.shape[0] % 32 == image.shape[1] % 32 == 0
     with pytest.raises(ValueError, match="astronaut"):
         photos.photograph("nobody")
 
 
-def test_evaluation_writes_figures_and_picture(tmp_path: Path) -> None:
+def test_evaluation_writes_figures_and_image(tmp_path: Path) -> None:
     results, rows = evaluate.evaluate(evaluate.bicubic, names=("chelsea",))
     (result,) = results
     assert result.psnr == result.bicubic_psnr
     assert 15 < result.psnr < 40
     assert 0 < result.ssim < 1
-    assert [picture.shape for picture in rows[0]] == [(evaluate.DETAIL, evaluate.DETAIL, 3)] * 4
+    assert [image.shape for image in rows[0]] == [(evaluate.DETAIL, evaluate.DETAIL, 3)] * 4
     strengths = {"middle": (degrade.EVALUATION, evaluate.means(results))}
     drawn = evaluate.drawn_gains(evaluate.bicubic, 1, ("chelsea",))
     assert drawn == {"chelsea": 0}

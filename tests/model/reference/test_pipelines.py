@@ -136,7 +136,7 @@ def test_tiles_are_summed_in_float32() -> None:
     assert torch.equal(found, z)
 
 
-# ------------------------------------------------------------------------------------------- colour fixes
+# ------------------------------------------------------------------------------------------- color fixes
 def test_adain_takes_over_mean_and_deviation() -> None:
     sr, lr = random_image(40, 36, count=2, seed=1, dtype=torch.float64), random_image(10, 9, count=2, seed=2).double()
     fixed = adain(sr, lr)
@@ -145,7 +145,7 @@ def test_adain_takes_over_mean_and_deviation() -> None:
     assert torch.allclose(fixed.std((2, 3)), sr.std((2, 3)) * gain, **TIGHT)
 
 
-def test_adcsr_colours_follow_the_public_formula() -> None:
+def test_adcsr_colors_follow_the_public_formula() -> None:
     """Mean and unbiased deviation, no epsilon, wherever the image is not flat."""
     sr = random_image(40, 36, count=2, seed=1, dtype=torch.float64) * 2.4 - 1.2
     lr = random_image(10, 9, count=2, seed=2, dtype=torch.float64) * 2 - 1
@@ -257,7 +257,7 @@ def test_tinysr_pads_and_crops(tinysr: TinySRLayout) -> None:
         padded = torch.from_numpy(np.pad(image.numpy(), room, mode=mode))
         expected = tinysr.upscale(padded, "none")[..., : 4 * height, : 4 * width]
         torch.testing.assert_close(tinysr.upscale(image, "none"), expected, **TIGHT)
-        # The colours are the unpadded image's.
+        # The colors are the unpadded image's.
         fixed = tinysr.upscale(image, "adain")
         torch.testing.assert_close(fixed, adain(expected, image).clamp(0, 1), **TIGHT)
 
@@ -307,7 +307,7 @@ def test_flat_originals_give_flat_results(tinysr: TinySRLayout, adcsr: AdcSRLayo
 
 @pytest.mark.parametrize("color_fix", ["adain", "wavelet", "none"])
 def test_bicubic_residual(tmp_path: Path, color_fix: ColorFix) -> None:
-    """The enlarged input is added before the colour fix, in [-1,1]."""
+    """The enlarged input is added before the color fix, in [-1,1]."""
     config = UNetConfig(residual="bicubic", color_fix=color_fix)
     layout = write_unet(tmp_path / "unet.safetensors", config)
     image = random_image(12, 16, dtype=torch.float64)

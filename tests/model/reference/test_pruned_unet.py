@@ -31,7 +31,7 @@ def without(shapes: dict[str, tuple[int, ...]], prefix: str) -> dict[str, tuple[
     return {name.removeprefix(prefix + "."): shape for name, shape in shapes.items()}
 
 
-def randomise(module: nn.Module) -> nn.Module:
+def randomize(module: nn.Module) -> nn.Module:
     """Weights of the size that keeps activations near one; norms are no longer the identity."""
     for name, value in module.named_parameters():
         scale = 0.5 if value.ndim == 1 else (value[0].numel()) ** -0.5
@@ -51,7 +51,7 @@ def seeded() -> None:
 # ------------------------------------------------------------------------------------------------------- pieces
 @pytest.mark.parametrize("outputs", [12, 20])
 def test_resnet(outputs: int) -> None:
-    theirs = randomise(
+    theirs = randomize(
         resnet.ResnetBlock2D(in_channels=12, out_channels=outputs, temb_channels=None, groups=4, eps=1e-5)
     )
     ours = Resnet(without(resnet_shapes("r", 12, outputs, separable=False), "r"), CONFIG.groups, 1e-5)
@@ -61,7 +61,7 @@ def test_resnet(outputs: int) -> None:
 
 
 def test_resnet_time_bias() -> None:
-    theirs = randomise(resnet.ResnetBlock2D(in_channels=12, out_channels=8, temb_channels=6, groups=4, eps=1e-5))
+    theirs = randomize(resnet.ResnetBlock2D(in_channels=12, out_channels=8, temb_channels=6, groups=4, eps=1e-5))
     temb = torch.randn(1, 6)
     state = {k: v for k, v in theirs.state_dict().items() if not k.startswith("time_emb_proj")}
     state["time_bias"] = theirs.time_emb_proj(F.silu(temb))[0].detach()
@@ -74,7 +74,7 @@ def test_resnet_time_bias() -> None:
 def test_transformer() -> None:
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
-    theirs = randomise(
+    theirs = randomize(
         Transformer2DModel(
             num_attention_heads=3,
             attention_head_dim=HEAD,
@@ -97,7 +97,7 @@ def test_samplers(up: bool) -> None:
     from diffusers.models.upsampling import Upsample2D
 
     kind = Upsample2D if up else Downsample2D
-    theirs = randomise(kind(6, use_conv=True, out_channels=10))
+    theirs = randomize(kind(6, use_conv=True, out_channels=10))
     ours = Sampler(convolution_shapes("conv", 6, 10, separable=False), up)
     ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if k.startswith("conv.")})
     x = torch.randn(1, 6, 8, 6)
@@ -106,7 +106,7 @@ def test_samplers(up: bool) -> None:
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_separable_is_a_dense_convolution_of_rank_one(stride: int) -> None:
-    separable = randomise(SeparableConv(5, 7, stride))
+    separable = randomize(SeparableConv(5, 7, stride))
     assert isinstance(separable, SeparableConv)
     dense = separable.pointwise.weight * separable.depthwise.weight[:, 0][None]
     x = torch.randn(2, 5, 9, 8)
@@ -133,7 +133,7 @@ def diffusers_unet(channels: tuple[int, ...]) -> nn.Module:
         cross_attention_dim=4,
         use_linear_projection=True,
     )
-    randomise(network)
+    randomize(network)
     for name, value in network.named_parameters():
         if ".attn2.to_out." in name:
             nn.init.zeros_(value)

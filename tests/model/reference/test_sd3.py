@@ -28,7 +28,7 @@ CONFIG = SD3Config(
 )
 
 
-def randomise(module: nn.Module, seed: int) -> None:
+def randomize(module: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for value in module.parameters():
@@ -38,7 +38,7 @@ def randomise(module: nn.Module, seed: int) -> None:
 
 def test_transformer_against_diffusers() -> None:
     theirs = diffusers.SD3Transformer2DModel(**asdict(CONFIG)).eval()
-    randomise(theirs, 0)
+    randomize(theirs, 0)
     ours = SD3Transformer(CONFIG)
     ours.load_state_dict(theirs.state_dict())
     z, prompt, pooled = torch.randn(2, 4, 12, 8), torch.randn(1, 5, 12), torch.randn(1, 20)
@@ -70,7 +70,7 @@ def test_vae_against_diffusers(layers: int) -> None:
         use_quant_conv=False,
         use_post_quant_conv=False,
     ).eval()
-    randomise(theirs, 1)
+    randomize(theirs, 1)
     state = theirs.state_dict()
     assert {k: tuple(v.shape) for k, v in state.items()} == kl_vae_shapes(channels, 4, layers)
     ours = KLVAE.from_state(state, kl_config(4))

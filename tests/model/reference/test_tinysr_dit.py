@@ -250,7 +250,7 @@ def test_conditioning_must_be_given_once() -> None:
     with pytest.raises(ValueError, match="no embedders"):
         small(pooled_dim=None)(z, pooled=pooled)
     with pytest.raises(ValueError, match="cache"):
-        model.normalised_state()
+        model.normalized_state()
     model.cache_modulation(temb=temb)
     with pytest.raises(ValueError, match="cached already"):
         model.cache_modulation(temb=temb)
@@ -268,10 +268,10 @@ def test_width_and_heads_must_agree() -> None:
         small(head_dim=20)
 
 
-def test_normalised_state() -> None:
+def test_normalized_state() -> None:
     model = small()
     model.cache_modulation(temb=randn(1, DIM, dtype=torch.float32))
-    state = model.normalised_state()
+    state = model.normalized_state()
     block = model.transformer_blocks[1]
     expected = torch.stack([block.get_buffer(name)[0] for name in BLOCK_MODULATION])
     assert torch.equal(state["transformer.transformer_blocks.1.modulation"], expected)

@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.ops.cases import Arguments, Case
-from tests.ops.contract import OperatorContract
+from tests.ops.contract import OperatorContract, reference_of
 from tests.ops.mathematics import altered
-from tinysr_kernels.ops.attention.attention import cost, reference
+from tinysr_kernels.ops.attention.attention import Attention
+
+reference = reference_of("attention")
 
 
 def oracle(qkv: Tensor, heads: int, scale: float) -> Tensor:
@@ -86,7 +88,7 @@ class TestAttention(OperatorContract):
         return 2 * (features // 3 // arguments["heads"] + tokens)
 
     def counted_flops(self, arguments: Arguments) -> int:
-        """Two products of T x T x d per head, and 5 for each score's share of the softmax."""
+        """Two matmuls of T x T x d per head, and 5 per score for the softmax."""
         n, tokens, features = arguments["qkv"].shape
         heads = arguments["heads"]
         width = features // 3 // heads
@@ -99,6 +101,6 @@ def test_scores_beyond_exp_do_not_overflow() -> None:
 
 
 def test_cost_by_hand() -> None:
-    found = cost(torch.empty(2, 17, 720, dtype=torch.float16, device="meta"), 5, 0.1)
+    found = Attention(torch.empty(2, 17, 720, dtype=torch.float16, device="meta"), 5, 0.1).cost()
     assert found.flops == 2 * 5 * (4 * 289 * 48 + 5 * 289)
     assert found.bytes == 2 * (2 * 17 * 720 + 2 * 17 * 240)

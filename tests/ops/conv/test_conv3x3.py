@@ -10,17 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.ops.cases import Arguments
-from tests.ops.contract import OperatorContract
+from tests.ops.contract import OperatorContract, reference_of
 from tests.ops.mathematics import altered, eager_epilogue, epilogue, tap, zeroed
 from tests.ops.norm import test_group_norm
 from tests.ops.norm.channel_moments import MomentsContract, by_hand, mutants
-from tinysr_kernels.ops.conv.conv3x3 import conv3x3_moments, cost, reference
+from tinysr_kernels.ops.conv.conv3x3 import Conv3x3
+
+reference = reference_of("conv3x3")
 
 NORM = ("norm_moments", "norm_weight", "norm_bias", "norm_groups", "norm_eps")
 
 
 def normed_by(norm: Any, x: Tensor, rest: Arguments) -> Tensor:
-    """x, put through group_norm (an oracle or eager) where `rest` holds one, which is then taken out of it."""
+    """x after group_norm (an oracle or eager) if `rest` has one, whose arguments are removed from it."""
     moments, weight, bias, groups, eps = (rest.pop(name, None) for name in NORM)
     return x if moments is None else norm(x=x, weight=weight, bias=bias, groups=groups, eps=eps, moments=moments)
 
@@ -89,7 +91,7 @@ MISTAKES = [
 
 
 def norm_flops(arguments: Arguments) -> int:
-    """Of a norm before: 2 for the map and 4 for SiLU, per element."""
+    """Of a norm prologue: 2 for the map and 4 for SiLU, per element."""
     return 6 * arguments["x"].numel() if "norm_moments" in arguments else 0
 
 
@@ -109,20 +111,20 @@ class TestConv3x3Moments(MomentsContract):
     op = "conv3x3_moments"
     oracle = staticmethod(by_hand(oracle))
     eager = staticmethod(by_hand(eager))
-    mutants = mutants(conv3x3_moments.reference)
+    mutants = mutants(reference_of("conv3x3_moments"))
     mistakes = MISTAKES[:2]
 
 
 def test_cost_by_hand() -> None:
     half = {"dtype": torch.bfloat16, "device": "meta"}
     x, weight = torch.empty(1, 64, 8, 6, **half), torch.empty(32, 64, 3, 3, **half)
-    found = cost(x, weight, stride=2)
+    found = Conv3x3(x, weight, stride=2).cost()
     assert found.flops == 2 * 12 * 32 * 576
     assert found.bytes == 2 * (3072 + 18432 + 384)
-    # A residual that is the input itself is read once; the shortcut is one more slice of the reduction.
+    # A residual that is the input itself is read once; the shortcut extends the reduction.
     square = torch.empty(64, 64, 3, 3, **half)
-    assert cost(x, square, residual=x).bytes == 2 * (3072 + 36864 + 3072)
-    found = cost(x, square, shortcut=x, shortcut_weight=torch.empty(64, 64, **half))
+    assert Conv3x3(x, square, residual=x).cost().bytes == 2 * (3072 + 36864 + 3072)
+    found = Conv3x3(x, square, shortcut=x, shortcut_weight=torch.empty(64, 64, **half)).cost()
     assert found.flops == 2 * 48 * 64 * 640
     assert found.bytes == 2 * (3072 + 36864 + 4096 + 3072)
 

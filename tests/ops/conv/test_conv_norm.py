@@ -1,22 +1,21 @@
-"""Convolutions that normalise their result, against the oracles of the convolution and of GroupNorm in turn."""
+"""Convolutions that normalize their result, against the oracles of the convolution and of GroupNorm in turn."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from tests.ops.cases import CASES, Arguments
-from tests.ops.contract import BATCHED, OperatorContract
+from tests.ops.contract import BATCHED, OperatorContract, reference_of
 from tests.ops.conv import test_conv3x3, test_upsample_conv
 from tests.ops.norm import test_group_norm
 from tinysr_kernels.launch.device import GPUS, assume
 from tinysr_kernels.launch.plan import Launch
-from tinysr_kernels.ops import REGISTRY
-from tinysr_kernels.ops.conv.conv3x3 import conv3x3_norm
-from tinysr_kernels.ops.conv.upsample_conv import upsample_conv_norm
+from tinysr_kernels.ops.conv.conv3x3 import Conv3x3Norm
 
 Both = tuple[Tensor, Tensor]
 
@@ -39,7 +38,7 @@ def in_turn(conv: Callable[..., Tensor], norm: Callable[..., Tensor]) -> Callabl
 
 
 def mutants(reference: Callable[..., Both]) -> dict[str, Callable[..., Both]]:
-    """A wrong norm behind a right result, and a wrong result."""
+    """A wrong norm after a right result, and a wrong result."""
 
     def wrong(name: str, change: Callable[[Any], Any]) -> Callable[..., Both]:
         return lambda **a: reference(
@@ -76,7 +75,7 @@ class NormContract(OperatorContract):
     same_bits_in_any_batch = False
 
     def counted_flops(self, arguments: Arguments) -> int:
-        """The convolution's, and for each normalised element 3 for the statistics, 2 for the map, 4 for SiLU."""
+        """The convolution's, and for each normalized element 3 for the statistics, 2 for the map, 4 for SiLU."""
         normed = type(self).eager(**arguments)[1]
         return self.counted_products(arguments) + normed.numel() * (9 if arguments.get("normed_silu", True) else 5)
 
@@ -88,7 +87,7 @@ class TestConv3x3Norm(NormContract):
     op = "conv3x3_norm"
     oracle = staticmethod(in_turn(test_conv3x3.oracle, test_group_norm.oracle))
     eager = staticmethod(in_turn(test_conv3x3.eager, test_group_norm.eager))
-    mutants = mutants(conv3x3_norm.reference)
+    mutants = mutants(reference_of("conv3x3_norm"))
     mistakes = mistakes(60)
 
     def counted_products(self, arguments: Arguments) -> int:
@@ -99,7 +98,7 @@ class TestUpsampleConvNorm(NormContract):
     op = "upsample_conv_norm"
     oracle = staticmethod(in_turn(test_upsample_conv.oracle, test_group_norm.oracle))
     eager = staticmethod(in_turn(test_upsample_conv.eager, test_group_norm.eager))
-    mutants = mutants(upsample_conv_norm.reference)
+    mutants = mutants(reference_of("upsample_conv_norm"))
     mistakes = mistakes(30)
 
     def counted_products(self, arguments: Arguments) -> int:
@@ -110,17 +109,24 @@ def launches(c: int, o: int, side: int, groups: int, second: int = 0, arch: int 
     """The kernels of conv3x3_norm on an image of this side, by name."""
     half = {"dtype": torch.bfloat16, "device": "meta"}
     skip = torch.empty(1, second, side, side, **half) if second else None
-    arguments = (torch.empty(1, c, side, side, **half), torch.empty(o, c, 3, 3, **half))
-    norm = (torch.empty(o + second, device="meta"), torch.empty(o + second, device="meta"), groups, 1e-5)
+    call = Conv3x3Norm(
+        torch.empty(1, c, side, side, **half),
+        torch.empty(o, c, 3, 3, **half),
+        normed_weight=torch.empty(o + second, device="meta"),
+        normed_bias=torch.empty(o + second, device="meta"),
+        normed_groups=groups,
+        normed_eps=1e-5,
+        normed_skip=skip,
+    )
     with assume(GPUS[arch]):
-        plan, _ = REGISTRY["conv3x3_norm"].plan(*arguments, *norm, normed_skip=skip)
+        plan, _ = call.planned()
     return [step.kernel.function.__name__ for step in plan.launches if isinstance(step, Launch)]
 
 
 def test_launches_by_size() -> None:
-    """Two wherever there are no thousands of tiles, or a norm over two images too large for a program a group."""
-    assert launches(960, 960, 8, 24) == ["conv", "merge"]
-    assert launches(960, 960, 16, 24, second=960) == ["conv", "merge"]
+    """Two, except with thousands of tiles, or a norm over two images with groups too large for one program."""
+    assert launches(960, 960, 8, 24) == ["conv", "merge_splits_norm"]
+    assert launches(960, 960, 16, 24, second=960) == ["conv", "merge_splits_norm"]
     assert launches(480, 480, 32, 24) == ["conv", "single"]
     assert launches(256, 256, 128, 32) == ["conv", "apply"]
     assert launches(64, 64, 512, 32) == ["conv", "merge", "apply"]
@@ -129,11 +135,19 @@ def test_launches_by_size() -> None:
 
 
 def test_the_batch_changes_no_configuration() -> None:
-    operator = REGISTRY["conv3x3_norm"]
-    assert operator.kernels is not None
-    for case in CASES[operator.name]:
-        arguments = operator.arguments(**case.arguments(torch.float16))
-        one = {k: v[:1] if k in BATCHED and v is not None else v for k, v in arguments.items()}
+    for case in CASES["conv3x3_norm"]:
+        arguments = case.arguments(torch.float16)
+        call = Conv3x3Norm(**arguments)
+        one = Conv3x3Norm(**{k: v[:1] if k in BATCHED else v for k, v in arguments.items()})
+        assert call.bucket() == one.bucket()
         for gpu in GPUS.values():
-            assert operator.kernels.heuristic(gpu, **arguments) == operator.kernels.heuristic(gpu, **one)
-            assert operator.kernels.bucket(**arguments) == operator.kernels.bucket(**one)
+            assert call.heuristic(gpu) == one.heuristic(gpu)
+
+
+def test_the_norm_is_given_by_keyword() -> None:
+    """Positional arguments are the convolution's; the norm's are found by name alone."""
+    x, weight, vector = torch.ones(1, 3, 2, 2), torch.ones(3, 3, 3, 3), torch.ones(3)
+    with pytest.raises(TypeError, match="positional argument"):
+        Conv3x3Norm(x, weight, *[None] * 13, vector, vector, 1, 1e-5)  # type: ignore[misc]
+    with pytest.raises(RuntimeError, match="normed_weight"):
+        torch.ops.tinysr.conv3x3_norm(x, weight)

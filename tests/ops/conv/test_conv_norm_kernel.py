@@ -1,4 +1,4 @@
-"""The kernels of convolutions that normalise their result, in every form, on every case of the operators."""
+"""The kernels of convolutions that normalize their result, in every form, on every case of the operators."""
 
 from __future__ import annotations
 
@@ -17,42 +17,43 @@ from tinysr_kernels.ops.conv.kernels import conv_norm as conv_norm_kernel
 from tinysr_kernels.ops.norm.kernels import channel_moments as moments_kernel
 
 # Small blocks, so that these small images have several of each kind and ragged ends.
-SHARED = {"pixels": 32, "columns": 4, "outputs": 64, "slice": 128, "splits": 2, "warps": 4, "stages": 1}
-WHOLE = {"pixels": 32, "columns": 8, "outputs": 32, "slice": 64, "splits": 1, "warps": 4, "stages": 2}
-NORM = {"norm_channels": 16, "norm_chunks": 3, "norm_warps": 4, "norm_stages": 1}
+WARPS = {"num_warps": 4, "num_stages": 1}
+SPLIT_K = {"block_m": 32, "tile_width": 4, "block_n": 64, "block_k": 128, "split_k": 2, **WARPS}
+WHOLE = {"block_m": 32, "tile_width": 8, "block_n": 32, "block_k": 64, "split_k": 1, **WARPS, "num_stages": 2}
+NORM = {"norm_block_n": 16, "norm_chunks": 3, "norm_num_warps": 4, "norm_num_stages": 1}
 
 
 class TestConv3x3NormKernels(KernelContract):
     contract = test_conv_norm.TestConv3x3Norm
     kernels = conv_norm_kernel
     configs: ClassVar = {
-        "shared": Config("tile", **SHARED, norm_form="group", norm_pixels=64, **NORM),
-        "shared, in steps": Config("tile", **SHARED, norm_form="group", norm_pixels=8, **NORM),
-        "tiles": Config("tile", **WHOLE, norm_form="tiles", norm_pixels=4, **NORM),
-        "tiles of a shared reduction": Config("tile", **SHARED, norm_form="tiles", norm_pixels=4, **NORM),
-        "split": Config("tile", **WHOLE, norm_form="split", norm_pixels=4, **NORM),
-        "library": Config("library", 1, 1, 1, 1, 1, 1, 1, norm_form="group", norm_pixels=4, **NORM),
+        "split-K": Config("tile", **SPLIT_K, norm_form="group", norm_block_m=64, **NORM),
+        "split-K, in steps": Config("tile", **SPLIT_K, norm_form="group", norm_block_m=8, **NORM),
+        "tiles": Config("tile", **WHOLE, norm_form="tiles", norm_block_m=4, **NORM),
+        "tiles after split-K": Config("tile", **SPLIT_K, norm_form="tiles", norm_block_m=4, **NORM),
+        "split": Config("tile", **WHOLE, norm_form="split", norm_block_m=4, **NORM),
+        "library": Config("library", 1, 1, 1, 1, 1, 1, 1, norm_form="group", norm_block_m=4, **NORM),
     }
     mutations: ClassVar = {
-        "a part lost": ("tl.static_range(PARTS)", "tl.static_range(PARTS - 1)"),
-        "the first sample's sums": ("(part * part_size + start * RESULTS)", "(part * part_size + 0 * start)"),
+        "a split lost": ("tl.static_range(SPLIT_K)", "tl.static_range(SPLIT_K - 1)"),
+        "the first sample's sums": ("(split * split_size + start * OUT_CHANNELS)", "(split * split_size + 0 * start)"),
         "no bias": ("beta = tl.load(bias + chan, mask=front", "beta = tl.load(bias + chan, mask=chan < 0"),
-        "skip never": ("other = known & (chan[None, :] >= RESULTS)", "other = known & (chan[None, :] < 0)"),
-        "skip from its second channel": ("(chan[None, :] - RESULTS)", "(chan[None, :] - RESULTS + 1)"),
+        "skip never": ("other = known & (chan[None, :] >= OUT_CHANNELS)", "other = known & (chan[None, :] < 0)"),
+        "skip from its second channel": ("(chan[None, :] - OUT_CHANNELS)", "(chan[None, :] - OUT_CHANNELS + 1)"),
         "other channels counted": (
-            "seen = tl.where(inner < WIDTH, 1.0, 0.0)",
-            "seen = tl.where(inner < CHANNELS, 1.0, 0.0)",
+            "seen = tl.where(inner < GROUP_SIZE, 1.0, 0.0)",
+            "seen = tl.where(inner < BLOCK_N, 1.0, 0.0)",
         ),
         "lanes counted alike": (
-            "((pixels - lane + PIXELS - 1) // PIXELS)",
-            "((pixels - lane * 0 + PIXELS - 1) // PIXELS)",
+            "((pixels - lane + BLOCK_M - 1) // BLOCK_M)",
+            "((pixels - lane * 0 + BLOCK_M - 1) // BLOCK_M)",
         ),
         "lanes not merged": ("squares + seen * deviation * deviation, 1)", "squares, 1)"),
         "the next group's weight": (
-            "gamma = tl.load(gain + chan, mask=inner",
-            "gamma = tl.load(gain + inner, mask=inner",
+            "gamma = tl.load(norm_weight + chan, mask=inner",
+            "gamma = tl.load(norm_weight + inner, mask=inner",
         ),
-        "the first step for all": ("start = sample + step * PIXELS\n", "start = sample\n"),
+        "the first step for all": ("start = sample + step * BLOCK_M\n", "start = sample\n"),
         "the first tiles alone": ("elements = tl.maximum(tl.sum(total, 1), 1.0)", "elements = total.shape[1] * 1.0"),
         "another tile's mean": (
             "at + (row + start + lane), mask=known, other=0.0) - first",
@@ -61,41 +62,44 @@ class TestConv3x3NormKernels(KernelContract):
         "between tiles nothing": ("within + count * deviation * deviation", "within"),
         "the first sample's tiles": ("sample * 3 * groups * parts", "sample * 0"),
         "groups in the other order": (
-            "own = (inner // WIDTH)[:, None] ==",
-            "own = (GROUPS - 1 - inner // WIDTH)[:, None] ==",
+            "own = (inner // GROUP_SIZE)[:, None] ==",
+            "own = (GROUPS - 1 - inner // GROUP_SIZE)[:, None] ==",
         ),
-        "the first chunk for all": ("base = (sample * pixels + begin) * RESULTS", "base = (sample * pixels) * RESULTS"),
+        "the first chunk for all": (
+            "base = (sample * pixels + begin) * OUT_CHANNELS",
+            "base = (sample * pixels) * OUT_CHANNELS",
+        ),
         "the end of the image": (
-            "count = tl.minimum(chunk, pixels - begin)",
-            "count = tl.minimum(chunk, pixels - begin) - 1",
+            "count = tl.minimum(chunk_pixels, pixels - begin)",
+            "count = tl.minimum(chunk_pixels, pixels - begin) - 1",
         ),
     }
 
     @pytest.mark.parametrize("most", [0, 512])
     def test_many_tiles_are_merged_before(self, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The same numbers, whether a launch or each program puts the tiles together."""
-        monkeypatch.setattr(conv_norm, "MOST_TILES", most)
+        """The same numbers, whether a launch or each program merges the tiles' statistics."""
+        monkeypatch.setattr(conv_norm, "MAX_TILES", most)
         for case in CASES["conv3x3_norm"]:
             assert self.check(case, torch.float16, "tiles"), self.found
 
     def test_many_tiles_of_the_wrong_group(self, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-        """What the test above rests on: the variance in the place of the mean is found out."""
-        monkeypatch.setattr(conv_norm, "MOST_TILES", 0)
+        """The test above can fail: the mean in the place of the variance is caught."""
+        monkeypatch.setattr(conv_norm, "MAX_TILES", 0)
         monkeypatch.setitem(self.mutations, "swapped", ("tl.load(at + groups, mask", "tl.load(at, mask"))
         self.test_mutations_are_caught("swapped", tmp_path, monkeypatch)
 
 
 class TestMomentsOfGroups(KernelMutations):
-    """What the convolution leaves of its tiles."""
+    """The statistics per group that the convolution stores of its tiles."""
 
     contract = test_conv_norm.TestConv3x3Norm
     kernels = conv3x3_kernel
     configs: ClassVar = {"tiles": TestConv3x3NormKernels.configs["tiles"]}
     mutations: ClassVar = {
-        "pixels of one channel": ("count *= WIDTH", "count *= 1"),
+        "pixels of one channel": ("count *= GROUP_SIZE", "count *= 1"),
         "the first block's place for all": (
-            "outs = block // PHASES * (OUTPUTS // WIDTH)",
-            "outs = 0 * (OUTPUTS // WIDTH)",
+            "outs = block // PHASES * (BLOCK_N // GROUP_SIZE)",
+            "outs = 0 * (BLOCK_N // GROUP_SIZE)",
         ),
         "between channels nothing": ("within + count * tl.sum(deviation * deviation, 1)", "within"),
     }
@@ -106,13 +110,13 @@ class TestUpsampleConvNormKernels(KernelContract):
     kernels = conv3x3_kernel
     configs: ClassVar = TestConv3x3NormKernels.configs
     mutations: ClassVar = {
-        "one place for all phases": ("sample, tile * PHASES + phase, tiles", "sample, tile * PHASES, tiles"),
+        "one place for all phases": ("number = tile * PHASES + phase", "number = tile * PHASES"),
         "dropped tap": ("tl.minimum(end, DEPTH)", "tl.minimum(end, DEPTH - CHANNELS)"),
     }
 
 
 class TestMomentsOfChannels(KernelMutations):
-    """Where groups are no powers of two, channel by channel."""
+    """Statistics per channel, where group sizes are no powers of two."""
 
     contract = test_conv_norm.TestUpsampleConvNorm
     kernels = moments_kernel

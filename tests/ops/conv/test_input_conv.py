@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.ops.cases import Draw
-from tests.ops.contract import OperatorContract, is_exact
+from tests.ops.contract import OperatorContract, is_exact, reference_of
 from tests.ops.mathematics import altered, gather, zeroed
-from tinysr_kernels.ops.conv.input_conv import cost, reference
+from tinysr_kernels.ops.conv.input_conv import InputConv
+
+reference = reference_of("input_conv")
 
 
 def oracle(
@@ -49,7 +51,7 @@ MUTANTS = {
     "zero border": altered(reference, "border", lambda _: 0.0),
     "dropped tap": altered(reference, "weight", lambda t: zeroed(t, ..., -1, -1)),
     "transposed kernel": altered(reference, "weight", lambda t: t.transpose(2, 3)),
-    "colours swapped": altered(reference, "weight", lambda t: t.flip(1)),
+    "colors swapped": altered(reference, "weight", lambda t: t.flip(1)),
     "no bias": altered(reference, "bias", torch.zeros_like),
     "shifted phase": lambda **a: reference(**{**a, "x": a["x"].roll(1, 3)}),
     "border of the nearest pixel": lambda **a: reference(
@@ -93,6 +95,7 @@ def test_pixel_unshuffle_and_range(r: int) -> None:
 
 def test_cost_by_hand() -> None:
     half = {"dtype": torch.float16, "device": "meta"}
-    found = cost(torch.empty(1, 3, 8, 10, **half), torch.empty(45, 3, 6, 6, **half), None, 2, 2)
+    x, weight = torch.empty(1, 3, 8, 10, **half), torch.empty(45, 3, 6, 6, **half)
+    found = InputConv(x, weight, stride=2, padding=2).cost()
     assert found.flops == 2 * 20 * 45 * 108
     assert found.bytes == 2 * (240 + 4860 + 900)

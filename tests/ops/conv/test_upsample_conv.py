@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.ops.cases import Arguments, Draw
-from tests.ops.contract import OperatorContract, is_exact
+from tests.ops.contract import OperatorContract, is_exact, reference_of
 from tests.ops.mathematics import altered, enlarge, epilogue, gather, tap, zeroed
-from tinysr_kernels.ops.conv.upsample_conv import cost, phase_weights, reference
+from tinysr_kernels.ops.conv.upsample_conv import UpsampleConv, phase_weights
+
+reference = reference_of("upsample_conv")
 
 
 def oracle(x: Tensor, phases: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
@@ -90,7 +92,7 @@ class TestUpsampleConv(OperatorContract):
 
 def test_cost_by_hand() -> None:
     half = {"dtype": torch.float16, "device": "meta"}
-    found = cost(torch.empty(2, 48, 3, 5, **half), torch.empty(4, 30, 48, 2, 2, **half))
+    found = UpsampleConv(torch.empty(2, 48, 3, 5, **half), torch.empty(4, 30, 48, 2, 2, **half)).cost()
     assert found.flops == 2 * 30 * 16 * 48 * 30
     assert found.bytes == 2 * (1440 + 23040 + 3600)
 

@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.ops.cases import Arguments, Draw
-from tests.ops.contract import OperatorContract, is_exact
+from tests.ops.contract import OperatorContract, is_exact, reference_of
 from tests.ops.mathematics import altered, gather
-from tinysr_kernels.ops.image.resize import cost, reference
+from tinysr_kernels.ops.image.resize import ResizeBicubic
+
+reference = reference_of("resize_bicubic")
 
 
 def keys(t: Tensor, a: float = -0.75) -> Tensor:
@@ -76,7 +78,7 @@ class TestResizeBicubic(OperatorContract):
     mistakes = MISTAKES
 
     def counted_flops(self, arguments: Arguments) -> int:
-        """Two passes of 4 taps and the affine map: 18 per output."""
+        """Two passes of 4 taps and the affine map: 18 per output element."""
         return 18 * arguments["x"].numel() * arguments["factor"] ** 2
 
 
@@ -101,5 +103,6 @@ def test_bytes_become_float32() -> None:
 
 
 def test_cost_by_hand() -> None:
-    found = cost(torch.empty(2, 3, 4, 5, dtype=torch.uint8, device="meta"), 4, dtype=torch.float16)
+    x = torch.empty(2, 3, 4, 5, dtype=torch.uint8, device="meta")
+    found = ResizeBicubic(x, 4, dtype=torch.float16).cost()
     assert (found.flops, found.bytes) == (18 * 1920, 120 + 2 * 1920)

@@ -1,4 +1,4 @@
-"""resize_bicubic's kernel, on every case of the operator."""
+"""The kernel of resize_bicubic, on every case of the operator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tinysr_kernels.ops.image.resize import Config
 class TestResizeKernels(KernelContract):
     contract = test_resize.TestResizeBicubic
     kernels = resize_kernel
-    configs: ClassVar = {"several blocks": Config(lanes=16, steps=2, warps=1)}
+    configs: ClassVar = {"several blocks": Config(block_n=16, block_m=2, num_warps=1)}
     mutations: ClassVar = {
         "other kernel": ("((-0.75 * before + 3.75)", "((-0.5 * before + 3.75)"),
         "border": (
@@ -24,7 +24,10 @@ class TestResizeKernels(KernelContract):
         "no scale": ("v * mul + add", "v + add"),
         "no offset": ("v * mul + add", "v * mul"),
         "a row lost": ("        upper = lower\n", "        upper = upper\n"),
-        "half a pixel off": ("column = lane // channels - HALF", "column = lane // channels"),
-        "one channel": ("(lane % channels).to(tl.int64) * channel_stride", "(lane % 1).to(tl.int64) * channel_stride"),
+        "half a pixel off": ("column = offs_n // channels - HALF", "column = offs_n // channels"),
+        "one channel": (
+            "(offs_n % channels).to(tl.int64) * channel_stride",
+            "(offs_n % 1).to(tl.int64) * channel_stride",
+        ),
         "one sample": ("x += sample * sample_stride", "x += 0 * sample * sample_stride"),
     }

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from tests.ops.cases import Arguments
-from tests.ops.contract import OperatorContract
+from tests.ops.contract import OperatorContract, reference_of
 from tests.ops.mathematics import altered
-from tinysr_kernels.ops.image.tanh_scaled import cost, reference
+from tinysr_kernels.ops.image.tanh_scaled import TanhScaled
+
+reference = reference_of("tanh_scaled")
 
 
 def oracle(z: Tensor, gain: float) -> Tensor:
@@ -23,14 +25,14 @@ class TestTanhScaled(OperatorContract):
     eager = staticmethod(lambda z, gain: torch.tanh(z * gain))
     mutants = {
         "no gain": altered(reference, "gain", lambda _: 1.0),
-        "gain behind": lambda z, gain: torch.tanh(z) * gain,
+        "gain after": lambda z, gain: torch.tanh(z) * gain,
         "linear": lambda z, gain: (z * gain).clamp(-1, 1),
         "shifted": altered(reference, "z", lambda t: t.roll(1, 3)),
     }
     mistakes = [({"z": torch.ones(3, 5)}, r"z must be \[N,C,H,W\], found \[3, 5\]")]
 
     def counted_flops(self, arguments: Arguments) -> int:
-        """A product and a tanh."""
+        """One multiplication and one tanh per element."""
         return 2 * arguments["z"].numel()
 
 
@@ -42,5 +44,5 @@ def test_what_is_not_finite_stays_visible() -> None:
 
 
 def test_cost_by_hand() -> None:
-    found = cost(torch.empty(1, 3, 4, 5, dtype=torch.float16, device="meta"), 2.0)
+    found = TanhScaled(torch.empty(1, 3, 4, 5, dtype=torch.float16, device="meta"), 2.0).cost()
     assert (found.flops, found.bytes) == (120, 240)

@@ -1,6 +1,6 @@
 """Argument sets of the fp8 operators: e4m3 tensors with the scales that a quantisation would give them.
 
-They stay e4m3 in every dtype under test. Depths are multiples of 32, as the operators want them; the rest is awkward.
+They stay e4m3 in every dtype under test. Depths are multiples of 32, as the operators require; the rest is awkward.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Argument sets of the products of tokens, with and without a LayerNorm in front, for `cases.py`."""
+"""Argument sets of the matmuls of tokens, with and without a LayerNorm before them, for `cases.py`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def row_moments(t: Tensor) -> Tensor:
 
 
 def _normed(arguments: Arguments, x: str, eps: float | None) -> Arguments:
-    """The arguments with those of a LayerNorm of `x` in front, unless eps is None."""
+    """The arguments with those of a LayerNorm of `x` before the matmul, unless eps is None."""
     if eps is None:
         return arguments
     sums = arguments["weight"].sum(1)

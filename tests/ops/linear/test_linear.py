@@ -9,14 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.ops.contract import OperatorContract, is_exact
+from tests.ops.contract import OperatorContract, is_exact, reference_of
 from tests.ops.draw import Draw
 from tests.ops.mathematics import altered, zeroed
 from tests.ops.norm.row_moments import RowMomentsContract, by_hand, mutants
-from tinysr_kernels.ops.linear.linear import cost, linear_row_moments, reference
+from tinysr_kernels.ops.linear.linear import Linear
+
+reference = reference_of("linear")
 
 
-def product(x: Tensor, weight: Tensor) -> Tensor:
+def matmul(x: Tensor, weight: Tensor) -> Tensor:
     return (x[..., None, :] * weight).sum(-1)
 
 
@@ -30,10 +32,10 @@ def row_statistics(row_moments: Tensor, depth: int) -> tuple[Tensor, Tensor]:
     return mean[..., None], squares[..., None] / depth
 
 
-def normed_product(x: Tensor, weight: Tensor, row_moments: Tensor, weight_sums: Tensor, eps: float) -> Tensor:
-    """The product of normalised rows, by the sums of the weight's."""
+def normed_matmul(x: Tensor, weight: Tensor, row_moments: Tensor, weight_sums: Tensor, eps: float) -> Tensor:
+    """The matmul of normalized rows, by the sums of the weight's rows."""
     mean, variance = row_statistics(row_moments, x.shape[-1])
-    return (product(x, weight) - mean * weight_sums) / (variance + eps).sqrt()
+    return (matmul(x, weight) - mean * weight_sums) / (variance + eps).sqrt()
 
 
 def oracle(
@@ -49,9 +51,9 @@ def oracle(
     weight_sums: Tensor | None = None,
     eps: float = 0.0,
 ) -> Tensor:
-    v = product(x, weight) if row_moments is None else normed_product(x, weight, row_moments, weight_sums, eps)
+    v = matmul(x, weight) if row_moments is None else normed_matmul(x, weight, row_moments, weight_sums, eps)
     if x2 is not None:
-        v = v + product(x2, weight2)
+        v = v + matmul(x2, weight2)
     if bias is not None:
         v = v + bias
     if activation == "gelu_tanh":
@@ -65,8 +67,8 @@ def oracle(
     return v if residual is None else v + residual
 
 
-def normalised(x: Tensor, row_moments: Tensor | None, eps: float) -> Tensor:
-    """The rows as a LayerNorm of these statistics leaves them, in x's dtype."""
+def normalized(x: Tensor, row_moments: Tensor | None, eps: float) -> Tensor:
+    """The rows after a LayerNorm of these statistics, in x's dtype."""
     if row_moments is None:
         return x
     mean, variance = row_statistics(row_moments, x.shape[-1])
@@ -86,7 +88,7 @@ def eager(
     weight_sums: Tensor | None = None,
     eps: float = 0.0,
 ) -> Tensor:
-    v = F.linear(normalised(x, row_moments, eps), weight, bias)
+    v = F.linear(normalized(x, row_moments, eps), weight, bias)
     if x2 is not None:
         v = v + F.linear(x2, weight2)
     if activation == "gelu_tanh":
@@ -128,7 +130,7 @@ MUTANTS = {
     "no mean": altered(reference, "weight_sums", torch.zeros_like),
     "no eps": altered(reference, "eps", lambda _: 0.0),
     "moments of another part": altered(reference, "row_moments", lambda t: t.roll(1, -1)),
-    "not normalised": lambda **a: reference(**{**a, "row_moments": None, "weight_sums": None}),
+    "not normalized": lambda **a: reference(**{**a, "row_moments": None, "weight_sums": None}),
 }
 
 MOMENTS, SUMS = {"row_moments": torch.ones(2, 7, 2, 2)}, {"weight_sums": torch.ones(48)}
@@ -160,7 +162,7 @@ class TestLinear(OperatorContract):
     eager = staticmethod(eager)
     channels_last = False
     same_bits_in_any_batch = False
-    # The library's product with a single vector sums in an order that depends on the vector's alignment.
+    # The library's matmul with a single vector sums in an order that depends on the vector's alignment.
     same_bits_at_any_address = False
     mutants = MUTANTS
     mistakes = MISTAKES
@@ -171,12 +173,12 @@ class TestLinearRowMoments(RowMomentsContract):
     oracle = staticmethod(by_hand(oracle))
     eager = staticmethod(by_hand(eager))
     same_bits_at_any_address = False
-    mutants = mutants(linear_row_moments.reference)
+    mutants = mutants(reference_of("linear_row_moments"))
     mistakes: ClassVar = [({"weight": torch.ones(48)}, r"weight must be \[O,K\], found \[48\]")]
 
 
 def test_a_layer_norm_between_two_linears() -> None:
-    """What one leaves and the other takes is LayerNorm, on rows whose mean is large too."""
+    """The statistics that one returns and the other consumes make a LayerNorm, on rows whose mean is large too."""
     d = Draw("layer norm")
     x, first, second = d.tokens(2, 9, 48), d.weight(70, 48), d.weight(30, 70)
     bias = d.normal(70) + 50
@@ -199,9 +201,9 @@ def test_tanh_and_exact_gelu_are_told_apart() -> None:
 def test_cost_by_hand() -> None:
     half = {"dtype": torch.float16, "device": "meta"}
     x, weight = torch.empty(2, 7, 48, **half), torch.empty(60, 48, **half)
-    found = cost(x, weight, activation="geglu")
+    found = Linear(x, weight, activation="geglu").cost()
     assert found.flops == 2 * 14 * 2880
     assert found.bytes == 2 * (672 + 2880 + 14 * 30)
     # A residual repeated over the batch by a stride of zero is in memory once.
     repeated = torch.empty(1, 7, 60, **half).expand(2, 7, 60)
-    assert cost(x, weight, residual=repeated).bytes == 2 * (672 + 2880 + 420 + 840)
+    assert Linear(x, weight, residual=repeated).cost().bytes == 2 * (672 + 2880 + 420 + 840)

@@ -12,16 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.ops.cases import Arguments
-from tests.ops.contract import OperatorContract
+from tests.ops.contract import OperatorContract, reference_of
 from tests.ops.linear.test_quantize import QuantizedContract, nearest
 from tests.ops.mathematics import altered, zeroed
-from tinysr_kernels.ops.linear.linear_fp8 import cost, out_group, quantized_cost, quantized_reference, reference
+from tinysr_kernels.ops.linear.linear_fp8 import LinearFp8, LinearFp8Quantized, out_group
+
+reference = reference_of("linear_fp8")
 
 E4M3 = torch.float8_e4m3fn
 
 
 def spread(scale: Tensor, width: int) -> Tensor:
-    """A scale for each of `width` elements."""
+    """One scale per element, of `width` elements."""
     return scale.repeat_interleave(width // scale.shape[-1], -1)
 
 
@@ -133,7 +135,7 @@ class TestLinearFp8Quantized(QuantizedContract):
     eager = staticmethod(quantized_eager)
     same_bits_in_any_batch = False
     same_bits_at_any_address = False
-    mutants = mutants(quantized_reference)
+    mutants = mutants(reference_of("linear_fp8_quantized"))
     mistakes = [
         (
             {"weight": torch.ones(48, 96).to(E4M3), "weight_scale": torch.ones(48), "bias": None},
@@ -143,7 +145,7 @@ class TestLinearFp8Quantized(QuantizedContract):
     ]
 
     def counted_flops(self, arguments: Arguments) -> int:
-        """Those of the product; quantising its result is its epilogue."""
+        """Those of the matmul; quantizing its result is its epilogue."""
         return 2 * arguments["x"].numel() * arguments["weight"].shape[0]
 
 
@@ -157,8 +159,8 @@ def test_cost_by_hand() -> None:
     x, weight = (torch.empty(*shape, dtype=E4M3, **meta) for shape in ((2, 7, 64), (256, 64)))
     x_scale, weight_scale = torch.empty(2, 7, 1, **meta), torch.empty(256, **meta)
     residual = torch.empty(2, 7, 256, dtype=torch.float16, **meta)
-    found = cost(x, x_scale, weight, weight_scale, torch.float16, residual=residual)
+    found = LinearFp8(x, x_scale, weight, weight_scale, torch.float16, residual=residual).cost()
     assert found.flops == 2 * 14 * 64 * 256
     assert found.bytes == 14 * 64 + 4 * 14 + 64 * 256 + 4 * 256 + 2 * 2 * 14 * 256
-    found = quantized_cost(x, x_scale, weight, weight_scale, torch.float16)
+    found = LinearFp8Quantized(x, x_scale, weight, weight_scale, torch.float16).cost()
     assert found.bytes == 14 * 64 + 4 * 14 + 64 * 256 + 4 * 256 + 14 * 256 + 4 * 14 * 2

@@ -1,4 +1,4 @@
-"""linear's kernel with one and two blocks of features, and the library, on every case of the operator."""
+"""linear's kernel with one and two blocks of features, and the cuBLASLt backend, on every case of the operator."""
 
 from __future__ import annotations
 
@@ -20,40 +20,43 @@ from tinysr_kernels.ops.norm.kernels import row_moments as row_moments_kernel
 class TestLinearKernels(KernelContract):
     contract = test_linear.TestLinear
     kernels = linear_kernel
-    # Small blocks, so that these small products have several of each kind and ragged ends.
+    # Small blocks, so that these small matmuls have several of each kind and ragged ends.
     configs: ClassVar = {
-        "two blocks": Config("tile", rows=16, columns=16, side=16, slice=32, band=2, warps=4, stages=1),
+        "two blocks": Config("tile", 16, 16, block_n2=16, block_k=32, group_m=2, num_warps=4, num_stages=1),
         "library": LIBRARY,
     }
     mutations: ClassVar = {
-        "first slice alone": ("for start in range(0, depth, SLICE):", "for start in range(0, SLICE, SLICE):"),
-        "behind the depth": ("known = k < depth - start", "known = k < depth - start + 1"),
-        "the first row for all": ("at_x = x + row[:, None] * depth", "at_x = x + (row * 0)[:, None] * depth"),
-        "no second input": ("if x2 is not None:", "if x2 is not None and depth < 0:"),
+        "first step alone": ("for start in range(0, K, BLOCK_K):", "for start in range(0, BLOCK_K, BLOCK_K):"),
+        "beyond K": ("k_mask = k < K - start", "k_mask = k < K - start + 1"),
+        "the first row for all": ("x_ptrs = x + rows[:, None] * K", "x_ptrs = x + (rows * 0)[:, None] * K"),
+        "no second input": ("if x2 is not None:", "if x2 is not None and K < 0:"),
         "exact GELU for tanh": ("v = gelu_tanh(v)", "v = _gelu(v * 1.02)"),
-        "gates are values": ("acc *= _gelu(side)", "acc = side * _gelu(acc)"),
-        "one bias for both": ("_vector(bias + features,", "_vector(bias,"),
-        "gates from the first half": ("side_taken += features", "side_taken += 0"),
+        "gates are values": ("acc *= _gelu(acc2)", "acc = acc2 * _gelu(acc)"),
+        "one bias for both": ("_vector(bias + N,", "_vector(bias,"),
+        "gates from the first half": ("w_rows2 += N", "w_rows2 += 0"),
         "no bias": ("v += _vector(bias", "v += 0.0 * _vector(bias"),
         "no gate": ("v *= _vector(gate", "v += 0.0 * _vector(gate"),
-        "no residual": ("if residual is not None:", "if residual is not None and features < 0:"),
+        "no residual": ("if residual is not None:", "if residual is not None and N < 0:"),
         "second block lost": (
-            "        if SECOND:\n            begin += COLUMNS",
-            "        if SECOND and rows < 0:\n            begin += COLUMNS",
+            "        if SECOND:\n            first_col += BLOCK_N",
+            "        if SECOND and M < 0:\n            first_col += BLOCK_N",
         ),
-        "rows of the band mixed up": ("(first + inside % height)", "(first + inside * 0)"),
-        "blocks of features mixed up": ("begin = inside // height * WIDTH", "begin = inside // height * COLUMNS"),
-        "no mean": ("rstd[:, None] * (v - mean[:, None] *", "rstd[:, None] * (v - 0.0 * mean[:, None] *"),
-        "no rstd": ("return rstd[:, None] * (v", "return (v"),
-        "the values' sums for the gates": ("weight_sums + features, side_column", "weight_sums, side_column"),
-        "second block not normalised": (
-            "elif SECOND:\n            side = _norm",
+        "rows of a group mixed up": ("(first_block + in_group % group_m)", "(first_block + in_group * 0)"),
+        "blocks of features mixed up": (
+            "first_col = in_group // group_m * WIDTH",
+            "first_col = in_group // group_m * BLOCK_N",
+        ),
+        "no mean": ("rstd[:, None] * (acc - mean[:, None] *", "rstd[:, None] * (acc - 0.0 * mean[:, None] *"),
+        "no rstd": ("return rstd[:, None] * (acc", "return (acc"),
+        "the values' sums for the gates": ("weight_sums + N, cols2", "weight_sums, cols2"),
+        "second block not normalized": (
+            "elif SECOND:\n            acc2 = _norm",
             "elif SECOND:\n            _ = _norm",
         ),
-        "parts count alike": ("means * count, 0.0), 1) / depth", "means, 0.0), 1) / parts"),
+        "parts count alike": ("means * count, 0.0), 1) / K", "means, 0.0), 1) / parts"),
         "means of parts alike": ("squares + count * deviation * deviation", "squares"),
         "no eps": ("tl.sqrt_rn(variance + eps)", "tl.sqrt_rn(variance)"),
-        "the first part alone": ("known = (number < parts)[None, :]", "known = (number < 1)[None, :]"),
+        "the first part alone": ("mask = (part < parts)[None, :]", "mask = (part < 1)[None, :]"),
     }
 
 
@@ -61,44 +64,44 @@ class TestLinearRowMomentsKernels(KernelContract):
     contract = test_linear.TestLinearRowMoments
     kernels = linear_kernel
     configs: ClassVar = {
-        "two blocks": Config("tile", rows=16, columns=32, side=32, slice=32, band=2, warps=4, stages=1),
-        "several parts": Config("tile", rows=32, columns=64, side=64, slice=16, band=4, warps=4, stages=2),
+        "two blocks": Config("tile", 16, 32, block_n2=32, block_k=32, group_m=2, num_warps=4, num_stages=1),
+        "several parts": Config("tile", 32, 64, block_n2=64, block_k=16, group_m=4, num_warps=4, num_stages=2),
         "library": LIBRARY,
     }
     mutations: ClassVar = {
-        "features behind the end": ("known = column < features\n", "known = column < features + 1\n"),
-        "parts of one size": ("tl.minimum(features - number * PART, PART)", "(number * 0 + PART)"),
+        "features beyond the end": ("mask = cols < N\n", "mask = cols < N + 1\n"),
+        "parts of one size": ("tl.minimum(N - part * PART, PART)", "(part * 0 + PART)"),
         "mean not taken off": ("values - mean[:, :, None]", "values"),
-        "parts of the first tile": ("number = begin // PART + ", "number = "),
+        "parts of the first tile": ("part = first_col // PART + ", "part = "),
         "rows of the first tile": ("out_moments + first_row * (2 * parts) +", "out_moments +"),
     }
 
 
 class TestRowMomentsOfStoredResults(KernelContract):
-    """Where a library computes, one more launch takes the moments."""
+    """After a library's kernel one more launch computes the statistics."""
 
     contract = test_linear.TestLinearRowMoments
     kernels = row_moments_kernel
     configs: ClassVar = {"library": LIBRARY}
     mutations: ClassVar = {
-        "the first block for all": ("begin = tl.program_id(1) * COLUMNS", "begin = tl.program_id(1) * 0"),
-        "the first rows for all": ("at = out + first_row * features +", "at = out +"),
+        "the first block for all": ("first_col = tl.program_id(1) * BLOCK_N", "first_col = tl.program_id(1) * 0"),
+        "the first rows for all": ("at = out + first_row * N +", "at = out +"),
     }
 
 
-def test_row_moments_take_tiles_of_whole_parts() -> None:
+def test_row_moments_need_tiles_of_whole_parts() -> None:
     """A narrower tile is refused, not computed wrongly."""
     arguments = CASES["linear_row_moments"][0].arguments(torch.float16)
-    narrow = Config("tile", rows=16, columns=16, side=0, slice=32, band=2, warps=4, stages=1)
+    narrow = Config("tile", 16, 16, block_n2=0, block_k=32, group_m=2, num_warps=4, num_stages=1)
     with (
         configs.given(linear_row_moments=narrow),
         pytest.raises(ValueError, match="blocks of whole 32 features"),
     ):
-        REGISTRY["linear_row_moments"].plan(**arguments)
+        REGISTRY["linear_row_moments"](**arguments).planned()
 
 
 def test_gelu_as_exact_as_the_library() -> None:
-    """Over the whole range, tails included, where a sigmoid may overflow."""
+    """Over the whole range, including the tails, where a sigmoid may overflow."""
     x = torch.linspace(-60, 60, 481)[:, None]
     arguments = {**CASES["linear"][5].arguments(torch.float32), "x": x, "weight": torch.ones(1, 1), "bias": None}
     for activation in ("gelu_tanh", "geglu"):

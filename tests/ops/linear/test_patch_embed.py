@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.ops.contract import OperatorContract
+from tests.ops.contract import OperatorContract, reference_of
 from tests.ops.mathematics import altered, zeroed
 from tests.ops.norm.row_moments import RowMomentsContract, by_hand, mutants
-from tinysr_kernels.ops.linear.patch_embed import cost, patch_embed_row_moments, reference
+from tinysr_kernels.ops.linear.patch_embed import PatchEmbed
+
+reference = reference_of("patch_embed")
 
 
 def oracle(z: Tensor, weight: Tensor, table: Tensor) -> Tensor:
@@ -60,13 +62,13 @@ class TestPatchEmbedRowMoments(RowMomentsContract):
     op = "patch_embed_row_moments"
     oracle = staticmethod(by_hand(oracle))
     eager = staticmethod(by_hand(eager))
-    mutants = mutants(patch_embed_row_moments.reference)
+    mutants = mutants(reference_of("patch_embed_row_moments"))
     mistakes = MISTAKES[:1]
 
 
 def test_cost_by_hand() -> None:
     half = {"dtype": torch.float16, "device": "meta"}
     z, weight, table = (torch.empty(s, **half) for s in [(2, 16, 6, 10), (48, 16, 2, 2), (15, 48)])
-    found = cost(z, weight, table)
+    found = PatchEmbed(z, weight, table).cost()
     assert found.flops == 2 * 30 * 64 * 48
     assert found.bytes == 2 * (1920 + 3072 + 720 + 1440)

@@ -13,32 +13,32 @@ from tinysr_kernels.ops.linear.patch_embed import Config
 class TestPatchEmbedKernels(KernelContract):
     contract = test_patch_embed.TestPatchEmbed
     kernels = linear_kernel
-    configs: ClassVar = {"several blocks": Config(rows=16, columns=16, slice=16, warps=4)}
+    configs: ClassVar = {"several blocks": Config(block_m=16, block_n=16, block_k=16, num_warps=4)}
     mutations: ClassVar = {
-        "no table": ("acc += tl.load(at, mask=known", "acc += 0.0 * tl.load(at, mask=known"),
-        "the first sample's table alone": ("(row % sample_tokens)", "row"),
-        "first slice alone": ("tl.static_range(0, DEPTH, SLICE)", "tl.static_range(0, SLICE, SLICE)"),
+        "no table": ("acc += tl.load(at, mask=mask", "acc += 0.0 * tl.load(at, mask=mask"),
+        "the first sample's table alone": ("(rows % sample_tokens)", "rows"),
+        "first step alone": ("tl.static_range(0, K, BLOCK_K)", "tl.static_range(0, BLOCK_K, BLOCK_K)"),
         "rows and columns of a patch swapped": (
             "pixel // PATCH * (across * PATCH) + pixel % PATCH",
             "pixel % PATCH * (across * PATCH) + pixel // PATCH",
         ),
-        "channels of another pixel": ("(k % CHANNELS)[None, :]\n        rows", "(k // PATCH)[None, :]\n        rows"),
-        "patches overlap": ("across + row % across * PATCH", "across + row % across"),
-        "pixels for patches": ("row // across * (PATCH * PATCH) * across", "row // across * PATCH * across"),
+        "channels of another pixel": ("(k % CHANNELS)[None, :]\n        a =", "(k // PATCH)[None, :]\n        a ="),
+        "patches overlap": ("across + rows % across * PATCH", "across + rows % across"),
+        "pixels for patches": ("rows // across * (PATCH * PATCH) * across", "rows // across * PATCH * across"),
     }
 
 
 class TestPatchEmbedRowMomentsKernels(KernelContract):
     contract = test_patch_embed.TestPatchEmbedRowMoments
     kernels = linear_kernel
-    configs: ClassVar = {"several blocks": Config(rows=16, columns=32, slice=16, warps=4)}
+    configs: ClassVar = {"several blocks": Config(block_m=16, block_n=32, block_k=16, num_warps=4)}
     mutations: ClassVar = {
         "moments of the first tile": (
-            "tl.arange(0, ROWS), begin, tokens, features",
-            "tl.arange(0, ROWS), 0, tokens, features",
+            "tl.arange(0, BLOCK_M), first_col, M, N, PART",
+            "tl.arange(0, BLOCK_M), 0, M, N, PART",
         ),
         "moments before the table": (
-            "store_moments(v, out_moments, first_row, tl",
-            "store_moments(v * 0.5, out_moments, first_row, tl",
+            "store_row_moments(v, out_moments, first_row, tl",
+            "store_row_moments(v * 0.5, out_moments, first_row, tl",
         ),
     }

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.ops.cases import CASES, Arguments, Case
-from tests.ops.contract import OperatorContract, is_exact, tensors
+from tests.ops.contract import OperatorContract, is_exact, reference_of, tensors
 from tests.ops.mathematics import altered
-from tests.ops.norm.test_layer_norm import oracle as normalised
-from tinysr_kernels.ops.linear.quantize import cost, dequantized, norm_reference, reference
+from tests.ops.norm.test_layer_norm import oracle as normalized
+from tinysr_kernels.ops.linear.quantize import QuantizeRows, dequantized
+
+reference, norm_reference = reference_of("quantize_rows"), reference_of("layer_norm_quantize")
 
 E4M3 = torch.float8_e4m3fn
 # Four bits of exponent with a bias of 7 and three of mantissa; the last pattern is NaN.
@@ -41,7 +43,7 @@ def oracle(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def norm_oracle(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return nearest(normalised(x, eps))
+    return nearest(normalized(x, eps))
 
 
 def eager(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,7 +57,7 @@ def norm_eager(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 class QuantizedContract(OperatorContract):
-    """An operator that gives (q, scale)."""
+    """An operator that returns (q, scale)."""
 
     channels_last = False
 
@@ -148,7 +150,7 @@ def test_what_is_not_finite_shows(broken: float) -> None:
         assert finite.tolist() == [True, False]
 
 
-def test_the_error_is_that_of_three_digits() -> None:
+def test_the_error_is_that_of_three_bits() -> None:
     """At most 1/16 of an element, or half the smallest number of the row's scale."""
     for case in CASES["quantize_rows"]:
         x = case.arguments(torch.float32)["x"]
@@ -158,5 +160,5 @@ def test_the_error_is_that_of_three_digits() -> None:
 
 
 def test_cost_by_hand() -> None:
-    found = cost(torch.empty(2, 7, 63, dtype=torch.bfloat16))
+    found = QuantizeRows(torch.empty(2, 7, 63, dtype=torch.bfloat16)).cost()
     assert (found.flops, found.bytes) == (2 * 882, 3 * 882 + 4 * 14)

@@ -23,10 +23,10 @@ from tinysr_kernels.ops.linear.quantize import Config
 CONFIGS = {"one row": Config(1, 1), "four rows": Config(4, 2)}
 MUTATIONS = {
     "largest of signed values": ("tl.max(tl.abs(v), 1)", "tl.max(v, 1)"),
-    "scale of another row": ("scale + row,", "scale + rows - 1 - row,"),
+    "scale of another row": ("scale + rows,", "scale + M - 1 - rows,"),
     "half the range": ("tl.div_rn(448.0, top)", "tl.div_rn(224.0, top)"),
     "scale is its inverse": ("tl.div_rn(top, 448.0)", "tl.div_rn(448.0, top)"),
-    "last feature lost": ("(inner < width)", "(inner < width - 1)"),
+    "last feature lost": ("(cols < N)", "(cols < N - 1)"),
     "zeros have no scale": ("tl.maximum(tl.max(tl.abs(v), 1), smallest)", "tl.max(tl.abs(v), 1)"),
 }
 
@@ -43,10 +43,10 @@ class TestLayerNormQuantizeKernels(KernelContract):
     kernels = quantize_kernel
     configs: ClassVar = CONFIGS
     mutations: ClassVar = {
-        "no norm": ("if NORMALISE:", "if NORMALISE and width < 0:"),
+        "no norm": ("if NORMALIZE:", "if NORMALIZE and N < 0:"),
         "no eps": ("variance + eps", "variance"),
-        "mean of the columns": ("tl.sum(v, 1)[:, None] / width", "tl.sum(v, 1)[:, None] / COLUMNS"),
-        "padding counts": ("tl.where(known, v - mean, 0.0)", "v - mean"),
+        "mean of the columns": ("tl.sum(v, 1)[:, None] / N", "tl.sum(v, 1)[:, None] / BLOCK_N"),
+        "padding counts": ("tl.where(mask, v - mean, 0.0)", "v - mean"),
     }
 
 
@@ -54,7 +54,7 @@ def both(x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """(q, scale) from the kernel and from the reference."""
     with using("triton"):
         q, scale = torch.ops.tinysr.quantize_rows(x.to(DEVICE))
-    return (q.cpu(), scale.cpu()), REGISTRY["quantize_rows"].reference(x)
+    return (q.cpu(), scale.cpu()), REGISTRY["quantize_rows"](x).reference()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -84,11 +84,11 @@ def test_what_is_not_finite_shows(broken: float) -> None:
 
 @pytest.mark.parametrize("arch", [89, 90])
 def test_values_are_rounded_once(arch: int) -> None:
-    """From float32 to e4m3 in one instruction; by way of float16, as Triton converts on sm_89, ties would be wrong."""
+    """From float32 to e4m3 in one instruction; Triton's detour of float16 on sm_89 would get ties wrong."""
     pytest.importorskip("triton.backends.nvidia", reason="the compiler's own tools are needed")
     with assume(GPUS[arch]):
         x = torch.empty(64, 1536, dtype=torch.float16, device="meta")
-        (launch,) = REGISTRY["quantize_rows"].plan(x)[0].launches
+        (launch,) = REGISTRY["quantize_rows"](x).planned()[0].launches
     variant = machine_code.variant(arch, launch)
     (text,) = machine_code.compile_all([variant], 1, function=machine_code.listing)
     assert set(re.findall(r"F2FP?\.[\w.]*E4M3[\w.]*", text)) == {"F2FP.SATFINITE.E4M3.F32.PACK_AB_MERGE_C"}
@@ -100,4 +100,4 @@ def test_older_gpus_are_refused(op: str) -> None:
     arguments = CASES[op][0].arguments(torch.float16)
     for arch in (80, 86):
         with assume(GPUS[arch]), using("triton"), pytest.raises(ValueError, match=f"{op} needs .* 8.9, .* has 8.[06]"):
-            REGISTRY[op].overload(**arguments)
+            REGISTRY[op].overload()(**arguments)

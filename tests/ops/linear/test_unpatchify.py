@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.ops.contract import OperatorContract
-from tests.ops.linear.test_linear import normalised, normed_product, product
+from tests.ops.contract import OperatorContract, reference_of
+from tests.ops.linear.test_linear import matmul, normalized, normed_matmul
 from tests.ops.mathematics import altered, zeroed
-from tinysr_kernels.ops.linear.unpatchify import cost, reference
+from tinysr_kernels.ops.linear.unpatchify import UnpatchifySubtract
+
+reference = reference_of("unpatchify_subtract")
 
 
 def oracle(
@@ -24,7 +26,7 @@ def oracle(
     weight_sums: Tensor | None = None,
     eps: float = 0.0,
 ) -> Tensor:
-    v = product(t, weight) if row_moments is None else normed_product(t, weight, row_moments, weight_sums, eps)
+    v = matmul(t, weight) if row_moments is None else normed_matmul(t, weight, row_moments, weight_sums, eps)
     if bias is not None:
         v = v + bias
     p, out = patch_size, z.clone()
@@ -49,12 +51,12 @@ def eager(
 ) -> Tensor:
     n, c, h, w = z.shape
     p = patch_size
-    v = F.linear(normalised(t, row_moments, eps), weight, bias).view(n, h // p, w // p, p, p, c)
+    v = F.linear(normalized(t, row_moments, eps), weight, bias).view(n, h // p, w // p, p, p, c)
     return z - torch.einsum("nhwpqc->nchpwq", v).reshape(n, c, h, w)
 
 
 def reordered(order: str) -> Any:
-    """A wrong order of the projection's features, given as that of (p, q, c)."""
+    """A wrong order of the projection's features, stated for (p, q, c)."""
 
     def edit(**a: Any) -> Tensor:
         p, c = a["patch_size"], a["z"].shape[1]
@@ -100,6 +102,6 @@ class TestUnpatchifySubtract(OperatorContract):
 def test_cost_by_hand() -> None:
     half = {"dtype": torch.float16, "device": "meta"}
     t, weight, z = (torch.empty(s, **half) for s in [(2, 15, 48), (64, 48), (2, 16, 6, 10)])
-    found = cost(t, weight, None, z, 2)
+    found = UnpatchifySubtract(t, weight, None, z, 2).cost()
     assert found.flops == 2 * 30 * 64 * 48
     assert found.bytes == 2 * (1440 + 3072 + 1920 + 1920)

@@ -1,4 +1,4 @@
-"""What an operator owes that leaves the moments of its result beside it (ops/norm/channel_moments.py)."""
+"""The contract of operators that also return per-channel statistics of their result (ops/norm/channel_moments.py)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def by_hand(function: Callable[..., Tensor]) -> Callable[..., Both]:
 
 
 def mutants(reference: Callable[..., Both]) -> dict[str, Callable[..., Both]]:
-    """Wrong moments beside a right result."""
+    """Wrong statistics with a right result."""
 
     def wrong(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Both]:
         def both(**arguments: Any) -> Both:

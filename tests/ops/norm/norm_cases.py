@@ -1,4 +1,4 @@
-"""Argument sets of convolutions with a GroupNorm before them, or behind them (`ops/conv/conv_norm.py`), for `cases.py`."""
+"""Arguments of convolutions with a GroupNorm before them or after them (`ops/conv/conv_norm.py`), for `cases.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Maker = Callable[..., Any]
 
 
 def norm_first(make: Maker, groups: int, eps: float = 1e-5) -> Maker:
-    """A convolution on the normalised image: its channels' moments, which need not be the true ones, and the norm."""
+    """A convolution of the normalized image: per-channel statistics, which need not be the true ones, and the norm."""
 
     def drawn(d: Any) -> dict[str, Any]:
         found = make(d)
@@ -33,7 +33,7 @@ def _then_norm(
     eps: float = 1e-5,
     silu: bool = True,
 ) -> Maker:
-    """A convolution with this result, and a GroupNorm behind it that takes `second` channels more."""
+    """A convolution with a result of shape `out`, then a GroupNorm of that and `second` channels more."""
     n, o, h, w = out
     return lambda d: {
         **make(d),
@@ -47,7 +47,7 @@ def _then_norm(
 
 
 def norm_makers(conv3x3: Maker, upsample: Maker) -> dict[str, dict[str, Maker]]:
-    """By operator and name, from what makes the arguments of the convolutions alone."""
+    """By operator and name; conv3x3 and upsample make the arguments of the convolutions alone."""
     return {
         "conv3x3_norm": {
             "groups of 15": _then_norm(
@@ -59,7 +59,7 @@ def norm_makers(conv3x3: Maker, upsample: Maker) -> dict[str, dict[str, Maker]]:
             ),
             "groups of 8": _then_norm(conv3x3(3, 15, 24, 6, 6, bias=False), (3, 24, 6, 6), 3),
             "one pixel": _then_norm(conv3x3(1, 10, 3, 1, 1), (1, 3, 1, 1), 1, second=1),
-            "norm before and behind": _then_norm(norm_first(conv3x3(2, 16, 24, 4, 4), 2), (2, 24, 4, 4), 6),
+            "norm before and after": _then_norm(norm_first(conv3x3(2, 16, 24, 4, 4), 2), (2, 24, 4, 4), 6),
             "stride 2": _then_norm(conv3x3(2, 64, 32, 7, 9, stride=2, activation="silu"), (2, 32, 4, 5), 8, silu=False),
         },
         "upsample_conv_norm": {

@@ -1,4 +1,4 @@
-"""What an operator owes that leaves the moments of its result's rows beside it (ops/norm/row_moments.py)."""
+"""What an operator owes that also returns the statistics of its result's rows (ops/norm/row_moments.py)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Both = tuple[Tensor, Tensor]
 
 
 def by_hand(function: Callable[..., Tensor]) -> Callable[..., Both]:
-    """The result, and the moments of each 32 features of its rows."""
+    """The result, and the statistics of every 32 features of its rows."""
 
     def both(**arguments: Any) -> Both:
         out = function(**arguments)
@@ -26,7 +26,7 @@ def by_hand(function: Callable[..., Tensor]) -> Callable[..., Both]:
 
 
 def mutants(reference: Callable[..., Both]) -> dict[str, Callable[..., Both]]:
-    """Wrong moments beside a right result."""
+    """Wrong statistics with a right result."""
 
     def wrong(change: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Both]:
         def both(**arguments: Any) -> Both:
@@ -43,7 +43,7 @@ def mutants(reference: Callable[..., Both]) -> dict[str, Callable[..., Both]]:
         "squares of the values": wrong(
             lambda out, m: torch.stack([m[..., 0, :], m[..., 1, :] + m[..., 0, :] ** 2], -2)
         ),
-        "the last part taken for whole": wrong(
+        "the last part counted as whole": wrong(
             lambda out, m: torch.cat([m[..., :-1], m[..., -1:] * ((out.shape[-1] - 1) % 32 + 1) / 32], -1)
         ),
     }
@@ -59,7 +59,7 @@ class RowMomentsContract(OperatorContract):
         return [dtype, torch.promote_types(dtype, torch.float32)]
 
     def counted_flops(self, arguments: Arguments) -> int:
-        """The product's, and 3 for each element of the result."""
+        """The matmul's, and 3 per element of the result."""
         out, _ = type(self).eager(**arguments)
         flops: int = super().counted_flops(arguments)
         return flops + 3 * out.numel()

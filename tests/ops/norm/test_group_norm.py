@@ -1,4 +1,4 @@
-"""group_norm against means and variances summed group by group."""
+"""group_norm against means and variances summed group by group, in float64."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.ops.cases import Arguments, Case, Draw
-from tests.ops.contract import OperatorContract
+from tests.ops.contract import OperatorContract, reference_of
 from tests.ops.mathematics import altered, sigmoid_times
-from tinysr_kernels.ops.norm.group_norm import cost, reference
+from tinysr_kernels.ops.norm.group_norm import GroupNorm
+
+reference = reference_of("group_norm")
 
 
 def oracle(
@@ -100,7 +102,7 @@ MUTANTS = {
     "silu never": lambda **a: reference(**{**a, "silu": False}),
     "skip first": lambda **a: reference(**({**a, **swapped(a)} if a["skip"] is not None else a)),
     "skip channels swapped": altered(reference, "skip", lambda t: t.flip(1)),
-    "moments not taken": lambda **a: reference(**{**a, "moments": None, "skip_moments": None}),
+    "moments ignored": lambda **a: reference(**{**a, "moments": None, "skip_moments": None}),
     "moments of other channels": altered(reference, "moments", lambda t: t.roll(1, 2)),
     "moments swapped": altered(reference, "moments", lambda t: t.flip(1).abs()),
     "skip's moments swapped": altered(reference, "skip_moments", lambda t: t.flip(1).abs()),
@@ -130,7 +132,7 @@ class TestGroupNorm(OperatorContract):
     mistakes = MISTAKES
 
     def counted_flops(self, arguments: Arguments) -> int:
-        """3 for the statistics unless they are given, 2 for the affine map, 4 for SiLU, per element."""
+        """Per element 3 for the statistics unless they are arguments, 2 for the affine map, 4 for SiLU."""
         elements = sum(arguments[name].numel() for name in ("x", "skip") if arguments[name] is not None)
         statistics = 3 if arguments.get("moments") is None else 0
         return elements * (statistics + 2 + (4 if arguments.get("silu", True) else 0))
@@ -159,6 +161,7 @@ def test_channels_last_keeps_the_variance() -> None:
 def test_cost_by_hand() -> None:
     half = {"dtype": torch.float16, "device": "meta"}
     vector = torch.empty(90, device="meta")  # float32 parameters beside half activations
-    found = cost(torch.empty(1, 48, 3, 5, **half), torch.empty(1, 42, 3, 5, **half), vector, vector.clone(), 2, 1e-5)
+    x, skip = torch.empty(1, 48, 3, 5, **half), torch.empty(1, 42, 3, 5, **half)
+    found = GroupNorm(x, skip, vector, vector.clone(), 2, 1e-5).cost()
     assert found.flops == 9 * 1350
     assert found.bytes == 2 * (720 + 630 + 1350) + 4 * 180

@@ -7,15 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.ops.cases import Arguments
-from tests.ops.contract import OperatorContract
+from tests.ops.contract import OperatorContract, reference_of
 from tests.ops.mathematics import altered
-from tinysr_kernels.ops.norm.layer_norm import cost, reference
+from tinysr_kernels.ops.norm.layer_norm import LayerNorm
+
+reference = reference_of("layer_norm")
 
 
 def oracle(x: Tensor, eps: float) -> Tensor:
     width = x.shape[-1]
-    centred = x - x.sum(-1, keepdim=True) / width
-    return centred / ((centred**2).sum(-1, keepdim=True) / width + eps).sqrt()
+    centered = x - x.sum(-1, keepdim=True) / width
+    return centered / ((centered**2).sum(-1, keepdim=True) / width + eps).sqrt()
 
 
 def eager(x: Tensor, eps: float) -> Tensor:
@@ -48,5 +50,5 @@ class TestLayerNorm(OperatorContract):
 
 
 def test_cost_by_hand() -> None:
-    found = cost(torch.empty(2, 7, 63, dtype=torch.bfloat16), 1e-6)
+    found = LayerNorm(torch.empty(2, 7, 63, dtype=torch.bfloat16, device="meta"), 1e-6).cost()
     assert (found.flops, found.bytes) == (5 * 882, 2 * 2 * 882)

@@ -18,9 +18,7 @@ from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.plan import Plan, next_power_of_2
 from tinysr_kernels.ops.call import Cost, Operator, register
 from tinysr_kernels.ops.checks import check_rank, check_shape
-from tinysr_kernels.ops.conv import sepconv_tiles
-from tinysr_kernels.ops.conv.sepconv import SepConv
-from tinysr_kernels.ops.conv.sepconv_tiles import Config
+from tinysr_kernels.ops.conv.sepconv import Config, SepConv, sepconv_heuristic, sepconv_space
 from tinysr_kernels.ops.layout import dtype_name, empty_nhwc, nbytes, nhwc
 
 
@@ -84,8 +82,8 @@ class SepConvBlock(Operator):
         return f"{dtype_name(self.x)} {c} {next_power_of_2(n * h * w)}"
 
     def heuristic(self, gpu: Gpu) -> Config:
-        """`sepconv_tiles.heuristic`, for each of the three launches."""
-        return sepconv_tiles.heuristic(gpu, self.x.shape[1], self._out_shape, self.x.element_size())
+        """`sepconv_heuristic`, for each of the three launches."""
+        return sepconv_heuristic(gpu, self.x.shape[1], self._out_shape, self.x.element_size())
 
     @property
     def _out_shape(self) -> tuple[int, int, int, int]:
@@ -97,9 +95,9 @@ class SepConvBlock(Operator):
         x = nhwc(self.x)
         images = [empty_nhwc(x, self._out_shape) for _ in range(3)]
         calls = self.convolutions(x, images[0], images[1])
-        launches = (sepconv_tiles.launch(config, call, out) for call, out in zip(calls, images, strict=True))
+        launches = (call.launch(config, out) for call, out in zip(calls, images, strict=True))
         return Plan(images[2], tuple(launches))
 
     def space(self, gpu: Gpu) -> Iterator[Config]:
-        """`sepconv_tiles.space` for the shape of the result."""
-        return sepconv_tiles.space(self.x.shape[1], self._out_shape)
+        """`sepconv_space` for the shape of the result."""
+        return sepconv_space(self.x.shape[1], self._out_shape)

@@ -1,1 +1,1 @@
-"""Matrix products with prologue and epilogue, in half precision and in fp8."""
+"""Matmuls of tokens with their prologues and epilogues, in half precision and in fp8."""

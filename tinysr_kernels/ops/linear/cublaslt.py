@@ -1,4 +1,4 @@
-"""linear by the library: cuBLASLt where its epilogues reach, and as few kernels behind it as can be."""
+"""linear by the cuBLASLt backend: its epilogues as far as they reach, then as few kernels as possible."""
 
 from __future__ import annotations
 
@@ -8,20 +8,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinysr_kernels.launch.device import gpu_of
+from tinysr_kernels.launch.plan import Launch, Library
+from tinysr_kernels.ops.norm.layer_norm import LayerNorm
 
-def kernels(given: Mapping[str, Tensor | None], activation: str) -> int:
+Operands = Mapping[str, Tensor | None]
+"""The tensors among `linear`'s arguments by name, dense in memory, None for those not given."""
+
+
+def launches(operands: Operands, activation: str, eps: float | None) -> tuple[Launch | Library, ...]:
+    """cuBLASLt's matmul and what follows it; eps: of the LayerNorm before it, by a kernel of ours; None without one."""
+    x = operands["x"]
+    assert x is not None
+    before: tuple[Launch | Library, ...] = ()
+    if eps is not None:
+        call = LayerNorm(x, eps)
+        norm = call.plan(call.heuristic(gpu_of(x)))
+        before, operands = norm.launches, {**operands, "x": norm.result}
+    return (*before, Library(linear, {**operands, "activation": activation}, kernel_count(operands, activation)))
+
+
+def kernel_count(operands: Operands, activation: str) -> int:
     """How many kernels `linear` launches on a GPU for these arguments."""
-    named = {name for name, t in given.items() if t is not None}
-    count = 1 + ("x2" in named) + ("gate" in named)
+    count = 1 + sum(operands[name] is not None for name in ("x2", "gate", "residual"))
     if activation == "geglu":
-        return count + 2 + ("residual" in named)
-    gelu_behind = activation == "gelu_tanh" and not _fuses_gelu(named)
-    # The library adds one vector in its own epilogue; a residual is another pass.
-    return count + gelu_behind + ("residual" in named)
-
-
-def _fuses_gelu(named: set[str]) -> bool:
-    return "bias" in named and "x2" not in named
+        return count + 2
+    # cuBLASLt's own epilogue adds the bias, and applies GELU if the accumulators are complete by then.
+    gelu_after = activation == "gelu_tanh" and (operands["bias"] is None or operands["x2"] is not None)
+    return count + gelu_after
 
 
 def linear(
@@ -40,22 +54,22 @@ def linear(
     result = out.view(-1, out.shape[-1])
     weight = weight.to(x.dtype)
     geglu = activation == "geglu"
-    sums = x.new_empty(rows.shape[0], weight.shape[0]) if geglu else result
+    v = x.new_empty(rows.shape[0], weight.shape[0]) if geglu else result
     fused = activation == "gelu_tanh" and bias is not None and x2 is None and x.is_cuda
     if fused:
         # On a GPU this GELU is the tanh approximation; on the CPU it is the exact one.
-        torch.ops.aten._addmm_activation.out(_like(bias, x), rows, weight.T, use_gelu=True, out=sums)
+        torch.ops.aten._addmm_activation.out(_like(bias, x), rows, weight.T, use_gelu=True, out=v)
     elif bias is not None:
-        torch.addmm(_like(bias, x), rows, weight.T, out=sums)
+        torch.addmm(_like(bias, x), rows, weight.T, out=v)
     else:
-        torch.mm(rows, weight.T, out=sums)
+        torch.mm(rows, weight.T, out=v)
     if x2 is not None and weight2 is not None:
-        sums.addmm_(x2.view(-1, x2.shape[-1]).to(x.dtype), weight2.to(x.dtype).T)
+        v.addmm_(x2.view(-1, x2.shape[-1]).to(x.dtype), weight2.to(x.dtype).T)
     if geglu:
-        values, gates = sums.chunk(2, 1)
+        values, gates = v.chunk(2, 1)
         torch.mul(values, F.gelu(gates), out=result)
     elif activation == "gelu_tanh" and not fused:
-        result.copy_(F.gelu(sums, approximate="tanh"))
+        result.copy_(F.gelu(v, approximate="tanh"))
     if gate is not None:
         result.mul_(gate)
     if residual is not None:

@@ -1,195 +1,146 @@
-"""unpatchify_subtract: the projection of tokens to patches, laid out as an image and taken from the latent.
+"""unpatchify_subtract: the projection of tokens to patches, laid out as an image and subtracted from the latent.
 
     out[n,c,y*p+i,x*p+j] = z[n,c,y*p+i,x*p+j] - (t @ weight.T + bias)[n, y*w+x, (i*p+j)*C+c]
 
-N x (h*w) tokens become p x p patches of C channels: SD3's proj_out and unpatchify (order nhwpqc -> nchpwq) and TinySR's
-z - transformer(z) at once. With row_moments [N,h*w,2,ceil(D/32)] of t and weight_sums [p*p*C], t goes through a
-LayerNorm first, as in ops/linear/linear.py. Layouts: t [N,h*w,D], weight [p*p*C,D], bias [p*p*C], z [N,C,h*p,w*p] of
+N x (h*w) tokens become p x p patches of C channels: SD3's proj_out and unpatchify (order nhwpqc -> nchpwq) and
+TinySR's z - transformer(z) at once. With row_moments [N,h*w,2,ceil(D/32)] of t and weight_sums [p*p*C], t goes through
+a LayerNorm first, as in ops/linear/linear.py. Layouts: t [N,h*w,D], weight [p*p*C,D], bias [p*p*C], z [N,C,h*p,w*p] of
 any strides, out channels_last.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.plan import Launch, Plan, cdiv, next_power_of_2
-from tinysr_kernels.ops import device_functions
-from tinysr_kernels.ops.call import Cost
+from tinysr_kernels.ops.call import Cost, Operator, register
 from tinysr_kernels.ops.checks import check, check_rank, check_shape
-from tinysr_kernels.ops.layout import contiguous_as, empty_nhwc, nbytes, nhwc
-from tinysr_kernels.ops.linear import linear
+from tinysr_kernels.ops.layout import contiguous_as, dtype_name, empty_nhwc, nbytes, nhwc, widest_dtype
 from tinysr_kernels.ops.linear.kernels import linear as linear_kernel
-from tinysr_kernels.ops.norm.kernels import row_moments as row_moments_kernel
+from tinysr_kernels.ops.linear.linear import Linear
 from tinysr_kernels.ops.norm.row_moments import PART, check_row_moments
 from tinysr_kernels.ops.reference_math import compute_dtype
-from tinysr_kernels.ops.registry import Implementation, register
-
-SCHEMA = (
-    "unpatchify_subtract(Tensor t, Tensor weight, Tensor? bias, Tensor z, int patch_size, Tensor? row_moments=None, "
-    "Tensor? weight_sums=None, float eps=0.0) -> Tensor"
-)
-
-
-def _check(
-    t: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    z: Tensor,
-    patch_size: int,
-    row_moments: Tensor | None,
-    weight_sums: Tensor | None,
-) -> None:
-    check_rank("z", z, "N,C,H,W")
-    check_rank("t", t, "N,T,D")
-    check(patch_size >= 1, f"patch_size must be at least 1, found {patch_size}")
-    n, c, h, w = z.shape
-    check(
-        h % patch_size == 0 and w % patch_size == 0,
-        f"z must be a multiple of the patch size {patch_size} per side, found {h}x{w}",
-    )
-    check_shape("t", t, (n, (h // patch_size) * (w // patch_size), t.shape[2]))
-    features = patch_size * patch_size * c
-    check_shape("weight", weight, (features, t.shape[2]))
-    check_shape("bias", bias, (features,))
-    check_row_moments(t, features, row_moments, weight_sums)
-
-
-def reference(
-    t: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    z: Tensor,
-    patch_size: int,
-    row_moments: Tensor | None = None,
-    weight_sums: Tensor | None = None,
-    eps: float = 0.0,
-) -> Tensor:
-    """Plain PyTorch, in float32 or wider; shapes and mathematics as in the module's docstring.
-
-    Any floating dtype; the result has z's. Raises ValueError naming argument, expected and found.
-    """
-    _check(t, weight, bias, z, patch_size, row_moments, weight_sums)
-    dtype = compute_dtype(t.dtype)
-    v = linear.reference(t.to(dtype), weight.to(dtype), bias, row_moments=row_moments, weight_sums=weight_sums, eps=eps)
-    n, c, h, w = z.shape
-    p = patch_size
-    image = v.view(n, h // p, w // p, p, p, c).permute(0, 5, 1, 3, 2, 4).reshape(n, c, h, w)
-    return nhwc((z.to(dtype) - image).to(z.dtype))
-
-
-def fake(
-    t: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    z: Tensor,
-    patch_size: int,
-    row_moments: Tensor | None = None,
-    weight_sums: Tensor | None = None,
-    eps: float = 0.0,
-) -> Tensor:
-    """An uninitialised result of the true shape, dtype and strides; raises what the reference raises."""
-    _check(t, weight, bias, z, patch_size, row_moments, weight_sums)
-    return empty_nhwc(z, tuple(z.shape))
-
-
-def cost(
-    t: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    z: Tensor,
-    patch_size: int,
-    row_moments: Tensor | None = None,
-    weight_sums: Tensor | None = None,
-    eps: float = 0.0,
-) -> Cost:
-    """FLOPs of the matrix product; bytes of every tensor once."""
-    flops = 2 * t.shape[0] * t.shape[1] * weight.numel()
-    return Cost(flops, nbytes(t, weight, bias, z, row_moments, weight_sums) + z.numel() * z.element_size())
 
 
 @dataclass(frozen=True)
 class Config:
-    """A launch of unpatchify_subtract: rows and columns of a tile of the product; slice of the reduction, a step."""
+    """A launch of unpatchify_subtract: tokens and features per program, elements of the reduction per step."""
 
-    rows: int
-    columns: int
-    slice: int
-    warps: int
-    stages: int
-
-
-def bucket(t: Tensor, weight: Tensor, **_: Any) -> str:
-    """Calls that share a configuration: dtype, depth, features, tokens of a sample up to a power of two."""
-    return f"{str(t.dtype).removeprefix('torch.')} {t.shape[2]}->{weight.shape[0]} {next_power_of_2(t.shape[1])}"
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
 
 
-def heuristic(gpu: Gpu, t: Tensor, weight: Tensor, **_: Any) -> Config:
-    """Small tiles: the product is narrow, and there must be enough of them."""
-    half = t.element_size() == 2
-    return Config(16, next_power_of_2(weight.shape[0], most=32), 64 if half else 16, 4, 3 if half else 2)
+@register
+@dataclass(slots=True, eq=False)
+class UnpatchifySubtract(Operator):
+    """One projection and subtraction; fields and mathematics as in the module's docstring."""
 
+    name = "unpatchify_subtract"
+    config = Config
+    tuned_by = ("t", "weight")
 
-def plan(
-    config: Config,
-    t: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    z: Tensor,
-    patch_size: int,
-    row_moments: Tensor | None,
-    weight_sums: Tensor | None,
-    eps: float,
-) -> Plan:
-    """The launch; raises what the reference raises. Inputs that are not dense in their layout are copied once."""
-    _check(t, weight, bias, z, patch_size, row_moments, weight_sums)
-    out = empty_nhwc(z, tuple(z.shape))
-    dtype = functools.reduce(torch.promote_types, (t.dtype, weight.dtype))
-    n, tokens, depth = t.shape
-    arguments = {
-        "t": contiguous_as(t, t.dtype),
-        "weight": contiguous_as(weight, dtype),
-        "bias": None if bias is None else contiguous_as(bias, bias.dtype),
-        "z": nhwc(z),
-        "out": out,
-        "row_moments": None if row_moments is None else contiguous_as(row_moments, row_moments.dtype),
-        "weight_sums": None if weight_sums is None else contiguous_as(weight_sums, weight_sums.dtype),
-        "eps": eps,
-        "tokens": n * tokens,
-        "across": z.shape[3] // patch_size,
-        "depth": depth,
-        "CHANNELS": z.shape[1],
-        "PATCH": patch_size,
-        "ROWS": config.rows,
-        "COLUMNS": config.columns,
-        "SLICE": config.slice,
-        "WHOLE": depth % config.slice == 0,
-        "PART": PART,
-        "PARTS": next_power_of_2(cdiv(depth, PART), least=1),
-    }
-    grid = (cdiv(n * tokens, config.rows), cdiv(weight.shape[0], config.columns))
-    return Plan(out, (Launch(linear_kernel.unpatchify, grid, arguments, config.warps, config.stages),))
+    t: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    z: Tensor
+    patch_size: int
+    row_moments: Tensor | None = None
+    weight_sums: Tensor | None = None
+    eps: float = 0.0
 
+    def check(self) -> None:
+        """ValueError naming the argument, what was expected and what was found."""
+        t, z, p = self.t, self.z, self.patch_size
+        check_rank("z", z, "N,C,H,W")
+        check_rank("t", t, "N,T,D")
+        check(p >= 1, f"patch_size must be at least 1, found {p}")
+        n, c, h, w = z.shape
+        check(h % p == 0 and w % p == 0, f"z must be a multiple of the patch size {p} per side, found {h}x{w}")
+        check_shape("t", t, (n, (h // p) * (w // p), t.shape[2]))
+        check_shape("weight", self.weight, (p * p * c, t.shape[2]))
+        check_shape("bias", self.bias, (p * p * c,))
+        check_row_moments(t, p * p * c, self.row_moments, self.weight_sums)
 
-def space(gpu: Gpu, t: Tensor, weight: Tensor, **_: Any) -> Iterator[Config]:
-    """Tiles of few rows, whose buffers fit the shared memory."""
-    half = t.element_size() == 2
-    for rows, columns, slice_, warps, stages in itertools.product(
-        (16, 32, 64), (16, 32, 64), (32, 64, 128) if half else (16, 32), (2, 4), (2, 3, 4)
-    ):
-        config = Config(rows, next_power_of_2(weight.shape[0], most=columns), slice_, warps, stages)
-        if (rows + config.columns) * slice_ * t.element_size() * stages <= gpu.shared_limit:
-            yield config
+    def reference(self) -> Tensor:
+        """Plain PyTorch, in float32 or wider; any floating dtype, the result has z's."""
+        dtype = compute_dtype(self.t.dtype)
+        projection = Linear(
+            self.t.to(dtype),
+            self.weight.to(dtype),
+            self.bias,
+            row_moments=self.row_moments,
+            weight_sums=self.weight_sums,
+            eps=self.eps,
+        )
+        n, c, h, w = self.z.shape
+        p = self.patch_size
+        patches = projection.reference().view(n, h // p, w // p, p, p, c)
+        image = patches.permute(0, 5, 1, 3, 2, 4).reshape(n, c, h, w)
+        return nhwc((self.z.to(dtype) - image).to(self.z.dtype))
 
+    def empty(self) -> Tensor:
+        """[N,C,h*p,w*p] in channels_last memory, of z's dtype."""
+        return empty_nhwc(self.z, tuple(self.z.shape))
 
-MODULES = (linear_kernel.__name__, row_moments_kernel.__name__, device_functions.__name__)
-KERNELS = Implementation(Config, bucket, heuristic, plan, space, MODULES)
+    def cost(self) -> Cost:
+        """FLOPs of the matmul; bytes of every tensor once."""
+        flops = 2 * self.t.shape[0] * self.t.shape[1] * self.weight.numel()
+        return Cost(flops, nbytes(*self.tensors) + self.z.numel() * self.z.element_size())
 
-unpatchify_subtract = register(SCHEMA, reference, fake, cost, KERNELS)
+    def bucket(self) -> str:
+        """dtype, D, weight's rows, tokens of a sample up to a power of two."""
+        _, tokens, depth = self.t.shape
+        return f"{dtype_name(self.t)} {depth}->{self.weight.shape[0]} {next_power_of_2(tokens)}"
+
+    def heuristic(self, gpu: Gpu) -> Config:
+        """Small tiles: the matmul has few features, and enough programs are needed."""
+        half = self.t.element_size() == 2
+        block_n = next_power_of_2(self.weight.shape[0], most=32)
+        return Config(16, block_n, 64 if half else 16, 4, 3 if half else 2)
+
+    def plan(self, config: Config) -> Plan:
+        """One launch."""
+        out = self.empty()
+        n, tokens, depth = self.t.shape
+        arguments = {
+            "t": contiguous_as(self.t),
+            "weight": contiguous_as(self.weight, widest_dtype(self.t, self.weight)),
+            "bias": contiguous_as(self.bias),
+            "z": nhwc(self.z),
+            "out": out,
+            "row_moments": contiguous_as(self.row_moments),
+            "weight_sums": contiguous_as(self.weight_sums),
+            "eps": self.eps,
+            "M": n * tokens,
+            "across": self.z.shape[3] // self.patch_size,
+            "K": depth,
+            "CHANNELS": self.z.shape[1],
+            "PATCH": self.patch_size,
+            "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n,
+            "BLOCK_K": config.block_k,
+            "EVEN_K": depth % config.block_k == 0,
+            "PART": PART,
+            "PARTS": next_power_of_2(cdiv(depth, PART), least=1),
+        }
+        grid = (cdiv(n * tokens, config.block_m), cdiv(self.weight.shape[0], config.block_n))
+        kernel = linear_kernel.unpatchify_subtract
+        return Plan(out, (Launch(kernel, grid, arguments, config.num_warps, config.num_stages),))
+
+    def space(self, gpu: Gpu) -> Iterator[Config]:
+        """Tiles of few rows, whose buffers fit the shared memory."""
+        itemsize = self.t.element_size()
+        for block_m, columns, block_k, num_warps, num_stages in itertools.product(
+            (16, 32, 64), (16, 32, 64), (32, 64, 128) if itemsize == 2 else (16, 32), (2, 4), (2, 3, 4)
+        ):
+            block_n = next_power_of_2(self.weight.shape[0], most=columns)
+            if (block_m + block_n) * block_k * itemsize * num_stages <= gpu.shared_limit:
+                yield Config(block_m, block_n, block_k, num_warps, num_stages)

@@ -1,39 +1,34 @@
-"""Moments of a convolution's result, for the GroupNorm that follows: `<operator>_moments` beside an operator.
+"""Per-channel statistics ("moments") of a convolution's result, for the GroupNorm that follows: `<operator>_moments`.
 
     out     = operator(...)                                                [N,O,H,W]
     moments = mean and biased variance of every channel of out over H, W   [N,2,O], float32 or wider
 
-The sums come from the tiles of the result while these are in registers, so that GroupNorm reads its input once. The
+The convolution computes them from its tiles while these are in registers, so that GroupNorm reads its input once. The
 variance is never E[v^2] - mean^2, which cancels; parts are merged by Chan's rule (Chan, Golub, LeVeque, "Algorithms
 for computing the sample variance", The American Statistician 37, 1983).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tinysr_kernels.launch.plan import Launch, Plan, cdiv, next_power_of_2
-from tinysr_kernels.ops.beside import register_beside
 from tinysr_kernels.ops.call import Cost, Operator
 from tinysr_kernels.ops.layout import nbytes, nhwc
 from tinysr_kernels.ops.norm.kernels import channel_moments as moments_kernel
 from tinysr_kernels.ops.reference_math import compute_dtype
-from tinysr_kernels.ops.registry import Operator as OldOperator
 
 CACHED = 1 << 17
-"""Numbers of a block of `of`: half a megabyte of float32."""
+"""Elements per block of `channel_moments_of`: half a megabyte of float32."""
 
 
-def of(out: Tensor) -> Tensor:
+def channel_moments_of(out: Tensor) -> Tensor:
     """[N,O,H,W] -> [N,2,O]: mean and biased variance of every channel, in float32 or wider.
 
-    On a CPU of blocks of pixels that stay in its cache, which takes a fifth of the time.
+    On a CPU by blocks of pixels that fit its cache, which takes a fifth of the time.
     """
     n, channels, _, _ = out.shape
     pixels = nhwc(out).permute(0, 2, 3, 1).reshape(n, -1, channels)
@@ -48,25 +43,25 @@ def of(out: Tensor) -> Tensor:
 
 
 def scratch(out: Tensor, parts: int) -> Tensor:
-    """Room for the moments of `parts` tiles of a result [N,O,H,W]."""
+    """An uninitialized [N,3,O,parts] float32 for the statistics of `parts` tiles of a result [N,O,H,W]."""
     return out.new_empty((out.shape[0], 3, out.shape[1], parts), dtype=torch.float32)
 
 
-def merged(plan: Plan) -> Plan:
-    """The plan of a convolution, with the moments of its result as a second result.
+def with_moments(plan: Plan) -> Plan:
+    """The plan of a convolution, with the statistics of its result [N,2,O] float32 as a second result.
 
-    Where its last launch leaves no `scratch_moments` (a library's kernel, a shared reduction), one more takes them.
+    Where its last launch does not fill `scratch_moments` (the library backend, split-K), one more launch computes them.
     """
     if plan.launches[-1].arguments.get("scratch_moments") is None:
-        plan = Plan(plan.result, (*plan.launches, take(plan.result)))
+        plan = Plan(plan.result, (*plan.launches, launch_moments(plan.result)))
     parts = plan.launches[-1].arguments["scratch_moments"]
     n, _, channels, _ = parts.shape
     moments = parts.new_empty((n, 2, channels))
-    return Plan((plan.result, moments), (*plan.launches, merge(parts, moments[:, 0], moments[:, 1])))
+    return Plan((plan.result, moments), (*plan.launches, launch_merge(parts, moments[:, 0], moments[:, 1])))
 
 
-def merge(parts: Tensor, mean: Tensor, variance: Tensor) -> Launch:
-    """Put `scratch_moments` [N,3,C,parts] together as mean and biased variance [N,C], both of the same strides."""
+def launch_merge(parts: Tensor, mean: Tensor, variance: Tensor) -> Launch:
+    """Merge `scratch_moments` [N,3,C,parts] into mean and biased variance [N,C], which have equal strides."""
     n, _, channels, count = parts.shape
     arguments = {
         "scratch_moments": parts,
@@ -75,41 +70,41 @@ def merge(parts: Tensor, mean: Tensor, variance: Tensor) -> Launch:
         "stride": mean.stride(0),
         "channels": channels,
         "parts": count,
-        "PARTS": next_power_of_2(count, least=32, most=512),
+        "BLOCK_PARTS": next_power_of_2(count, least=32, most=512),
     }
     return Launch(moments_kernel.merge, (channels, n), arguments, 4, 1)
 
 
-def take(image: Tensor) -> Launch:
-    """The moments of blocks of pixels of an image [N,C,H,W], channels_last, some 1024 numbers each."""
+def launch_moments(image: Tensor) -> Launch:
+    """The statistics of blocks of some 1024 elements of an image [N,C,H,W] in channels_last memory."""
     n, outputs, h, w = image.shape
-    block = next_power_of_2(outputs, most=64)
-    pixels = 1024 // block
+    block_n = next_power_of_2(outputs, most=64)
+    block_m = 1024 // block_n
+    blocks = cdiv(h * w, block_m)
     arguments = {
         "out": image,
-        "scratch_moments": scratch(image, cdiv(h * w, pixels)),
+        "scratch_moments": scratch(image, blocks),
         "pixels": h * w,
         "outputs": outputs,
-        "PIXELS": pixels,
-        "OUTPUTS": block,
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
     }
-    grid = (cdiv(h * w, pixels), cdiv(outputs, block), n)
-    return Launch(moments_kernel.take, grid, arguments, 4, 1)
+    return Launch(moments_kernel.block_moments, (blocks, cdiv(outputs, block_n), n), arguments, 4, 1)
 
 
 class ChannelMoments(Operator):
-    """Mixin for a convolution: it also returns the channel statistics of its result. Goes before the convolution.
+    """Mixin that precedes a convolution among the bases: the call also returns its result's per-channel statistics.
 
-    The convolution's plan fills `scratch_moments` where it can, if the call is one of these.
+    The convolution's plan fills `scratch_moments` where it can if the call is an instance of this class.
     """
 
     __slots__ = ()
     returns = "(Tensor, Tensor)"
 
     def reference(self) -> Any:
-        """The convolution's reference, and `of` its result."""
+        """The convolution's reference, and `channel_moments_of` its result."""
         out = super().reference()
-        return out, of(out)
+        return out, channel_moments_of(out)
 
     def empty(self) -> Any:
         """The convolution's result, and [N,2,O] in float32 or wider."""
@@ -123,37 +118,4 @@ class ChannelMoments(Operator):
 
     def plan(self, config: Any) -> Plan:
         """The convolution's launches and one that merges the statistics of its tiles."""
-        return merged(super().plan(config))
-
-
-def _with_moments(plan: Callable[..., Plan]) -> Callable[..., Plan]:
-    @functools.wraps(plan)
-    def both(config: Any, **arguments: Any) -> Plan:
-        return plan(config, **arguments, moments=True)
-
-    return both
-
-
-def register_with_moments(
-    operator: OldOperator,
-    schema: str,
-    operator_fake: Callable[..., Tensor],
-    heuristic: Callable[..., Any] | None = None,
-) -> OldOperator:
-    """Register `<name>_moments(...) -> (out, moments)` beside an operator of this schema.
-
-    heuristic: of the launch configurations, where the operator's own does not serve; it looks at the same arguments.
-
-    The operator's kernels take `moments=True` in their plan.
-    """
-    own = operator.kernels
-    assert own is not None
-    # With its signature a look-up goes by the few arguments that count: by all of them it takes twice as long.
-    chosen = own.heuristic if heuristic is None else functools.wraps(own.heuristic, assigned=())(heuristic)
-    modules = (*own.modules, moments_kernel.__name__, __name__)
-    kernels = dataclasses.replace(own, plan=_with_moments(own.plan), modules=modules, heuristic=chosen)
-
-    def empty(out: Tensor) -> Tensor:
-        return out.new_empty((out.shape[0], 2, out.shape[1]), dtype=compute_dtype(out.dtype))
-
-    return register_beside(operator, schema, "moments", operator_fake, of, empty, kernels)
+        return with_moments(super().plan(config))

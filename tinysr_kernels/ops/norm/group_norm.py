@@ -1,11 +1,12 @@
-"""group_norm: GroupNorm of one tensor or of the concatenation of two, with SiLU on request.
+"""group_norm: GroupNorm of one tensor or of the concatenation of two, then SiLU unless silu=False.
 
     v = concat(x, skip) over channels; per sample and group of C/groups channels: mean and biased variance
-    out = act((v - mean) / sqrt(variance + eps) * weight + bias)          act = SiLU or nothing
+    out = act((v - mean) / sqrt(variance + eps) * weight + bias)          act = SiLU or identity
 
 Layouts: x [N,C1,H,W], skip [N,C2,H,W] or None, weight and bias [C1+C2], out [N,C1+C2,H,W] channels_last.
-Groups may span the seam between x and skip and have any size. Where the producers of x and skip have left their
-moments, [N,2,C1] and [N,2,C2], mean and biased variance of every channel (`ops/norm/channel_moments.py`), those are taken.
+A group may contain channels of both x and skip, and have any size. moments [N,2,C1] and skip_moments [N,2,C2]: mean and
+biased variance of every channel, as the producers of x and skip return them (`ops/norm/channel_moments.py`); then the
+statistics are not computed again.
 """
 
 from __future__ import annotations
@@ -20,275 +21,275 @@ from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.plan import Launch, Plan, cdiv, next_power_of_2, programs_wanted
-from tinysr_kernels.ops import device_functions
-from tinysr_kernels.ops.call import Cost
+from tinysr_kernels.ops.call import Cost, Operator, register
 from tinysr_kernels.ops.checks import check, check_rank, check_shape
-from tinysr_kernels.ops.layout import contiguous_as, empty_nhwc, nbytes, nhwc
-from tinysr_kernels.ops.norm.channel_moments import CACHED, of
-from tinysr_kernels.ops.norm.kernels import group_norm as group_norm_kernel
+from tinysr_kernels.ops.layout import contiguous_as, dtype_name, empty_nhwc, nbytes, nhwc
+from tinysr_kernels.ops.norm.channel_moments import CACHED, channel_moments_of
+from tinysr_kernels.ops.norm.kernels import group_norm as kernels
 from tinysr_kernels.ops.reference_math import activate, compute_dtype
-from tinysr_kernels.ops.registry import Implementation, register
 
-SCHEMA = (
-    "group_norm(Tensor x, Tensor? skip, Tensor weight, Tensor bias, int groups, float eps, bool silu=True, "
-    "Tensor? moments=None, Tensor? skip_moments=None) -> Tensor"
-)
-
-
-def _out_shape(
-    x: Tensor,
-    skip: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    moments: Tensor | None,
-    skip_moments: Tensor | None,
-) -> tuple[int, int, int, int]:
-    check_rank("x", x, "N,C,H,W")
-    n, c, h, w = x.shape
-    if skip is not None:
-        check_rank("skip", skip, "N,C,H,W")
-        check_shape("skip", skip, (n, skip.shape[1], h, w))
-        c += skip.shape[1]
-    check_shape("weight", weight, (c,))
-    check_shape("bias", bias, (c,))
-    check(groups > 0 and c % groups == 0, f"groups must divide {c} channels, found {groups}")
-    check_shape("moments", moments, (n, 2, x.shape[1]))
-    check_shape("skip_moments", skip_moments, (n, 2, c - x.shape[1]))
-    together = (moments is None) == (skip_moments is None) if skip is not None else skip_moments is None
-    check(together, "moments must be given for each of x and skip or for none of them")
-    return n, c, h, w
-
-
-def reference(
-    x: Tensor,
-    skip: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    silu: bool = True,
-    moments: Tensor | None = None,
-    skip_moments: Tensor | None = None,
-) -> Tensor:
-    """Plain PyTorch, in float32 or wider; shapes and mathematics as in the module's docstring.
-
-    Any floating dtype; the result has x's. Raises ValueError naming argument, expected and found.
-    """
-    n, c, _, _ = _out_shape(x, skip, weight, bias, groups, moments, skip_moments)
-    dtype = compute_dtype(x.dtype)
-    images = [x] if skip is None else [x, skip]
-    if moments is None and c * x.shape[2] * x.shape[3] <= CACHED:
-        # Contiguous planes, because torch takes the variance of channels_last ones as E[v^2] - mean^2: at a mean of 50
-        # standard deviations that errs by 4.5e-4 in float32, against 2.6e-6 this way. torch.group_norm, unlike
-        # torch.nn.functional's, accepts a group of a single element (a 1x1 image).
-        y = torch.group_norm(contiguous_as(torch.cat(images, 1), dtype), groups, weight.to(dtype), bias.to(dtype), eps)
-        return nhwc(activate(y, "silu" if silu else "none").to(x.dtype))
-    if moments is None:  # of a large image, which is not copied twice for that
-        parts = torch.cat([of(image) for image in images], 2)
-    else:
-        parts = moments if skip_moments is None else torch.cat([moments, skip_moments], 2)
-    means, variances = contiguous_as(parts, dtype).view(n, 2, groups, c // groups).unbind(1)
-    mean = means.mean(2, keepdim=True)
-    variance = (variances + (means - mean).square()).mean(2, keepdim=True)
-    each = [t.expand(means.shape).reshape(n, c, 1, 1) for t in (mean, (variance + eps).rsqrt())]
-    mean, gain, shift = each[0], each[1] * weight.to(dtype).view(-1, 1, 1), bias.to(dtype).view(-1, 1, 1)
-    y = empty_nhwc(x, (n, c, *x.shape[2:]), dtype)
-    begin = 0
-    for image in images:
-        own = slice(begin, begin + image.shape[1])
-        torch.sub(image, mean[:, own], out=y[:, own])
-        begin = own.stop
-    torch.addcmul(shift, y, gain, out=y)
-    return nhwc(activate(y, "silu" if silu else "none").to(x.dtype))
-
-
-def fake(
-    x: Tensor,
-    skip: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    silu: bool = True,
-    moments: Tensor | None = None,
-    skip_moments: Tensor | None = None,
-) -> Tensor:
-    """An uninitialised result of the true shape, dtype and strides; raises what the reference raises."""
-    return empty_nhwc(x, _out_shape(x, skip, weight, bias, groups, moments, skip_moments))
-
-
-def cost(
-    x: Tensor,
-    skip: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    silu: bool = True,
-    moments: Tensor | None = None,
-    skip_moments: Tensor | None = None,
-) -> Cost:
-    """FLOPs: 3 per element for statistics that are not given, 2 for the map, 4 for SiLU; bytes of each tensor once."""
-    n, c, h, w = _out_shape(x, skip, weight, bias, groups, moments, skip_moments)
-    elements = n * c * h * w
-    flops = elements * ((3 if moments is None else 0) + 2 + (4 if silu else 0))
-    return Cost(flops, nbytes(x, skip, weight, bias, moments, skip_moments) + elements * x.element_size())
+SINGLE_ELEMENTS = 1 << 16
+"""Elements of the largest group that one program normalizes (`splits`): 128 KB in half precision."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Launches of group_norm. form: "single", or "split" into chunks (group_norm_kernel's docstring).
+    """The launches of group_norm. form: "single", or "split" into chunks (kernels/group_norm.py).
 
-    pixels and channels: a program's tile, which is all that counts where moments are given; chunks: of the image, for
-    the statistics (split alone).
+    block_m and block_n: pixels and channels of a program's tile; with moments as arguments nothing else counts.
+    chunks: into how many parts the statistics pass of "split" divides the image.
     """
 
     form: str
-    pixels: int
-    channels: int
+    block_m: int
+    block_n: int
     chunks: int
-    warps: int
-    stages: int
+    num_warps: int
+    num_stages: int
 
 
-SINGLE_ELEMENTS = 1 << 16
-"""Largest group that one program normalises (`splits`), 128 KB in half precision."""
+def splits(pixels: int, group_size: int) -> bool:
+    """Whether groups of `group_size` channels are too large for one program, so that producers' statistics help."""
+    return pixels * group_size > SINGLE_ELEMENTS
 
 
-def bucket(x: Tensor, skip: Tensor | None, groups: int, moments: Tensor | None, **_: Any) -> str:
-    """Calls that share a configuration: dtype, channels, groups, pixels up to a power of two, given moments."""
-    c, h, w = x.shape[1:]
-    other = "" if skip is None else f"+{skip.shape[1]}"
-    variant = "" if moments is None else " given"
-    return f"{str(x.dtype).removeprefix('torch.')} {c}{other} in {groups} {next_power_of_2(h * w)}{variant}"
+@register
+@dataclass(slots=True, eq=False)
+class GroupNorm(Operator):
+    """One GroupNorm; fields and mathematics as in the module's docstring."""
 
+    name = "group_norm"
+    config = Config
+    tuned_by = ("x", "skip", "groups", "moments")
 
-def splits(pixels: int, width: int) -> bool:
-    """Whether groups of `width` channels are too large for one program, so that moments from their producer help."""
-    return pixels * width > SINGLE_ELEMENTS
+    x: Tensor
+    skip: Tensor | None
+    weight: Tensor
+    bias: Tensor
+    groups: int
+    eps: float
+    silu: bool = True
+    moments: Tensor | None = None
+    skip_moments: Tensor | None = None
 
+    @property
+    def channels(self) -> int:
+        """Channels of the result, C1 + C2."""
+        return self.x.shape[1] + (0 if self.skip is None else self.skip.shape[1])
 
-def heuristic(gpu: Gpu, x: Tensor, skip: Tensor | None, groups: int, moments: Tensor | None, **_: Any) -> Config:
-    """Whatever the batch, so that a sample's sums have the same order in any."""
-    c = x.shape[1] + (0 if skip is None else skip.shape[1])
-    pixels = x.shape[2] * x.shape[3]
-    width = c // groups
-    if moments is not None:
-        channels = next_power_of_2(c, most=64)
-        return Config("split", next_power_of_2(pixels, least=1, most=4096 // channels), channels, 1, 8, 1)
-    if not splits(pixels, width):
-        inner = next_power_of_2(width, least=1)
-        lanes = next_power_of_2(pixels, least=1, most=max(4096 // inner, 1))
-        return Config("single", lanes, inner, 1, 8 if lanes * inner >= 2048 else 4, 1)
-    channels = next_power_of_2(c, most=64)
-    # Twice as many would take 80 registers, and spill some of them in Triton 3.6.
-    lanes = 2048 // channels
-    chunks = min(cdiv(programs_wanted(gpu), cdiv(c, channels)), cdiv(pixels, lanes))
-    return Config("split", lanes, channels, chunks, 8, 3)
+    @property
+    def group_size(self) -> int:
+        """Channels per group."""
+        return self.channels // self.groups
 
+    @property
+    def pixels(self) -> int:
+        """Pixels per sample."""
+        return self.x.shape[2] * self.x.shape[3]
 
-def plan(
-    config: Config,
-    x: Tensor,
-    skip: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    silu: bool,
-    moments: Tensor | None,
-    skip_moments: Tensor | None,
-) -> Plan:
-    """One launch or three; raises what the reference raises. Inputs not dense in their layout are copied once."""
-    n, c, h, w = _out_shape(x, skip, weight, bias, groups, moments, skip_moments)
-    out = empty_nhwc(x, (n, c, h, w))
-    inputs = {"x": nhwc(x), "skip": None if skip is None else nhwc(skip)}
-    affine = {"weight": contiguous_as(weight, weight.dtype), "bias": contiguous_as(bias, bias.dtype)}
-    sizes = {"pixels": h * w, "channels": c}
-    depths = {"first_depth": x.shape[1], "second_depth": c - x.shape[1]}
-    width = c // groups
-    tile = {"PIXELS": config.pixels, "CHANNELS": config.channels}
-    tiles_of_out = (cdiv(h * w, config.pixels), cdiv(c, config.channels), n)
-    if moments is not None:
-        both = {
-            "moments": contiguous_as(moments, moments.dtype),
-            "skip_moments": None if skip_moments is None else contiguous_as(skip_moments, skip_moments.dtype),
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        """[N,C1+C2,H,W] of the result."""
+        n, _, h, w = self.x.shape
+        return n, self.channels, h, w
+
+    def check(self) -> None:
+        """ValueError naming the argument, what was expected and what was found."""
+        check_rank("x", self.x, "N,C,H,W")
+        n, _, h, w = self.x.shape
+        if self.skip is not None:
+            check_rank("skip", self.skip, "N,C,H,W")
+            check_shape("skip", self.skip, (n, self.skip.shape[1], h, w))
+        c = self.channels
+        check_shape("weight", self.weight, (c,))
+        check_shape("bias", self.bias, (c,))
+        check(self.groups > 0 and c % self.groups == 0, f"groups must divide {c} channels, found {self.groups}")
+        check_shape("moments", self.moments, (n, 2, self.x.shape[1]))
+        check_shape("skip_moments", self.skip_moments, (n, 2, c - self.x.shape[1]))
+        given = [t is not None for t in (self.moments, self.skip_moments)]
+        together = given[0] == given[1] if self.skip is not None else not given[1]
+        check(together, "moments must be given for each of x and skip or for none of them")
+
+    def reference(self) -> Tensor:
+        """Plain PyTorch, in float32 or wider; any floating dtype."""
+        n, c, h, w = self.out_shape
+        dtype = compute_dtype(self.x.dtype)
+        images = [self.x] if self.skip is None else [self.x, self.skip]
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        if self.moments is None and c * self.pixels <= CACHED:
+            # Contiguous planes, because torch computes the variance of channels_last ones as E[v^2] - mean^2: at a mean
+            # of 50 standard deviations its error is 4.5e-4 in float32, against 2.6e-6 this way. torch.group_norm,
+            # unlike torch.nn.functional's, accepts a group of a single element (a 1x1 image).
+            planes = contiguous_as(torch.cat(images, 1), dtype)
+            return self._finish(torch.group_norm(planes, self.groups, weight, bias, self.eps))
+        if self.moments is None:  # of a large image, which is not copied twice for that
+            moments = torch.cat([channel_moments_of(image) for image in images], 2)
+        else:
+            moments = self.moments if self.skip_moments is None else torch.cat([self.moments, self.skip_moments], 2)
+        means, variances = contiguous_as(moments, dtype).view(n, 2, self.groups, self.group_size).unbind(1)
+        mean = means.mean(2, keepdim=True)
+        variance = (variances + (means - mean).square()).mean(2, keepdim=True)
+        mean, rstd = (t.expand(means.shape).reshape(n, c, 1, 1) for t in (mean, (variance + self.eps).rsqrt()))
+        y = empty_nhwc(self.x, (n, c, h, w), dtype)
+        begin = 0
+        for image in images:
+            own = slice(begin, begin + image.shape[1])
+            torch.sub(image, mean[:, own], out=y[:, own])
+            begin = own.stop
+        torch.addcmul(bias.view(-1, 1, 1), y, rstd * weight.view(-1, 1, 1), out=y)
+        return self._finish(y)
+
+    def _finish(self, y: Tensor) -> Tensor:
+        """The activation, then one rounding."""
+        return nhwc(activate(y, "silu" if self.silu else "none").to(self.x.dtype))
+
+    def empty(self) -> Tensor:
+        """[N,C1+C2,H,W] in channels_last memory, of x's dtype."""
+        return empty_nhwc(self.x, self.out_shape)
+
+    def cost(self) -> Cost:
+        """FLOPs per element: 3 for statistics unless they are arguments, 2 for the affine map, 4 for SiLU.
+
+        Bytes of every tensor once.
+        """
+        elements = self.x.shape[0] * self.channels * self.pixels
+        flops = elements * ((3 if self.moments is None else 0) + 2 + (4 if self.silu else 0))
+        return Cost(flops, nbytes(*self.tensors) + elements * self.x.element_size())
+
+    def bucket(self) -> str:
+        """dtype, channels, groups, pixels up to a power of two, whether moments are arguments; not the batch size."""
+        skip = "" if self.skip is None else f"+{self.skip.shape[1]}"
+        variant = "" if self.moments is None else " moments"
+        pixels = next_power_of_2(self.pixels)
+        return f"{dtype_name(self.x)} {self.x.shape[1]}{skip} in {self.groups} {pixels}{variant}"
+
+    def heuristic(self, gpu: Gpu) -> Config:
+        """The same for any batch size, so that a sample's sums have the same order in any batch."""
+        c, pixels = self.channels, self.pixels
+        if self.moments is not None:
+            block_n = next_power_of_2(c, most=64)
+            return Config("split", next_power_of_2(pixels, least=1, most=4096 // block_n), block_n, 1, 8, 1)
+        if not splits(pixels, self.group_size):
+            block_n = next_power_of_2(self.group_size, least=1)
+            block_m = next_power_of_2(pixels, least=1, most=max(4096 // block_n, 1))
+            return Config("single", block_m, block_n, 1, 8 if block_m * block_n >= 2048 else 4, 1)
+        block_n = next_power_of_2(c, most=64)
+        # A tile of 4096 elements would take 80 registers, and spill some of them in Triton 3.6.
+        block_m = 2048 // block_n
+        chunks = min(cdiv(programs_wanted(gpu), cdiv(c, block_n)), cdiv(pixels, block_m))
+        return Config("split", block_m, block_n, chunks, 8, 3)
+
+    def plan(self, config: Config) -> Plan:
+        """One launch, or three for "split" without moments. ValueError for "single" with block_n below a group."""
+        out = self.empty()
+        if self.moments is not None:
+            return Plan(out, (self._from_moments(config, out),))
+        if config.form == "single":
+            return Plan(out, (self._single(config, out),))
+        return Plan(out, self._split(config, out))
+
+    def _inputs(self) -> dict[str, Any]:
+        """The input images, dense, and their sizes, as every kernel that reads them takes them."""
+        x_channels = self.x.shape[1]
+        return {
+            "x": nhwc(self.x),
+            "skip": nhwc(self.skip),
+            "pixels": self.pixels,
+            "channels": self.channels,
+            "x_channels": x_channels,
+            "skip_channels": self.channels - x_channels,
         }
-        given = {**inputs, **affine, **both, "out": out, "eps": eps, **sizes, **depths, "width": width, "SILU": silu}
-        given |= {"WIDTH": next_power_of_2(width, least=1), **tile}
-        return Plan(out, (Launch(group_norm_kernel.given, tiles_of_out, given, config.warps, config.stages),))
-    if config.form == "single":
-        check(config.channels >= width, f"single needs at least {width} channels, found {config.channels}")
-        given = {**inputs, **affine, "out": out, "eps": eps, **sizes, **depths, "width": width, "SILU": silu, **tile}
-        return Plan(out, (Launch(group_norm_kernel.single, (groups, n), given, config.warps, config.stages),))
-    chunk = cdiv(h * w, config.chunks)
-    chunks = cdiv(h * w, chunk)
-    across = cdiv(c, config.channels)
-    parts = {name: x.new_empty((n, chunks, c), dtype=torch.float32) for name in ("scratch_mean", "scratch_squares")}
-    whole = {name: x.new_empty((n, groups), dtype=torch.float32) for name in ("scratch_center", "scratch_rstd")}
-    split: dict[str, Any] = {"chunk": chunk, "chunks": chunks}
-    inner = next_power_of_2(width, least=1)
-    return Plan(
-        out,
-        (
-            Launch(
-                group_norm_kernel.moments,
-                (chunks, across, n),
-                {**inputs, **parts, **sizes, **depths, **split, **tile, "STAGES": config.stages},
-                config.warps,
-                config.stages,
-            ),
-            Launch(
-                group_norm_kernel.merge,
-                (groups, n),
-                {
-                    **parts,
-                    **whole,
-                    "eps": eps,
-                    **sizes,
-                    "width": width,
-                    **split,
-                    "CHUNKS": next_power_of_2(chunks, least=1, most=max(1024 // inner, 1)),
-                    "CHANNELS": inner,
-                },
-                4,
-                1,
-            ),
-            Launch(
-                group_norm_kernel.apply,
-                tiles_of_out,
-                {**inputs, **affine, **whole, "out": out, **sizes, **depths, "width": width, "SILU": silu, **tile},
-                config.warps,
-                config.stages,
-            ),
-        ),
-    )
 
+    def _normalization(self, config: Config, inputs: dict[str, Any], out: Tensor) -> dict[str, Any]:
+        """The arguments of every kernel that writes the result, except the statistics."""
+        return {
+            **inputs,
+            "weight": contiguous_as(self.weight),
+            "bias": contiguous_as(self.bias),
+            "out": out,
+            "group_size": self.group_size,
+            "SILU": self.silu,
+            "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n,
+        }
 
-def space(gpu: Gpu, x: Tensor, skip: Tensor | None, groups: int, moments: Tensor | None, **_: Any) -> Iterator[Config]:
-    """One launch where the group is small enough for one program; three with more or fewer chunks."""
-    c = x.shape[1] + (0 if skip is None else skip.shape[1])
-    pixels = x.shape[2] * x.shape[3]
-    if moments is not None:
-        for channels, elements, warps in itertools.product((32, 64, 128), (1024, 2048, 4096, 8192), (4, 8)):
-            channels = next_power_of_2(c, most=channels)
-            yield Config("split", next_power_of_2(pixels, least=1, most=elements // channels), channels, 1, warps, 1)
-        return
-    inner = next_power_of_2(c // groups, least=1)
-    if pixels * inner <= 4 * SINGLE_ELEMENTS:
-        for elements, warps in itertools.product((1024, 2048, 4096, 8192), (4, 8)):
-            lanes = next_power_of_2(pixels, least=1, most=max(elements // inner, 1))
-            yield Config("single", lanes, inner, 1, warps, 1)
-    for channels, elements, programs in itertools.product((32, 64, 128), (2048, 4096), (1, 2, 4)):
-        channels, lanes = next_power_of_2(c, most=channels), elements // channels
-        chunks = min(cdiv(programs * gpu.multiprocessors, cdiv(c, channels)), cdiv(pixels, lanes))
-        for warps, stages in itertools.product((4, 8), (1, 3)):
-            yield Config("split", lanes, channels, chunks, warps, stages)
+    def _output_grid(self, config: Config) -> tuple[int, int, int]:
+        """Tiles of the result."""
+        return cdiv(self.pixels, config.block_m), cdiv(self.channels, config.block_n), self.x.shape[0]
 
+    def _from_moments(self, config: Config, out: Tensor) -> Launch:
+        arguments = {
+            **self._normalization(config, self._inputs(), out),
+            "moments": contiguous_as(self.moments),
+            "skip_moments": contiguous_as(self.skip_moments),
+            "eps": self.eps,
+            "GROUP_BLOCK": next_power_of_2(self.group_size, least=1),
+        }
+        grid = self._output_grid(config)
+        return Launch(kernels.from_moments, grid, arguments, config.num_warps, config.num_stages)
 
-KERNELS = Implementation(
-    Config, bucket, heuristic, plan, space, (group_norm_kernel.__name__, device_functions.__name__)
-)
+    def _single(self, config: Config, out: Tensor) -> Launch:
+        fits = config.block_n >= self.group_size
+        check(fits, f"single needs block_n of at least {self.group_size} channels, found {config.block_n}")
+        arguments = {**self._normalization(config, self._inputs(), out), "eps": self.eps}
+        grid = (self.groups, self.x.shape[0])
+        return Launch(kernels.single, grid, arguments, config.num_warps, config.num_stages)
 
-group_norm = register(SCHEMA, reference, fake, cost, KERNELS)
+    def _split(self, config: Config, out: Tensor) -> tuple[Launch, Launch, Launch]:
+        """Statistics of chunks of the image, per channel; their merging, per group; the normalization."""
+        n, c = self.x.shape[0], self.channels
+        chunk_pixels = cdiv(self.pixels, config.chunks)
+        chunks = cdiv(self.pixels, chunk_pixels)
+        inputs, shapes = self._inputs(), ((n, chunks, c), (n, self.groups))
+        per_chunk, per_group = (torch.empty(shape, dtype=torch.float32, device=self.x.device) for shape in shapes)
+        of_chunks = {"scratch_mean": per_chunk, "scratch_squares": torch.empty_like(per_chunk)}
+        of_groups = {"scratch_center": per_group, "scratch_rstd": torch.empty_like(per_group)}
+        measured = {
+            **inputs,
+            **of_chunks,
+            "chunk_pixels": chunk_pixels,
+            "chunks": chunks,
+            "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n,
+            "NUM_STAGES": config.num_stages,
+        }
+        block_n = next_power_of_2(self.group_size, least=1)
+        merged = {
+            **of_chunks,
+            **of_groups,
+            "eps": self.eps,
+            "pixels": self.pixels,
+            "channels": c,
+            "group_size": self.group_size,
+            "chunk_pixels": chunk_pixels,
+            "chunks": chunks,
+            "BLOCK_CHUNKS": next_power_of_2(chunks, least=1, most=max(1024 // block_n, 1)),
+            "BLOCK_N": block_n,
+        }
+        applied = {**self._normalization(config, inputs, out), **of_groups}
+        grid = (chunks, cdiv(c, config.block_n), n)
+        return (
+            Launch(kernels.chunk_moments, grid, measured, config.num_warps, config.num_stages),
+            Launch(kernels.merge_chunks, (self.groups, n), merged, 4, 1),
+            Launch(kernels.apply, self._output_grid(config), applied, config.num_warps, config.num_stages),
+        )
+
+    def space(self, gpu: Gpu) -> Iterator[Config]:
+        """One launch where the group is small enough for one program; three with more or fewer chunks."""
+        c, pixels = self.channels, self.pixels
+        if self.moments is not None:
+            for most, elements, num_warps in itertools.product((32, 64, 128), (1024, 2048, 4096, 8192), (4, 8)):
+                block_n = next_power_of_2(c, most=most)
+                block_m = next_power_of_2(pixels, least=1, most=elements // block_n)
+                yield Config("split", block_m, block_n, 1, num_warps, 1)
+            return
+        block_n = next_power_of_2(self.group_size, least=1)
+        if pixels * block_n <= 4 * SINGLE_ELEMENTS:
+            for elements, num_warps in itertools.product((1024, 2048, 4096, 8192), (4, 8)):
+                block_m = next_power_of_2(pixels, least=1, most=max(elements // block_n, 1))
+                yield Config("single", block_m, block_n, 1, num_warps, 1)
+        for most, elements, programs in itertools.product((32, 64, 128), (2048, 4096), (1, 2, 4)):
+            block_m, block_n = elements // most, next_power_of_2(c, most=most)
+            chunks = min(cdiv(programs * gpu.multiprocessors, cdiv(c, block_n)), cdiv(pixels, block_m))
+            for num_warps, num_stages in itertools.product((4, 8), (1, 3)):
+                yield Config("split", block_m, block_n, chunks, num_warps, num_stages)

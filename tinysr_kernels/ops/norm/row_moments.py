@@ -1,57 +1,59 @@
-"""Moments of the rows of a product, so that the LayerNorm behind it costs no launch: `<operator>_row_moments`.
+"""Statistics of the rows of a matmul's result, so that the LayerNorm after it needs no launch of its own.
 
-    out         = operator(...)                                                                  [...,F]
-    row_moments = for every row and block of 32 features their mean and their sum of squared
-                  deviations from it                                            [...,2,ceil(F/32)], float32 or wider
+    out         = operator(...)                                                    [...,F]
+    row_moments = mean and sum of squared deviations of every 32 features of a row [...,2,ceil(F/32)], float32 or wider
 
-With mean and rstd = 1 / sqrt(variance + eps) of a row, LayerNorm and a linear behind it are
+`<operator>_row_moments` returns both. A LayerNorm and the linear W, b after it are, for a row x with its mean and
+rstd = 1 / sqrt(variance + eps),
 
     W (x - mean) rstd + b  =  rstd (W x - mean c) + b,        c the sums of the rows of W
 
-so the product takes x as it lies in memory, and its epilogue the rest. c is summed over the weight as it is rounded;
-the parts are merged by Chan's rule (Chan, Golub, LeVeque, "Algorithms for computing the sample variance", The American
-Statistician 37, 1983), so that nothing cancels.
+so that linear reads x as it is in memory, and its epilogue applies the norm. c is summed over the weight as rounded.
+The parts of a row are merged by Chan's rule (Chan, Golub, LeVeque, "Algorithms for computing the sample variance",
+The American Statistician 37, 1983), so that nothing cancels.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.plan import Launch, Plan, cdiv, next_power_of_2
-from tinysr_kernels.ops.beside import register_beside
+from tinysr_kernels.ops.call import Cost, Operator
 from tinysr_kernels.ops.checks import check, check_shape
+from tinysr_kernels.ops.layout import nbytes
 from tinysr_kernels.ops.norm.kernels import row_moments as row_moments_kernel
 from tinysr_kernels.ops.reference_math import compute_dtype
-from tinysr_kernels.ops.registry import Operator
 
 PART = 32
-"""Features that share a mean and squared deviations: a divisor of every tile's width, 96 and 192 included."""
+"""Features per mean and squared deviations: a divisor of every tile's width, 96 and 192 included."""
+BLOCKS = ("block_n", "block_n2")
+"""The fields of a launch configuration that say how many features a tile has."""
 
 
-def shape(rows: tuple[int, ...], features: int) -> tuple[int, ...]:
-    """The shape of the moments of rows [...] of so many features."""
-    return (*rows, 2, cdiv(features, PART))
+def row_moments_shape(out_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """[...,2,ceil(F/32)], the shape of the statistics of a result [...,F]."""
+    return (*out_shape[:-1], 2, cdiv(out_shape[-1], PART))
 
 
-def of(out: Tensor) -> Tensor:
+def row_moments_of(out: Tensor) -> Tensor:
     """[...,F] -> [...,2,ceil(F/32)] in float32 or wider."""
     features = out.shape[-1]
-    whole = F.pad(out.to(compute_dtype(out.dtype)), (0, -features % PART)).unflatten(-1, (-1, PART))
-    inside = F.pad(whole.new_ones(features), (0, -features % PART)).view(-1, PART)
-    mean = whole.sum(-1) / inside.sum(-1)
-    squares = ((whole - mean[..., None]) * inside).square().sum(-1)
+    parts = F.pad(out.to(compute_dtype(out.dtype)), (0, -features % PART)).unflatten(-1, (-1, PART))
+    inside = F.pad(parts.new_ones(features), (0, -features % PART)).view(-1, PART)
+    mean = parts.sum(-1) / inside.sum(-1)
+    squares = ((parts - mean[..., None]) * inside).square().sum(-1)
     return torch.stack([mean, squares], -2)
 
 
-def merged(row_moments: Tensor, features: int) -> tuple[Tensor, Tensor]:
-    """[...,2,ceil(F/32)] -> mean and biased variance of each row, [...,1] both, in float32 or wider."""
+def merge(row_moments: Tensor, features: int) -> tuple[Tensor, Tensor]:
+    """[...,2,ceil(F/32)] -> mean and biased variance of each row, both [...,1], in float32 or wider."""
     means, squares = row_moments.to(compute_dtype(row_moments.dtype)).unbind(-2)
     counts = torch.full_like(means[..., :1], PART).expand_as(means).clone()
     counts[..., -1] -= -features % PART
@@ -64,71 +66,87 @@ def check_row_moments(x: Tensor, outputs: int, row_moments: Tensor | None, weigh
     """ValueError unless row_moments fit x [...,K] and come together with weight_sums [outputs]."""
     together = (row_moments is None) == (weight_sums is None)
     check(together, "row_moments and weight_sums must be given together, found only one of them")
-    check_shape("row_moments", row_moments, shape(tuple(x.shape[:-1]), x.shape[-1]))
+    check_shape("row_moments", row_moments, row_moments_shape(tuple(x.shape)))
     check_shape("weight_sums", weight_sums, (outputs,))
 
 
-def with_row_moments(plan: Plan) -> Plan:
-    """The plan of a product, with the moments of its rows as a second result.
+def out_moments(call: Operator, config: Any, out: Tensor) -> Tensor | None:
+    """What a launch stores the statistics of its result [...,F] in: float32, None unless the call returns them.
 
-    Where its last launch leaves no `out_moments` (a library's kernel), one more takes them.
+    ValueError for a configuration whose tiles end inside a part.
     """
-    found = plan.launches[-1].arguments.get("out_moments")
-    if found is None:
-        launch = take(plan.result)
-        found, plan = launch.arguments["out_moments"], Plan(plan.result, (*plan.launches, launch))
-    return Plan((plan.result, found), plan.launches)
+    if not isinstance(call, RowMoments):
+        return None
+    whole = all(getattr(config, name, 0) % PART == 0 for name in BLOCKS)
+    check(whole, f"row moments need blocks of whole {PART} features")
+    return _empty(out)
 
 
-def scratch(out: Tensor) -> Tensor:
-    """Room for the moments of the rows of a result [...,F]."""
-    return out.new_empty(shape(tuple(out.shape[:-1]), out.shape[-1]), dtype=torch.float32)
+def whole_parts(config: Any) -> Any:
+    """The configuration, with blocks of PART features where they have fewer."""
+    return replace(config, **{name: max(getattr(config, name), PART) for name in BLOCKS if getattr(config, name, 0)})
 
 
-def take(out: Tensor) -> Launch:
-    """The moments of the rows of a result [...,F] in memory."""
+def launch_row_moments(out: Tensor) -> Launch:
+    """The launch that computes the statistics of a result [...,F] in memory."""
     features = out.shape[-1]
-    number = out.numel() // features
-    rows, columns = 16, next_power_of_2(features, least=PART, most=128)
+    rows = out.numel() // features
+    block_m, block_n = 16, next_power_of_2(features, least=PART, most=128)
     arguments = {
         "out": out,
-        "out_moments": scratch(out),
-        "rows": number,
-        "features": features,
-        "ROWS": rows,
-        "COLUMNS": columns,
+        "out_moments": _empty(out),
+        "M": rows,
+        "N": features,
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
         "PART": PART,
     }
-    grid = (cdiv(number, rows), cdiv(features, columns))
-    return Launch(row_moments_kernel.take, grid, arguments, 4, 1)
+    grid = (cdiv(rows, block_m), cdiv(features, block_n))
+    return Launch(row_moments_kernel.row_moments, grid, arguments, 4, 1)
 
 
-def register_with_row_moments(
-    operator: Operator, schema: str, operator_fake: Callable[..., Tensor], fitted: Callable[[Any], Any]
-) -> Operator:
-    """Register `<name>_row_moments(...) -> (out, row_moments)` beside an operator of this schema.
+def _empty(out: Tensor) -> Tensor:
+    return out.new_empty(row_moments_shape(tuple(out.shape)), dtype=torch.float32)
 
-    The operator's kernels take `moments=True` in their plan. fitted: makes of its heuristic's configuration one whose
-    tiles are whole parts wide.
+
+class RowMoments(Operator):
+    """Mixin for a matmul: it also returns the statistics of its result's rows. Goes before the matmul among the bases.
+
+    The matmul's plan stores them where `out_moments` gives it memory. Where its last launch does not, as with a
+    library's kernel, one more launch computes them.
     """
-    own = operator.kernels
-    assert own is not None
 
-    @functools.wraps(own.heuristic)
-    def heuristic(*args: Any, **kwargs: Any) -> Any:
-        return fitted(own.heuristic(*args, **kwargs))
+    __slots__ = ()
+    returns = "(Tensor, Tensor)"
 
-    @functools.wraps(own.space)
-    def space(*args: Any, **kwargs: Any) -> Any:
-        return (fitted(config) for config in own.space(*args, **kwargs))
+    def reference(self) -> Any:
+        """The matmul's reference, and `row_moments_of` its result."""
+        out = super().reference()
+        return out, row_moments_of(out)
 
-    @functools.wraps(own.plan)
-    def plan(config: Any, **arguments: Any) -> Plan:
-        return with_row_moments(own.plan(config, **arguments, moments=True))
+    def empty(self) -> Any:
+        """The matmul's result, and [...,2,ceil(F/32)] in float32 or wider."""
+        out: Tensor = super().empty()
+        return out, out.new_empty(row_moments_shape(tuple(out.shape)), dtype=compute_dtype(out.dtype))
 
-    def empty(out: Tensor) -> Tensor:
-        return out.new_empty(shape(tuple(out.shape[:-1]), out.shape[-1]), dtype=compute_dtype(out.dtype))
+    def cost(self) -> Cost:
+        """The matmul's, 3 FLOPs per element of the result, and the bytes of the statistics."""
+        least, (out, moments) = super().cost(), self.empty()
+        return Cost(least.flops + 3 * out.numel(), least.bytes + nbytes(moments))
 
-    modules = (*own.modules, row_moments_kernel.__name__, __name__)
-    kernels = dataclasses.replace(own, heuristic=heuristic, space=space, plan=plan, modules=modules)
-    return register_beside(operator, schema, "row_moments", operator_fake, of, empty, kernels)
+    def heuristic(self, gpu: Gpu) -> Any:
+        """The matmul's, with tiles of whole parts."""
+        return whole_parts(super().heuristic(gpu))
+
+    def space(self, gpu: Gpu) -> Iterator[Any]:
+        """The matmul's, with tiles of whole parts."""
+        return map(whole_parts, super().space(gpu))
+
+    def plan(self, config: Any) -> Plan:
+        """The matmul's launches, and one for the statistics where they do not store them."""
+        plan = super().plan(config)
+        moments = plan.launches[-1].arguments.get("out_moments")
+        if moments is not None:
+            return Plan((plan.result, moments), plan.launches)
+        launch = launch_row_moments(plan.result)
+        return Plan((plan.result, launch.arguments["out_moments"]), (*plan.launches, launch))

@@ -1,4 +1,4 @@
-"""The learner, the blocks it switches, what it minimises, and the other ways to choose a mask."""
+"""The learner, the blocks it switches, what it minimizes, and the other ways to choose a mask."""
 
 import pytest
 import torch

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.compress.__main__ import main
-from model.compress.masks import proof
+from model.compress.masks import proof, proof_results
 from model.compress.masks.decide import number_reachable
 from model.compress.masks.objectives import FAMILIES, Network, Pairwise, all_masks, best_share, draw
 from tests import ROOT
@@ -93,7 +93,7 @@ def test_pairwise_values() -> None:
     mask = all_masks()[77]
     kept = mask.nonzero().flatten().tolist()
     expected = sum(float(objective.interaction[0, i, j]) for i in kept for j in kept if i < j)
-    expected -= sum(float(objective.worth[0, i]) for i in kept)
+    expected -= sum(float(objective.value[0, i]) for i in kept)
     assert objective.exact(mask[None]).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -139,7 +139,7 @@ def test_command_writes_results_and_figures(tmp_path: Path, capsys: pytest.Captu
 
 def test_committed_results_are_of_the_code_as_it_is() -> None:
     written = json.loads((ROOT / "docs/compression/masks-proof.json").read_text())
-    assert written["schedule"] == proof.results([])["schedule"]
+    assert written["schedule"] == proof_results.results([])["schedule"]
     assert written["bar"] == proof.BAR
     for family in FAMILIES:
         assert written["families"][family]["seeds"] == [0, 49]

@@ -29,7 +29,7 @@ def vae(channels: tuple[int, ...] = (8, 16), groups: int = GROUPS, layers: int =
 
 
 def widened(state: dict[str, Tensor], spaces: Spaces, names: set[str], unread: bool = False) -> dict[str, Tensor]:
-    """The same function with every channel of `names` twice, neighbours, so that a group holds both copies.
+    """The same function with every channel of `names` twice, neighbors, so that a group holds both copies.
 
     What reads the channels reads each copy with random weights that add up to the old ones; with `unread` the first
     copy alone.
@@ -115,7 +115,7 @@ def test_groups_of_zeros_are_pruned_without_a_trace() -> None:
     state["decoder.up_blocks.0.resnets.0.norm2.bias"][gone] = 0.0
     network.load_state_dict(state)
     config = UNetConfig(groups=(GROUPS, GROUPS // 2))
-    with pytest.raises(ValueError, match="normalised in 4 groups, not 2"):
+    with pytest.raises(ValueError, match="normalized in 4 groups, not 2"):
         cut(state, spaces, {hidden: torch.arange(width // 2)}, config)
     z = torch.randn(1, 4, 4, 4, dtype=torch.float64)
     scores = importance(state, spaces, gram_matrices(network, spaces, random_image(16, 16).double() * 2 - 1))
@@ -223,7 +223,7 @@ def test_cuts_that_tear_groups_apart_are_refused() -> None:
     with pytest.raises(ValueError, match="no space that can be cut"):
         check(spaces, {"encoder.image": torch.tensor([0])}, config)
     unet = unet_spaces(unet_shapes(4, 4, (8, 8), 1))
-    with pytest.raises(ValueError, match="normalises several spaces together"):
+    with pytest.raises(ValueError, match="normalizes several spaces together"):
         choose(unet, {}, 4, UNetConfig(groups=(4,)))
 
 

@@ -1,4 +1,4 @@
-"""Separable convolutions initialised from dense ones: exact where they can be, otherwise the best there is."""
+"""Separable convolutions initialized from dense ones: exact where they can be, otherwise the best there is."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""The kernels of attention: keys in tiles, softmax as they pass, scores never in memory.
+"""The kernels of attention: keys and values in tiles, an online softmax over them, scores never in memory.
 
-Per query row three things are carried from tile to tile: the highest score so far, the sum of the powers of two below
-it, and the same sum with each power times its value. A higher score rescales both sums. Scores are counted in powers of
-two: `scale` comes multiplied by log2(e). Everything but the operands of the products is float32.
+Per query, three values are carried from tile to tile: row_max, the largest score so far; row_sum, the sum of
+p = 2^(score - row_max); acc, the sum of p times the values. A larger score rescales both sums by alpha. Scores are
+exponents of 2: `scale` comes multiplied by log2(e). Everything except the operands of the matmuls is float32.
 
-`flash`: a program has a tile of queries of one head over all keys. The head's width is covered by two powers of two or
-by one, FIRST + SECOND, each with a product of its own: 48 is 32 + 16 and does a quarter less than padded to 64.
-`wide`: heads too wide for that, and float32. Scores are summed over the width in slices of DEPTH; a program makes
-COLUMNS columns of the result from one part of the keys, and `merge` puts the parts together in their order. Every part
-has a key, so that no highest score stays at minus infinity.
+`flash`: one program computes a tile of queries of one head over all keys. The head dimension is covered by one power of
+two or by the sum of two, BLOCK_D1 + BLOCK_D2, with one matmul each: 48 is 32 + 16 and costs a quarter less than 64.
+`wide`: for float32 and for heads too wide for `flash`. Scores are summed over the head dimension in steps of BLOCK_K;
+one program computes BLOCK_D columns of the result from one of split_k parts of the keys, and `merge_splits` merges the
+parts in a fixed order. Every part has a key, so that no row_max stays at minus infinity.
 """
 
 from __future__ import annotations
@@ -19,235 +19,248 @@ from tinysr_kernels.ops.device_functions import await_inputs, round_to, tile_dot
 
 @jit
 def _tile(  # type: ignore[no-untyped-def]
-    start,  # one head's queries, keys or values at the tile's first token
-    lane,  # [ROWS]
-    count,  # tokens there are from the first on
+    start,  # one head's queries, keys or values, at the tile's first token
+    row,  # [R], tokens relative to start
+    count,  # how many tokens are left from start on
     stride,  # elements from token to token
-    chan,  # [CHANNELS] within the head
-    WIDTH: tl.constexpr,  # of the head
-    CUT: tl.constexpr,  # whether chan may reach beyond the head
-    RAGGED: tl.constexpr,  # whether fewer than ROWS tokens may be left
+    chan,  # [D], columns of the head
+    HEAD_DIM: tl.constexpr,
+    MASK_DIM: tl.constexpr,  # whether chan may be HEAD_DIM or larger
+    MASK_TOKENS: tl.constexpr,  # whether fewer than R tokens may be left
 ):
-    """The tile [ROWS,CHANNELS], zero where there is no such token or channel."""
-    at = start + (lane[:, None] * stride + chan[None, :])
-    if CUT:
-        known = (chan < WIDTH)[None, :]
-        if RAGGED:
-            known = known & (lane < count)[:, None]
-        v = tl.load(at, mask=known, other=0.0)
-    elif RAGGED:
-        v = tl.load(at, mask=(lane < count)[:, None], other=0.0)
+    """The tile [R,D] in qkv's dtype, zero outside."""
+    at = start + (row[:, None] * stride + chan[None, :])
+    if MASK_DIM:
+        mask = (chan < HEAD_DIM)[None, :]
+        if MASK_TOKENS:
+            mask = mask & (row < count)[:, None]
+        v = tl.load(at, mask=mask, other=0.0)
+    elif MASK_TOKENS:
+        v = tl.load(at, mask=(row < count)[:, None], other=0.0)
     else:
         v = tl.load(at)
     return v
 
 
 @jit
-def _weigh(  # type: ignore[no-untyped-def]
-    scores,  # [ROWS,KEYS] float32, unscaled
-    highest,  # [ROWS] of the scaled scores so far
-    total,  # [ROWS] of the powers so far
-    lane,  # [KEYS]
-    count,  # keys there are from the tile's first on: one or more
-    scale,  # not negative
-    NEGATIVE: tl.constexpr,
-    RAGGED: tl.constexpr,
+def _online_softmax(  # type: ignore[no-untyped-def]
+    scores,  # [BLOCK_M,BLOCK_N] float32, unscaled
+    row_max,  # [BLOCK_M], the largest scaled score so far
+    row_sum,  # [BLOCK_M], the sum of p so far
+    offs_n,  # [BLOCK_N], keys relative to the tile's first
+    count,  # how many keys are left from there on, at least one
+    scale,  # its magnitude, times log2(e)
+    NEGATIVE: tl.constexpr,  # whether the scale is negative
+    MASK_KEYS: tl.constexpr,  # whether fewer than BLOCK_N keys may be left
 ):
-    """Powers [ROWS,KEYS], what the sums so far have to be multiplied with, and the new highest and total."""
+    """p [BLOCK_M,BLOCK_N], the factor alpha that rescales earlier sums, and the new row_max and row_sum."""
     if NEGATIVE:
         scores = -scores
-    if RAGGED:
-        scores = tl.where((lane < count)[None, :], scores, float("-inf"))
-    new = tl.maximum(highest, tl.max(scores, 1) * scale)
-    # One multiply-add a score. Whatever the rounding of `new`, it is the same for all keys and cancels.
-    powers = tl.exp2(scores * scale - new[:, None])
-    again = tl.exp2(highest - new)
-    return powers, again, new, total * again + tl.sum(powers, 1)
+    if MASK_KEYS:
+        scores = tl.where((offs_n < count)[None, :], scores, float("-inf"))
+    new_max = tl.maximum(row_max, tl.max(scores, 1) * scale)
+    # One multiply-add per score. The rounding of new_max is the same for all keys and cancels.
+    p = tl.exp2(scores * scale - new_max[:, None])
+    alpha = tl.exp2(row_max - new_max)
+    return p, alpha, new_max, row_sum * alpha + tl.sum(p, 1)
 
 
 @jit
 def flash(  # type: ignore[no-untyped-def]
-    qkv,  # [N,tokens,3,heads,WIDTH]
-    out,  # [N,tokens,heads,WIDTH]
+    qkv,  # [N,tokens,3,heads,HEAD_DIM]
+    out,  # [N,tokens,heads,HEAD_DIM]
     scale,  # its magnitude, times log2(e)
     tokens,
     heads,
-    NEGATIVE: tl.constexpr,  # whether the scale is
-    RAGGED: tl.constexpr,  # whether KEYS does not divide tokens
-    APART: tl.constexpr,  # whether the keys behind the last whole tile then have a loop of their own
-    WIDTH: tl.constexpr,
-    FIRST: tl.constexpr,
-    SECOND: tl.constexpr,  # 0 where FIRST covers the head
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    STAGES: tl.constexpr,
+    NEGATIVE: tl.constexpr,  # whether the scale is negative
+    HAS_TAIL: tl.constexpr,  # whether BLOCK_N does not divide tokens
+    SEPARATE_TAIL: tl.constexpr,  # whether the keys after the last whole tile then have their own loop
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D1: tl.constexpr,
+    BLOCK_D2: tl.constexpr,  # 0 if BLOCK_D1 covers the head
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
 ):
-    """Grid: tiles of ROWS queries, heads, samples."""
+    """Grid: tiles of BLOCK_M queries, heads, samples."""
     await_inputs()
-    features = heads * WIDTH
+    features = heads * HEAD_DIM
     stride = 3 * features
-    lane = tl.arange(0, ROWS)
-    key_lane = tl.arange(0, KEYS)
-    front = tl.arange(0, FIRST)
+    offs_m = tl.arange(0, BLOCK_M)
+    offs_n = tl.arange(0, BLOCK_N)
+    offs_d1 = tl.arange(0, BLOCK_D1)
     sample = tl.program_id(2).to(tl.int64) * tokens
-    top = tl.program_id(0).to(tl.int64) * ROWS
-    rows_left = tokens - tl.program_id(0) * ROWS
-    # Only the way to a tile may need 64 bits; within it, offsets of 32 take half the registers.
-    queries = qkv + (sample + top) * stride + tl.program_id(1) * WIDTH
-    first_q = _tile(queries, lane, rows_left, stride, front, WIDTH, FIRST > WIDTH, True)
-    first_sum = tl.full((ROWS, FIRST), 0.0, tl.float32)
-    if SECOND > 0:
-        back = FIRST + tl.arange(0, SECOND)
-        second_q = _tile(queries, lane, rows_left, stride, back, WIDTH, FIRST + SECOND > WIDTH, True)
-        second_sum = tl.full((ROWS, SECOND), 0.0, tl.float32)
-    highest = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.full((ROWS,), 0.0, tl.float32)
-    # Whole tiles of keys, then the rest with a mask: whatever the number of tokens, the hot loop has none.
-    ALONG: tl.constexpr = RAGGED and not APART
-    whole = 0 if ALONG else tokens // KEYS * KEYS
-    for REST in tl.static_range(1 if ALONG else 0, 2 if RAGGED else 1):
-        end = tokens if REST else whole
-        for begin in tl.range(whole if REST else 0, end, KEYS, num_stages=1 if REST and not ALONG else STAGES):
-            keys = qkv + (sample + begin) * stride + (heads + tl.program_id(1)) * WIDTH
+    start_m = tl.program_id(0).to(tl.int64) * BLOCK_M
+    queries_left = tokens - tl.program_id(0) * BLOCK_M
+    # Only a tile's base address may need 64-bit offsets; within the tile, 32-bit offsets take half the registers.
+    queries = qkv + (sample + start_m) * stride + tl.program_id(1) * HEAD_DIM
+    q1 = _tile(queries, offs_m, queries_left, stride, offs_d1, HEAD_DIM, BLOCK_D1 > HEAD_DIM, True)
+    acc1 = tl.full((BLOCK_M, BLOCK_D1), 0.0, tl.float32)
+    if BLOCK_D2 > 0:
+        offs_d2 = BLOCK_D1 + tl.arange(0, BLOCK_D2)
+        q2 = _tile(queries, offs_m, queries_left, stride, offs_d2, HEAD_DIM, BLOCK_D1 + BLOCK_D2 > HEAD_DIM, True)
+        acc2 = tl.full((BLOCK_M, BLOCK_D2), 0.0, tl.float32)
+    row_max = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    row_sum = tl.full((BLOCK_M,), 0.0, tl.float32)
+    # Whole tiles of keys, then the tail with a mask: for any number of tokens the hot loop has no mask.
+    MASKED_LOOP: tl.constexpr = HAS_TAIL and not SEPARATE_TAIL
+    tail_start = 0 if MASKED_LOOP else tokens // BLOCK_N * BLOCK_N
+    for TAIL in tl.static_range(1 if MASKED_LOOP else 0, 2 if HAS_TAIL else 1):
+        loop_end = tokens if TAIL else tail_start
+        for start_n in tl.range(
+            tail_start if TAIL else 0, loop_end, BLOCK_N, num_stages=1 if TAIL and not MASKED_LOOP else NUM_STAGES
+        ):
+            keys = qkv + (sample + start_n) * stride + (heads + tl.program_id(1)) * HEAD_DIM
             values = keys + features
-            left = tokens - begin
-            k = _tile(keys, key_lane, left, stride, front, WIDTH, FIRST > WIDTH, REST)
-            scores = tile_dot(first_q, tl.trans(k), tl.full((ROWS, KEYS), 0.0, tl.float32))
-            if SECOND > 0:
-                k = _tile(keys, key_lane, left, stride, back, WIDTH, FIRST + SECOND > WIDTH, REST)
-                scores = tile_dot(second_q, tl.trans(k), scores)
-            powers, again, highest, total = _weigh(scores, highest, total, key_lane, left, scale, NEGATIVE, REST)
-            v = _tile(values, key_lane, left, stride, front, WIDTH, FIRST > WIDTH, REST)
-            weights = round_to(powers, v.dtype)
-            first_sum = tile_dot(weights, v, first_sum * again[:, None])
-            if SECOND > 0:
-                v = _tile(values, key_lane, left, stride, back, WIDTH, FIRST + SECOND > WIDTH, REST)
-                second_sum = tile_dot(weights, v, second_sum * again[:, None])
-    result = out + (sample + top) * features + tl.program_id(1) * WIDTH
-    there = (lane < rows_left)[:, None]
-    at = result + (lane[:, None] * features + front[None, :])
-    v = round_to(first_sum / total[:, None], out.dtype.element_ty)
-    tl.store(at, v, mask=there & (front < WIDTH)[None, :])
-    if SECOND > 0:
-        at = result + (lane[:, None] * features + back[None, :])
-        v = round_to(second_sum / total[:, None], out.dtype.element_ty)
-        tl.store(at, v, mask=there & (back < WIDTH)[None, :])
+            keys_left = tokens - start_n
+            k = _tile(keys, offs_n, keys_left, stride, offs_d1, HEAD_DIM, BLOCK_D1 > HEAD_DIM, TAIL)
+            scores = tile_dot(q1, tl.trans(k), tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32))
+            if BLOCK_D2 > 0:
+                k = _tile(keys, offs_n, keys_left, stride, offs_d2, HEAD_DIM, BLOCK_D1 + BLOCK_D2 > HEAD_DIM, TAIL)
+                scores = tile_dot(q2, tl.trans(k), scores)
+            p, alpha, row_max, row_sum = _online_softmax(
+                scores, row_max, row_sum, offs_n, keys_left, scale, NEGATIVE, TAIL
+            )
+            v = _tile(values, offs_n, keys_left, stride, offs_d1, HEAD_DIM, BLOCK_D1 > HEAD_DIM, TAIL)
+            weights = round_to(p, v.dtype)
+            acc1 = tile_dot(weights, v, acc1 * alpha[:, None])
+            if BLOCK_D2 > 0:
+                v = _tile(values, offs_n, keys_left, stride, offs_d2, HEAD_DIM, BLOCK_D1 + BLOCK_D2 > HEAD_DIM, TAIL)
+                acc2 = tile_dot(weights, v, acc2 * alpha[:, None])
+    result = out + (sample + start_m) * features + tl.program_id(1) * HEAD_DIM
+    inside = (offs_m < queries_left)[:, None]
+    at = result + (offs_m[:, None] * features + offs_d1[None, :])
+    v = round_to(acc1 / row_sum[:, None], out.dtype.element_ty)
+    tl.store(at, v, mask=inside & (offs_d1 < HEAD_DIM)[None, :])
+    if BLOCK_D2 > 0:
+        at = result + (offs_m[:, None] * features + offs_d2[None, :])
+        v = round_to(acc2 / row_sum[:, None], out.dtype.element_ty)
+        tl.store(at, v, mask=inside & (offs_d2 < HEAD_DIM)[None, :])
 
 
 @jit
 def wide(  # type: ignore[no-untyped-def]
-    qkv,  # [N,tokens,3,heads,WIDTH]
-    out,  # [N,tokens,heads,WIDTH], or None where there are several parts
-    scratch_out,  # [N,heads,parts,tokens,WIDTH] float32: sums of powers times values; or None
-    scratch_highest,  # [N,heads,parts,tokens] float32 or None
-    scratch_total,  # [N,heads,parts,tokens] float32 or None
+    qkv,  # [N,tokens,3,heads,HEAD_DIM]
+    out,  # [N,tokens,heads,HEAD_DIM], or None if split_k > 1
+    scratch_out,  # [N,heads,split_k,tokens,HEAD_DIM] float32: acc of each part; or None
+    scratch_max,  # [N,heads,split_k,tokens] float32 or None
+    scratch_sum,  # [N,heads,split_k,tokens] float32 or None
     scale,  # its magnitude, times log2(e)
     tokens,
     heads,
-    part,  # keys of a part, a multiple of KEYS; the last may have fewer
-    parts,
-    NEGATIVE: tl.constexpr,  # whether the scale is
-    RAGGED: tl.constexpr,  # whether KEYS does not divide tokens
-    APART: tl.constexpr,  # whether the keys behind the last whole tile then have a loop of their own
-    WIDTH: tl.constexpr,
-    DEPTH: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    STAGES: tl.constexpr,
+    split_keys,  # keys per part, a multiple of BLOCK_N; the last part may have fewer
+    split_k,  # parts of the keys
+    NEGATIVE: tl.constexpr,  # whether the scale is negative
+    HAS_TAIL: tl.constexpr,  # whether BLOCK_N does not divide tokens
+    SEPARATE_TAIL: tl.constexpr,  # whether the keys after the last whole tile then have their own loop
+    HEAD_DIM: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
 ):
-    """Grid: tiles of ROWS queries times parts times blocks of COLUMNS, heads, samples."""
+    """Grid: tiles of BLOCK_M queries times split_k times blocks of BLOCK_D columns, heads, samples."""
     await_inputs()
-    features = heads * WIDTH
+    features = heads * HEAD_DIM
     stride = 3 * features
-    tiles = tl.cdiv(tokens, ROWS)
+    tiles = tl.cdiv(tokens, BLOCK_M)
     tile = tl.program_id(0) % tiles
-    number = tl.program_id(0) // tiles % parts
-    lane = tl.arange(0, ROWS)
-    key_lane = tl.arange(0, KEYS)
-    inner = tl.arange(0, DEPTH)
-    column = tl.program_id(0) // tiles // parts * COLUMNS + tl.arange(0, COLUMNS)
+    split = tl.program_id(0) // tiles % split_k
+    offs_m = tl.arange(0, BLOCK_M)
+    offs_n = tl.arange(0, BLOCK_N)
+    offs_k = tl.arange(0, BLOCK_K)
+    offs_d = tl.program_id(0) // tiles // split_k * BLOCK_D + tl.arange(0, BLOCK_D)
     sample = tl.program_id(2).to(tl.int64) * tokens
-    top = tile.to(tl.int64) * ROWS
-    rows_left = tokens - tile * ROWS
-    queries = qkv + (sample + top) * stride + tl.program_id(1) * WIDTH
-    if DEPTH >= WIDTH:
-        q = _tile(queries, lane, rows_left, stride, inner, WIDTH, DEPTH > WIDTH, True)
-    sums = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
-    highest = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.full((ROWS,), 0.0, tl.float32)
-    end = tl.minimum((number + 1) * part, tokens)
-    ALONG: tl.constexpr = RAGGED and not APART
-    whole = number * part if ALONG else end // KEYS * KEYS
-    for REST in tl.static_range(1 if ALONG else 0, 2 if RAGGED else 1):
-        first = whole if REST else number * part
-        for begin in tl.range(first, end if REST else whole, KEYS, num_stages=1 if REST and not ALONG else STAGES):
-            keys = qkv + (sample + begin) * stride + (heads + tl.program_id(1)) * WIDTH
-            left = tokens - begin
-            scores = tl.full((ROWS, KEYS), 0.0, tl.float32)
-            if DEPTH >= WIDTH:
-                k = _tile(keys, key_lane, left, stride, inner, WIDTH, DEPTH > WIDTH, REST)
+    start_m = tile.to(tl.int64) * BLOCK_M
+    queries_left = tokens - tile * BLOCK_M
+    queries = qkv + (sample + start_m) * stride + tl.program_id(1) * HEAD_DIM
+    if BLOCK_K >= HEAD_DIM:
+        q = _tile(queries, offs_m, queries_left, stride, offs_k, HEAD_DIM, BLOCK_K > HEAD_DIM, True)
+    acc = tl.full((BLOCK_M, BLOCK_D), 0.0, tl.float32)
+    row_max = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    row_sum = tl.full((BLOCK_M,), 0.0, tl.float32)
+    loop_end = tl.minimum((split + 1) * split_keys, tokens)
+    MASKED_LOOP: tl.constexpr = HAS_TAIL and not SEPARATE_TAIL
+    tail_start = split * split_keys if MASKED_LOOP else loop_end // BLOCK_N * BLOCK_N
+    for TAIL in tl.static_range(1 if MASKED_LOOP else 0, 2 if HAS_TAIL else 1):
+        loop_start = tail_start if TAIL else split * split_keys
+        for start_n in tl.range(
+            loop_start,
+            loop_end if TAIL else tail_start,
+            BLOCK_N,
+            num_stages=1 if TAIL and not MASKED_LOOP else NUM_STAGES,
+        ):
+            keys = qkv + (sample + start_n) * stride + (heads + tl.program_id(1)) * HEAD_DIM
+            keys_left = tokens - start_n
+            scores = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
+            if BLOCK_K >= HEAD_DIM:
+                k = _tile(keys, offs_n, keys_left, stride, offs_k, HEAD_DIM, BLOCK_K > HEAD_DIM, TAIL)
                 scores = tile_dot(q, tl.trans(k), scores)
             else:
-                # The queries come from the cache again for every tile of keys: no program could hold them.
-                for piece in range(0, WIDTH, DEPTH):
-                    q = _tile(queries, lane, rows_left, stride, piece + inner, WIDTH, WIDTH % DEPTH > 0, True)
-                    k = _tile(keys, key_lane, left, stride, piece + inner, WIDTH, WIDTH % DEPTH > 0, REST)
+                # The queries are loaded again, from the cache, for every tile of keys: no program could hold them.
+                for piece in range(0, HEAD_DIM, BLOCK_K):
+                    q = _tile(
+                        queries, offs_m, queries_left, stride, piece + offs_k, HEAD_DIM, HEAD_DIM % BLOCK_K > 0, True
+                    )
+                    k = _tile(keys, offs_n, keys_left, stride, piece + offs_k, HEAD_DIM, HEAD_DIM % BLOCK_K > 0, TAIL)
                     scores = tile_dot(q, tl.trans(k), scores)
-            powers, again, highest, total = _weigh(scores, highest, total, key_lane, left, scale, NEGATIVE, REST)
-            v = _tile(keys + features, key_lane, left, stride, column, WIDTH, WIDTH % COLUMNS > 0, REST)
-            sums = tile_dot(round_to(powers, v.dtype), v, sums * again[:, None])
-    there = lane < rows_left
-    known = there[:, None] & (column < WIDTH)[None, :]
+            p, alpha, row_max, row_sum = _online_softmax(
+                scores, row_max, row_sum, offs_n, keys_left, scale, NEGATIVE, TAIL
+            )
+            v = _tile(keys + features, offs_n, keys_left, stride, offs_d, HEAD_DIM, HEAD_DIM % BLOCK_D > 0, TAIL)
+            acc = tile_dot(round_to(p, v.dtype), v, acc * alpha[:, None])
+    inside = offs_m < queries_left
+    mask = inside[:, None] & (offs_d < HEAD_DIM)[None, :]
     if scratch_out is None:
-        at = out + (sample + top) * features + tl.program_id(1) * WIDTH
-        v = round_to(sums / total[:, None], out.dtype.element_ty)
-        tl.store(at + (lane[:, None] * features + column[None, :]), v, mask=known)
+        at = out + (sample + start_m) * features + tl.program_id(1) * HEAD_DIM
+        v = round_to(acc / row_sum[:, None], out.dtype.element_ty)
+        tl.store(at + (offs_m[:, None] * features + offs_d[None, :]), v, mask=mask)
     else:
-        row = ((tl.program_id(2).to(tl.int64) * heads + tl.program_id(1)) * parts + number) * tokens + top
-        tl.store(scratch_out + row * WIDTH + (lane[:, None] * WIDTH + column[None, :]), sums, mask=known)
-        # Programs of other columns have the same two numbers.
-        there = there & (tl.program_id(0) < tiles * parts)
-        tl.store(scratch_highest + row + lane, highest, mask=there)
-        tl.store(scratch_total + row + lane, total, mask=there)
+        row = ((tl.program_id(2).to(tl.int64) * heads + tl.program_id(1)) * split_k + split) * tokens + start_m
+        tl.store(scratch_out + row * HEAD_DIM + (offs_m[:, None] * HEAD_DIM + offs_d[None, :]), acc, mask=mask)
+        # Programs of other columns have the same two values.
+        inside = inside & (tl.program_id(0) < tiles * split_k)
+        tl.store(scratch_max + row + offs_m, row_max, mask=inside)
+        tl.store(scratch_sum + row + offs_m, row_sum, mask=inside)
 
 
 @jit
-def merge(  # type: ignore[no-untyped-def]
-    scratch_out,  # [N,heads,parts,tokens,WIDTH] float32
-    scratch_highest,  # [N,heads,parts,tokens] float32
-    scratch_total,  # [N,heads,parts,tokens] float32
-    out,  # [N,tokens,heads,WIDTH]
+def merge_splits(  # type: ignore[no-untyped-def]
+    scratch_out,  # [N,heads,split_k,tokens,HEAD_DIM] float32
+    scratch_max,  # [N,heads,split_k,tokens] float32
+    scratch_sum,  # [N,heads,split_k,tokens] float32
+    out,  # [N,tokens,heads,HEAD_DIM]
     tokens,
     heads,
-    parts,
-    WIDTH: tl.constexpr,
-    COLUMNS: tl.constexpr,  # at least WIDTH
-    ROWS: tl.constexpr,
+    split_k,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,  # at least HEAD_DIM
+    BLOCK_M: tl.constexpr,
 ):
-    """Grid: tiles of ROWS queries, heads, samples. Parts are taken in their order, as tiles of keys are."""
+    """Grid: tiles of BLOCK_M queries, heads, samples. Parts are merged in order, as tiles of keys are."""
     await_inputs()
-    lane = tl.arange(0, ROWS)
-    column = tl.arange(0, COLUMNS)
+    offs_m = tl.arange(0, BLOCK_M)
+    offs_d = tl.arange(0, BLOCK_D)
     sample = tl.program_id(2).to(tl.int64)
-    top = tl.program_id(0).to(tl.int64) * ROWS
-    there = lane < tokens - tl.program_id(0) * ROWS
-    known = there[:, None] & (column < WIDTH)[None, :]
-    sums = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
-    highest = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.full((ROWS,), 0.0, tl.float32)
-    for number in range(parts):
-        row = ((sample * heads + tl.program_id(1)) * parts + number) * tokens + top
-        high = tl.load(scratch_highest + row + lane, mask=there, other=0.0)
-        powers = tl.load(scratch_total + row + lane, mask=there, other=1.0)
-        v = tl.load(scratch_out + row * WIDTH + (lane[:, None] * WIDTH + column[None, :]), mask=known, other=0.0)
-        new = tl.maximum(highest, high)
-        again = tl.exp2(highest - new)
-        weight = tl.exp2(high - new)
-        total = total * again + powers * weight
-        sums = sums * again[:, None] + v * weight[:, None]
-        highest = new
-    features = heads * WIDTH
-    at = out + (sample * tokens + top) * features + tl.program_id(1) * WIDTH
-    v = round_to(sums / total[:, None], out.dtype.element_ty)
-    tl.store(at + (lane[:, None] * features + column[None, :]), v, mask=known)
+    start_m = tl.program_id(0).to(tl.int64) * BLOCK_M
+    inside = offs_m < tokens - tl.program_id(0) * BLOCK_M
+    mask = inside[:, None] & (offs_d < HEAD_DIM)[None, :]
+    acc = tl.full((BLOCK_M, BLOCK_D), 0.0, tl.float32)
+    row_max = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    row_sum = tl.full((BLOCK_M,), 0.0, tl.float32)
+    for split in range(split_k):
+        row = ((sample * heads + tl.program_id(1)) * split_k + split) * tokens + start_m
+        split_max = tl.load(scratch_max + row + offs_m, mask=inside, other=0.0)
+        split_sum = tl.load(scratch_sum + row + offs_m, mask=inside, other=1.0)
+        v = tl.load(scratch_out + row * HEAD_DIM + (offs_m[:, None] * HEAD_DIM + offs_d[None, :]), mask=mask, other=0.0)
+        new_max = tl.maximum(row_max, split_max)
+        alpha = tl.exp2(row_max - new_max)
+        beta = tl.exp2(split_max - new_max)
+        row_sum = row_sum * alpha + split_sum * beta
+        acc = acc * alpha[:, None] + v * beta[:, None]
+        row_max = new_max
+    features = heads * HEAD_DIM
+    at = out + (sample * tokens + start_m) * features + tl.program_id(1) * HEAD_DIM
+    v = round_to(acc / row_sum[:, None], out.dtype.element_ty)
+    tl.store(at + (offs_m[:, None] * features + offs_d[None, :]), v, mask=mask)

@@ -1,13 +1,13 @@
-"""The kernels of conv3x3 and upsample_conv: implicit products of a tile of pixels with a block of outputs.
+"""The kernels of conv3x3 and upsample_conv: an implicit GEMM of a tile of output pixels and a block of outputs.
 
 `conv`: the reduction runs over taps and channels together, k = tap * channels + channel, as the weight lies in memory,
-so that a step may end one tap and begin the next: 240 channels need no padding to 256. Behind it stand the slices of a
-1x1 shortcut, read in place from its two tensors. Behind a nearest enlargement (ENLARGE = 2) a program computes one of
-the four phases of a tile of the small image: 2x2 taps, and every other pixel of every other row of the result.
-`merge`: where an image is too small to fill the GPU, several programs share the reduction of a tile and leave partial
-sums; this kernel adds them in their order, so that results repeat bit for bit, and finishes the tile.
+so that a step of BLOCK_K may end one tap and begin the next: 240 channels need no padding to 256. The steps of a 1x1
+shortcut follow, read in place from its two tensors. After a nearest x2 upsampling (SCALE = 2) a program computes one of
+the four phases of a tile at the low resolution: 2x2 taps, and every other pixel of every other row of the result.
+`merge_splits`: where an image is too small to fill the GPU, split-K lets several programs reduce one tile and store
+partial sums; this kernel adds them in a fixed order, so that results repeat bit for bit, and applies the epilogue.
 
-All sums are float32.
+Accumulators are float32.
 """
 
 from __future__ import annotations
@@ -19,232 +19,234 @@ from tinysr_kernels.ops.norm.kernels.norm_silu_prologue import norm_silu
 
 
 @jit
-def _borders(row, column, inside, height, width, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """[PIXELS] int32: bit i * SIDE + j says whether the image has pixel (row + i, column + j); 0 for those outside."""
+def _valid_taps(row, column, inside, height, width, KERNEL_SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """[BLOCK_M] int32: bit i * KERNEL_SIZE + j is 1 if pixel (row + i, column + j) is in the image; 0 unless inside."""
     across = column * 0
-    for j in tl.static_range(SIDE):
+    for j in tl.static_range(KERNEL_SIZE):
         across |= tl.where((column + j >= 0) & (column + j < width), 1 << j, 0)
     bits = row * 0
-    for i in tl.static_range(SIDE):
-        bits |= tl.where((row + i >= 0) & (row + i < height), across << (SIDE * i), 0)
+    for i in tl.static_range(KERNEL_SIZE):
+        bits |= tl.where((row + i >= 0) & (row + i < height), across << (KERNEL_SIZE * i), 0)
     return tl.where(inside, bits, 0)
 
 
 @jit
-def _taps(  # type: ignore[no-untyped-def]
-    acc,  # [PIXELS,OUTPUTS] float32
-    x,  # the first tap of the tile's first pixel
-    place,  # [PIXELS] how far from there a pixel's first tap is
-    borders,  # [PIXELS]
-    weight,  # [outputs,SIDE,SIDE,CHANNELS]
-    outs,  # [OUTPUTS]
-    outputs,
+def _accumulate_taps(  # type: ignore[no-untyped-def]
+    acc,  # [BLOCK_M,BLOCK_N] float32
+    x,  # points at the first tap of the tile's first pixel
+    offset,  # [BLOCK_M], elements from there to each pixel's first tap
+    valid_taps,  # [BLOCK_M], bits as of `_valid_taps`
+    weight,  # [out_channels,KERNEL_SIZE,KERNEL_SIZE,CHANNELS]
+    outs,  # [BLOCK_N], output channels
+    out_channels,
     width,  # of the image
-    begin,  # of the reduction, a multiple of SLICE
-    end,
-    scale,  # [2,CHANNELS] mean and gain of each channel, or None
+    begin,  # the first k, a multiple of BLOCK_K
+    end,  # one past the last k
+    scale,  # [2,CHANNELS] float32, mean and gain per channel of a norm prologue, or None
     norm_bias,  # [CHANNELS] or None
     CHANNELS: tl.constexpr,
-    SIDE: tl.constexpr,
-    SLICE: tl.constexpr,
-    QUICK: tl.constexpr,
+    KERNEL_SIZE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    FAST_TANH: tl.constexpr,
 ):
-    """acc + the products over k from begin to end."""
-    DEPTH: tl.constexpr = SIDE * SIDE * CHANNELS
-    lane = tl.arange(0, SLICE)
-    there = outs[None, :] < outputs
+    """acc + patches @ weight.T over k from begin to end, with GroupNorm and SiLU as a prologue if there is a scale."""
+    DEPTH: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE * CHANNELS
+    lane = tl.arange(0, BLOCK_K)
+    n_mask = outs[None, :] < out_channels
     weight += outs[None, :] * DEPTH + lane[:, None]
-    place = place[:, None]
-    borders = borders[:, None]
-    for start in range(begin, end, SLICE):
-        if CHANNELS % SLICE == 0:
-            # Each step lies in a single tap.
+    offset = offset[:, None]
+    valid_taps = valid_taps[:, None]
+    for start in range(begin, end, BLOCK_K):
+        if CHANNELS % BLOCK_K == 0:
+            # Each step is within one tap.
             tap = start // CHANNELS
-            shift = (tap // SIDE * width + tap % SIDE) * CHANNELS + tl.multiple_of(start % CHANNELS, SLICE)
-            seen = ((borders >> tap) & 1) != 0
-            chan = tl.multiple_of(start % CHANNELS, SLICE) + lane
-            rows = tl.load(x + ((place + shift) + lane[None, :]), mask=seen, other=0.0)
-            columns = tl.load(weight + start, mask=there, other=0.0)
+            shift = (tap // KERNEL_SIZE * width + tap % KERNEL_SIZE) * CHANNELS
+            shift += tl.multiple_of(start % CHANNELS, BLOCK_K)
+            valid = ((valid_taps >> tap) & 1) != 0
+            chan = tl.multiple_of(start % CHANNELS, BLOCK_K) + lane
+            a = tl.load(x + ((offset + shift) + lane[None, :]), mask=valid, other=0.0)
+            b = tl.load(weight + start, mask=n_mask, other=0.0)
         else:
             k = start + lane
-            # Behind the last tap stands a bit that is always 0.
-            tap = tl.minimum(k // CHANNELS, SIDE * SIDE)
-            shift = (tap // SIDE * width + tap % SIDE) * CHANNELS + k % CHANNELS
-            seen = ((borders >> tap[None, :]) & 1) != 0
+            # The bit after the last tap's is always 0.
+            tap = tl.minimum(k // CHANNELS, KERNEL_SIZE * KERNEL_SIZE)
+            shift = (tap // KERNEL_SIZE * width + tap % KERNEL_SIZE) * CHANNELS + k % CHANNELS
+            valid = ((valid_taps >> tap[None, :]) & 1) != 0
             chan = k % CHANNELS
-            rows = tl.load(x + (place + shift[None, :]), mask=seen, other=0.0)
-            columns = tl.load(weight + start, mask=there & (k[:, None] < DEPTH), other=0.0)
+            a = tl.load(x + (offset + shift[None, :]), mask=valid, other=0.0)
+            b = tl.load(weight + start, mask=n_mask & (k[:, None] < DEPTH), other=0.0)
         if scale is not None:
             mean, gain = tl.load(scale + chan)[None, :], tl.load(scale + CHANNELS + chan)[None, :]
-            y = norm_silu(rows, mean, gain, tl.load(norm_bias + chan).to(tl.float32)[None, :], QUICK)
-            # Outside the image stand zeros behind the norm, not before it.
-            rows = round_to(tl.where(seen, y, 0.0), columns.dtype)
-        acc = tile_dot(rows.to(columns.dtype), columns, acc)
+            y = norm_silu(a, mean, gain, tl.load(norm_bias + chan).to(tl.float32)[None, :], FAST_TANH)
+            # The zero padding follows the norm.
+            a = round_to(tl.where(valid, y, 0.0), b.dtype)
+        acc = tile_dot(a.to(b.dtype), b, acc)
     return acc
 
 
 @jit
 def conv(  # type: ignore[no-untyped-def]
     x,  # [N,height,width,CHANNELS]
-    weight,  # [RESULTS,3,3,CHANNELS], or the phases [4,RESULTS,2,2,CHANNELS] behind an enlargement
-    bias,  # [RESULTS] or None
+    weight,  # [OUT_CHANNELS,3,3,CHANNELS], or the phases [4,OUT_CHANNELS,2,2,CHANNELS] if SCALE is 2
+    bias,  # [OUT_CHANNELS] or None
     residual,  # like out, or None
-    shortcut,  # [N,out_height,out_width,FIRST] or None
-    skip,  # [N,out_height,out_width,SECOND] or None
-    shortcut_weight,  # [RESULTS,FIRST+SECOND] or None
-    out,  # [N,out_height,out_width,RESULTS]
-    scratch_parts,  # [parts,N,out_height,out_width,RESULTS] float32, what `merge` adds, or None
-    scratch_scale,  # [N,2,CHANNELS] float32, mean and gain of a GroupNorm with SiLU before, or None
-    norm_bias,  # [CHANNELS], its shift, or None
-    scratch_moments,  # [N,3,RESULTS // WIDTH,tiles and phases] float32, the moments of each tile, or None
+    shortcut,  # [N,out_height,out_width,SHORTCUT_C] or None
+    skip,  # [N,out_height,out_width,SKIP_C] or None
+    shortcut_weight,  # [OUT_CHANNELS,SHORTCUT_C+SKIP_C] or None
+    out,  # [N,out_height,out_width,OUT_CHANNELS]
+    scratch_partials,  # [splits,N,out_height,out_width,OUT_CHANNELS] float32, partial sums for `merge_splits`, or None
+    scratch_scale,  # [N,2,CHANNELS] float32, mean and gain per channel of a GroupNorm and SiLU prologue, or None
+    norm_bias,  # [CHANNELS], the GroupNorm's bias, or None
+    scratch_moments,  # [N,3,OUT_CHANNELS // GROUP_SIZE,tiles * phases] float32, statistics per tile, or None
     height,
     width,
     out_height,
     out_width,
-    share,  # of the reduction, a part: a multiple of SLICE
+    k_per_split,  # reduction length per split, a multiple of BLOCK_K
     CHANNELS: tl.constexpr,
-    RESULTS: tl.constexpr,  # channels of out
-    FIRST: tl.constexpr,  # channels of shortcut
-    SECOND: tl.constexpr,  # channels of skip
+    OUT_CHANNELS: tl.constexpr,  # channels of out
+    SHORTCUT_C: tl.constexpr,  # channels of shortcut
+    SKIP_C: tl.constexpr,  # channels of skip
     STRIDE: tl.constexpr,
-    ENLARGE: tl.constexpr,  # 1, or 2 behind an enlargement
+    SCALE: tl.constexpr,  # 1, or 2 after a nearest x2 upsampling
     ACTIVATION: tl.constexpr,
     ACTIVATE_RESIDUAL: tl.constexpr,
-    PIXELS: tl.constexpr,
-    COLUMNS: tl.constexpr,  # of the tile, which has PIXELS // COLUMNS rows
-    OUTPUTS: tl.constexpr,
-    SLICE: tl.constexpr,
-    QUICK: tl.constexpr,  # whether half precision's digits are enough for SiLU
-    WIDTH: tl.constexpr,  # neighbouring channels whose moments are one: 1, or a group that divides OUTPUTS
+    BLOCK_M: tl.constexpr,  # output pixels per tile
+    TILE_WIDTH: tl.constexpr,  # columns of the tile, which has BLOCK_M // TILE_WIDTH rows
+    BLOCK_N: tl.constexpr,  # output channels per program
+    BLOCK_K: tl.constexpr,
+    FAST_TANH: tl.constexpr,  # whether SiLU may be as inexact as half precision
+    GROUP_SIZE: tl.constexpr,  # adjacent channels per entry of scratch_moments: 1, or a group that divides BLOCK_N
 ):
-    """Grid: tiles in reading order, each in all its blocks of outputs; parts of the reduction; samples."""
+    """Grid: tiles in reading order, times blocks of output channels and phases; splits of the reduction; samples."""
     await_inputs()
-    SIDE: tl.constexpr = 4 - ENLARGE
-    PHASES: tl.constexpr = ENLARGE * ENLARGE
-    DEPTH: tl.constexpr = SIDE * SIDE * CHANNELS
-    # Programs that read the same pixels run at the same time.
-    blocks = tl.cdiv(RESULTS, OUTPUTS) * PHASES
+    KERNEL_SIZE: tl.constexpr = 4 - SCALE
+    PHASES: tl.constexpr = SCALE * SCALE
+    DEPTH: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE * CHANNELS
+    # Adjacent programs read the same pixels, so that they find them in the L2.
+    blocks = tl.cdiv(OUT_CHANNELS, BLOCK_N) * PHASES
     block = tl.program_id(0) % blocks
     tile = tl.program_id(0) // blocks
-    across = tl.cdiv(out_width, ENLARGE * COLUMNS)
-    top = tile // across * (PIXELS // COLUMNS)
-    left = tile % across * COLUMNS
+    across = tl.cdiv(out_width, SCALE * TILE_WIDTH)
+    top = tile // across * (BLOCK_M // TILE_WIDTH)
+    left = tile % across * TILE_WIDTH
     phase = block % PHASES
-    down = phase // ENLARGE
-    right = phase % ENLARGE
-    outs = block // PHASES * OUTPUTS + tl.arange(0, OUTPUTS)
-    part = tl.program_id(1)
+    down = phase // SCALE
+    right = phase % SCALE
+    outs = block // PHASES * BLOCK_N + tl.arange(0, BLOCK_N)
+    split = tl.program_id(1)
     sample = tl.program_id(2).to(tl.int64)
 
-    lane = tl.arange(0, PIXELS)
-    row = top + lane // COLUMNS
-    column = left + lane % COLUMNS
-    inside = (row * ENLARGE < out_height) & (column * ENLARGE < out_width)
-    # Only the way to the tile may need 64 bits; from there on offsets of 32 take half the registers.
-    base = (sample * out_height + (top * ENLARGE + down)) * out_width + (left * ENLARGE + right)
-    pixel = (lane // COLUMNS * out_width + lane % COLUMNS) * ENLARGE
-    begin = part * share
-    end = begin + share
-    acc = _taps(
-        tl.full((PIXELS, OUTPUTS), 0.0, tl.float32),
+    lane = tl.arange(0, BLOCK_M)
+    row = top + lane // TILE_WIDTH
+    column = left + lane % TILE_WIDTH
+    inside = (row * SCALE < out_height) & (column * SCALE < out_width)
+    # Only the tile's own offset may need 64 bits; 32-bit offsets within it take half the registers.
+    base = (sample * out_height + (top * SCALE + down)) * out_width + (left * SCALE + right)
+    pixel = (lane // TILE_WIDTH * out_width + lane % TILE_WIDTH) * SCALE
+    begin = split * k_per_split
+    end = begin + k_per_split
+    acc = _accumulate_taps(
+        tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32),
         x + ((sample * height + (top * STRIDE - 1 + down)) * width + (left * STRIDE - 1 + right)) * CHANNELS,
-        (lane // COLUMNS * width + lane % COLUMNS) * (STRIDE * CHANNELS),
-        _borders(row * STRIDE - 1 + down, column * STRIDE - 1 + right, inside, height, width, SIDE),
-        weight + phase * RESULTS * DEPTH,
+        (lane // TILE_WIDTH * width + lane % TILE_WIDTH) * (STRIDE * CHANNELS),
+        _valid_taps(row * STRIDE - 1 + down, column * STRIDE - 1 + right, inside, height, width, KERNEL_SIZE),
+        weight + phase * OUT_CHANNELS * DEPTH,
         outs,
-        RESULTS,
+        OUT_CHANNELS,
         width,
         begin,
         tl.minimum(end, DEPTH),
         None if scratch_scale is None else scratch_scale + sample * 2 * CHANNELS,
         norm_bias,
         CHANNELS,
-        SIDE,
-        SLICE,
-        QUICK,
+        KERNEL_SIZE,
+        BLOCK_K,
+        FAST_TANH,
     )
     if shortcut is not None:
-        # The shortcut's slices follow those of the taps, and the skip's follow them.
-        begin -= tl.cdiv(DEPTH, SLICE) * SLICE
-        end -= tl.cdiv(DEPTH, SLICE) * SLICE
+        # The shortcut's steps follow those of the taps, and the skip's follow the shortcut's.
+        begin -= tl.cdiv(DEPTH, BLOCK_K) * BLOCK_K
+        end -= tl.cdiv(DEPTH, BLOCK_K) * BLOCK_K
         acc = accumulate_matmul(
             acc,
-            shortcut + base * FIRST,
+            shortcut + base * SHORTCUT_C,
             shortcut_weight,
             pixel,
             inside,
             outs,
-            RESULTS,
+            OUT_CHANNELS,
             tl.maximum(begin, 0),
-            tl.minimum(end, FIRST),
-            FIRST,
-            FIRST + SECOND,
-            SLICE,
+            tl.minimum(end, SHORTCUT_C),
+            SHORTCUT_C,
+            SHORTCUT_C + SKIP_C,
+            BLOCK_K,
         )
         if skip is not None:
-            begin -= tl.cdiv(FIRST, SLICE) * SLICE
-            end -= tl.cdiv(FIRST, SLICE) * SLICE
+            begin -= tl.cdiv(SHORTCUT_C, BLOCK_K) * BLOCK_K
+            end -= tl.cdiv(SHORTCUT_C, BLOCK_K) * BLOCK_K
             acc = accumulate_matmul(
                 acc,
-                skip + base * SECOND,
-                shortcut_weight + FIRST,
+                skip + base * SKIP_C,
+                shortcut_weight + SHORTCUT_C,
                 pixel,
                 inside,
                 outs,
-                RESULTS,
+                OUT_CHANNELS,
                 tl.maximum(begin, 0),
-                tl.minimum(end, SECOND),
-                SECOND,
-                FIRST + SECOND,
-                SLICE,
+                tl.minimum(end, SKIP_C),
+                SKIP_C,
+                SHORTCUT_C + SKIP_C,
+                BLOCK_K,
             )
-    known = inside[:, None] & (outs[None, :] < RESULTS)
-    at = pixel[:, None] * RESULTS + outs[None, :]
-    if scratch_parts is not None:
+    known = inside[:, None] & (outs[None, :] < OUT_CHANNELS)
+    at = pixel[:, None] * OUT_CHANNELS + outs[None, :]
+    if scratch_partials is not None:
         samples = tl.num_programs(2).to(tl.int64)
-        tl.store(scratch_parts + (part * samples * out_height * out_width + base) * RESULTS + at, acc, mask=known)
+        first = split * samples * out_height * out_width + base
+        tl.store(scratch_partials + first * OUT_CHANNELS + at, acc, mask=known)
     else:
-        beta = bias_row(bias, outs, RESULTS, OUTPUTS)
-        stored = epilogue(acc, beta, residual, out, base * RESULTS, at, known, ACTIVATION, ACTIVATE_RESIDUAL)
+        beta = bias_row(bias, outs, OUT_CHANNELS, BLOCK_N)
+        stored = epilogue(acc, beta, residual, out, base * OUT_CHANNELS, at, known, ACTIVATION, ACTIVATE_RESIDUAL)
         if scratch_moments is not None:
             count, mean, squares = tile_moments(stored.to(tl.float32), inside)
-            tiles = tl.num_programs(0) // tl.cdiv(RESULTS, OUTPUTS)
-            if WIDTH > 1:
-                mean, squares = group_moments(count, mean, squares, WIDTH)
-                outs = block // PHASES * (OUTPUTS // WIDTH) + tl.arange(0, OUTPUTS // WIDTH)
-                count *= WIDTH
-            store_moments(
-                scratch_moments, sample, tile * PHASES + phase, tiles, outs, RESULTS // WIDTH, count, mean, squares
-            )
+            tiles = tl.num_programs(0) // tl.cdiv(OUT_CHANNELS, BLOCK_N)
+            if GROUP_SIZE > 1:
+                mean, squares = group_moments(count, mean, squares, GROUP_SIZE)
+                outs = block // PHASES * (BLOCK_N // GROUP_SIZE) + tl.arange(0, BLOCK_N // GROUP_SIZE)
+                count *= GROUP_SIZE
+            number = tile * PHASES + phase
+            groups = OUT_CHANNELS // GROUP_SIZE
+            store_moments(scratch_moments, sample, number, tiles, outs, groups, count, mean, squares)
 
 
 @jit
-def merge(  # type: ignore[no-untyped-def]
-    scratch_parts,  # [PARTS,N,pixels,RESULTS]
-    bias,  # [RESULTS] or None
-    residual,  # [N,pixels,RESULTS] or None
-    out,  # [N,pixels,RESULTS]; scratch_parts itself where that is one part of its dtype
+def merge_splits(  # type: ignore[no-untyped-def]
+    scratch_partials,  # [SPLIT_K,N,pixels,OUT_CHANNELS], partial sums
+    bias,  # [OUT_CHANNELS] or None
+    residual,  # [N,pixels,OUT_CHANNELS] or None
+    out,  # [N,pixels,OUT_CHANNELS]; scratch_partials itself for an epilogue in place (SPLIT_K = 1)
     pixels,
-    RESULTS: tl.constexpr,
+    OUT_CHANNELS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     ACTIVATE_RESIDUAL: tl.constexpr,
-    PARTS: tl.constexpr,
-    PIXELS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
-    """Grid: pixels in reading order, each in all its blocks of outputs; samples."""
+    """Grid: blocks of BLOCK_M pixels, times blocks of output channels; samples."""
     await_inputs()
-    blocks = tl.cdiv(RESULTS, OUTPUTS)
-    outs = tl.program_id(0) % blocks * OUTPUTS + tl.arange(0, OUTPUTS)
-    start = tl.program_id(0) // blocks * PIXELS
-    lane = tl.arange(0, PIXELS)
+    blocks = tl.cdiv(OUT_CHANNELS, BLOCK_N)
+    outs = tl.program_id(0) % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    start = tl.program_id(0) // blocks * BLOCK_M
+    lane = tl.arange(0, BLOCK_M)
     samples = tl.num_programs(1).to(tl.int64)
-    base = (tl.program_id(1).to(tl.int64) * pixels + start) * RESULTS
-    known = (start + lane < pixels)[:, None] & (outs[None, :] < RESULTS)
-    at = lane[:, None] * RESULTS + outs[None, :]
-    acc = tl.full((PIXELS, OUTPUTS), 0.0, tl.float32)
-    for part in tl.static_range(PARTS):
-        first = samples * part * pixels * RESULTS + base
-        acc += tl.load(scratch_parts + first + at, mask=known, other=0.0).to(tl.float32)
-    beta = bias_row(bias, outs, RESULTS, OUTPUTS)
+    base = (tl.program_id(1).to(tl.int64) * pixels + start) * OUT_CHANNELS
+    known = (start + lane < pixels)[:, None] & (outs[None, :] < OUT_CHANNELS)
+    at = lane[:, None] * OUT_CHANNELS + outs[None, :]
+    acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
+    for split in tl.static_range(SPLIT_K):
+        first = samples * split * pixels * OUT_CHANNELS + base
+        acc += tl.load(scratch_partials + first + at, mask=known, other=0.0).to(tl.float32)
+    beta = bias_row(bias, outs, OUT_CHANNELS, BLOCK_N)
     epilogue(acc, beta, residual, out, base, at, known, ACTIVATION, ACTIVATE_RESIDUAL)

@@ -1,6 +1,6 @@
-"""The kernel of input_conv: the patch of each pixel is gathered as a row of a product, the constant border with it.
+"""The kernel of input_conv: an implicit GEMM whose rows are the patches of the image, constant border included.
 
-Bytes go into the product as they are, which every dtype holds exactly, and its sums are divided by 255.
+uint8 values enter the GEMM unscaled, since every dtype holds them exactly; its accumulators are divided by 255.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from tinysr_kernels.ops.device_functions import await_inputs, bias_row, round_to
 
 @jit
 def convolve(  # type: ignore[no-untyped-def]
-    x,  # [N,CHANNELS,height,width] of the strides below; bytes hold 255 times the image
-    weight,  # [outputs,SIDE,SIDE,CHANNELS]
-    bias,  # [outputs] or None
-    out,  # [N,out_height,out_width,outputs]
-    border,
+    x,  # [N,CHANNELS,height,width] with the strides below; uint8 holds 255 times the image
+    weight,  # [out_channels,KERNEL_SIZE,KERNEL_SIZE,CHANNELS]
+    bias,  # [out_channels] or None
+    out,  # [N,out_height,out_width,out_channels]
+    border,  # the value around the image
     height,
     width,
     out_height,
     out_width,
-    outputs,
+    out_channels,
     sample_stride,
     channel_stride,
     row_stride,
@@ -28,38 +28,38 @@ def convolve(  # type: ignore[no-untyped-def]
     STRIDE: tl.constexpr,
     PADDING: tl.constexpr,
     CHANNELS: tl.constexpr,
-    SIDE: tl.constexpr,
-    PIXELS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    SLICE: tl.constexpr,
+    KERNEL_SIZE: tl.constexpr,  # rows and columns of the weight
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
-    """Grid: PIXELS output pixels in reading order, blocks of outputs, samples."""
+    """Grid: BLOCK_M output pixels in reading order, blocks of output channels, samples."""
     await_inputs()
-    DEPTH: tl.constexpr = SIDE * SIDE * CHANNELS
+    DEPTH: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE * CHANNELS
     UNIT: tl.constexpr = 255.0 if x.dtype.element_ty == tl.uint8 else 1.0
-    first = tl.program_id(0).to(tl.int64) * PIXELS
-    lane = tl.arange(0, PIXELS)
+    first = tl.program_id(0).to(tl.int64) * BLOCK_M
+    lane = tl.arange(0, BLOCK_M)
     pixel = (first + lane).to(tl.int32)
-    outs = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    outs = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     sample = tl.program_id(2).to(tl.int64)
-    there = first + lane < out_height * out_width
+    m_mask = first + lane < out_height * out_width
     top = pixel // out_width * STRIDE - PADDING
     left = pixel % out_width * STRIDE - PADDING
     x += sample * sample_stride
-    acc = tl.full((PIXELS, OUTPUTS), 0.0, tl.float32)
-    for start in tl.static_range(0, DEPTH, SLICE):
-        k = start + tl.arange(0, SLICE)
+    acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
+    for start in tl.static_range(0, DEPTH, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
         tap = k // CHANNELS
-        row = top[:, None] + (tap // SIDE)[None, :]
-        column = left[:, None] + (tap % SIDE)[None, :]
+        row = top[:, None] + (tap // KERNEL_SIZE)[None, :]
+        column = left[:, None] + (tap % KERNEL_SIZE)[None, :]
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
         at = row.to(tl.int64) * row_stride + column.to(tl.int64) * column_stride
         at += (k % CHANNELS).to(tl.int64)[None, :] * channel_stride
-        seen = inside & there[:, None] & (k < DEPTH)[None, :]
-        rows = tl.where(inside, tl.load(x + at, mask=seen, other=0).to(tl.float32), border * UNIT)
+        seen = inside & m_mask[:, None] & (k < DEPTH)[None, :]
+        a = tl.where(inside, tl.load(x + at, mask=seen, other=0).to(tl.float32), border * UNIT)
         at = weight + outs[None, :] * DEPTH + k[:, None]
-        columns = tl.load(at, mask=(outs < outputs)[None, :] & (k < DEPTH)[:, None], other=0.0)
-        acc = tile_dot(round_to(rows, columns.dtype), columns, acc)
-    v = acc * (1.0 / UNIT) + bias_row(bias, outs, outputs, OUTPUTS)
-    at = (sample * out_height * out_width + first) * outputs + (lane[:, None] * outputs + outs[None, :])
-    tl.store(out + at, round_to(v, out.dtype.element_ty), mask=there[:, None] & (outs < outputs)[None, :])
+        b = tl.load(at, mask=(outs < out_channels)[None, :] & (k < DEPTH)[:, None], other=0.0)
+        acc = tile_dot(round_to(a, b.dtype), b, acc)
+    v = acc * (1.0 / UNIT) + bias_row(bias, outs, out_channels, BLOCK_N)
+    at = (sample * out_height * out_width + first) * out_channels + (lane[:, None] * out_channels + outs[None, :])
+    tl.store(out + at, round_to(v, out.dtype.element_ty), mask=m_mask[:, None] & (outs < out_channels)[None, :])

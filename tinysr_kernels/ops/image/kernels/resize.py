@@ -1,8 +1,8 @@
 """The kernel of resize_bicubic: one pass from an image of any strides to the enlarged channels_last one.
 
-A program owns LANES neighbouring numbers of the result's rows (columns and channels together, so that stores are wide
-although there are three channels) and walks down the image: of each row it loads the four columns around its own and
-sums them up once; four such sums in turn give the FACTOR rows of the result that lie between the middle two.
+A program computes BLOCK_N consecutive elements of output rows (columns and channels together, so that stores are wide
+although there are three channels) and iterates downwards. From each input row it loads the four pixels around every
+element and interpolates them horizontally once; four such rows give the FACTOR output rows between the middle two.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from tinysr_kernels.ops.device_functions import await_inputs, round_to, unit_ran
 
 
 @jit
-def _keys(t):  # type: ignore[no-untyped-def]
-    """The weights of four pixels at -1, 0, 1 and 2 for a place between the middle two, t behind the first of them.
+def _cubic_weights(t):  # type: ignore[no-untyped-def]
+    """The weights of four pixels at -1, 0, 1 and 2 for a position t in [0,1] between the middle two.
 
     Keys' kernel with a = -0.75 in Horner's form: (a+2) d^3 - (a+3) d^2 + 1 near, a d^3 - 5a d^2 + 8a d - 4a far.
     """
@@ -28,8 +28,8 @@ def _keys(t):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _across(x, row, height, row_stride, c0, c1, c2, c3, w0, w1, w2, w3):  # type: ignore[no-untyped-def]
-    """One row of x, the border's outside, between its columns: [LANES] float32."""
+def _interpolate_row(x, row, height, row_stride, c0, c1, c2, c3, w0, w1, w2, w3):  # type: ignore[no-untyped-def]
+    """Row `row` of x, clamped to the image, interpolated between four columns: [BLOCK_N] float32."""
     at = x + tl.minimum(tl.maximum(row, 0), height - 1).to(tl.int64) * row_stride
     v = tl.load(at + c0).to(tl.float32) * w0
     v += tl.load(at + c1).to(tl.float32) * w1
@@ -39,8 +39,8 @@ def _across(x, row, height, row_stride, c0, c1, c2, c3, w0, w1, w2, w3):  # type
 
 @jit
 def enlarge(  # type: ignore[no-untyped-def]
-    x,  # [N,channels,height,width] of the strides below
-    base,  # [N,channels,height*FACTOR,width*FACTOR] of the strides below, or None
+    x,  # [N,channels,height,width], with the strides below
+    base,  # [N,channels,height*FACTOR,width*FACTOR], with the strides below, or None
     out,  # [N,height*FACTOR,width*FACTOR,channels]
     mul,
     add,
@@ -56,47 +56,50 @@ def enlarge(  # type: ignore[no-untyped-def]
     base_row_stride,
     base_column_stride,
     FACTOR: tl.constexpr,
-    LANES: tl.constexpr,
-    STEPS: tl.constexpr,  # gaps between rows of x a program
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,  # gaps between input rows per program
 ):
-    """Grid: blocks of a row of the result, runs of STEPS gaps between rows of x, samples."""
+    """out = mul * bicubic(x) + add, or with base the difference clamp(that) - clamp(base), both clamped to [0,1].
+
+    Grid: blocks of BLOCK_N elements of an output row, blocks of BLOCK_M gaps between input rows, samples.
+    """
     await_inputs()
-    lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     sample = tl.program_id(2).to(tl.int64)
     length = width * FACTOR * channels
-    # Columns FACTOR * left + HALF + 0, 1, ... of the result lie between the columns left and left + 1 of x.
+    # Output columns FACTOR * left + HALF + 0, 1, ... lie between the input columns left and left + 1.
     HALF: tl.constexpr = FACTOR // 2
-    column = lane // channels - HALF
+    column = offs_n // channels - HALF
     left = (column + FACTOR) // FACTOR - 1
     t = tl.div_rn((2 * (column - left * FACTOR + HALF) + 1 - FACTOR).to(tl.float32), 2.0 * FACTOR)
-    w0, w1, w2, w3 = _keys(t)
-    # Lanes behind the row's end read the last column; none needs a mask.
+    w0, w1, w2, w3 = _cubic_weights(t)
+    # Elements past the end of the row read the last column: no load needs a mask.
     c0 = tl.minimum(tl.maximum(left - 1, 0), width - 1) * column_stride
     c1 = tl.minimum(tl.maximum(left, 0), width - 1) * column_stride
     c2 = tl.minimum(left + 1, width - 1) * column_stride
     c3 = tl.minimum(left + 2, width - 1) * column_stride
-    x += sample * sample_stride + (lane % channels).to(tl.int64) * channel_stride
+    x += sample * sample_stride + (offs_n % channels).to(tl.int64) * channel_stride
     out += sample * height * FACTOR * length
     if base is not None:
-        base += sample * base_sample_stride + (lane % channels).to(tl.int64) * base_channel_stride
-        base += (lane // channels).to(tl.int64) * base_column_stride
+        base += sample * base_sample_stride + (offs_n % channels).to(tl.int64) * base_channel_stride
+        base += (offs_n // channels).to(tl.int64) * base_column_stride
 
-    top = tl.program_id(1) * STEPS - 1
-    above = _across(x, top - 1, height, row_stride, c0, c1, c2, c3, w0, w1, w2, w3)
-    upper = _across(x, top, height, row_stride, c0, c1, c2, c3, w0, w1, w2, w3)
-    lower = _across(x, top + 1, height, row_stride, c0, c1, c2, c3, w0, w1, w2, w3)
-    for step in range(STEPS):
-        below = _across(x, top + step + 2, height, row_stride, c0, c1, c2, c3, w0, w1, w2, w3)
+    top = tl.program_id(1) * BLOCK_M - 1
+    above = _interpolate_row(x, top - 1, height, row_stride, c0, c1, c2, c3, w0, w1, w2, w3)
+    upper = _interpolate_row(x, top, height, row_stride, c0, c1, c2, c3, w0, w1, w2, w3)
+    lower = _interpolate_row(x, top + 1, height, row_stride, c0, c1, c2, c3, w0, w1, w2, w3)
+    for step in range(BLOCK_M):
+        below = _interpolate_row(x, top + step + 2, height, row_stride, c0, c1, c2, c3, w0, w1, w2, w3)
         for k in tl.static_range(FACTOR):
-            v0, v1, v2, v3 = _keys(tl.full((), (2 * (HALF + k) + 1 - FACTOR) / (2 * FACTOR), tl.float32))
+            v0, v1, v2, v3 = _cubic_weights(tl.full((), (2 * (HALF + k) + 1 - FACTOR) / (2 * FACTOR), tl.float32))
             y = (top + step) * FACTOR + HALF + k
             v = above * v0 + upper * v1 + lower * v2 + below * v3
-            there = (lane < length) & (y >= 0) & (y < height * FACTOR)
+            mask = (offs_n < length) & (y >= 0) & (y < height * FACTOR)
             v = v * mul + add
             if base is not None:
-                taken = tl.load(base + y.to(tl.int64) * base_row_stride, mask=there, other=0.0).to(tl.float32)
-                v = unit_range(v) - unit_range(taken)
-            tl.store(out + y.to(tl.int64) * length + lane, round_to(v, out.dtype.element_ty), mask=there)
+                other = tl.load(base + y.to(tl.int64) * base_row_stride, mask=mask, other=0.0).to(tl.float32)
+                v = unit_range(v) - unit_range(other)
+            tl.store(out + y.to(tl.int64) * length + offs_n, round_to(v, out.dtype.element_ty), mask=mask)
         above = upper
         upper = lower
         lower = below

@@ -1,4 +1,4 @@
-"""The kernel of tanh_scaled: lanes are single numbers, in whatever order they lie in memory."""
+"""The kernel of tanh_scaled, elementwise over dense memory of any layout."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from tinysr_kernels.ops.device_functions import await_inputs, round_to
 
 @jit
 def scale(  # type: ignore[no-untyped-def]
-    z,  # [numbers]
-    out,  # like z
+    z,  # [numel]
+    out,  # [numel], in the order of z
     gain,
-    numbers,
-    LANES: tl.constexpr,
+    numel,
+    BLOCK_SIZE: tl.constexpr,
 ):
-    """Grid: blocks of LANES numbers.
+    """out = tanh(gain * z) by (1 - e) / (1 + e), e = exp(-2 |gain * z|). Grid: blocks of BLOCK_SIZE elements.
 
-    What 1 - exp(-2u) loses near zero is less than half a result's last digit at 1; results in float32 are computed in
-    float64, as PyTorch's own have no more than that.
+    The cancellation of 1 - e near zero is below half a unit in the last place at 1. Float32 results are computed in
+    float64, since PyTorch's own float32 results have no larger error than that.
     """
     await_inputs()
     WIDE: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float32 else tl.float32
-    at = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
-    known = at < numbers
-    u = tl.load(z + at, mask=known, other=0.0).to(WIDE) * gain
+    at = tl.program_id(0).to(tl.int64) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
+    mask = at < numel
+    u = tl.load(z + at, mask=mask, other=0.0).to(WIDE) * gain
     e = tl.exp(-2.0 * tl.abs(u))
     v = (1.0 - e) / (1.0 + e)
-    tl.store(out + at, round_to(tl.where(u < 0, -v, v), out.dtype.element_ty), mask=known)
+    tl.store(out + at, round_to(tl.where(u < 0, -v, v), out.dtype.element_ty), mask=mask)

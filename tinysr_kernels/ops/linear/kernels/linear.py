@@ -1,14 +1,14 @@
-"""The kernels of linear, unpatchify_subtract and patch_embed: products of a tile of rows with a block of features.
+"""The kernels of linear, unpatchify_subtract and patch_embed: a matmul of a block of rows with a block of features.
 
-`linear`: a program has one or two blocks of features. Two of different width make tiles of 96 or 192 features, which
-fill a GPU where powers of two leave a part of it idle; with GEGLU the second block holds the gates of the first. Both
-share the rows that are read. Programs run in bands of rows, so that those which run together share weights and rows
-in the cache.
-`unpatchify`: the same product, subtracted from the latent where its patches belong.
-`embed`: the patches of the latent are gathered as rows.
+`linear`: a program computes one or two blocks of features. Two of different width make tiles of 96 or 192 features,
+which fill a GPU where powers of two leave part of it idle. With GEGLU the second block holds the gates of the first.
+Both blocks share the rows that are loaded. The programs' order is an L2 swizzle: GROUP_M blocks of rows run together,
+so that concurrent programs share weights and rows in the cache.
+`unpatchify_subtract`: the same matmul; its epilogue subtracts the result from the latent at its patches.
+`patch_embed`: the patches of the latent are gathered as rows.
 
-All sums are float32; one rounding at the end. A product whose input goes through a LayerNorm first takes the moments of
-its rows and normalises its sums instead; one whose result does leaves them (ops/norm/row_moments.py).
+Accumulators are float32, rounded once at the end. If the input goes through a LayerNorm first, the epilogue consumes
+the statistics of its rows and normalizes the accumulators; a result can return its own (ops/norm/row_moments.py).
 """
 
 from __future__ import annotations
@@ -20,267 +20,263 @@ from tinysr_kernels.ops.norm.kernels.row_moments import merge_row_moments, store
 
 @jit
 def _gelu(v):  # type: ignore[no-untyped-def]
-    """v times the normal distribution function."""
+    """Exact GELU: v times the normal distribution function."""
     return 0.5 * v * (1.0 + tl.erf(v * 0.7071067811865476))
 
 
 @jit
-def _products(  # type: ignore[no-untyped-def]
-    acc,  # [ROWS,COLUMNS] float32
-    side,  # [ROWS,SIDE] float32
-    x,  # the tile's first row of [rows,depth]
-    weight,  # [features,depth]
-    row,  # [ROWS] existing rows of x, counted from there
-    out,  # [COLUMNS] existing rows of weight
-    side_out,  # [SIDE] likewise
-    depth,
-    SECOND: tl.constexpr,  # whether there is a second block
-    SLICE: tl.constexpr,
-    WHOLE: tl.constexpr,  # whether SLICE divides depth
+def _matmul(  # type: ignore[no-untyped-def]
+    acc,  # [BLOCK_M,BLOCK_N] float32
+    acc2,  # [BLOCK_M,BLOCK_N2] float32
+    x,  # [M,K], from the tile's first row on
+    weight,  # [N,K]
+    rows,  # [BLOCK_M] existing rows of x, counted from the tile's first
+    cols,  # [BLOCK_N] existing rows of weight
+    cols2,  # [BLOCK_N2] existing rows of weight
+    K,
+    SECOND: tl.constexpr,  # whether acc2 is computed
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,  # whether BLOCK_K divides K
 ):
-    """acc and side + x[row] @ weight[out].T and weight[side_out].T."""
-    k = tl.arange(0, SLICE)
-    at_x = x + row[:, None] * depth + k[None, :]
-    at_weight = weight + out[None, :] * depth + k[:, None]
-    at_side = weight + side_out[None, :] * depth + k[:, None]
-    for start in range(0, depth, SLICE):
-        if WHOLE:
-            rows = tl.load(at_x + start)
-            columns = tl.load(at_weight + start)
+    """acc + x[rows] @ weight[cols].T, and acc2 + x[rows] @ weight[cols2].T."""
+    k = tl.arange(0, BLOCK_K)
+    x_ptrs = x + rows[:, None] * K + k[None, :]
+    weight_ptrs = weight + cols[None, :] * K + k[:, None]
+    weight2_ptrs = weight + cols2[None, :] * K + k[:, None]
+    for start in range(0, K, BLOCK_K):
+        if EVEN_K:
+            a = tl.load(x_ptrs + start)
+            b = tl.load(weight_ptrs + start)
         else:
-            known = k < depth - start
-            rows = tl.load(at_x + start, mask=known[None, :], other=0.0)
-            columns = tl.load(at_weight + start, mask=known[:, None], other=0.0)
-        acc = tile_dot(rows.to(columns.dtype), columns, acc)
+            k_mask = k < K - start
+            a = tl.load(x_ptrs + start, mask=k_mask[None, :], other=0.0)
+            b = tl.load(weight_ptrs + start, mask=k_mask[:, None], other=0.0)
+        acc = tile_dot(a.to(b.dtype), b, acc)
         if SECOND:
-            if WHOLE:
-                more = tl.load(at_side + start)
+            if EVEN_K:
+                b2 = tl.load(weight2_ptrs + start)
             else:
-                more = tl.load(at_side + start, mask=known[:, None], other=0.0)
-            side = tile_dot(rows.to(more.dtype), more, side)
-    return acc, side
+                b2 = tl.load(weight2_ptrs + start, mask=k_mask[:, None], other=0.0)
+            acc2 = tile_dot(a.to(b2.dtype), b2, acc2)
+    return acc, acc2
 
 
 @jit
-def _vector(values, column, features):  # type: ignore[no-untyped-def]
-    """values[column] as a row [1,COLUMNS] of float32."""
-    return tl.load(values + column, mask=column < features, other=0.0).to(tl.float32)[None, :]
+def _vector(values, cols, N):  # type: ignore[no-untyped-def]
+    """values[cols] as a row [1,BLOCK_N] in float32, zeros from N on."""
+    return tl.load(values + cols, mask=cols < N, other=0.0).to(tl.float32)[None, :]
 
 
 @jit
-def _normalised(v, mean, rstd, weight_sums, column, features):  # type: ignore[no-untyped-def]
-    """What the sums v [ROWS,COLUMNS] of a product would be had its rows been normalised first."""
-    return rstd[:, None] * (v - mean[:, None] * _vector(weight_sums, column, features))
+def _normalize(acc, mean, rstd, weight_sums, cols, N):  # type: ignore[no-untyped-def]
+    """The accumulators [BLOCK_M,BLOCK_N] of a matmul, as if its rows had been normalized first."""
+    return rstd[:, None] * (acc - mean[:, None] * _vector(weight_sums, cols, N))
 
 
 @jit
 def _epilogue(  # type: ignore[no-untyped-def]
-    v,  # [ROWS,COLUMNS] float32, with its activation but for gelu_tanh
+    v,  # [BLOCK_M,BLOCK_N] float32, activated unless the activation is gelu_tanh
     first_row,  # int64
-    row,  # [ROWS] counted from there
-    begin,  # the tile's first feature
-    bias,  # [features] or None where it has been added
-    residual,  # [rows,features] or None
-    gate,  # [features] or None
-    out,  # [rows,features]
-    out_moments,  # [rows,2,parts] or None
-    rows,
-    features,
+    rows,  # [BLOCK_M] counted from there
+    first_col,  # the tile's first feature
+    bias,  # [N], or None where it has been added
+    residual,  # [M,N] or None
+    gate,  # [N] or None
+    out,  # [M,N]
+    out_moments,  # [M,2,parts] or None
+    M,
+    N,
     ACTIVATION: tl.constexpr,
     PART: tl.constexpr,
 ):
-    """Everything behind the sums, and the store of the tile."""
-    column = begin + tl.arange(0, v.shape[1])
-    # Only the way to the first row may need 64 bits; from there on offsets of 32 take half the registers.
-    known = (row < rows - first_row)[:, None] & (column < features)[None, :]
-    at = row[:, None] * features + column[None, :]
+    """The epilogue: bias, activation, gate, residual, rounding, the store of the tile and its statistics."""
+    cols = first_col + tl.arange(0, v.shape[1])
+    # Only the offset of the first row may need 64 bits; 32 bits from there on take half the registers.
+    mask = (rows < M - first_row)[:, None] & (cols < N)[None, :]
+    at = rows[:, None] * N + cols[None, :]
     if bias is not None:
-        v += _vector(bias, column, features)
+        v += _vector(bias, cols, N)
     if ACTIVATION == "gelu_tanh":
         v = gelu_tanh(v)
     if gate is not None:
-        v *= _vector(gate, column, features)
+        v *= _vector(gate, cols, N)
     if residual is not None:
-        v += tl.load(residual + first_row * features + at, mask=known, other=0.0).to(tl.float32)
+        v += tl.load(residual + first_row * N + at, mask=mask, other=0.0).to(tl.float32)
     v = round_to(v, out.dtype.element_ty)
-    tl.store(out + first_row * features + at, v, mask=known)
+    tl.store(out + first_row * N + at, v, mask=mask)
     if out_moments is not None:
-        store_row_moments(v, out_moments, first_row, row, begin, rows, features, PART)
+        store_row_moments(v, out_moments, first_row, rows, first_col, M, N, PART)
 
 
 @jit
 def linear(  # type: ignore[no-untyped-def]
-    x,  # [rows,depth]
-    weight,  # [features,depth], twice the features for geglu
-    x2,  # [rows,second_depth] or None
-    weight2,  # like weight, [..,second_depth], or None
-    bias,  # [features], twice for geglu, or None
-    residual,  # [rows,features] or None
-    gate,  # [features] or None
-    out,  # [rows,features]
-    row_moments,  # [rows,2,parts] of x where it is to be normalised, or None
+    x,  # [M,K]
+    weight,  # [N,K], [2*N,K] for geglu
+    x2,  # [M,K2] or None
+    weight2,  # [N,K2], [2*N,K2] for geglu, or None
+    bias,  # [N], [2*N] for geglu, or None
+    residual,  # [M,N] or None
+    gate,  # [N] or None
+    out,  # [M,N]
+    row_moments,  # [M,2,parts], statistics of x if it is to be normalized, or None
     weight_sums,  # like bias, or None
-    out_moments,  # [rows,2,parts] of out, float32, or None
+    out_moments,  # [M,2,parts] float32, statistics of out, or None
     eps,
-    rows,
-    features,
-    depth,
-    second_depth,
+    M,
+    N,
+    K,
+    K2,
     ACTIVATION: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    SIDE: tl.constexpr,  # features of the second block, 0 without one; COLUMNS for geglu
-    SLICE: tl.constexpr,
-    WHOLE: tl.constexpr,  # whether SLICE divides both depths
-    BAND: tl.constexpr,  # blocks of rows that run together
-    PART: tl.constexpr,  # features that share moments
-    PARTS: tl.constexpr,  # at least as many as row_moments has
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_N2: tl.constexpr,  # features of the second block, 0 without one; BLOCK_N for geglu
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,  # whether BLOCK_K divides K and K2
+    GROUP_M: tl.constexpr,  # L2 swizzle: blocks of rows that run together
+    PART: tl.constexpr,  # features per mean and squared deviations
+    PARTS: tl.constexpr,  # at least the parts of row_moments
 ):
-    """Grid: all tiles of the result, in bands of BAND blocks of rows."""
+    """Grid: all tiles of the result, GROUP_M blocks of rows at a time."""
     await_inputs()
     GEGLU: tl.constexpr = ACTIVATION == "geglu"
-    SECOND: tl.constexpr = SIDE > 0
-    LANES: tl.constexpr = SIDE if SECOND else 16
-    WIDTH: tl.constexpr = COLUMNS if GEGLU else COLUMNS + SIDE
-    down = tl.cdiv(rows, ROWS)
-    across = tl.cdiv(features, WIDTH)
-    first = tl.program_id(0) // (BAND * across) * BAND
-    height = tl.minimum(down - first, BAND)
-    inside = tl.program_id(0) % (BAND * across)
-    first_row = (first + inside % height).to(tl.int64) * ROWS
-    row = tl.arange(0, ROWS)
-    begin = inside // height * WIDTH
-    column = begin + tl.arange(0, COLUMNS)
-    side_column = begin + (0 if GEGLU else COLUMNS) + tl.arange(0, LANES)
+    SECOND: tl.constexpr = BLOCK_N2 > 0
+    LANES: tl.constexpr = BLOCK_N2 if SECOND else 16
+    WIDTH: tl.constexpr = BLOCK_N if GEGLU else BLOCK_N + BLOCK_N2
+    blocks_m = tl.cdiv(M, BLOCK_M)
+    blocks_n = tl.cdiv(N, WIDTH)
+    first_block = tl.program_id(0) // (GROUP_M * blocks_n) * GROUP_M
+    group_m = tl.minimum(blocks_m - first_block, GROUP_M)
+    in_group = tl.program_id(0) % (GROUP_M * blocks_n)
+    first_row = (first_block + in_group % group_m).to(tl.int64) * BLOCK_M
+    rows = tl.arange(0, BLOCK_M)
+    first_col = in_group // group_m * WIDTH
+    cols = first_col + tl.arange(0, BLOCK_N)
+    cols2 = first_col + (0 if GEGLU else BLOCK_N) + tl.arange(0, LANES)
 
-    # Rows and features that are not there read the last one, which needs no mask; nothing of it is stored.
-    last = tl.minimum(row, (rows - 1 - first_row).to(tl.int32))
-    taken = tl.minimum(column, features - 1)
-    side_taken = tl.minimum(side_column, features - 1)
+    # Rows and features beyond the end load the last one, which needs no mask; nothing of them is stored.
+    x_rows = tl.minimum(rows, (M - 1 - first_row).to(tl.int32))
+    w_rows = tl.minimum(cols, N - 1)
+    w_rows2 = tl.minimum(cols2, N - 1)
     if GEGLU:
-        side_taken += features
+        w_rows2 += N
     if row_moments is not None:
-        mean, rstd = merge_row_moments(row_moments, first_row, last, depth, eps, PART, PARTS)
-    acc = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
-    side = tl.full((ROWS, LANES), 0.0, tl.float32)
-    acc, side = _products(
-        acc, side, x + first_row * depth, weight, last, taken, side_taken, depth, SECOND, SLICE, WHOLE
-    )
+        mean, rstd = merge_row_moments(row_moments, first_row, x_rows, K, eps, PART, PARTS)
+    acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
+    acc2 = tl.full((BLOCK_M, LANES), 0.0, tl.float32)
+    acc, acc2 = _matmul(acc, acc2, x + first_row * K, weight, x_rows, w_rows, w_rows2, K, SECOND, BLOCK_K, EVEN_K)
     if x2 is not None:
-        x2 += first_row * second_depth
-        acc, side = _products(acc, side, x2, weight2, last, taken, side_taken, second_depth, SECOND, SLICE, WHOLE)
+        x2 += first_row * K2
+        acc, acc2 = _matmul(acc, acc2, x2, weight2, x_rows, w_rows, w_rows2, K2, SECOND, BLOCK_K, EVEN_K)
     if row_moments is not None:
-        acc = _normalised(acc, mean, rstd, weight_sums, column, features)
+        acc = _normalize(acc, mean, rstd, weight_sums, cols, N)
         if GEGLU:
-            side = _normalised(side, mean, rstd, weight_sums + features, side_column, features)
+            acc2 = _normalize(acc2, mean, rstd, weight_sums + N, cols2, N)
         elif SECOND:
-            side = _normalised(side, mean, rstd, weight_sums, side_column, features)
+            acc2 = _normalize(acc2, mean, rstd, weight_sums, cols2, N)
     if GEGLU:
         if bias is not None:
-            acc += _vector(bias, column, features)
-            side += _vector(bias + features, side_column, features)
-        acc *= _gelu(side)
-        _epilogue(acc, first_row, row, begin, None, residual, gate, out, out_moments, rows, features, ACTIVATION, PART)
+            acc += _vector(bias, cols, N)
+            acc2 += _vector(bias + N, cols2, N)
+        acc *= _gelu(acc2)
+        _epilogue(acc, first_row, rows, first_col, None, residual, gate, out, out_moments, M, N, ACTIVATION, PART)
     else:
-        _epilogue(acc, first_row, row, begin, bias, residual, gate, out, out_moments, rows, features, ACTIVATION, PART)
+        _epilogue(acc, first_row, rows, first_col, bias, residual, gate, out, out_moments, M, N, ACTIVATION, PART)
         if SECOND:
-            begin += COLUMNS
-            _epilogue(
-                side, first_row, row, begin, bias, residual, gate, out, out_moments, rows, features, ACTIVATION, PART
-            )
+            first_col += BLOCK_N
+            _epilogue(acc2, first_row, rows, first_col, bias, residual, gate, out, out_moments, M, N, ACTIVATION, PART)
 
 
 @jit
-def unpatchify(  # type: ignore[no-untyped-def]
-    t,  # [tokens of all samples,depth]
-    weight,  # [PATCH*PATCH*CHANNELS,depth]
-    bias,  # like weight's rows, or None
-    z,  # [N,H,W,CHANNELS]
+def unpatchify_subtract(  # type: ignore[no-untyped-def]
+    t,  # [M,K], the tokens of all samples
+    weight,  # [PATCH*PATCH*CHANNELS,K]
+    bias,  # [PATCH*PATCH*CHANNELS] or None
+    z,  # [batch,height,width,CHANNELS]
     out,  # like z
-    row_moments,  # [tokens of all samples,2,parts] where t is to be normalised, or None
+    row_moments,  # [M,2,parts], statistics of t if it is to be normalized, or None
     weight_sums,  # like bias, or None
     eps,
-    tokens,  # of all samples
-    across,  # tokens in a row of the image
-    depth,
+    M,
+    across,  # tokens per row of the image
+    K,
     CHANNELS: tl.constexpr,
     PATCH: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    SLICE: tl.constexpr,
-    WHOLE: tl.constexpr,
-    PART: tl.constexpr,
-    PARTS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,  # whether BLOCK_K divides K
+    PART: tl.constexpr,  # features per mean and squared deviations
+    PARTS: tl.constexpr,  # at least the parts of row_moments
 ):
     """Grid: blocks of tokens, blocks of features."""
     await_inputs()
-    FEATURES: tl.constexpr = PATCH * PATCH * CHANNELS
-    first_row = tl.program_id(0).to(tl.int64) * ROWS
-    row = first_row + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    taken = tl.minimum(column, FEATURES - 1)
-    last = tl.minimum(tl.arange(0, ROWS), (tokens - 1 - first_row).to(tl.int32))
-    acc = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
+    N: tl.constexpr = PATCH * PATCH * CHANNELS
+    first_row = tl.program_id(0).to(tl.int64) * BLOCK_M
+    rows = first_row + tl.arange(0, BLOCK_M)
+    cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    w_rows = tl.minimum(cols, N - 1)
+    t_rows = tl.minimum(tl.arange(0, BLOCK_M), (M - 1 - first_row).to(tl.int32))
+    acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
     if row_moments is not None:
-        mean, rstd = merge_row_moments(row_moments, first_row, last, depth, eps, PART, PARTS)
-    acc, _ = _products(acc, acc, t + first_row * depth, weight, last, taken, taken, depth, False, SLICE, WHOLE)
+        mean, rstd = merge_row_moments(row_moments, first_row, t_rows, K, eps, PART, PARTS)
+    acc, _ = _matmul(acc, acc, t + first_row * K, weight, t_rows, w_rows, w_rows, K, False, BLOCK_K, EVEN_K)
     if row_moments is not None:
-        acc = _normalised(acc, mean, rstd, weight_sums, column, FEATURES)
+        acc = _normalize(acc, mean, rstd, weight_sums, cols, N)
     if bias is not None:
-        acc += _vector(bias, column, FEATURES)
-    # Rows of tokens follow each other through all samples as rows of pixels do.
-    down = row // across * PATCH
-    right = row % across * PATCH
-    pixel = column // CHANNELS
-    y = down[:, None] + (pixel // PATCH)[None, :]
-    place = right[:, None] + (pixel % PATCH)[None, :]
-    at = (y * (across * PATCH) + place) * CHANNELS + (column % CHANNELS)[None, :]
-    known = (row < tokens)[:, None] & (column < FEATURES)[None, :]
-    v = tl.load(z + at, mask=known, other=0.0).to(tl.float32) - acc
-    tl.store(out + at, round_to(v, out.dtype.element_ty), mask=known)
+        acc += _vector(bias, cols, N)
+    # The rows of tokens of consecutive samples follow each other, as the rows of pixels do.
+    top = rows // across * PATCH
+    left = rows % across * PATCH
+    pixel = cols // CHANNELS
+    y = top[:, None] + (pixel // PATCH)[None, :]
+    x = left[:, None] + (pixel % PATCH)[None, :]
+    at = (y * (across * PATCH) + x) * CHANNELS + (cols % CHANNELS)[None, :]
+    mask = (rows < M)[:, None] & (cols < N)[None, :]
+    v = tl.load(z + at, mask=mask, other=0.0).to(tl.float32) - acc
+    tl.store(out + at, round_to(v, out.dtype.element_ty), mask=mask)
 
 
 @jit
-def embed(  # type: ignore[no-untyped-def]
-    z,  # [N,H,W,CHANNELS]
-    weight,  # [features,PATCH,PATCH,CHANNELS]
-    table,  # [tokens of a sample,features]
-    out,  # [tokens of all samples,features]
-    out_moments,  # [tokens of all samples,2,parts] float32, or None
-    tokens,  # of all samples
-    sample_tokens,
-    across,  # tokens in a row of the image
-    features,
+def patch_embed(  # type: ignore[no-untyped-def]
+    z,  # [batch,height,width,CHANNELS]
+    weight,  # [N,PATCH,PATCH,CHANNELS]
+    table,  # [sample_tokens,N]
+    out,  # [M,N], the tokens of all samples
+    out_moments,  # [M,2,parts] float32, statistics of out, or None
+    M,
+    sample_tokens,  # tokens per sample
+    across,  # tokens per row of the image
+    N,
     CHANNELS: tl.constexpr,
     PATCH: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    SLICE: tl.constexpr,
-    PART: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PART: tl.constexpr,  # features per mean and squared deviations
 ):
     """Grid: blocks of tokens, blocks of features."""
     await_inputs()
-    DEPTH: tl.constexpr = CHANNELS * PATCH * PATCH
-    first_row = tl.program_id(0).to(tl.int64) * ROWS
-    row = first_row + tl.arange(0, ROWS)
-    begin = tl.program_id(1) * COLUMNS
-    column = begin + tl.arange(0, COLUMNS)
-    corner = row // across * (PATCH * PATCH) * across + row % across * PATCH
-    acc = tl.full((ROWS, COLUMNS), 0.0, tl.float32)
-    for start in tl.static_range(0, DEPTH, SLICE):
-        # Channel by channel of a pixel, as the latent lies in memory.
-        k = start + tl.arange(0, SLICE)
+    K: tl.constexpr = CHANNELS * PATCH * PATCH
+    first_row = tl.program_id(0).to(tl.int64) * BLOCK_M
+    rows = first_row + tl.arange(0, BLOCK_M)
+    first_col = tl.program_id(1) * BLOCK_N
+    cols = first_col + tl.arange(0, BLOCK_N)
+    corner = rows // across * (PATCH * PATCH) * across + rows % across * PATCH
+    acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
+    for start in tl.static_range(0, K, BLOCK_K):
+        # Pixel by pixel, all channels of each, as the latent is in memory.
+        k = start + tl.arange(0, BLOCK_K)
         pixel = k // CHANNELS
         shift = pixel // PATCH * (across * PATCH) + pixel % PATCH
         at = (corner[:, None] + shift[None, :]) * CHANNELS + (k % CHANNELS)[None, :]
-        rows = tl.load(z + at, mask=(row < tokens)[:, None] & (k < DEPTH)[None, :], other=0.0)
-        at = weight + column[None, :] * DEPTH + k[:, None]
-        columns = tl.load(at, mask=(column < features)[None, :] & (k < DEPTH)[:, None], other=0.0)
-        acc = tile_dot(rows.to(columns.dtype), columns, acc)
-    known = (row < tokens)[:, None] & (column < features)[None, :]
-    at = table + (row % sample_tokens)[:, None] * features + column[None, :]
-    acc += tl.load(at, mask=known, other=0.0).to(tl.float32)
+        a = tl.load(z + at, mask=(rows < M)[:, None] & (k < K)[None, :], other=0.0)
+        at = weight + cols[None, :] * K + k[:, None]
+        b = tl.load(at, mask=(cols < N)[None, :] & (k < K)[:, None], other=0.0)
+        acc = tile_dot(a.to(b.dtype), b, acc)
+    mask = (rows < M)[:, None] & (cols < N)[None, :]
+    at = table + (rows % sample_tokens)[:, None] * N + cols[None, :]
+    acc += tl.load(at, mask=mask, other=0.0).to(tl.float32)
     v = round_to(acc, out.dtype.element_ty)
-    tl.store(out + row[:, None] * features + column[None, :], v, mask=known)
+    tl.store(out + rows[:, None] * N + cols[None, :], v, mask=mask)
     if out_moments is not None:
-        store_row_moments(v, out_moments, first_row, tl.arange(0, ROWS), begin, tokens, features, PART)
+        store_row_moments(v, out_moments, first_row, tl.arange(0, BLOCK_M), first_col, M, N, PART)

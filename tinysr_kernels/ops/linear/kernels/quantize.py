@@ -8,8 +8,8 @@ from tinysr_kernels.ops.device_functions import await_inputs
 
 @jit
 def e4m3(v):  # type: ignore[no-untyped-def]
-    """A float32 tile in e4m3: to the nearest, ties to even, beyond 448 to 448; NaN stays."""
-    # Triton's own conversion goes by way of float16 on sm_89, which rounds twice.
+    """A float32 tile in e4m3: to the nearest, ties to even, saturating at 448; NaN stays."""
+    # On sm_89 Triton's own conversion takes the detour of float16, which rounds twice.
     return tl.inline_asm_elementwise(
         """{
         .reg .b16 low, high;
@@ -30,11 +30,11 @@ def _e4m3(v):  # type: ignore[no-untyped-def]
     # The interpreter rounds ties away, drops subnormals and wraps above 448, so the eight bits are put together here.
     bits = v.to(tl.int32, bitcast=True)
     size = tl.minimum(tl.abs(v), 448.0)
-    # The exponent, at least that of the subnormals; its lowest digit is 2^(exponent - 3).
+    # The exponent, at least that of the subnormals; the last place of the result is 2^(exponent - 3).
     exponent = tl.maximum((bits >> 23) & 255, 121)
-    digit = ((exponent - 3) << 23).to(tl.float32, bitcast=True)
-    # Adding 2^23 leaves no digit behind the point, and rounds to even.
-    nearest = tl.minimum((size / digit + 8388608.0 - 8388608.0) * digit, 448.0)
+    unit = ((exponent - 3) << 23).to(tl.float32, bitcast=True)
+    # Adding 2^23 leaves no fraction bits, and rounds to even.
+    nearest = tl.minimum((size / unit + 8388608.0 - 8388608.0) * unit, 448.0)
     parts = nearest.to(tl.int32, bitcast=True)
     normal = ((parts >> 20) & 2047) - (120 << 3)
     code = tl.where(nearest < 0.015625, (nearest * 512.0).to(tl.int32), normal)
@@ -44,35 +44,35 @@ def _e4m3(v):  # type: ignore[no-untyped-def]
 
 @jit
 def scaled(v, top):  # type: ignore[no-untyped-def]
-    """v / (top / 448) in e4m3; top: the largest magnitude of each row, [ROWS]."""
+    """v / (top / 448) in e4m3; top: the largest magnitude of each row, [BLOCK_M]."""
     return e4m3(v * tl.div_rn(448.0, top)[:, None])
 
 
 @jit
 def quantize(  # type: ignore[no-untyped-def]
-    x,  # [rows,width]
-    out,  # [rows,width] e4m3
-    scale,  # [rows]
+    x,  # [M,N]
+    out,  # [M,N] e4m3
+    scale,  # [M]
     eps,
-    smallest,  # what the largest magnitude of a row of zeros is taken for
-    rows,
-    width,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,  # at least width
-    NORMALISE: tl.constexpr,
+    smallest,  # lower bound of the largest magnitude of a row, for rows of zeros
+    M,
+    N,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,  # at least N
+    NORMALIZE: tl.constexpr,
 ):
-    """Grid: blocks of rows. With the norm, mean first, then the squares of what is left: no cancellation."""
+    """Grid: blocks of rows. The norm computes the mean first, then the squared deviations: nothing cancels."""
     await_inputs()
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    inner = tl.arange(0, COLUMNS)
-    known = (row < rows)[:, None] & (inner < width)[None, :]
-    at = row[:, None] * width + inner[None, :]
-    v = tl.load(x + at, mask=known, other=0.0).to(tl.float32)
-    if NORMALISE:
-        mean = tl.sum(v, 1)[:, None] / width
-        deviation = tl.where(known, v - mean, 0.0)
-        variance = tl.sum(deviation * deviation, 1)[:, None] / width
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = tl.arange(0, BLOCK_N)
+    mask = (rows < M)[:, None] & (cols < N)[None, :]
+    at = rows[:, None] * N + cols[None, :]
+    v = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    if NORMALIZE:
+        mean = tl.sum(v, 1)[:, None] / N
+        deviation = tl.where(mask, v - mean, 0.0)
+        variance = tl.sum(deviation * deviation, 1)[:, None] / N
         v = deviation * tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
     top = tl.maximum(tl.max(tl.abs(v), 1), smallest)
-    tl.store(out + at, scaled(v, top), mask=known)
-    tl.store(scale + row, tl.div_rn(top, 448.0), mask=row < rows)
+    tl.store(out + at, scaled(v, top), mask=mask)
+    tl.store(scale + rows, tl.div_rn(top, 448.0), mask=rows < M)

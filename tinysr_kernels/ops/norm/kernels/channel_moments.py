@@ -1,7 +1,7 @@
-"""Moments of a convolution's result, taken while its tiles are still in registers, and their merging.
+"""Per-channel statistics of a convolution's result, computed while its tiles are in registers, and their merging.
 
-A tile leaves three numbers for each channel: how many pixels, their mean, the sum of their squared deviations. `merge`
-puts them together by Chan's rule, in a fixed order and without atomics.
+A tile stores three numbers per channel: the number of pixels, their mean, the sum of their squared deviations. `merge`
+merges them by Chan's rule, in a fixed order and without atomics.
 """
 
 from __future__ import annotations
@@ -18,25 +18,28 @@ def _total(v):  # type: ignore[no-untyped-def]
 
 @_total.interpreted
 def _in_parts(v):  # type: ignore[no-untyped-def]
-    # The interpreter adds row by row, a GPU in a tree, which loses less: 16 columns of sums come nearer to that.
+    # The interpreter adds row by row, a GPU in a tree, which loses less: 16 partial sums are closer to that.
     return tl.sum(tl.sum(tl.reshape(v, (16, v.shape[0] // 16, v.shape[1])), 1), 0)
 
 
 @jit
 def tile_moments(v, inside):  # type: ignore[no-untyped-def]
-    """Pixels, mean [OUTPUTS] and squared deviations [OUTPUTS] of a float32 tile [PIXELS,OUTPUTS], where inside."""
+    """Count, mean [BLOCK_N] and squared deviations [BLOCK_N] of a float32 tile [BLOCK_M,BLOCK_N].
+
+    inside: [BLOCK_M], which of its pixels count.
+    """
     count = tl.sum(inside.to(tl.float32), 0)
     known = tl.where(inside[:, None], v, 0.0)
     mean = _total(known) / tl.maximum(count, 1.0)
     deviation = tl.where(inside[:, None], v - mean[None, :], 0.0)
-    # What the sum has lost by rounding shows in the sum of the deviations.
+    # The sum of the deviations recovers what the first sum lost by rounding.
     lost = _total(deviation) / tl.maximum(count, 1.0)
     return count, mean + lost, _total(deviation * deviation)
 
 
 @jit
 def merge_moments(count, mean, squares, more, more_mean, more_squares):  # type: ignore[no-untyped-def]
-    """Chan's rule: the moments of two sets of pixels together."""
+    """Chan's rule: count, mean and squared deviations of the union of two sets of pixels."""
     total = count + more
     share = more / tl.maximum(total, 1.0)
     delta = more_mean - mean
@@ -44,12 +47,12 @@ def merge_moments(count, mean, squares, more, more_mean, more_squares):  # type:
 
 
 @jit
-def group_moments(count, mean, squares, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Mean and squared deviations of groups of WIDTH neighbouring channels, all of `count` pixels each."""
-    means = tl.reshape(mean, (mean.shape[0] // WIDTH, WIDTH))
-    center = tl.sum(means, 1) / WIDTH
+def group_moments(count, mean, squares, GROUP_SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Mean and squared deviations of groups of GROUP_SIZE adjacent channels of `count` pixels each."""
+    means = tl.reshape(mean, (mean.shape[0] // GROUP_SIZE, GROUP_SIZE))
+    center = tl.sum(means, 1) / GROUP_SIZE
     deviation = means - center[:, None]
-    within = tl.sum(tl.reshape(squares, (squares.shape[0] // WIDTH, WIDTH)), 1)
+    within = tl.sum(tl.reshape(squares, (squares.shape[0] // GROUP_SIZE, GROUP_SIZE)), 1)
     return center, within + count * tl.sum(deviation * deviation, 1)
 
 
@@ -65,20 +68,20 @@ def store_moments(scratch_moments, sample, part, parts, outs, outputs, count, me
 
 
 @jit
-def take(  # type: ignore[no-untyped-def]
+def block_moments(  # type: ignore[no-untyped-def]
     out,  # [N,pixels,outputs]
     scratch_moments,  # [N,3,outputs,tl.num_programs(0)] float32
     pixels,
     outputs,
-    PIXELS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
-    """Of a result in memory. Grid: blocks of pixels, blocks of channels, samples."""
+    """Statistics of blocks of pixels of an image in memory. Grid: blocks of pixels, blocks of channels, samples."""
     await_inputs()
-    start = tl.program_id(0) * PIXELS
-    lane = tl.arange(0, PIXELS)
+    start = tl.program_id(0) * BLOCK_M
+    lane = tl.arange(0, BLOCK_M)
     inside = start + lane < pixels
-    outs = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    outs = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     sample = tl.program_id(2).to(tl.int64)
     known = inside[:, None] & (outs[None, :] < outputs)
     at = (sample * pixels + start) * outputs + (lane[:, None] * outputs + outs[None, :])
@@ -89,13 +92,13 @@ def take(  # type: ignore[no-untyped-def]
 
 @jit
 def merge(  # type: ignore[no-untyped-def]
-    scratch_moments,  # [N,3,channels,parts] float32: pixels, mean, squared deviations
-    scratch_mean,  # float32, where sample n's channel c is at n * stride + c
-    scratch_variance,  # likewise
+    scratch_moments,  # [N,3,channels,parts] float32: count, mean, squared deviations
+    scratch_mean,  # float32, element n * stride + c for channel c of sample n
+    scratch_variance,  # float32, the same layout; biased variance
     stride,
     channels,
     parts,
-    PARTS: tl.constexpr,
+    BLOCK_PARTS: tl.constexpr,  # parts per step
 ):
     """Grid: channels, samples."""
     await_inputs()
@@ -103,20 +106,20 @@ def merge(  # type: ignore[no-untyped-def]
     sample = tl.program_id(1).to(tl.int64)
     at = scratch_moments + (sample * 3 * channels + chan) * parts
     step = channels * parts
-    lane = tl.arange(0, PARTS)
-    # Means are counted from the first one: what is then rounded is small.
+    lane = tl.arange(0, BLOCK_PARTS)
+    # Means relative to the first one: the rounding errors are then small.
     first = tl.load(at + step)
-    total = tl.full((PARTS,), 0.0, tl.float32)
-    weighted = tl.full((PARTS,), 0.0, tl.float32)
-    for start in range(0, parts, PARTS):
+    total = tl.full((BLOCK_PARTS,), 0.0, tl.float32)
+    weighted = tl.full((BLOCK_PARTS,), 0.0, tl.float32)
+    for start in range(0, parts, BLOCK_PARTS):
         known = start + lane < parts
         count = tl.load(at + start + lane, mask=known, other=0.0)
         total += count
         weighted += count * (tl.load(at + step + start + lane, mask=known, other=0.0) - first)
     pixels = tl.sum(total, 0)
     mean = first + tl.sum(weighted, 0) / pixels
-    squares = tl.full((PARTS,), 0.0, tl.float32)
-    for start in range(0, parts, PARTS):
+    squares = tl.full((BLOCK_PARTS,), 0.0, tl.float32)
+    for start in range(0, parts, BLOCK_PARTS):
         known = start + lane < parts
         count = tl.load(at + start + lane, mask=known, other=0.0)
         deviation = tl.load(at + step + start + lane, mask=known, other=0.0) - mean

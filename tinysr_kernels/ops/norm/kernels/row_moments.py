@@ -1,7 +1,7 @@
-"""Moments of the rows of a product: left by the tile that makes them, put together by the tile that needs them.
+"""Row statistics of a matmul's result: stored by the program that computes a tile, merged by the one that consumes it.
 
-A tile leaves two numbers for each row and PART features: their mean and the sum of their squared deviations. `merged`
-puts those of a whole row together by Chan's rule, in a fixed order and without atomics.
+A tile stores two numbers per row and PART features: their mean and their sum of squared deviations. Those of a whole
+row are merged by Chan's rule, in a fixed order and without atomics.
 """
 
 from __future__ import annotations
@@ -11,63 +11,63 @@ from tinysr_kernels.ops.device_functions import await_inputs
 
 
 @jit
-def store_row_moments(v, out_moments, first_row, row, begin, rows, features, PART: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Store the moments of a tile v [ROWS,COLUMNS], as it is stored itself, in out_moments [rows,2,parts] float32.
+def store_row_moments(v, out_moments, first_row, rows, first_col, M, N, PART: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Store the statistics of a tile v [BLOCK_M,BLOCK_N], rounded as in `out`, in out_moments [M,2,parts] float32.
 
-    first_row: int64; row [ROWS] counted from there; begin: the tile's first feature, a multiple of PART.
+    first_row: int64; rows: [BLOCK_M] counted from there; first_col: the tile's first feature, a multiple of PART.
     """
-    ROWS: tl.constexpr = v.shape[0]
+    BLOCK_M: tl.constexpr = v.shape[0]
     PARTS: tl.constexpr = v.shape[1] // PART
-    parts = tl.cdiv(features, PART)
-    number = begin // PART + tl.arange(0, PARTS)
-    column = (number * PART)[None, :, None] + tl.arange(0, PART)[None, None, :]
-    known = column < features
-    values = tl.where(known, tl.reshape(v.to(tl.float32), (ROWS, PARTS, PART)), 0.0)
-    count = tl.maximum(tl.minimum(features - number * PART, PART), 1).to(tl.float32)[None, :]
+    parts = tl.cdiv(N, PART)
+    part = first_col // PART + tl.arange(0, PARTS)
+    cols = (part * PART)[None, :, None] + tl.arange(0, PART)[None, None, :]
+    mask = cols < N
+    values = tl.where(mask, tl.reshape(v.to(tl.float32), (BLOCK_M, PARTS, PART)), 0.0)
+    count = tl.maximum(tl.minimum(N - part * PART, PART), 1).to(tl.float32)[None, :]
     mean = tl.sum(values, 2) / count
-    deviation = tl.where(known, values - mean[:, :, None], 0.0)
-    at = out_moments + first_row * (2 * parts) + (row[:, None] * (2 * parts) + number[None, :])
-    there = (row < rows - first_row)[:, None] & (number < parts)[None, :]
-    tl.store(at, mean, mask=there)
-    tl.store(at + parts, tl.sum(deviation * deviation, 2), mask=there)
+    deviation = tl.where(mask, values - mean[:, :, None], 0.0)
+    at = out_moments + first_row * (2 * parts) + (rows[:, None] * (2 * parts) + part[None, :])
+    stored = (rows < M - first_row)[:, None] & (part < parts)[None, :]
+    tl.store(at, mean, mask=stored)
+    tl.store(at + parts, tl.sum(deviation * deviation, 2), mask=stored)
 
 
 @jit
-def merge_row_moments(row_moments, first_row, row, depth, eps, PART: tl.constexpr, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Mean and 1 / sqrt(variance + eps), both [ROWS] float32, of rows `first_row + row` of `depth` features.
+def merge_row_moments(row_moments, first_row, rows, K, eps, PART: tl.constexpr, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Mean and 1 / sqrt(variance + eps), both [BLOCK_M] float32, of rows `first_row + rows` of K features.
 
-    row_moments [rows,2,parts]; PARTS: at least parts.
+    row_moments: [M,2,parts]; PARTS: at least parts.
     """
-    parts = tl.cdiv(depth, PART)
-    number = tl.arange(0, PARTS)
-    known = (number < parts)[None, :]
-    count = tl.minimum(depth - number * PART, PART).to(tl.float32)[None, :]
-    at = row_moments + first_row * (2 * parts) + (row[:, None] * (2 * parts) + number[None, :])
-    means = tl.load(at, mask=known, other=0.0).to(tl.float32)
-    mean = tl.sum(tl.where(known, means * count, 0.0), 1) / depth
+    parts = tl.cdiv(K, PART)
+    part = tl.arange(0, PARTS)
+    mask = (part < parts)[None, :]
+    count = tl.minimum(K - part * PART, PART).to(tl.float32)[None, :]
+    at = row_moments + first_row * (2 * parts) + (rows[:, None] * (2 * parts) + part[None, :])
+    means = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    mean = tl.sum(tl.where(mask, means * count, 0.0), 1) / K
     deviation = means - mean[:, None]
-    squares = tl.load(at + parts, mask=known, other=0.0).to(tl.float32)
-    variance = tl.sum(tl.where(known, squares + count * deviation * deviation, 0.0), 1) / depth
+    squares = tl.load(at + parts, mask=mask, other=0.0).to(tl.float32)
+    variance = tl.sum(tl.where(mask, squares + count * deviation * deviation, 0.0), 1) / K
     # Correctly rounded: it multiplies every element.
     return mean, tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
 
 
 @jit
-def take(  # type: ignore[no-untyped-def]
-    out,  # [rows,features]
-    out_moments,  # [rows,2,parts] float32
-    rows,
-    features,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    PART: tl.constexpr,
+def row_moments(  # type: ignore[no-untyped-def]
+    out,  # [M,N]
+    out_moments,  # [M,2,parts] float32
+    M,
+    N,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PART: tl.constexpr,  # features per mean and squared deviations
 ):
-    """Of a result in memory. Grid: blocks of rows, blocks of features."""
+    """Statistics of a result in memory. Grid: blocks of rows, blocks of features."""
     await_inputs()
-    first_row = tl.program_id(0).to(tl.int64) * ROWS
-    row = tl.arange(0, ROWS)
-    begin = tl.program_id(1) * COLUMNS
-    column = begin + tl.arange(0, COLUMNS)
-    known = (row < rows - first_row)[:, None] & (column < features)[None, :]
-    at = out + first_row * features + (row[:, None] * features + column[None, :])
-    store_row_moments(tl.load(at, mask=known, other=0.0), out_moments, first_row, row, begin, rows, features, PART)
+    first_row = tl.program_id(0).to(tl.int64) * BLOCK_M
+    rows = tl.arange(0, BLOCK_M)
+    first_col = tl.program_id(1) * BLOCK_N
+    cols = first_col + tl.arange(0, BLOCK_N)
+    mask = (rows < M - first_row)[:, None] & (cols < N)[None, :]
+    at = out + first_row * N + (rows[:, None] * N + cols[None, :])
+    store_row_moments(tl.load(at, mask=mask, other=0.0), out_moments, first_row, rows, first_col, M, N, PART)

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from autotune.search.candidates import Candidate
-from autotune.search.work import Item
-from benchmarks.hardware.limits import Ceilings, nearest_known
-from benchmarks.hardware.occupancy import resident_warps
+from autotune.items.candidates import Candidate
+from autotune.items.work import Item
+from benchmarks.hardware import Ceilings, resident_warps
 from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.plan import Launch
 
 LAUNCH = 1e-6
-"""Seconds that each dependent node of a graph takes (PERFORMANCE: 0.6 to 1.0 us)."""
+"""Seconds that each dependent node of a graph takes (0.6 to 1.0 us on data-center cards, measured by others)."""
 TRIP = 1e-6
 """Seconds from the begin of a kernel to its end that no other program hides: a load and the store that waits for it."""
 LATENCY = 0.7e-6
@@ -60,9 +59,10 @@ def predict(item: Item, candidate: Candidate, gpu: Gpu, most: Ceilings, built: B
     rounds = math.ceil(each / fit) * fit if each > fit else each
     active = programs / (rounds * most.multiprocessors)
     moved = item.cost.bytes + _scratch_bytes(own)
+    l2 = most.l2_rate(active)
     # What an active multiprocessor has under way at a time is what it gets in one latency.
     under_way = min(fit, each) * min(main.num_warps * main.num_stages * IN_FLIGHT, moved / programs)
-    memory = min(most.memory, active * min(most.multiprocessors * under_way / LATENCY, most.l2))
+    memory = min(most.memory, active * most.multiprocessors * under_way / LATENCY, l2)
     results = sum(t.numel() for t in _tensors(plan.result))
     terms = item.cost.flops / (2 * max(results, 1))
     width = next((t.element_size() for t in _tensors(plan.result)), 2)
@@ -70,7 +70,7 @@ def predict(item: Item, candidate: Candidate, gpu: Gpu, most: Ceilings, built: B
     # Programs that are left for a last round have the tensor cores to themselves, but not more loads under way.
     computing = programs / (each * most.multiprocessors) * most.rate(item.bits)
     # Of three that take turns in one pipeline the longest counts most, but not alone.
-    return overhead + math.hypot(item.cost.flops / computing, moved / memory, shared / (active * most.l2))
+    return overhead + math.hypot(item.cost.flops / computing, moved / memory, shared / l2)
 
 
 def _bytes(launch: Launch) -> int:
@@ -87,7 +87,7 @@ def _scratch_bytes(launches: Sequence[Launch]) -> int:
 def occupancy(launch: Launch, gpu: Gpu, needs: tuple[int, int] | None) -> int:
     """Programs that fit a multiprocessor at a time, at least one."""
     registers, shared = needs or (REGISTERS, 0)
-    return max(resident_warps(nearest_known(gpu).arch, launch.num_warps, registers, shared) // launch.num_warps, 1)
+    return max(resident_warps(gpu.arch, launch.num_warps, registers, shared) // launch.num_warps, 1)
 
 
 def _tensors(result: object) -> list[Tensor]:

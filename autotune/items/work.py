@@ -29,7 +29,7 @@ class Target:
     """A model at one input size: a family at its public size, or a checkpoint.
 
     dtype None: the model's own on a GPU; variant None: the family's first (`benchmarks/subjects/families.py`);
-    quantize: None or "fp8", as `compile` takes it.
+    quantize: None or "fp8", as in `compile`.
     """
 
     family: str | None = None

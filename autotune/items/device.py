@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from autotune.device.results import Failure, Sample
-from autotune.search.candidates import Candidate
-from autotune.search.cost_model import Built
-from autotune.search.work import Item, Target
-from benchmarks.hardware.limits import Ceilings
+from autotune.items.candidates import Candidate
+from autotune.items.cost_model import Built
+from autotune.items.results import Failure, Sample
+from autotune.items.work import Item, Target
+from benchmarks.hardware import Ceilings
 from tinysr_kernels.launch.config_file import Facts
 
 Entries = Mapping[str, Mapping[str, Any]]

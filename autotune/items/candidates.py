@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from autotune.search.work import Item
+from autotune.items.work import Item
 from tinysr_kernels.launch.device import Gpu, assume
 from tinysr_kernels.launch.plan import Launch, Library, Plan
 

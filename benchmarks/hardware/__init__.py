@@ -1,1 +1,0 @@
-"""What GPUs cannot exceed."""
