@@ -81,7 +81,7 @@ def test_launches_have_the_pdl_option(on: bool, monkeypatch: pytest.MonkeyPatch)
         def __getitem__(self, grid: object) -> object:
             return lambda **options: options_seen.append(options)
 
-    monkeypatch.setitem(vars(layer_norm_kernel.normalise), "made", Made())
+    monkeypatch.setitem(vars(layer_norm_kernel.normalize), "made", Made())
     with using("triton"), configs.given_pdl(on):
         torch.ops.tinysr.layer_norm(torch.ones(2, 64), 1e-5)
     assert [one.get("launch_pdl", False) for one in options_seen] == [on]

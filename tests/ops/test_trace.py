@@ -139,17 +139,17 @@ def test_a_library_counts_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         x = call.first
         out = torch.empty_like(x)
         scratch = x.new_empty(3)
-        tile = dict.fromkeys(layer_norm_kernel.normalise.names, 1)
+        tile = dict.fromkeys(layer_norm_kernel.normalize.names, 1)
         return Plan(
             out,
             (
                 Library(norm, {"x": x, "again": x, "scratch": scratch}, kernels=3),
-                Launch(layer_norm_kernel.normalise, (1,), {**tile, "x": scratch, "out": out}, 4, 1),
+                Launch(layer_norm_kernel.normalize, (1,), {**tile, "x": scratch, "out": out}, 4, 1),
             ),
         )
 
     monkeypatch.setattr(REGISTRY["layer_norm"], "plan", plan)
     (call,) = trace(lambda: ops.layer_norm(x, 1e-6), kernels=True)
-    assert [step.kernel for step in call.steps] == ["norm", "norm (2 of 3)", "norm (3 of 3)", "normalise"]
+    assert [step.kernel for step in call.steps] == ["norm", "norm (2 of 3)", "norm (3 of 3)", "normalize"]
     assert [step.bytes for step in call.steps] == [x.nbytes + 6, 0, 0, 6 + x.nbytes]
     assert [step.flops > 0 for step in call.steps] == [True, False, False, False]

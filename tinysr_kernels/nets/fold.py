@@ -132,7 +132,7 @@ class Folder:
         shortcut: str | None = None,
         upsample: bool = False,
     ) -> None:
-        """A 3x3 convolution: scale * conv(in_scale * x) + extra_bias, with `shortcut`, a 1x1 convolution, beside it.
+        """A 3x3 convolution: scale * conv(in_scale * x) + extra_bias, plus `shortcut`, a 1x1 convolution.
 
         A dense convolution after a nearest enlargement becomes its four 2x2 phases.
         """

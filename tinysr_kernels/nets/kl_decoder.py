@@ -116,16 +116,16 @@ class KLDecoder(nn.Module):
         h = Features(x)
         for layer, following in zip(layers, [*layers[1:], None], strict=True):
             last = following is None
-            then = self.conv_norm_out if last else _first_norm(following)
+            next_norm = self.conv_norm_out if last else _first_norm(following)
             # The last convolution does its GroupNorm's work where the moments are there.
-            moments = last and self.conv_out.normalises_once
+            moments = last and self.conv_out.can_fuse_norm
             if isinstance(layer, Conv):
-                h = layer.features(h.image, self.groups, then=then, moments=moments)
+                h = layer.features(h.image, self.groups, next_norm=next_norm, moments=moments)
             elif isinstance(layer, Resnet):
-                h = layer(h, then=then, moments=moments)
+                h = layer(h, next_norm=next_norm, moments=moments)
             else:
                 h = layer(h)
-        return self.conv_out.behind(self.conv_norm_out, h, residual=residual)
+        return self.conv_out.with_norm(self.conv_norm_out, h, residual=residual)
 
     def middle(self) -> Iterator[nn.Module]:
         """The resnets of the middle, each followed by its attention if there is one."""

@@ -14,14 +14,14 @@ from tinysr_kernels.ops.norm.group_norm import splits
 
 Folded = Mapping[str, Tensor]
 Rows = tuple[Tensor, Tensor]
-"""Tokens [N,T,D] on their way to a LayerNorm, and the moments of their rows [N,T,2,ceil(D/32)]."""
+"""Tokens [N,T,D] that go to a LayerNorm next, and their row statistics [N,T,2,ceil(D/32)]."""
 ops = torch.ops.tinysr
 
 
 class Features(NamedTuple):
-    """An image [N,C,H,W], and what the operator that made it has made besides for the GroupNorm that follows.
+    """An image [N,C,H,W], and what its producer also returned for the GroupNorm that follows.
 
-    moments: of the image's channels [N,2,C]; normed: the result of that GroupNorm itself.
+    moments: channel statistics of the image [N,2,C]; normed: the result of that GroupNorm itself.
     """
 
     image: Tensor
@@ -41,7 +41,7 @@ class Layer(nn.Module):
 
 
 class Conv(Layer):
-    """A 3x3 convolution, dense or separable as the tensors say; `upsample` puts a nearest x2 enlargement before it."""
+    """A 3x3 convolution, dense or separable depending on the tensors; `upsample`: nearest x2 before it."""
 
     bias: Tensor | None
     shortcut_weight: Tensor | None
@@ -76,19 +76,19 @@ class Conv(Layer):
         x: Tensor,
         groups: tuple[int, ...],
         *,
-        then: GroupNorm | None = None,
-        beside: Tensor | None = None,
+        next_norm: GroupNorm | None = None,
+        next_skip: Tensor | None = None,
         moments: bool = False,
         residual: Tensor | None = None,
         shortcut: Tensor | None = None,
         skip: Tensor | None = None,
     ) -> Features:
-        """The same without activation, and what the GroupNorm that follows can use.
+        """The same without activation, and statistics or the result of the GroupNorm that follows.
 
-        groups: numbers of groups that GroupNorm may have; the first that divides the channels counts. then: that
-        GroupNorm, where it is known; beside: the image that it takes as its second. A dense convolution normalises
-        for it, unless it has so much to read besides that it is better done apart, or moments are asked for; a
-        separable one, and one that is asked, takes moments where GroupNorm would have to read its result twice.
+        groups: candidates for the number of groups; the first that divides the channels is used. next_norm: that
+        GroupNorm, if known; next_skip: the image it concatenates. moments: ask for channel statistics. A dense
+        convolution fuses next_norm, unless the concatenation is so large that a separate launch is better, or moments
+        are asked for. A separable one returns statistics if GroupNorm would otherwise read its result twice.
         """
         rest = (x, residual, shortcut, skip)
         pixels = x.shape[2] * x.shape[3] * (4 if self.upsample else 1) // self.stride**2
@@ -96,20 +96,20 @@ class Conv(Layer):
         large = splits(pixels, outputs // group_count(groups, outputs))
         if self.kind == "separable" or (moments and large):
             return Features(*self._call("_moments", *rest)) if large else Features(self._call("", *rest))
-        if then is None or (beside is not None and splits(pixels, then.width)):
+        if next_norm is None or (next_skip is not None and splits(pixels, next_norm.width)):
             return Features(self._call("", *rest))
-        norm = then.arguments("normed")
-        image, normed = self._call("_norm", *rest, **norm, normed_silu=then.silu, normed_skip=beside)
+        norm = next_norm.arguments("normed")
+        image, normed = self._call("_norm", *rest, **norm, normed_silu=next_norm.silu, normed_skip=next_skip)
         return Features(image, None, normed)
 
     @property
-    def normalises_once(self) -> bool:
-        """Whether it may put its input through a GroupNorm on the way, pixel by pixel, at no further cost."""
+    def can_fuse_norm(self) -> bool:
+        """Whether a GroupNorm of its input can be its prologue at no further cost."""
         return self.kind == "dense" and self.stride == 1 and self.outputs <= MAX_OUTPUTS
 
-    def behind(self, norm: GroupNorm, x: Features, *, residual: Tensor | None = None) -> Tensor:
+    def with_norm(self, norm: GroupNorm, x: Features, *, residual: Tensor | None = None) -> Tensor:
         """conv(norm(x)) + bias + residual."""
-        if x.moments is None or not (self.normalises_once and norm.silu):
+        if x.moments is None or not (self.can_fuse_norm and norm.silu):
             return self(norm(x), residual=residual)
         before = norm.arguments("norm")
         found: Tensor = ops.conv3x3(
@@ -164,7 +164,7 @@ class InputConv(Layer):
 
 
 class GroupNorm(Layer):
-    """GroupNorm, with SiLU on request, of one tensor or of the concatenation of two."""
+    """GroupNorm, optionally with SiLU, of one tensor or of the concatenation of two."""
 
     weight: Tensor
     bias: Tensor
@@ -177,7 +177,7 @@ class GroupNorm(Layer):
 
     @property
     def width(self) -> int:
-        """Channels of a group."""
+        """Channels per group."""
         return self.weight.shape[0] // self.groups
 
     def arguments(self, prefix: str) -> dict[str, Any]:
@@ -186,21 +186,21 @@ class GroupNorm(Layer):
         return {f"{prefix}_{name}": value for name, value in named.items()}
 
     def forward(self, x: Features, skip: Features | None = None) -> Tensor:
-        """[N,C1,H,W] and [N,C2,H,W] -> [N,C1+C2,H,W]; what x's producer has normalised for this one as it is."""
+        """[N,C1,H,W] and [N,C2,H,W] -> [N,C1+C2,H,W]; `x.normed` unchanged if x's producer has normalized already."""
         image, moments, normed = x
         if normed is not None:
             return normed
         other, others, _ = skip or (None, None, None)
         if other is not None and (moments is None or others is None):
             moments = others = None
-        shape = (self.groups, self.eps, self.silu)
-        return ops.group_norm(image, other, self.weight, self.bias, *shape, moments, others)
+        affine = (self.weight, self.bias, self.groups, self.eps)
+        return ops.group_norm(image, other, *affine, silu=self.silu, moments=moments, skip_moments=others)
 
 
 class Linear(Layer):
-    """A linear layer with its epilogue; `gate` is there where folding it would lose digits in half precision.
+    """A linear layer with its epilogue; `gate` exists if folding it would lose digits in half precision.
 
-    norm_eps: of the LayerNorm (without affine part) that its input goes through first, if it does.
+    norm_eps: eps of the LayerNorm (without affine part) before it, None if there is none.
     """
 
     weight: Tensor
@@ -219,33 +219,41 @@ class Linear(Layer):
         row_moments: Tensor | None = None,
     ) -> Tensor:
         """residual + gate * act(norm(x) W^T + x2 W2^T + bias) on [...,K]; norm takes x's row_moments."""
-        found: Tensor = ops.linear(*self._arguments(x, residual, x2, row_moments))
+        found: Tensor = ops.linear(x, self.weight, **self._options(residual, x2, row_moments))
         return found
 
-    def rows(
+    def with_row_moments(
         self,
         x: Tensor,
         residual: Tensor | None = None,
         x2: Tensor | None = None,
         row_moments: Tensor | None = None,
     ) -> Rows:
-        """The same, and the moments of its rows, for the LayerNorm behind it."""
-        out, moments = ops.linear_row_moments(*self._arguments(x, residual, x2, row_moments))
+        """The same, and row statistics of the result, for the LayerNorm that follows."""
+        out, moments = ops.linear_row_moments(x, self.weight, **self._options(residual, x2, row_moments))
         return out, moments
 
-    def _arguments(self, x: Tensor, *given: Tensor | None) -> tuple[Any, ...]:
-        residual, x2, row_moments = given
-        own = (self.weight, self.bias, residual, self.gate, self.activation, x2, self.weight2)
-        return (x, *own, row_moments, self.weight_sums, self.norm_eps)
+    def _options(self, residual: Tensor | None, x2: Tensor | None, row_moments: Tensor | None) -> dict[str, Any]:
+        """The optional arguments of the operator."""
+        second = {"x2": x2, "weight2": self.weight2}
+        norm = {"row_moments": row_moments, "weight_sums": self.weight_sums, "eps": self.norm_eps}
+        return {
+            "bias": self.bias,
+            "residual": residual,
+            "gate": self.gate,
+            "activation": self.activation,
+            **second,
+            **norm,
+        }
 
 
 def row_sums(weight: Tensor) -> Tensor:
-    """The sums of the rows of a matrix, as it is rounded, in float32 or wider."""
+    """Row sums of a matrix as it is stored, in float32 or wider."""
     return weight.double().sum(1).to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def group_count(groups: tuple[int, ...], channels: int) -> int:
-    """The first of the numbers of groups that divides the channels."""
+    """The first number of groups that divides the channels."""
     return next(g for g in groups if channels % g == 0)
 
 

@@ -171,15 +171,16 @@ class Resnet(nn.Module):
         self,
         x: Features,
         skip: Features | None = None,
-        then: GroupNorm | None = None,
-        beside: Features | None = None,
+        next_norm: GroupNorm | None = None,
+        next_skip: Features | None = None,
         moments: bool = False,
     ) -> Features:
         """[N,C1,H,W] (and [N,C2,H,W]) -> [N,O,H,W].
 
-        then: the GroupNorm that takes the result, with the second image `beside`; moments: as `Conv.features` says.
+        next_norm: the GroupNorm that consumes the result, over the concatenation with `next_skip`; moments: see
+        `Conv.features`.
         """
-        h = self.norm2(self.conv1.features(self.norm1(x, skip), self.groups, then=self.norm2))
+        h = self.norm2(self.conv1.features(self.norm1(x, skip), self.groups, next_norm=self.norm2))
         other = None if skip is None else skip.image
         residual, shortcut = None, x.image
         if self.conv2.shortcut_weight is None:
@@ -187,8 +188,8 @@ class Resnet(nn.Module):
         return self.conv2.features(
             h,
             self.groups,
-            then=then,
-            beside=None if beside is None else beside.image,
+            next_norm=next_norm,
+            next_skip=None if next_skip is None else next_skip.image,
             moments=moments,
             residual=residual,
             shortcut=shortcut,
@@ -212,10 +213,10 @@ class TransformerBlock(nn.Module):
         """(x after attention [and ff2 when present], the feed-forward's hidden features)."""
         x, moments = rows
         mixed = ops.attention(self.qkv(x, row_moments=moments), self.heads, self.scale)
-        x, moments = self.out.rows(mixed, residual=x)
+        x, moments = self.out.with_row_moments(mixed, residual=x)
         hidden = self.ff1(x, row_moments=moments)
         if self.ff2 is not None:
-            x, moments = self.ff2.rows(hidden, residual=x)
+            x, moments = self.ff2.with_row_moments(hidden, residual=x)
         return (x, moments), hidden
 
 
@@ -233,7 +234,7 @@ class Transformer(nn.Module):
 
     def forward(self, features: Features) -> Features:
         x = features.image
-        rows = self.proj_in.rows(tokens(self.norm(features)))
+        rows = self.proj_in.with_row_moments(tokens(self.norm(features)))
         hidden = rows[0]
         for block in self.blocks:
             rows, hidden = block(rows)
@@ -263,11 +264,11 @@ class Stage(nn.Module):
         )
 
     def step(
-        self, j: int, x: Features, skip: Features | None, then: GroupNorm | None, beside: Features | None
+        self, j: int, x: Features, skip: Features | None, next_norm: GroupNorm | None, next_skip: Features | None
     ) -> Features:
-        """Resnet j and the transformer after it; then, beside: what takes the result, as `Resnet` says."""
+        """Resnet j and the transformer after it; next_norm, next_skip: what takes the result, as `Resnet` says."""
         if j >= len(self.attentions):
-            found: Features = self.resnets[j](x, skip, then, beside)
+            found: Features = self.resnets[j](x, skip, next_norm, next_skip)
             return found
         transformer = self.attentions[j]
         mixed: Features = transformer(self.resnets[j](x, skip, transformer.norm))
@@ -286,14 +287,14 @@ class Stage(nn.Module):
 class Place:
     """One step of the UNet.
 
-    run(x, skip, then, beside); norm: the GroupNorm that it puts x through first, if any; takes_skip, leaves_skip:
-    whether it takes the last skip that is left, or leaves its result as one.
+    run(x, skip, next_norm, next_skip). norm: the GroupNorm at its input, if any. takes_skip: whether it pops the last
+    skip. returns_skip: whether its result is pushed as one.
     """
 
     run: Callable[[Features, Features | None, GroupNorm | None, Features | None], Features]
     norm: GroupNorm | None
     takes_skip: bool
-    leaves_skip: bool
+    returns_skip: bool
 
 
 def _sample(
@@ -301,11 +302,12 @@ def _sample(
     groups: tuple[int, ...],
     x: Features,
     skip: Features | None,
-    then: GroupNorm | None,
-    beside: Features | None,
+    next_norm: GroupNorm | None,
+    next_skip: Features | None,
 ) -> Features:
     """The convolution that halves or doubles the image after the resnets."""
-    return sampler.features(x.image, groups, then=then, beside=None if beside is None else beside.image)
+    skip_image = None if next_skip is None else next_skip.image
+    return sampler.features(x.image, groups, next_norm=next_norm, next_skip=skip_image)
 
 
 class UNet(nn.Module):
@@ -346,14 +348,14 @@ class UNet(nn.Module):
         skips = [h]
         for place, norm, take in zip(places, norms[1:], takes[1:], strict=True):
             skip = skips.pop() if place.takes_skip else None
-            # Where the next takes this very result as its skip, there is nothing beside it yet.
-            then = None if take and place.leaves_skip else norm
-            h = place.run(h, skip, then, skips[-1] if take else None)
-            if place.leaves_skip:
+            # If the next step takes this very result as its skip, its norm cannot be fused here.
+            next_norm = None if take and place.returns_skip else norm
+            h = place.run(h, skip, next_norm, skips[-1] if take else None)
+            if place.returns_skip:
                 skips.append(h)
         return self.conv_out(self.conv_norm_out(h), residual=x if self.subtract else None)
 
-    def _first(self, x: Tensor, then: GroupNorm | None) -> Features:
+    def _first(self, x: Tensor, next_norm: GroupNorm | None) -> Features:
         if isinstance(self.conv_in, Conv):
-            return self.conv_in.features(x, self.groups, then=then)
+            return self.conv_in.features(x, self.groups, next_norm=next_norm)
         return Features(self.conv_in(x))

@@ -69,8 +69,8 @@ class Block(nn.Module):
         """x + attention, then + feed-forward."""
         x, moments = rows
         mixed = ops.attention(self.qkv(x, row_moments=moments), self.heads, self.scale)
-        x, moments = self.out.rows(mixed, residual=x)
-        return self.ff2.rows(self.ff1(x, row_moments=moments), residual=x)
+        x, moments = self.out.with_row_moments(mixed, residual=x)
+        return self.ff2.with_row_moments(self.ff1(x, row_moments=moments), residual=x)
 
 
 class Transformer(nn.Module):

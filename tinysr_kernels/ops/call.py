@@ -114,7 +114,10 @@ class Operator:
     @classmethod
     def fields(cls) -> tuple[str, ...]:
         """Names of the arguments, in the schema's order."""
-        return tuple(cls.__dataclass_fields__)  # type: ignore[attr-defined]
+        names = _FIELDS.get(cls)
+        if names is None:
+            names = _FIELDS[cls] = tuple(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+        return names
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -186,6 +189,8 @@ class Operator:
 
 
 REGISTRY: dict[str, type[Operator]] = {}
+_FIELDS: dict[type, tuple[str, ...]] = {}
+"""Cached, because every call asks for them."""
 
 
 T = typing.TypeVar("T", bound=Operator)

@@ -130,8 +130,8 @@ def test_launches_by_size() -> None:
     assert launches(480, 480, 32, 24) == ["conv", "single"]
     assert launches(256, 256, 128, 32) == ["conv", "apply"]
     assert launches(64, 64, 512, 32) == ["conv", "merge", "apply"]
-    assert launches(240, 240, 128, 24) == ["conv", "merge", "given"]
-    assert launches(240, 240, 128, 24, second=240) == ["conv", "moments", "merge", "apply"]
+    assert launches(240, 240, 128, 24) == ["conv", "merge", "from_moments"]
+    assert launches(240, 240, 128, 24, second=240) == ["conv", "chunk_moments", "merge_chunks", "apply"]
 
 
 def test_the_batch_changes_no_configuration() -> None:

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import jit, tl
 from tinysr_kernels.ops.device_functions import await_inputs, epilogue, round_to
-from tinysr_kernels.ops.norm.kernels.group_norm import follow as welford_update
-from tinysr_kernels.ops.norm.kernels.group_norm import image_tile, rstd_of
-from tinysr_kernels.ops.norm.kernels.group_norm import normalise as normalize
+from tinysr_kernels.ops.norm.kernels.group_norm import image_tile, normalize, rstd_of, welford_update
 
 
 @jit

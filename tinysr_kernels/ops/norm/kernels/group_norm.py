@@ -291,8 +291,3 @@ def from_moments(  # type: ignore[no-untyped-def]
     y = normalize(v, center[None, :], rstd[None, :], gamma, beta, SILU)
     at = out + start * channels + (row[:, None] * channels + chan[None, :])
     tl.store(at, round_to(y, out.dtype.element_ty), mask=mask)
-
-
-# old form, until all rooms are converted
-normalise = normalize
-follow = welford_update

@@ -51,7 +51,3 @@ def normalize(  # type: ignore[no-untyped-def]
             mask = inside & (start + inner < width)[None, :]
             v = tl.load(x + at + start + inner[None, :], mask=mask, other=0.0).to(tl.float32)
             tl.store(out + at + start + inner[None, :], round_to((v - mean) * rstd, out.dtype.element_ty), mask=mask)
-
-
-# old form, until all rooms are converted
-normalise = normalize
