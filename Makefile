@@ -1,5 +1,5 @@
-# make help lists the targets. Everything happens in $(VENV); the set-up is done again only when
-# setup.py, pyproject.toml, constraints.txt or the package's version change.
+# `make help` lists the targets. All of them run in $(VENV), which is set up again only when setup.py, pyproject.toml,
+# constraints.txt or the package's version change.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,8 +12,7 @@ REQUIREMENTS := setup.py pyproject.toml constraints.txt tinysr_kernels/_version.
 NAME := $(basename $(notdir $(PHOTO)))
 OTHER_TRITON := $(addprefix build/triton-,$(TRITON))
 
-# Two pytest workers with one thread each: the tests are many and small, so threads within one
-# convolution gain less than they cost.
+# Two pytest workers with one thread each: the tests are many and small, so intra-op threads cost more than they gain.
 WORKERS := -n 2 --dist loadfile --benchmark-disable
 PYTEST_ARGS ?= $(WORKERS) -m "not mutation"
 
@@ -25,65 +24,65 @@ PYTEST_ARGS ?= $(WORKERS) -m "not mutation"
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.ready-runtime ## enlarge a photograph with the checkpoint in the package
+demo: $(VENV)/.ready-runtime ## upscale a photograph with the bundled checkpoint
 	@mkdir -p $(DEMO)
 	$(BIN)/tinysr upscale $(PHOTO) -o $(DEMO)/$(NAME).png --model demo
 	@$(BIN)/python docs/photos/side_by_side.py $(PHOTO) $(DEMO)/$(NAME).png $(DEMO)/$(NAME)-side-by-side.png
-	@echo "enlarged:     $(DEMO)/$(NAME).png"
+	@echo "upscaled:     $(DEMO)/$(NAME).png"
 	@echo "side by side: $(DEMO)/$(NAME)-side-by-side.png  (input, bicubic x4, this model)"
 
-# A minute of the most telling tests: what the house asks of every file, every operator in float32 against its float64
-# mathematics, two operators' kernels, a checkpoint from bytes to image.
+# A selection of tests that takes a minute: the rules for every file, operators in float32 against their float64
+# references, two operators' kernels, a checkpoint from file to image.
 QUICK := tests/test_house.py tests/ops/norm tests/ops/linear tests/ops/conv/test_sepconv.py tests/ops/conv/test_conv3x3.py \
     tests/ops/attention/test_attention.py \
     tests/runtime/test_compiled.py::test_one_by_one_equals_the_batch
 
 test quick mutations processors: export OMP_NUM_THREADS ?= 1
-test: $(VENV)/.ready-test ## run the tests (PYTEST_ARGS="-n 0 tests/test_house.py" for a part)
+test: $(VENV)/.ready-test ## run the tests (PYTEST_ARGS="-n 0 tests/test_house.py" runs a subset)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-quick: $(VENV)/.ready-test ## a minute's choice of the tests
+quick: $(VENV)/.ready-test ## run a one-minute selection of the tests
 	$(BIN)/python -m pytest $(WORKERS) -k "numeric and not float16 or test_house or test_compiled" $(QUICK)
 
-mutations: $(VENV)/.ready-test ## break every kernel in many ways; each must make a test fail
+mutations: $(VENV)/.ready-test ## mutation tests: every mutated kernel must make a test fail
 	$(BIN)/python -m pytest $(WORKERS) -m mutation
 
-processors: $(VENV)/.ready-test ## the numeric tests under fewer instruction sets, and two threads
+processors: $(VENV)/.ready-test ## numeric tests with smaller instruction sets, and with two threads
 	$(BIN)/python -m tests.processors
 
-lint: $(VENV)/.ready-dev ## formatting, ruff's rules, types
+lint: $(VENV)/.ready-dev ## check formatting, ruff rules and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-static: $(VENV)/.ready-test $(addsuffix /.ready,$(OTHER_TRITON)) ## compile kernels for every architecture, fails on a fault (TRITON=3.6.0: another)
+static: $(VENV)/.ready-test $(addsuffix /.ready,$(OTHER_TRITON)) ## compile and check kernels for every architecture (TRITON=3.6.0: with that Triton)
 	@mkdir -p build
 	$(BIN)/python -m benchmarks static $(addprefix --triton ,$(OTHER_TRITON)) $(STATIC_ARGS) > build/static.txt || \
 	    { tail -n 1 build/static.txt; exit 1; }
 	@tail -n 1 build/static.txt
 
-tables: ## compile and count anew; write benchmarks/results/, docs/kernels.md and docs/plan.md
+tables: ## regenerate benchmarks/results/, docs/kernels.md and docs/plan.md
 	$(MAKE) static STATIC_ARGS=--keep
 	$(MAKE) static STATIC_ARGS=--keep TRITON=3.6.0
 	$(BIN)/python -m benchmarks pages
 
-benchmarks: $(VENV)/.ready-dev ## measure everything (within 9 minutes on a GPU) into build/benchmarks
+benchmarks: $(VENV)/.ready-dev ## run all benchmarks (9 minutes on a GPU); results go to build/benchmarks
 	$(BIN)/python -m benchmarks all --out build/benchmarks
 
 cpu-benchmarks: export OMP_NUM_THREADS ?= 1
-cpu-benchmarks: $(VENV)/.ready-test ## the speedups over eager PyTorch on this CPU, held to their bars
+cpu-benchmarks: $(VENV)/.ready-test ## speedups over eager PyTorch on this CPU, compared with their lower bounds
 	@mkdir -p build
 	$(BIN)/python -m benchmarks cpu --json build/cpu.json
 
-docs: $(VENV)/.ready-docs ## build the documentation site in build/docs; a warning is an error
+docs: $(VENV)/.ready-docs ## build the documentation site in build/docs; warnings are errors
 	rm -rf build/docs
 	$(BIN)/python -m sphinx -b html -c docs -d build/doctrees -W --keep-going -n -q . build/docs
 	@echo "documentation: build/docs/index.html"
 
-examples: $(VENV)/.ready-test ## run every file of examples/; results go to build/examples
+examples: $(VENV)/.ready-test ## run all files in examples/; results go to build/examples
 	@set -e; for file in examples/*.py; do echo "$$file"; $(BIN)/python $$file; done
 
-format: $(VENV)/.ready-dev ## rewrite the sources as `make lint` wants them
+format: $(VENV)/.ready-dev ## format the sources and apply ruff's fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -91,11 +90,11 @@ wheel: $(VENV)/.ready-dev ## build the wheel into dist/
 	rm -rf dist build/lib build/bdist.*
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 
-check-wheel: wheel ## build the wheel, look inside, use it in an empty environment
+check-wheel: wheel ## build the wheel, check its contents, test it in a new environment
 	$(PYTHON) .ci/check_wheel.py dist/*.whl
 	PYTHON=$(PYTHON) .ci/check_install.sh dist/*.whl
 
-clean: ## remove what the targets made, except $(VENV)
+clean: ## remove all build outputs except $(VENV)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
@@ -105,7 +104,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	    echo "cannot create $(VENV): Debian and Ubuntu keep venv apart (apt-get install python3-venv)" >&2; exit 1; }
 
-# torch first and alone: constraints.txt says why.
+# torch is installed first, on its own: constraints.txt explains why.
 $(VENV)/.ready-runtime: $(REQUIREMENTS) | $(BIN)/python
 	@echo "setting up $(VENV): a few minutes when the packages are not in pip's cache"
 	$(PIP) torch
@@ -120,7 +119,7 @@ $(VENV)/.ready-docs: $(VENV)/.ready-runtime
 	$(PIP) -e '.[docs]'
 	@touch $@
 
-# Beside the installed one, for ahead-of-time compilation alone.
+# Another Triton, next to the installed one, for ahead-of-time compilation only.
 build/triton-%/.ready: $(VENV)/.ready-test
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(@D) triton==$*
 	@touch $@

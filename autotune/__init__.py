@@ -1,1 +1,1 @@
-"""Measures which launch configurations are fastest on a GPU; run from a checkout with `python -m autotune`."""
+"""The autotuner: measures which launch configurations are fastest on a GPU. Run `python -m autotune` in a checkout."""

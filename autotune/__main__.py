@@ -1,4 +1,4 @@
-"""`python -m autotune COMMAND`: see each command's --help."""
+"""`python -m autotune COMMAND`; each command has --help."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import signal
 import sys
 
 from autotune.commands import check, run, show
-from autotune.device.worker import NotStarted
+from autotune.device.worker import WorkerStartError
 from tinysr_kernels.errors import TinySRError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 2 for what cannot be done as it was asked, 130 when interrupted."""
+    """Run one command and return its exit code: 2 for a request that cannot be served, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="python -m autotune", description="Find the fastest launch configurations.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, command in (("run", run), ("check", check), ("show", show)):
@@ -21,11 +21,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
-    except (TinySRError, NotStarted, ValueError, OSError) as error:
+    except (TinySRError, WorkerStartError, ValueError, OSError) as error:
         print(f"autotune: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("autotune: interrupted; the same command goes on from here", file=sys.stderr)
+        print("autotune: interrupted; run the same command again to resume", file=sys.stderr)
         return 128 + signal.SIGINT
 
 

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.commands.micro import Case, cases, runs
 from benchmarks.measure.timing import captured
-from benchmarks.subjects.inputs import drawn
+from benchmarks.subjects.inputs import random_call
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.ops import REGISTRY
 
@@ -39,7 +39,7 @@ def test_operation(op: str, benchmark: Any) -> None:
         pytest.skip("no released network calls it")
     benchmark.extra_info.update(case.labels("ours"), calls=CALLS if CUDA else 1)
     with using("auto"):
-        several = runs("ours", [drawn(case.call, DEVICE, seed) for seed in range(2)])
+        several = runs("ours", [random_call(case.call, DEVICE, seed) for seed in range(2)])
         assert several is not None
         if not CUDA:
             benchmark(several[0])

@@ -1,6 +1,6 @@
-"""`python -m autotune show`: where the configuration of each launch of a model comes from, and what it costs.
+"""`python -m autotune show`: the source of each launch's configuration in a model, and its time.
 
-Needs no GPU; without one the launches are planned for the GPU that --gpu names, whose file of configurations is read.
+Needs no GPU: launches are planned for the GPU that --gpu names, with its configuration file.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from tinysr_kernels.launch.config_file import Facts
 from tinysr_kernels.launch.device import GPUS, Gpu, assume, gpu_at
 from tinysr_kernels.ops import REGISTRY
 
-SUMMARY = "Where each launch's configuration comes from and what it costs; writes a file to contribute."
+SUMMARY = "Where each launch's configuration comes from and its time; exports a configuration file to contribute."
 
 
 @dataclass(frozen=True)
 class Row:
-    """The calls of a bucket, or of an operator that has no kernels.
+    """The calls of a bucket, or of an operator without kernels.
 
-    Microseconds of a call: us measured, and incumbent_us of what that replaced; model_us as the model that orders
-    candidates has it; floor_us at least.
+    Microseconds per call: us measured; incumbent_us measured of the configuration it replaced; model_us by the cost
+    model; floor_us by the roofline.
     """
 
     op: str
@@ -49,41 +49,41 @@ class Row:
 
 
 def rows(target: Target, gpu: Gpu) -> Iterator[Row]:
-    """One row a bucket in order of first occurrence, then what has no configuration."""
+    """One row per bucket in order of first occurrence, then the operators without kernels."""
     found = calls_of(target, gpu)
-    most = ceilings(gpu)
+    limits = ceilings(gpu)
     for item in items(found):
         choice = item.call.choose(gpu)
         config = " ".join(f"{k}={v}" for k, v in vars(choice.config).items())
         us = before = None
         if choice.entry is not None:
             us, before = choice.entry.time_us, choice.entry.incumbent_us
-        floor = 1e6 * (most.floor(item.cost, item.bits) + LAUNCH)
+        floor = 1e6 * (limits.floor(item.cost, item.bits) + LAUNCH)
         with assume(gpu):
             candidate = Candidate(choice.config, item.call.plan(choice.config))
-        guess = round(1e6 * predict(item, candidate, gpu, most), 3)
-        yield Row(item.op, item.bucket, item.calls, choice.source, config, us, before, guess, round(floor, 3))
+        model = round(1e6 * predict(item, candidate, gpu, limits), 3)
+        yield Row(item.op, item.bucket, item.calls, choice.source, config, us, before, model, round(floor, 3))
     others: dict[str, list[float]] = {}
     for call in found:
         if tunable(call) is None:
-            others.setdefault(call.op, []).append(most.floor(call.cost, 16) + LAUNCH)
+            others.setdefault(call.op, []).append(limits.floor(call.cost, 16) + LAUNCH)
     for op, floors in others.items():
         floor = 1e6 * sum(floors) / len(floors)
-        yield Row(op, "", len(floors), "no kernels of our own", "", None, None, None, round(floor, 3))
+        yield Row(op, "", len(floors), "no kernel", "", None, None, None, round(floor, 3))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Add the command's options."""
     add_targets(parser)
     parser.add_argument(
-        "--gpu", "--arch", dest="gpu", type=GPU, help="a GPU's name or sm_90 (this machine's, or sm_90)"
+        "--gpu", "--arch", dest="gpu", type=GPU, help="a GPU's name, or sm_90 (this machine's, else sm_90)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
-    parser.add_argument("--export", type=Path, metavar="FILE", help="write the entries that count, to contribute")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file")
+    parser.add_argument("--export", type=Path, metavar="FILE", help="write the valid entries, to contribute")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print the table of each model, and write what was asked for."""
+    """Print the table of each model and write the requested files."""
     present = torch.cuda.is_available()
     gpu: Gpu = options.gpu or (gpu_at(torch.device("cuda", 0)) if present else GPUS[90])
     facts = config_file.facts(gpu)
@@ -103,22 +103,24 @@ def main(options: argparse.Namespace) -> int:
         options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if options.export:
         contribute(file, options.export, facts)
-        print(f"\nwritten to {options.export}; it belongs into tinysr_kernels/launch/configs/ under this name")
+        print(
+            f"\nwritten to {options.export}; to contribute it, add it to tinysr_kernels/launch/configs/ under this name"
+        )
     return 0
 
 
 def contribute(file: Path, out: Path, facts: Facts) -> None:
-    """Write the entries of a user's file that count into another. InputError if there are none."""
+    """Export the valid entries of a user's file. InputError if there are none."""
     content = export(file, facts, REGISTRY)
     if not content.get("operations"):
-        raise InputError(f"{file} has no entry that counts here; `python -m autotune run` makes some")
+        raise InputError(f"{file} has no valid entry for this GPU; `python -m autotune run` creates some")
     if out.is_dir():
         out = out / file.name
     out.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def state_of(file: Path, facts: Facts) -> list[str]:
-    """What there is to say of the user's file and of the bundled one."""
+    """The state of the user's file and of the bundled one."""
     lines = [f"configurations for {facts.gpu.name}:"]
     for kind, path in (("user's", file), ("bundled", configs.BUNDLED / file.name)):
         content, obstacle = config_file.read(path)
@@ -126,16 +128,16 @@ def state_of(file: Path, facts: Facts) -> list[str]:
         if obstacle:
             state = f"ignored, it {obstacle}"
         elif not content:
-            state = "not there"
+            state = "missing"
         else:
-            said = config_file.differences(content, facts)
-            state = f"measured with {', '.join(said)}" if said else "counts"
+            notes = config_file.differences(content, facts)
+            state = f"measured with {', '.join(notes)}" if notes else "valid"
         lines.append(f"  {kind} {path}: {state}")
     return [*lines, f"  programmatic dependent launch: {'on' if configs.pdl(facts.gpu) else 'off'}"]
 
 
 def table(target: Target, found: list[Row]) -> list[str]:
-    """A line a bucket; the sum of what is known."""
+    """One line per bucket, then the totals."""
     width = max(len(f"{row.op} {row.bucket}") for row in found)
     lines = [
         target.name,
@@ -153,7 +155,7 @@ def table(target: Target, found: list[Row]) -> list[str]:
     model = sum(row.calls * (row.floor_us if row.model_us is None else row.model_us) for row in found)
     lines.append(
         f"{sum(row.calls for row in found)} calls; {sum(row.calls for row in measured)} of them measured, "
-        f"{total:.1f} us together; all take at least {floor:.1f} us, and by the model, which only orders candidates, "
+        f"{total:.1f} us in total; floor of all calls {floor:.1f} us; by the cost model, which only ranks candidates, "
         f"{model:.1f} us"
     )
     return lines

@@ -1,1 +1,1 @@
-"""The device that the search asks: a GPU in a worker process, compilation, correctness."""
+"""The device under tuning: a GPU in a worker process, ahead-of-time compilation, correctness checks."""

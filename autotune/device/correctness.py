@@ -1,7 +1,7 @@
-"""Whether a configuration computes what its operation says: the project's contract on numbers, on random inputs.
+"""Whether a configuration computes its operator correctly: the project's numeric contract, on random inputs.
 
-The error against a float64 reference may be twice that of eager PyTorch in the same dtype, which rounds the result of
-every operation; outputs are poisoned first, and a second run must give the same bits.
+The error against a float64 reference may be at most twice that of eager PyTorch in the same dtype, which rounds the
+output of every operation. Outputs are filled with NaN first, and a second run must be bitwise identical.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from autotune.items.answers import Failure
+from autotune.items.results import Failure
 from autotune.items.work import Item
-from benchmarks.subjects.inputs import drawn
+from benchmarks.subjects.inputs import random_call
 from tinysr_kernels.launch.plan import Plan
 from tinysr_kernels.ops import Operator
 
-FEW = 1 << 16
-"""Elements of a result up to which several draws are pooled, because the errors of a handful are mostly luck."""
+SMALL = 1 << 16
+"""Output elements up to which the errors of several random inputs are pooled, as those of few elements are noisy."""
 DRAWS = 5
 
 
-class EachRounded(TorchDispatchMode):
-    """Inside, every operation's float32 result is rounded to a dtype, as eager PyTorch would in that dtype.
+class RoundEachOp(TorchDispatchMode):
+    """Rounds every operation's float32 output to a dtype, as eager PyTorch does in that dtype.
 
-    inputs: tensors that stay as they are, whatever an operation hands through.
+    inputs: tensors that are never rounded, even where an operation returns them.
     """
 
     def __init__(self, dtype: torch.dtype, inputs: Iterable[Tensor]) -> None:
         super().__init__()
         self.dtype = dtype
-        self.kept = {t.untyped_storage()._cdata for t in inputs}
+        self.unrounded = {t.untyped_storage()._cdata for t in inputs}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -44,71 +44,71 @@ class EachRounded(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if not func.is_view:
             for t in _tensors(out):
-                if t.dtype == torch.float32 and t.untyped_storage()._cdata not in self.kept:
+                if t.dtype == torch.float32 and t.untyped_storage()._cdata not in self.unrounded:
                     t.copy_(t.to(self.dtype))
         return out
 
 
 @dataclass(frozen=True)
-class Truth:
-    """One draw of an item's inputs with the exact result and eager's, on the device."""
+class Expected:
+    """Random inputs of an item with the float64 outputs and those of eager PyTorch, on the device."""
 
     call: Operator
     exact: tuple[Tensor, ...]
     eager: tuple[Tensor, ...]
 
 
-def truths(item: Item, device: torch.device, draw: int) -> list[Truth]:
-    """What results are compared with; a few draws where the result has few elements."""
-    first = _truth(item, device, DRAWS * draw)
-    few = sum(t.numel() for t in first.exact) <= FEW
-    return [first, *(_truth(item, device, DRAWS * draw + i) for i in range(1, DRAWS if few else 1))]
+def expected_results(item: Item, device: torch.device, draw: int) -> list[Expected]:
+    """What outputs are compared with, for one seed; several sets of inputs where the output has few elements."""
+    first = _expected(item, device, DRAWS * draw)
+    small = sum(t.numel() for t in first.exact) <= SMALL
+    return [first, *(_expected(item, device, DRAWS * draw + i) for i in range(1, DRAWS if small else 1))]
 
 
-def _truth(item: Item, device: torch.device, seed: int) -> Truth:
-    call = drawn(item.call, device, seed)
+def _expected(item: Item, device: torch.device, seed: int) -> Expected:
+    call = random_call(item.call, device, seed)
     exact = _tensors(type(call)(**{name: _double(value) for name, value in call.arguments.items()}).reference())
     eager = _tensors(call.reference())
     halves = {t.dtype for t in eager if t.dtype in (torch.float16, torch.bfloat16)}
     if halves:
-        with EachRounded(halves.pop(), call.tensors):
-            coarse = _tensors(call.reference())
-        # What the operation gives in float32, such as moments, eager too computes in float32.
-        eager = tuple(e if e.dtype == torch.float32 else c for e, c in zip(eager, coarse, strict=True))
-    return Truth(call, exact, eager)
+        with RoundEachOp(halves.pop(), call.tensors):
+            rounded = _tensors(call.reference())
+        # Float32 outputs, such as channel statistics, are computed in float32 by eager too.
+        eager = tuple(e if e.dtype == torch.float32 else r for e, r in zip(eager, rounded, strict=True))
+    return Expected(call, exact, eager)
 
 
 def _double(value: Any) -> Any:
     if isinstance(value, torch.dtype):
         return torch.float64 if value.is_floating_point else value
-    # Floats of 8 bits are exact already, and what takes them takes nothing else.
+    # fp8 inputs are exact already, and operators that take fp8 accept nothing wider.
     wider = isinstance(value, Tensor) and value.dtype.is_floating_point and value.dtype.itemsize > 1
     return value.double() if wider else value
 
 
-def verdict(item: Item, config: Any, known: list[Truth]) -> Failure | None:
-    """What is wrong with the configuration's results, if anything is. Raises what its launches raise."""
+def check_results(item: Item, config: Any, references: list[Expected]) -> Failure | None:
+    """A failure if the configuration's outputs are wrong, else None. Raises what its launches raise."""
     results = []
-    for truth in known:
-        plan = truth.call.plan(config)
+    for expected in references:
+        plan = expected.call.plan(config)
         result = tuple(t.clone() for t in _tensors(poisoned(plan).run()))
         again = _tensors(poisoned(plan, zero=True).run())
         differs = any(not torch.equal(a, b) for a, b in zip(result, again, strict=True))
-        # NaN equals nothing, and is told of below.
+        # NaN never compares equal; it is reported below.
         if differs and all(bool(t.double().isfinite().all()) for t in result):
-            return Failure("wrong", "another result in the second run")
+            return Failure("wrong", "the second run differs")
         results.append(result)
-    found, allowed = _pooled(results, known), _allowed(results, known)
+    found, allowed = _pooled(results, references), _allowed(results, references)
     for error, bound in zip(found, allowed, strict=True):
-        if not error <= bound:  # nor is NaN
-            return Failure("wrong", f"relative error {error:.3g}, at most {bound:.3g} is right")
+        if not error <= bound:  # also true for NaN
+            return Failure("wrong", f"relative error {error:.3g}, allowed {bound:.3g}")
     return None
 
 
 def poisoned(plan: Plan, zero: bool = False) -> Plan:
-    """The plan with every tensor that its launches will write filled with NaN: what is not written shows.
+    """The plan with every tensor that its launches write filled with NaN, so that unwritten elements are detected.
 
-    Whole numbers become the largest there are, or on request 0: what is not written differs between the two.
+    Integers are set to their maximum, or to 0 if `zero`: unwritten elements then differ between two runs.
     """
     written = list(_tensors(plan.result))
     for launch in plan.launches:
@@ -122,28 +122,28 @@ def poisoned(plan: Plan, zero: bool = False) -> Plan:
     return plan
 
 
-def _allowed(results: list[tuple[Tensor, ...]], known: list[Truth]) -> list[float]:
-    """Twice eager's errors, or twice those of the exact results once rounded where eager had luck."""
+def _allowed(results: list[tuple[Tensor, ...]], references: list[Expected]) -> list[float]:
+    """Twice eager's errors, and no less than twice the errors of rounding the exact outputs once."""
     rounded = [
-        tuple(_like(e, r) for e, r in zip(truth.exact, result, strict=True))
-        for truth, result in zip(known, results, strict=True)
+        tuple(_like(e, r) for e, r in zip(expected.exact, result, strict=True))
+        for expected, result in zip(references, results, strict=True)
     ]
-    eager = _pooled([truth.eager for truth in known], known)
-    pairs = list(zip(rounded, known, strict=True))
+    eager = _pooled([expected.eager for expected in references], references)
+    pairs = list(zip(rounded, references, strict=True))
     least = [[u for r, e in zip(row, x.exact, strict=True) for u in _unit(r, e)] for row, x in pairs]
     floor = [max(column) for column in zip(*least, strict=True)]
-    return [2 * max(three) for three in zip(eager, _pooled(rounded, known), floor, strict=True)]
+    return [2 * max(three) for three in zip(eager, _pooled(rounded, references), floor, strict=True)]
 
 
 def _like(exact: Tensor, result: Tensor) -> Tensor:
-    whole = exact.dtype.is_floating_point and not result.dtype.is_floating_point
-    return (exact.round() if whole else exact).to(result.dtype)
+    to_integer = exact.dtype.is_floating_point and not result.dtype.is_floating_point
+    return (exact.round() if to_integer else exact).to(result.dtype)
 
 
 def _unit(rounded: Tensor, exact: Tensor) -> tuple[float, float]:
-    """The errors, as `_errors` counts them, of rounding to 8 bits; 0 for other results.
+    """The errors, as `_errors` defines them, of rounding to 8 bits; 0 for other outputs.
 
-    The reference rounds such a result too, in whatever precision: its own rounding is in none of its errors.
+    The float64 reference rounds such outputs too, so its error does not contain this rounding.
     """
     if rounded.dtype.itemsize > 1 or rounded.dtype == torch.bool:
         return 0.0, 0.0
@@ -153,16 +153,16 @@ def _unit(rounded: Tensor, exact: Tensor) -> tuple[float, float]:
         step = torch.exp2(size.clamp(min=kind.smallest_normal).log2().floor()) * kind.eps
     else:
         kind, step = torch.iinfo(rounded.dtype), torch.ones_like(size)
-    # What is clamped to an end of the range is not rounded.
+    # Values clamped to an end of the range are not rounded.
     step = torch.where((size == 0) | (size == kind.max), 0.0, step)
     return _relative(step.square().mean().div(12).sqrt() * math.sqrt(step.numel()), step.max() / 2, exact)
 
 
-def _pooled(results: list[tuple[Tensor, ...]], known: list[Truth]) -> list[float]:
-    """Relative errors of each tensor, in the mean square and of the worst element, pooled over the draws."""
+def _pooled(results: list[tuple[Tensor, ...]], references: list[Expected]) -> list[float]:
+    """Relative errors of each output, root mean square and maximum, pooled over the sets of inputs."""
     rows = [
-        [e for r, x in zip(result, truth.exact, strict=True) for e in _errors(r, x)]
-        for result, truth in zip(results, known, strict=True)
+        [e for r, x in zip(result, expected.exact, strict=True) for e in _errors(r, x)]
+        for result, expected in zip(results, references, strict=True)
     ]
     return [math.sqrt(math.fsum(e * e for e in column) / len(rows)) for column in zip(*rows, strict=True)]
 
@@ -172,10 +172,10 @@ def _errors(result: Tensor, exact: Tensor) -> tuple[float, float]:
     return _relative(difference.norm(), difference.abs().max(), exact)
 
 
-def _relative(whole: Tensor, worst: Tensor, exact: Tensor) -> tuple[float, float]:
-    """Errors in the mean square and of the worst element, over the size of the exact result."""
+def _relative(norm: Tensor, maximum: Tensor, exact: Tensor) -> tuple[float, float]:
+    """Root-mean-square and maximum error, relative to those of the exact output."""
     wide, tiny = exact.double(), torch.finfo(torch.float64).tiny
-    return float(whole / wide.norm().clamp(min=tiny)), float(worst / wide.abs().max().clamp(min=tiny))
+    return float(norm / wide.norm().clamp(min=tiny)), float(maximum / wide.abs().max().clamp(min=tiny))
 
 
 def _tensors(value: Any) -> tuple[Tensor, ...]:

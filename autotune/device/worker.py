@@ -1,4 +1,4 @@
-"""Work in a process of its own, so that a crash, a hang or a broken CUDA context ends that process and nothing else."""
+"""Worker processes: a crash, a hang or a corrupted CUDA context ends the worker process and nothing else."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from autotune.items.answers import Failure
+from autotune.items.results import Failure
 
 START_SECONDS = 120.0
-"""For a fresh process to import torch and Triton on a slow disk."""
+"""Timeout for a new process to import torch and Triton from a slow disk."""
 ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -31,21 +31,21 @@ ERRORS = (
     TypeError,
     ValueError,
 )
-"""What a task may raise without ending its process; whatever else is raised ends it, which is a crash."""
+"""Exceptions that a task may raise without ending its process. Any other exception ends it and counts as a crash."""
 
 
-class NotStarted(RuntimeError):
-    """A worker's process could not make its object, for a reason that has nothing to do with a candidate."""
+class WorkerStartError(RuntimeError):
+    """A worker process could not construct its object; no candidate is at fault."""
 
 
-class Broken(Exception):
-    """Raised by a task after which its process is of no more use: its message becomes the failure's."""
+class StickyError(Exception):
+    """Raised by a task after which its process is unusable, as after a sticky CUDA error. Its message is reported."""
 
 
 class Worker:
-    """One process that holds an object and calls its methods. It starts on first need, and again after a failure.
+    """A process that holds an object and calls its methods. It starts at the first call, and again after a failure.
 
-    factory: "module:name" of what makes the object, in the new process, from `arguments`.
+    factory: "module:name" of a callable that makes the object in the new process, from `arguments`.
     """
 
     def __init__(self, factory: str, *arguments: Any) -> None:
@@ -53,55 +53,55 @@ class Worker:
         self._arguments = arguments
         self._process: Any = None
         self._connection: Connection | None = None
-        self._errors: Any = None
+        self._stderr: Any = None
         self._deadline = 0.0
         self.busy = False
 
     def call(self, method: str, *arguments: Any, seconds: float) -> Any:
-        """The method's result, or a Failure: of the kinds "error", "crash" and "timeout"."""
+        """The method's result, or a Failure of kind "error", "crash" or "timeout" (after `seconds`)."""
         self.begin(method, arguments, seconds)
         while True:
-            wait(self.handles(), timeout=max(self.left(), 0))
-            ended, result = self.poll()
-            if ended:
+            wait(self.handles(), timeout=max(self.remaining(), 0))
+            finished, result = self.poll()
+            if finished:
                 return result
 
     def begin(self, method: str, arguments: Sequence[Any], seconds: float) -> None:
-        """Start a call; it must end within so many seconds, not counting the start of the process."""
+        """Start a call. It must finish within `seconds`, which exclude the start of the process."""
         if self._process is None or not self._process.is_alive():
             self._start()
         assert self._connection is not None
-        with contextlib.suppress(OSError):  # it died while idle: poll() says how
+        with contextlib.suppress(OSError):  # the process died while idle: poll() reports how
             self._connection.send((method, arguments))
         self._deadline = time.monotonic() + seconds
         self.busy = True
 
     def poll(self) -> tuple[bool, Any]:
-        """Whether the call has ended, and with what."""
+        """Whether the call has finished, and its result."""
         assert self._connection is not None
         with contextlib.suppress(EOFError, OSError):
             if self._connection.poll():
                 kind, value = self._connection.recv()
                 self.busy = False
-                if kind == "broken":
+                if kind == "sticky":
                     self.stop()
                 return True, value if kind == "result" else Failure("error", value)
         if not self._process.is_alive():
-            return True, self._end("crash", _how_it_ended(self._process.exitcode) + self._last_words())
-        if self.left() <= 0:
-            return True, self._end("timeout", "no answer in time")
+            return True, self._fail("crash", _exit_status(self._process.exitcode) + self._last_stderr_line())
+        if self.remaining() <= 0:
+            return True, self._fail("timeout", "no result in time")
         return False, None
 
-    def left(self) -> float:
-        """Seconds until the call counts as hung."""
+    def remaining(self) -> float:
+        """Seconds until the call times out."""
         return self._deadline - time.monotonic()
 
     def handles(self) -> list[Any]:
-        """What becomes ready when the call ends."""
+        """Objects to wait for: one of them becomes ready when the call finishes."""
         return [self._connection, self._process.sentinel]
 
     def stop(self) -> None:
-        """End the process, whatever it is doing."""
+        """Kill the process."""
         self.busy = False
         if self._process is not None:
             self._process.kill()
@@ -110,41 +110,41 @@ class Worker:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        if self._errors is not None:
-            self._errors.close()
-            self._errors = None
+        if self._stderr is not None:
+            self._stderr.close()
+            self._stderr = None
 
-    def _end(self, kind: str, detail: str) -> Failure:
+    def _fail(self, kind: str, detail: str) -> Failure:
         self.stop()
         return Failure(kind, detail)
 
     def _start(self) -> None:
         self.stop()
-        # Not forked: a copy of a process that has threads or CUDA is in no defined state.
+        # Spawned, because forking a process that has threads or a CUDA context is undefined.
         context = multiprocessing.get_context("spawn")
         file, name = tempfile.mkstemp(prefix="autotune-", suffix=".log")
-        self._errors = os.fdopen(file, "rb")
+        self._stderr = os.fdopen(file, "rb")
         self._connection, other = context.Pipe()
         arguments = (other, name, os.getpid(), self._factory, self._arguments)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         other.close()
-        # The first message says that the object is made; the process removes the file's name when it has it open.
+        # The first message: the object exists. The process has unlinked the stderr file after opening it.
         if not wait(self.handles(), timeout=START_SECONDS):
             self.stop()
-            raise NotStarted(f"a worker did not start within {START_SECONDS:.0f} s")
+            raise WorkerStartError(f"a worker did not start within {START_SECONDS:.0f} s")
         try:
             self._connection.recv()
         except (EOFError, OSError) as error:
             self._process.join()
-            words = self._last_words()
+            line = self._last_stderr_line()
             self.stop()
-            raise NotStarted(f"a worker did not start{words}") from error
+            raise WorkerStartError(f"a worker did not start{line}") from error
 
-    def _last_words(self) -> str:
-        """The last line that the process wrote to its error stream."""
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+    def _last_stderr_line(self) -> str:
+        """The last line that the process wrote to stderr, after ": "; "" if there is none."""
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         return f": {lines[-1][:200]}" if lines else ""
 
 
@@ -153,11 +153,11 @@ def run_all(
     method: str,
     tasks: Iterable[Sequence[Any]],
     seconds: float,
-    done: Callable[[int, Any], None] = lambda place, result: None,
+    done: Callable[[int, Any], None] = lambda index, result: None,
 ) -> list[Any]:
-    """The results of one method for many arguments, in their order, as many at a time as there are workers.
+    """Call one method for every task, one task per worker at a time. Results are in the order of the tasks.
 
-    done: called with each result and its place in this order, as soon as it is there.
+    seconds: timeout per task. done: called with index and result of each task when it finishes.
     """
     waiting = list(enumerate(tasks))[::-1]
     results: list[Any] = [None] * len(waiting)
@@ -165,56 +165,56 @@ def run_all(
     while waiting or running:
         for worker in workers:
             if waiting and not worker.busy:
-                place, arguments = waiting.pop()
+                index, arguments = waiting.pop()
                 worker.begin(method, arguments, seconds)
-                running[place] = worker
-        left = min(worker.left() for worker in running.values())
-        wait([handle for worker in running.values() for handle in worker.handles()], timeout=max(left, 0))
-        for place, worker in list(running.items()):
-            ended, result = worker.poll()
-            if ended:
-                results[place] = result
-                del running[place]
-                done(place, result)
+                running[index] = worker
+        timeout = min(worker.remaining() for worker in running.values())
+        wait([handle for worker in running.values() for handle in worker.handles()], timeout=max(timeout, 0))
+        for index, worker in list(running.items()):
+            finished, result = worker.poll()
+            if finished:
+                results[index] = result
+                del running[index]
+                done(index, result)
     return results
 
 
-def _how_it_ended(code: int | None) -> str:
+def _exit_status(code: int | None) -> str:
     if code is not None and code < 0:
         return f"signal {signal.Signals(-code).name}"
     return f"exit code {code}"
 
 
-def _serve(connection: Connection, errors: str, parent: int, factory: str, arguments: tuple[Any, ...]) -> None:
-    """The worker's process: make the object, then answer until the other side is gone."""
-    file = os.open(errors, os.O_WRONLY)
-    os.unlink(errors)
+def _serve(connection: Connection, stderr: str, parent: int, factory: str, arguments: tuple[Any, ...]) -> None:
+    """The main loop of a worker process: make the object, then run calls until the parent closes the connection."""
+    file = os.open(stderr, os.O_WRONLY)
+    os.unlink(stderr)
     os.dup2(file, 2)
-    # Interrupting the tuner is the tuner's affair.
+    # Ctrl-C is handled by the parent.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
     module, _, name = factory.partition(":")
-    made = getattr(importlib.import_module(module), name)(*arguments)
+    instance = getattr(importlib.import_module(module), name)(*arguments)
     connection.send(("ready", None))
     while True:
         try:
-            method, given = connection.recv()
+            method, call_arguments = connection.recv()
         except EOFError:
             return
-        connection.send(_answer(getattr(made, method), given))
+        connection.send(_run(getattr(instance, method), call_arguments))
 
 
-def _answer(method: Callable[..., Any], arguments: Sequence[Any]) -> tuple[str, Any]:
+def _run(method: Callable[..., Any], arguments: Sequence[Any]) -> tuple[str, Any]:
     try:
         return "result", method(*arguments)
-    except Broken as error:
-        return "broken", str(error)
+    except StickyError as error:
+        return "sticky", str(error)
     except ERRORS as error:
         return "error", f"{type(error).__name__}: {error}"
 
 
-def _end_with(parent: int) -> None:
-    """End this process when the one that started it is gone, even from within a call that never returns."""
+def _exit_with_parent(parent: int) -> None:
+    """Exit when the parent process is gone, even during a call that never returns."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

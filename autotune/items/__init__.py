@@ -1,1 +1,1 @@
-"""What is tuned: items, their candidates and predicted times, the log of measurements, what a device is asked."""
+"""What is tuned: items, their candidates and predicted times, the log of measurements, the interface of a device."""

@@ -1,4 +1,4 @@
-"""The configurations that are weighed against each other for one work item."""
+"""The candidate configurations of one work item."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from autotune.items.work import Item
 from tinysr_kernels.launch.device import Gpu, assume
 from tinysr_kernels.launch.plan import Launch, Library, Plan
 
-REFUSED = "refused by the operation"
-REPEATED = "the same launches as another"
+REJECTED = "rejected by the operator"
+DUPLICATE = "same launches as another candidate"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A configuration with the launches that it leads to, on meta tensors."""
+    """A configuration and the plan that it results in, on meta tensors."""
 
     config: Any
     plan: Plan = field(compare=False, repr=False)
 
     @functools.cached_property
     def fields(self) -> dict[str, Any]:
-        """The configuration as JSON holds it."""
+        """The configuration as a JSON object."""
         return dataclasses.asdict(self.config)
 
     @functools.cached_property
@@ -38,27 +38,27 @@ class Candidate:
 
     @property
     def library(self) -> bool:
-        """Whether a library's kernels do the work."""
+        """Whether the candidate calls a library (cuBLASLt, cuDNN, SDPA) in place of a Triton kernel."""
         return any(isinstance(launch, Library) for launch in self.plan.launches)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """All that are worth a look, the incumbent first, and why others of the space are not."""
+    """The distinct valid candidates, the incumbent first; and how many others of the space were removed, by reason."""
 
     all: tuple[Candidate, ...]
     removed: Counter[str]
 
     @property
     def incumbent(self) -> Candidate:
-        """What runs today."""
+        """The configuration in use before tuning."""
         return self.all[0]
 
 
 def candidates(item: Item, gpu: Gpu, incumbent: Any) -> Candidates:
-    """The incumbent, the heuristic's choice and the space, clamped to the item: each set of launches once.
+    """The incumbent, the heuristic's choice and the search space; one candidate per distinct set of launches.
 
-    ValueError if the operation refuses the incumbent.
+    ValueError if the operator rejects the incumbent.
     """
     found: dict[Any, Candidate] = {}
     removed: Counter[str] = Counter()
@@ -69,18 +69,18 @@ def candidates(item: Item, gpu: Gpu, incumbent: Any) -> Candidates:
             try:
                 plan = item.call.plan(config)
             except ValueError:
-                removed[REFUSED] += 1
+                removed[REJECTED] += 1
                 continue
             launches = _launches(plan)
             if launches in found:
-                removed[REPEATED] += 1
+                removed[DUPLICATE] += 1
             else:
                 found[launches] = Candidate(config, plan)
     return Candidates(tuple(found.values()), removed)
 
 
 def _launches(plan: Plan) -> tuple[Any, ...]:
-    """Equal for two plans that run the same kernels in the same way."""
+    """Equal for two plans with the same kernels, grids and arguments."""
     return tuple(_launch(launch) for launch in plan.launches)
 
 

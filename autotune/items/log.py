@@ -1,7 +1,8 @@
-"""Every candidate's measurements, one JSON line each, appended as they are made: what a later run goes on from.
+"""The log of all measurements, one JSON line each, appended as they are made; an interrupted run resumes from it.
 
-A line carries a checksum and a stamp of what it depends on (kernels' source, search space, versions, device); lines
-that are torn, damaged or of another stamp are passed over. Two processes may append to one file.
+A line carries a checksum and a stamp: the hash of everything that it depends on (kernel source, search space,
+versions, device). Truncated or corrupt lines and those with another stamp are skipped. Processes may append
+concurrently.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 Key = tuple[str, str, str]
-"""What was done, to which item or target, with which configuration."""
+"""Kind of measurement, item or target, configuration."""
 
 
 class Log:
-    """The measurements so far, by what was measured; without a path they are kept in memory alone."""
+    """The measurements so far, by key and stamp; in memory only if there is no path."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
@@ -32,7 +33,7 @@ class Log:
                 self._waiting[_key(record), record["stamp"]].append(record)
 
     def next(self, key: Key, stamp: str) -> dict[str, Any] | None:
-        """The next measurement of this kind that an earlier run made, or None; each is given once."""
+        """The next measurement of this key from an earlier run, or None. Each is returned once."""
         known = self._waiting.get((key, stamp), [])
         place = self._read[key, stamp]
         if place >= len(known):
@@ -41,7 +42,7 @@ class Log:
         return known[place]
 
     def add(self, key: Key, stamp: str, **values: Any) -> dict[str, Any]:
-        """Note a measurement and return its record."""
+        """Append a measurement and return its record."""
         what, subject, config = key
         record = {"what": what, "subject": subject, "config": config, "stamp": stamp, **values}
         if self.path is not None:
@@ -50,7 +51,7 @@ class Log:
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
-    """Write one line whole, after ending a line that a killed process left torn."""
+    """Append one line atomically, after terminating a line that a killed process left unfinished."""
     line = _line(record)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -60,11 +61,11 @@ def append(path: Path, record: dict[str, Any]) -> None:
         torn = size > 0 and os.pread(file, 1, size - 1) != b"\n"
         os.write(file, b"\n" * torn + line)
     finally:
-        os.close(file)  # and with it the lock
+        os.close(file)  # releases the lock too
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The undamaged lines of a file, in order."""
+    """The valid lines of a file, in order."""
     with open(path, "rb") as file:
         for line in file:
             record = _parse(line)

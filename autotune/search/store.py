@@ -1,7 +1,7 @@
-"""Writes what was found into the device's file: merged with what is there, replaced whole, one writer at a time.
+"""Writes tuned entries into the device's configuration file: merged, replaced atomically, under a lock.
 
-What an earlier run found stays, with the versions it was measured with; for the same bucket a new entry replaces the
-one that it was measured against. If another process put a third one there meanwhile, the faster stays.
+Entries of earlier runs stay, with the versions they were measured with. A new entry replaces the entry of its bucket
+that it was measured against. If another process has written a third one meanwhile, the faster one stays.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from tinysr_kernels.launch.plan import Tunable
 
 
 @dataclass(frozen=True)
-class Found:
-    """A new entry. beaten: the seal of the file's entry that was the incumbent, if it was one."""
+class NewEntry:
+    """A new entry. replaces: the seal of the incumbent, if that was an entry of this file."""
 
     operator: type[Tunable]
     bucket: str
@@ -31,13 +31,13 @@ class Found:
     time_us: float
     incumbent_us: float
     candidates: int
-    beaten: str | None = None
+    replaces: str | None = None
 
 
-def merge(path: Path, facts: Facts, found: Iterable[Found], pdl: bool | None = None) -> None:
-    """Put the new entries into the file. A file that is damaged or of another device is set aside as NAME.old.
+def merge(path: Path, facts: Facts, entries: Iterable[NewEntry], pdl: bool | None = None) -> None:
+    """Merge the new entries into the file. A file that is invalid or of another device is renamed to NAME.old.
 
-    pdl: whether programmatic dependent launch measured faster; what the file says stays where it is None.
+    pdl: whether programmatic dependent launch measured faster; None leaves the file's value as it is.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path):
@@ -45,12 +45,12 @@ def merge(path: Path, facts: Facts, found: Iterable[Found], pdl: bool | None = N
         if obstacle or (content and config_file.conflicts(content, facts)):
             os.replace(path, f"{path}.old")
             content = {}
-        merged = {**_header(facts), "operations": _kept(content, facts)}
+        merged = {**_header(facts), "operations": _valid_operations(content, facts)}
         pdl = config_file.pdl(content) if pdl is None else pdl
         if pdl is not None:
             merged[config_file.PDL] = pdl
-        for one in found:
-            _enter(merged, facts, one)
+        for one in entries:
+            _add(merged, facts, one)
         _replace(path, merged)
 
 
@@ -63,7 +63,7 @@ def seal_of(path: Path, op: str, bucket: str) -> str | None:
 
 
 def export(path: Path, facts: Facts, operators: Mapping[str, type[Tunable]]) -> dict[str, Any]:
-    """The file's content with only those entries that count here: what may be contributed."""
+    """The file's content reduced to the entries that are valid for this device and version, to contribute."""
     content, _ = config_file.read(path)
     if not content or config_file.conflicts(content, facts):
         return {}
@@ -94,8 +94,8 @@ def _header(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _kept(content: dict[str, Any], facts: Facts) -> dict[str, Any]:
-    """The file's undamaged entries; those that other versions measured say so from now on."""
+def _valid_operations(content: dict[str, Any], facts: Facts) -> dict[str, Any]:
+    """The file's valid entries. Those measured with other versions get an `environment` that names these."""
     old = {name: content.get(name) for name in ("driver", "triton", "torch")}
     changed = old != {name: getattr(facts, name) for name in old}
     operations: dict[str, Any] = {}
@@ -114,14 +114,14 @@ def _kept(content: dict[str, Any], facts: Facts) -> dict[str, Any]:
     return operations
 
 
-def _enter(merged: dict[str, Any], facts: Facts, one: Found) -> None:
+def _add(merged: dict[str, Any], facts: Facts, one: NewEntry) -> None:
     hashes = hashes_of(one.operator)
     operation = merged["operations"].get(one.operator.name)
     if operation is None or any(operation[name] != value for name, value in hashes.items()):
-        # Entries of other source count nowhere.
+        # Entries of other kernel source are invalid everywhere.
         operation = merged["operations"][one.operator.name] = {**hashes, "entries": {}}
     there = operation["entries"].get(one.bucket)
-    if there is not None and there["seal"] != one.beaten:
+    if there is not None and there["seal"] != one.replaces:
         entry, _ = config_file.entry(merged, facts, one.operator, one.bucket)
         if entry is not None and entry.time_us <= one.time_us:
             return
@@ -145,7 +145,7 @@ def _items(value: object) -> Iterable[tuple[str, Any]]:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One writer at a time. The lock is on a file of its own, because the file itself is replaced."""
+    """Exclusive lock for writers, on a separate file because the file itself is replaced."""
     file = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -155,10 +155,10 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _replace(path: Path, content: dict[str, Any]) -> None:
-    """Write beside and rename: a reader sees the old file or the new one. Only the holder of the lock gets here."""
-    beside = Path(f"{path}.part")
-    with open(beside, "w", encoding="utf-8") as file:
+    """Write a temporary file and rename it, so that readers see the old or the new content. Call under the lock."""
+    temporary = Path(f"{path}.part")
+    with open(temporary, "w", encoding="utf-8") as file:
         file.write(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    os.replace(beside, path)
+    os.replace(temporary, path)

@@ -1,4 +1,4 @@
-"""A whole run: races for every item, the models timed end to end with the outcome, and the file if it wins."""
+"""A tuning run: a race per item, then the models end to end with the winners, written to the file if faster."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from autotune.items.answers import Failure
 from autotune.items.candidates import candidates
 from autotune.items.device import Device, Entries
 from autotune.items.log import Log
+from autotune.items.results import Failure
 from autotune.items.work import Item, Target
-from autotune.search.search import Race, contest, search, start
-from autotune.search.session import Failed, Session
-from autotune.search.store import Found, merge, seal_of
+from autotune.search.search import Race, compare_in_pairs, new_race, search
+from autotune.search.session import CandidateFailed, Session
+from autotune.search.store import NewEntry, merge, seal_of
 from tinysr_kernels.launch import configs
 
-FOR_SEARCH = 0.9
-"""Part of the budget for the races; the models end to end take the rest."""
+SEARCH_FRACTION = 0.9
+"""Fraction of the budget for the races; timing the models end to end takes the rest."""
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A model end to end, in microseconds, before and after. outcome: 1 faster, -1 slower, 0 no difference beyond luck.
+class ModelTiming:
+    """A model timed end to end, median microseconds before and after.
 
-    failure: why it could not be timed.
+    outcome: 1 faster, -1 slower, 0 no significant difference. failure: why it could not be timed.
     """
 
     target: Target
@@ -39,20 +39,20 @@ class Whole:
 
 @dataclass
 class Outcome:
-    """What a run did. kept: whether the configurations are in use from now on; why: the reason in words. written:
-    whether the file is another than before.
+    """The result of a run.
 
-    pdl: whether launches are programmatic dependent ones from now on; pdl_wholes: the models as before and the other
-    way round, where that was tried.
+    models: end to end, before and after. accepted: whether the new configurations are accepted; why: the reason. pdl:
+    whether programmatic dependent launch is enabled; pdl_models: the models with the old and the opposite setting,
+    where that was measured. written: whether the file changed. spent: seconds. counts: of measurements, by kind.
     """
 
     races: list[Race]
-    wholes: list[Whole] = field(default_factory=list)
-    kept: bool = False
+    models: list[ModelTiming] = field(default_factory=list)
+    accepted: bool = False
     why: str = ""
     written: bool = False
     pdl: bool = False
-    pdl_wholes: list[Whole] = field(default_factory=list)
+    pdl_models: list[ModelTiming] = field(default_factory=list)
     spent: float = 0.0
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -66,38 +66,38 @@ def tune(
     budget: float,
     samples: Path | None = None,
     progress: Callable[[float], None] = lambda spent: None,
-    say: Callable[[Race], None] = lambda race: None,
+    on_batch: Callable[[Race], None] = lambda race: None,
 ) -> Outcome:
-    """Tune the items within `budget` seconds of the device's clock and write what wins end to end into `file`.
+    """Tune the items within `budget` seconds of the device's clock; write the winners to `file` if models are faster.
 
-    samples: where every measurement is kept, and taken from where an earlier run made it.
+    samples: the log of measurements, to resume from. on_batch: called with the race after each batch.
     """
     gpu = device.facts.gpu
-    races, beaten = [], {}
+    races, replaces = [], {}
     for item in items:
         choice = item.call.choose(gpu)
-        races.append(start(item, candidates(item, gpu, choice.config), device))
+        races.append(new_race(item, candidates(item, gpu, choice.config), device))
         if choice.source == str(file):
-            beaten[item.key] = seal_of(file, item.op, item.bucket)
+            replaces[item.key] = seal_of(file, item.op, item.bucket)
     session = Session(device, Log(samples), progress, budget)
-    search(races, session, FOR_SEARCH * budget, say)
+    search(races, session, SEARCH_FRACTION * budget, on_batch)
     before = configs.pdl(gpu)
     outcome = Outcome(races, pdl=before)
     _confirm(outcome, targets, session)
-    if gpu.capability >= configs.PDL_CAPABILITY and all(whole.failure is None for whole in outcome.wholes):
+    if gpu.capability >= configs.PDL_CAPABILITY and all(model.failure is None for model in outcome.models):
         _try_pdl(outcome, targets, session)
-    outcome.written = outcome.kept or outcome.pdl != before
+    outcome.written = outcome.accepted or outcome.pdl != before
     if outcome.written:
-        settled = [race for race in races if _settled(race)] if outcome.kept else []
-        found = [_found(race, beaten.get(race.item.key)) for race in settled]
-        merge(file, device.facts, found, outcome.pdl if outcome.pdl_wholes else None)
+        measured = [race for race in races if _is_measured(race)] if outcome.accepted else []
+        entries = [_new_entry(race, replaces.get(race.item.key)) for race in measured]
+        merge(file, device.facts, entries, outcome.pdl if outcome.pdl_models else None)
         configs.forget()
     outcome.spent, outcome.counts = session.spent, dict(session.counts)
     return outcome
 
 
 def winners(races: Sequence[Race]) -> Entries:
-    """The configurations that beat their incumbents."""
+    """The configurations that are faster than their incumbents."""
     entries: dict[str, dict[str, Any]] = {}
     for race in races:
         if race.won:
@@ -106,66 +106,68 @@ def winners(races: Sequence[Race]) -> Entries:
 
 
 def _confirm(outcome: Outcome, targets: Sequence[Target], session: Session) -> None:
-    """Time the models with and without the new configurations; decide whether the file is kept."""
+    """Time the models with and without the new configurations, and decide whether to accept these."""
     entries = winners(outcome.races)
     if not entries:
-        outcome.why = "nothing was faster than what is there"
+        outcome.why = "no candidate was faster than its incumbent"
         return
-    outcome.wholes = [_whole(target, ({}, outcome.pdl), (entries, outcome.pdl), session) for target in targets]
-    failed = [whole for whole in outcome.wholes if whole.failure is not None]
-    slower = [whole for whole in outcome.wholes if whole.outcome < 0]
-    outcome.kept = _wins(outcome.wholes)
+    outcome.models = [_time_model(target, ({}, outcome.pdl), (entries, outcome.pdl), session) for target in targets]
+    failed = [model for model in outcome.models if model.failure is not None]
+    slower = [model for model in outcome.models if model.outcome < 0]
+    outcome.accepted = _is_faster(outcome.models)
     if failed:
         outcome.why = f"{failed[0].target.name} could not be timed: {failed[0].failure}"
     elif slower:
         outcome.why = f"{slower[0].target.name} became slower end to end"
     else:
-        outcome.why = "faster end to end" if outcome.kept else "no difference end to end beyond the noise"
+        outcome.why = "faster end to end" if outcome.accepted else "no difference end to end above the noise"
 
 
 def _try_pdl(outcome: Outcome, targets: Sequence[Target], session: Session) -> None:
-    """Time the models with programmatic dependent launches and without; what is not in use takes over if it wins."""
-    entries = winners(outcome.races) if outcome.kept else {}
+    """Time the models with and without programmatic dependent launch; switch the setting if that is faster."""
+    entries = winners(outcome.races) if outcome.accepted else {}
     pairs = (entries, outcome.pdl), (entries, not outcome.pdl)
-    outcome.pdl_wholes = [_whole(target, *pairs, session) for target in targets]
-    if _wins(outcome.pdl_wholes):
+    outcome.pdl_models = [_time_model(target, *pairs, session) for target in targets]
+    if _is_faster(outcome.pdl_models):
         outcome.pdl = not outcome.pdl
 
 
-def _wins(wholes: Sequence[Whole]) -> bool:
-    """Whether some model became faster, none slower, and all could be timed."""
-    return all(w.failure is None and w.outcome >= 0 for w in wholes) and any(w.outcome > 0 for w in wholes)
+def _is_faster(models: Sequence[ModelTiming]) -> bool:
+    """Whether some model is faster, none is slower, and all could be timed."""
+    return all(w.failure is None and w.outcome >= 0 for w in models) and any(w.outcome > 0 for w in models)
 
 
-def _whole(target: Target, before: tuple[Entries, bool], after: tuple[Entries, bool], session: Session) -> Whole:
+def _time_model(
+    target: Target, before: tuple[Entries, bool], after: tuple[Entries, bool], session: Session
+) -> ModelTiming:
     times: tuple[list[float], list[float]] = ([], [])
 
-    def read(which: int) -> float:
-        times[which].append(session.whole(target, *(after if which else before)))
+    def sample(which: int) -> float:
+        times[which].append(session.sample_model(target, *(after if which else before)))
         return times[which][-1]
 
     try:
-        result = contest(read)
-    except Failed as failed:
-        return Whole(target, math.nan, math.nan, 0, failed.failure)
-    return Whole(target, median(times[0]), median(times[1]), result)
+        result = compare_in_pairs(sample)
+    except CandidateFailed as failed:
+        return ModelTiming(target, math.nan, math.nan, 0, failed.failure)
+    return ModelTiming(target, median(times[0]), median(times[1]), result)
 
 
-def _settled(race: Race) -> bool:
-    """Whether the race has a champion that was measured and found right."""
-    return race.batches > 0 and not race.is_out(race.champion) and math.isfinite(race.champion_us)
+def _is_measured(race: Race) -> bool:
+    """Whether the race has a champion that passed the checks and was timed."""
+    return race.batches > 0 and not race.has_failed(race.champion) and math.isfinite(race.champion_us)
 
 
-def _found(race: Race, beaten: str | None) -> Found:
+def _new_entry(race: Race, replaces: str | None) -> NewEntry:
     item = race.item
-    # An incumbent that failed has no time; what took its place then gains nothing.
+    # An incumbent that failed has no timing; report no gain over it.
     incumbent_us = race.incumbent_us if math.isfinite(race.incumbent_us) else race.champion_us
-    return Found(
+    return NewEntry(
         type(item.call),
         item.bucket,
         race.champion.config,
         race.champion_us,
         incumbent_us,
-        len(race.readings),
-        beaten,
+        len(race.samples),
+        replaces,
     )

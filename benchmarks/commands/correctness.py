@@ -27,13 +27,13 @@ SANITIZER_SECONDS = 60.0
 ONE_CALL = """
 import torch
 from benchmarks.static.network_calls import main_calls
-from benchmarks.subjects.inputs import drawn
+from benchmarks.subjects.inputs import random_call
 from tinysr_kernels.ops import REGISTRY
 device = torch.device("cuda", torch.cuda.current_device())
 for name in REGISTRY:
     calls = sorted((call for _, call in main_calls(name, "float16")), key=lambda call: call.cost().bytes)
     if calls:
-        drawn(calls[0], device, 0).planned()[0].run()
+        random_call(calls[0], device, 0).planned()[0].run()
 torch.cuda.synchronize()
 """
 __all__ = ["SUMMARY", "add_arguments", "main", "measure"]

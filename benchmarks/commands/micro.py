@@ -24,7 +24,7 @@ from benchmarks.measure.session import add_arguments as add_common
 from benchmarks.measure.timing import Work, graphed, record, rotation, sequential
 from benchmarks.static.network_calls import main_calls
 from benchmarks.subjects.eager import eager, has_eager, in_own_dtype
-from benchmarks.subjects.inputs import drawn
+from benchmarks.subjects.inputs import random_call
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import gpu_at
 from tinysr_kernels.launch.plan import Library
@@ -114,7 +114,7 @@ def measure_call(made: Session, case: Case, peers: tuple[str, ...]) -> None:
     cost = case.cost
     l2 = torch.cuda.get_device_properties(made.device).L2_cache_size if made.cuda else 0
     sets = rotation(cost.bytes, l2) if made.cuda else 2
-    inputs = [drawn(case.call, made.device, seed) for seed in range(sets)]
+    inputs = [random_call(case.call, made.device, seed) for seed in range(sets)]
     rotated = len(inputs) * cost.bytes >= 2 * l2
     # The 16-bit rate bounds float32 too: libraries may use TF32, which is slower than 16 bits and faster than float32.
     floor = 1e6 * limits.floor(cost, 8 if "fp8" in case.op else 16) if limits and rotated else 0.0

@@ -1,1 +1,1 @@
-"""What is known without a GPU: launch plans, machine code, and the pages made of them."""
+"""Analysis that needs no GPU: launch plans, machine code, and the documentation pages generated from them."""

@@ -1,4 +1,4 @@
-"""Compile a kernel ahead of time for an architecture, and read what the machine code uses. No GPU is needed."""
+"""Compile a kernel ahead of time for an architecture and read its resource usage. No GPU is needed."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ POINTERS = {
     torch.bool: "*i1",
 }
 ALIGNED = [["tt.divisibility", 16]]
-WIDE = 16
-"""Bytes a thread moves by one of the widest instructions that every architecture has."""
-PRODUCT = re.compile(r"tt\.dot .*: tensor<(\d+)x\d+x(?:f16|bf16|f8\w+)> \* ")
+WIDE_BYTES = 16
+"""Bytes per thread of the widest load and store that every architecture has."""
+TT_DOT = re.compile(r"tt\.dot .*: tensor<(\d+)x\d+x(?:f16|bf16|f8\w+)> \* ")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One compilation: a kernel by module and name, its arguments as Triton specialises them, and the target."""
+    """One compilation: a kernel by module and name, its arguments as Triton specializes them, and the target."""
 
     arch: int
     module: str
@@ -58,25 +58,25 @@ class Variant:
     stages: int
 
     @property
-    def made_of(self) -> Kernel:
-        """The kernel itself."""
+    def source_kernel(self) -> Kernel:
+        """The kernel object."""
         return getattr(importlib.import_module(self.module), self.kernel)
 
     @functools.cached_property
     def digest(self) -> str:
-        """Identifies the compilation: all of the above, and the source of the kernel and of what it calls."""
+        """Hash of the compilation: of all fields, and of the source of the kernel and the functions it calls."""
         text = repr((self.arch, self.signature, self.constants, self.aligned, self.warps, self.stages))
-        return hashlib.sha256((text + source(self.made_of)).encode()).hexdigest()[:16]
+        return hashlib.sha256((text + source(self.source_kernel)).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Code:
-    """What the machine code of a variant uses.
+    """Resource usage and instructions of a compiled variant.
 
-    wide_loads, wide_stores: instructions that move 16 bytes or more a thread. narrow_loads, narrow_stores: the tensors,
-    by argument, of whose bytes most are loaded (stored) in smaller pieces. product_rows: of the largest product with
-    operands of 16 bits or fewer in the compiler's input, 0 for none. wgmma: whether products run on Hopper's
-    warpgroup instructions. waits: whether it waits for the launch before, ahead of every access to global memory.
+    wide_loads, wide_stores: instructions of 16 bytes per thread or more. narrow_loads, narrow_stores: the tensors, by
+    argument, most of whose bytes are loaded (stored) by narrower instructions. product_rows: M of the largest tl.dot
+    with operands of 16 bits or fewer in the Triton IR, 0 for none. wgmma: whether dots use Hopper's warpgroup
+    instructions. waits: whether griddepcontrol.wait precedes every access to global memory.
     """
 
     registers: int
@@ -94,7 +94,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Compiled:
-    """The outcome of a compilation: the code, or why there is none; Triton's version and the seconds it took."""
+    """The result of a compilation: the code, or an error; Triton's version and the compile time in seconds."""
 
     code: Code | None
     error: str
@@ -103,7 +103,7 @@ class Compiled:
 
 
 def variant(arch: int, launch: Launch) -> Variant:
-    """A launch as Triton would specialise it: None and 1 are constants, multiples of 16 and tensors are aligned."""
+    """A launch as Triton specializes it: None and 1 become constants; tensors and multiples of 16 are aligned."""
     signature, constants, aligned = {}, {}, []
     for name in launch.kernel.names:
         value = launch.arguments[name]
@@ -137,7 +137,7 @@ def _kind(value: Any) -> str:
 
 
 def _is_aligned(value: Any) -> bool:
-    """Tensors begin on 16 bytes, as torch allocates them, unless they are views that begin elsewhere."""
+    """Whether Triton assumes divisibility by 16. Tensors are aligned as torch allocates them, except offset views."""
     if isinstance(value, Tensor):
         return value.storage_offset() * value.element_size() % 16 == 0
     return isinstance(value, int) and value % 16 == 0
@@ -161,15 +161,15 @@ def _reachable(kernel: Kernel, seen: set[str]) -> Iterator[Kernel]:
 
 
 def build(v: Variant) -> Any:
-    """Compile; what Triton makes of it."""
+    """Compile and return Triton's CompiledKernel."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel = v.made_of.made
+    kernel = v.source_kernel.made
     index = {name: i for i, name in enumerate(kernel.arg_names)}
     target = GPUTarget("cuda", v.arch, 32)
-    with _present(target):
+    with _as_active_device(target):
         return triton.compile(
             ASTSource(
                 fn=kernel,
@@ -183,11 +183,11 @@ def build(v: Variant) -> Any:
 
 
 @contextlib.contextmanager
-def _present(target: Any) -> Iterator[None]:
-    """As if the target were the current device: kernels ask Triton for that, not for what they are compiled for."""
+def _as_active_device(target: Any) -> Iterator[None]:
+    """Make the target Triton's active device: kernels query that, not the target they are compiled for."""
     from triton.runtime import driver
 
-    before = driver._active  # its own reset_active() wants a GPU
+    before = driver._active  # Triton's reset_active() needs a GPU
     driver.set_active(SimpleNamespace(get_current_target=lambda: target))
     try:
         yield
@@ -195,13 +195,13 @@ def _present(target: Any) -> Iterator[None]:
         driver._active = before
 
 
-def listing(v: Variant) -> str:
-    """Compile, and give the instructions as text."""
+def sass(v: Variant) -> str:
+    """Compile and return the SASS as text."""
     return _dump(build(v).asm["cubin"], "--dump-sass")
 
 
 def compile_variant(v: Variant) -> Compiled:
-    """Compile and read the machine code."""
+    """Compile and read resource usage and instructions."""
     import triton
 
     started = time.perf_counter()
@@ -215,8 +215,8 @@ def compile_variant(v: Variant) -> Compiled:
     return Compiled(code, "", triton.__version__, round(seconds, 3))
 
 
-def needs(v: Variant) -> tuple[int, int, int] | None:
-    """Registers a thread, bytes of shared memory and bytes spilled, or None where it does not compile."""
+def resource_usage(v: Variant) -> tuple[int, int, int] | None:
+    """Registers per thread, bytes of shared memory, bytes spilled per thread; None if it does not compile."""
     import triton
 
     try:
@@ -228,20 +228,20 @@ def needs(v: Variant) -> tuple[int, int, int] | None:
 
 
 def read_code(asm: Mapping[str, Any], shared: int, parameters: Sequence[str]) -> Code:
-    """What a compiled kernel uses: registers and spills by the machine code, its instructions by the PTX.
+    """Resource usage of a compiled kernel: registers and spills from the cubin, instructions from the PTX.
 
-    asm: by stage, as Triton gives it. parameters: names of the arguments that are left at run time, in order.
+    asm: Triton's output by stage. parameters: names of the run-time arguments, in order.
     """
     text = _dump(asm["cubin"], "--dump-resource-usage")
     loads, stores = ptx.widths(asm["ptx"], parameters)
-    wide_loads, wide_stores = (sum(width >= WIDE for _, width in side) for side in ptx.accesses(asm["ptx"]))
+    wide_loads, wide_stores = (sum(width >= WIDE_BYTES for _, width in side) for side in ptx.accesses(asm["ptx"]))
     return Code(
         registers=_registers(text),
         spill_bytes=_stack(text),
         shared_bytes=shared,
-        tensor_core=bool(ptx.PRODUCT.search(asm["ptx"])),
+        tensor_core=bool(ptx.MMA.search(asm["ptx"])),
         wgmma=bool(ptx.WGMMA.search(asm["ptx"])),
-        product_rows=max((int(rows) for rows in PRODUCT.findall(asm["ttir"])), default=0),
+        product_rows=max((int(rows) for rows in TT_DOT.findall(asm["ttir"])), default=0),
         wide_loads=wide_loads,
         wide_stores=wide_stores,
         narrow_loads=_narrow(loads),
@@ -265,12 +265,12 @@ def _registers(text: str) -> int:
 
 
 def _stack(text: str) -> int:
-    """Bytes a thread keeps in memory: registers that were spilled."""
+    """Bytes of local memory per thread: spilled registers."""
     return max(int(n) for n in re.findall(r"STACK:(\d+)", text))
 
 
 def _narrow(widths: Mapping[str, list[int]]) -> tuple[str, ...]:
-    return tuple(sorted(name for name, w in widths.items() if 2 * sum(n for n in w if n >= WIDE) < sum(w)))
+    return tuple(sorted(name for name, w in widths.items() if 2 * sum(n for n in w if n >= WIDE_BYTES) < sum(w)))
 
 
 def compile_all(
@@ -279,10 +279,10 @@ def compile_all(
     triton_folder: Path | None = None,
     function: Callable[[Variant], Any] = compile_variant,
 ) -> list[Any]:
-    """Compile in worker processes, which leave this one's choice between compiler and interpreter alone.
+    """Apply `function` to every variant in worker processes; this process's TRITON_INTERPRET is unaffected.
 
-    triton_folder: where another Triton than the installed one lies (pip install --target). function: gives a
-    `Compiled` for each variant, unless it is another.
+    triton_folder: a folder with another Triton than the installed one (pip install --target). function: returns a
+    `Compiled` by default.
     """
     todo = list(todo)
     if not todo:
@@ -307,7 +307,7 @@ def compile_all(
 
 
 def _start_worker(triton_folder: str) -> None:
-    """Before Triton is imported: compile, and past Triton's cache, which would hide the time."""
+    """Set up a worker before it imports Triton: no interpreter, and no cache, which would falsify the compile time."""
     os.environ["TRITON_INTERPRET"] = "0"
     os.environ["TRITON_ALWAYS_COMPILE"] = "1"
     if triton_folder:

@@ -1,7 +1,7 @@
-"""The calls that the real networks make of each operator, on meta tensors: what static, micro and autotune walk.
+"""The operator calls of the real networks, on meta tensors; static, micro and autotune iterate over them.
 
-Taken from the networks' own dispatch, each distinct call once: all families at 128x128 -> 512x512 and at twice that,
-in which TinySR's transformer runs in batches of windows; one and four images; and small networks of awkward widths.
+Traced from the networks' dispatch, each distinct call once: all families at 128x128 -> 512x512 and at twice that, where
+TinySR's transformer runs in batches of windows; one and four images; and small networks with odd channel counts.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ SIZES = ((128, 128), (256, 256))
 BATCHES = (1, 4)
 AWKWARD_SIZE = (72, 104)
 LARGE = 256
-"""Rows of an image from which on a norm inside a convolution may pay: it spares the image's own launch and traffic."""
+"""Image height from which a norm in a convolution's prologue may be faster than a launch of its own."""
 HALF = torch.float16
 
 
 @dataclass
-class Found:
-    """A call in half precision; main: the dtypes in which a released network makes it for one 128x128 image.
+class NetworkCall:
+    """A distinct call, in half precision. main: the dtypes in which a released network makes it for one 128x128 image.
 
-    Each network with its own color fix, and with wavelet, which users may ask for.
+    Networks run with their own color fix, and with wavelet, which users may select.
     """
 
     call: Operator
@@ -38,9 +38,9 @@ class Found:
 
 
 @functools.cache
-def found() -> Mapping[str, list[Found]]:
-    """By operator, the distinct calls of all networks."""
-    distinct: dict[str, dict[Any, Found]] = {name: {} for name in REGISTRY}
+def distinct_calls() -> Mapping[str, list[NetworkCall]]:
+    """The distinct calls of all networks, by operator."""
+    distinct: dict[str, dict[Any, NetworkCall]] = {name: {} for name in REGISTRY}
     for family, variants in VARIANTS.items():
         for variant in variants:
             awkward = variant.startswith("awkward")
@@ -52,18 +52,18 @@ def found() -> Mapping[str, list[Found]]:
                 main = size == SIZES[0] and batch == 1 and variant != "large"
                 for traced in calls(model, *size, batch, plan_launches=False):
                     if traced.operator is not None:
-                        one = distinct[traced.op].setdefault(_key(traced.operator), Found(traced.operator))
+                        one = distinct[traced.op].setdefault(_key(traced.operator), NetworkCall(traced.operator))
                         one.main |= {OWN_DTYPE[family]} if main else set()
     convolutions = distinct["conv3x3"]
     for one in list(convolutions.values()):
         if one.main and one.call.arguments["norm_moments"] is None and one.call.first.shape[2] >= LARGE:
             normed = _normed(one.call)
-            convolutions.setdefault(_key(normed), Found(normed)).main |= one.main
+            convolutions.setdefault(_key(normed), NetworkCall(normed)).main |= one.main
     return {name: list(by_key.values()) for name, by_key in distinct.items()}
 
 
 def _normed(call: Operator) -> Operator:
-    """A convolution's call with GroupNorm and SiLU as its prologue, where the heuristic takes another form for it."""
+    """The convolution call with a GroupNorm and SiLU prologue, for which the heuristic chooses another kernel."""
     x = call.first
     n, c = x.shape[:2]
     norm = {"norm_moments": x.new_empty((n, 2, c), dtype=torch.float32), "norm_groups": 1, "norm_eps": 1e-5}
@@ -72,7 +72,7 @@ def _normed(call: Operator) -> Operator:
 
 
 def _key(call: Operator) -> Any:
-    """Equal for calls whose tensors agree in everything but their values."""
+    """Equal for calls that differ only in the values of their tensors."""
 
     def of(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -83,14 +83,14 @@ def _key(call: Operator) -> Any:
 
 
 def network_calls(op: str, dtype: torch.dtype) -> Iterator[Operator]:
-    """All distinct calls of an operator in a compute dtype; what is wider in them stays."""
-    for one in found()[op]:
+    """All distinct calls of an operator in a compute dtype; float32 arguments stay float32."""
+    for one in distinct_calls()[op]:
         yield _in_dtype(one.call, dtype)
 
 
 def main_calls(op: str, dtype: str | None = None) -> Iterator[tuple[str, Operator]]:
-    """(dtype, call) of the released networks for one 128x128 image, in their own dtypes or in a given one."""
-    for one in found()[op]:
+    """(dtype, call) of the released networks for one 128x128 image, in their own dtypes or in `dtype`."""
+    for one in distinct_calls()[op]:
         for name in sorted(one.main):
             if dtype is None:
                 yield name, _in_dtype(one.call, DTYPES[name])

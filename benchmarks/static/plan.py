@@ -1,7 +1,7 @@
-"""`python -m benchmarks plan`: every launch of a compiled model in order, with FLOPs, bytes and a floor per card.
+"""`python -m benchmarks plan`: every launch of a compiled model in order, with FLOPs, bytes and a floor per GPU.
 
-Counted from the actual dispatch on meta tensors: a uint8 image goes through the compiled model, and every kernel
-that is launched on the way is noted, whether of an operator or of ATen between two operators. No GPU is needed.
+Traced from the dispatch on meta tensors: a uint8 image goes through the compiled model, and every kernel launch is
+recorded, of our operators and of ATen operations between them. No GPU is needed.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from tinysr_kernels.ops.trace import Call, Step, trace
 from tinysr_kernels.runtime.compiled import CompiledSR
 from tinysr_kernels.runtime.images.arrays import enlarge_batch
 
-SUMMARY = "Every launch of a compiled model in order, with FLOPs, bytes and floor per card; needs no GPU."
+SUMMARY = "Every launch of a compiled model in order, with FLOPs, bytes and floor per GPU; needs no GPU."
 DEFAULT_GPU = GPUS[90]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One launch. inputs, output: shapes of what it reads, and of the largest tensor that it writes.
+    """One launch. inputs, output: shapes of the tensors it reads, and of the largest tensor it writes.
 
-    bytes: of every tensor that it reads or writes, once; activations and weights are its two parts.
+    bytes: of every tensor that it reads or writes, counted once; the sum of activation_bytes and weight_bytes.
     """
 
     op: str
@@ -51,7 +51,7 @@ class Row:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """All launches of one image, or one batch, with what was asked for."""
+    """All launches for one image or batch, with the requested settings."""
 
     family: str
     variant: str
@@ -62,7 +62,7 @@ class ModelPlan:
     rows: tuple[Row, ...]
 
     def totals(self, rows: Iterable[Row] | None = None) -> dict[str, Any]:
-        """Launches, FLOPs, bytes and floors of some rows (all by default) together."""
+        """Total launches, FLOPs, bytes and floors of some rows (default: all)."""
         chosen = self.rows if rows is None else tuple(rows)
         return {
             "launches": len(chosen),
@@ -81,7 +81,7 @@ class ModelPlan:
         return {name: self.totals(rows) for name, rows in groups.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """As `--json` writes it."""
+        """The content of the `--json` file."""
         head = {name: getattr(self, name) for name in ("family", "variant", "batch", "dtype", "gpu")}
         launches = []
         for row in self.rows:
@@ -93,7 +93,7 @@ class ModelPlan:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """One line for each entry, and for each launch, so that files can be compared."""
+    """One line per entry and per launch, so that files can be diffed."""
     lines = {name: json.dumps(value) for name, value in content.items() if name != "launches"}
     launches = ",\n  ".join(json.dumps(launch) for launch in content["launches"])
     entries = [f'"{name}": {text}' for name, text in lines.items()] + [f'"launches": [\n  {launches}\n ]']
@@ -105,7 +105,7 @@ def _part(row: Row) -> str:
 
 
 def operator_of(row: Row) -> str:
-    """What a launch counts to: its operator, or ATen's copy inside it."""
+    """The group of a launch: its operator, or an ATen copy inside it."""
     return f"{row.op}: {row.kernel}" if row.kernel.startswith("aten::") and row.kernel != row.op else row.op
 
 
@@ -114,7 +114,7 @@ def calls(
 ) -> list[Call]:
     """The calls of a compiled model on meta tensors for `batch` uint8 images of this size.
 
-    gpu: the one to plan launches for; plan_launches=False leaves every call as a single step.
+    gpu: to plan launches for; plan_launches=False records every call as a single step.
     """
     image = torch.empty((batch, 3, height, width), dtype=torch.uint8, device=META)
     parts = {name: module for name, module in model.network.named_children() if name != "residual"}
@@ -167,18 +167,18 @@ def _row(call: Call, step: Step, floor: Mapping[str, float]) -> Row:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Add the command's options."""
     parser.add_argument("--family", required=True, choices=VARIANTS)
     parser.add_argument("--size", type=parse_size, default=(128, 128), metavar="HxW", help="input pixels (128x128)")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images at a time (default 1)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images per batch (default 1)")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: the family's own on a GPU")
     parser.add_argument(
         "--variant", choices=sorted({v for known in VARIANTS.values() for v in known}), help="its first"
     )
     parser.add_argument(
-        "--gpu", type=parse_gpu, default=DEFAULT_GPU, help="plan launches for this one: its name or 80, 86, ... (90)"
+        "--gpu", type=parse_gpu, default=DEFAULT_GPU, help="the GPU to plan launches for: its name, or 80, 86, ... (90)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all launches there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all launches to this file")
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -190,7 +190,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_gpu(text: str) -> Gpu:
-    """A known GPU by its architecture or by a part of its name that no other has. ArgumentTypeError for others."""
+    """A known GPU by architecture or by a unique part of its name. ArgumentTypeError for any other text."""
     arch = text.lower().removeprefix("sm_")
     found = [gpu for gpu in GPUS.values() if str(gpu.arch) == arch]  # before names: 90 is in RTX 3090, 4090 and 5090
     found = found or [gpu for gpu in GPUS.values() if text.lower() in gpu.name.lower()]
@@ -200,7 +200,7 @@ def parse_gpu(text: str) -> Gpu:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print the table and write the JSON file. 2 for a variant that the family does not come in."""
+    """Print the table and write the JSON file. 2 for a variant that the family does not have."""
     known = VARIANTS[options.family]
     if options.variant and options.variant not in known:
         print(f"{options.family} comes as {', '.join(known)}, found --variant {options.variant}", file=sys.stderr)
@@ -221,7 +221,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def table(made: ModelPlan) -> list[str]:
-    """A line a launch, then the totals of each part, of each operator and of everything."""
+    """One line per launch, then the totals per part, per operator and of all launches."""
     width, first = max(len(row.kernel) for row in made.rows), CARDS[0].short
     size = f"{made.batch} x {made.size[0]}x{made.size[1]}"
     head = f"{'':>3} {'part':<11} {'operator':<20} {'kernel':<{width}} {'output':<20}"

@@ -1,8 +1,7 @@
-"""What a kernel's PTX loads and stores, how many bytes a thread at a time, of which tensor; and what products run on.
+"""Analysis of a kernel's PTX: global loads and stores with bytes per thread, by tensor; tensor-core instructions.
 
-ptxas neither joins nor splits these accesses and gives every product its instruction, so that the machine code needs
-not be listed, which takes longer than compiling it; and in PTX every address can be followed back to the parameter
-that it was computed from.
+ptxas neither merges nor splits these accesses and maps every MMA to one instruction, so the SASS, whose disassembly
+takes longer than compiling, is not needed. In PTX every address can be traced back to its kernel parameter.
 """
 
 from __future__ import annotations
@@ -15,34 +14,36 @@ DEFINITION = re.compile(r"^\s*(?:@!?%p\d+ )?[a-z][\w.]*\s+(%rd\d+), (.*);", re.M
 REGISTER = re.compile(r"%rd\d+")
 LOAD = re.compile(r"ld\.global(?:\.[a-zA-Z_]\w*(?:::\w+)*)*?(?:\.v(\d))?\.[busf](\d+)\s+[^\[;]*\[\s*(%rd\d+)")
 STORE = re.compile(r"st\.global(?:\.[a-zA-Z_]\w*(?:::\w+)*)*?(?:\.v(\d))?\.[busf](\d+)\s+\[\s*(%rd\d+)")
-COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[.\w:]*\s+\[[^\]]*\],\s*\[\s*(%rd\d+)[^\]]*\],\s*(0x[0-9a-f]+|\d+)")
-TOUCH = re.compile(r"^.*\b(?:ld|st|red|atom)\.global\b|^.*\bcp\.async\b", re.MULTILINE)
+CP_ASYNC = re.compile(
+    r"cp\.async\.c[ag]\.shared\.global[.\w:]*\s+\[[^\]]*\],\s*\[\s*(%rd\d+)[^\]]*\],\s*(0x[0-9a-f]+|\d+)"
+)
+GLOBAL_ACCESS = re.compile(r"^.*\b(?:ld|st|red|atom)\.global\b|^.*\bcp\.async\b", re.MULTILINE)
 WAIT = re.compile(r"^\s*griddepcontrol\.wait;", re.MULTILINE)
-PRODUCT = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
+MMA = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
 WGMMA = re.compile(r"\bwgmma\.mma_async\b")
 
 Access = tuple[str, int]
-"""The register that holds an address, and the bytes a thread moves."""
+"""The register that holds an address, and the bytes moved per thread."""
 
 
 def accesses(ptx: str) -> tuple[list[Access], list[Access]]:
-    """The instructions that load from global memory, and those that store there."""
+    """The instructions that load from global memory, and those that store to it."""
     loads = [(at, int(vector or 1) * int(bits) // 8) for vector, bits, at in LOAD.findall(ptx)]
-    loads += [(at, int(size, 0)) for at, size in COPY.findall(ptx)]
+    loads += [(at, int(size, 0)) for at, size in CP_ASYNC.findall(ptx)]
     return loads, [(at, int(vector or 1) * int(bits) // 8) for vector, bits, at in STORE.findall(ptx)]
 
 
 def waits(ptx: str) -> bool:
-    """Whether the kernel waits for the launch before it ahead of its first access to global memory.
+    """Whether the kernel executes griddepcontrol.wait before its first access to global memory.
 
-    Basic blocks stand in the order of the program: what stands behind the wait cannot run ahead of it.
+    Basic blocks are in program order, so instructions after the wait cannot run before it.
     """
-    wait, touch = WAIT.search(ptx), TOUCH.search(ptx)
-    return wait is not None and (touch is None or wait.start() < touch.start())
+    wait, access = WAIT.search(ptx), GLOBAL_ACCESS.search(ptx)
+    return wait is not None and (access is None or wait.start() < access.start())
 
 
 def widths(ptx: str, names: Sequence[str]) -> tuple[Mapping[str, list[int]], Mapping[str, list[int]]]:
-    """(bytes of each load, bytes of each store) by the name of the tensor; names: of the parameters, in order."""
+    """(bytes per thread of each load, of each store), by tensor. names: of the kernel parameters, in order."""
     origins = _origins(ptx)
     loads: dict[str, list[int]] = {}
     stores: dict[str, list[int]] = {}
@@ -55,7 +56,7 @@ def widths(ptx: str, names: Sequence[str]) -> tuple[Mapping[str, list[int]], Map
 
 
 def _origins(ptx: str) -> Callable[[str], set[int]]:
-    """A function from a register to the numbers of the parameters that its value is computed from."""
+    """A function from a register to the indices of the parameters that its value is computed from."""
     parameters: dict[str, int] = {register: int(number) for register, number in PARAMETER.findall(ptx)}
     sources: dict[str, set[str]] = {}
     for register, operands in DEFINITION.findall(ptx):

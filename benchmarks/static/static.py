@@ -1,12 +1,12 @@
-"""`python -m benchmarks static`: compile every kernel ahead of time for every architecture, and read the machine code.
+"""`python -m benchmarks static`: compile every kernel ahead of time for every architecture and check the machine code.
 
-Each call of `network_calls.py` is planned for that architecture, by the heuristic or by a bundled file, and its
-launches are compiled with the signature, constants and alignment that the launch itself would have. No GPU is needed.
+Each call of `network_calls.py` is planned for a GPU of that architecture, with the heuristic's or a bundled
+configuration, and its launches are compiled with their signature, constants and alignment. No GPU is needed.
 
-Without --op, --arch or --dtype it walks, in the networks' own dtypes, every launch that the released networks make
-for one 128x128 image, on all architectures; on sm_80 and sm_90 also these in the other two dtypes; on sm_90 also those
-of all other networks, sizes and batches in float16. `--dtype` walks all calls in that dtype. What was compiled from
-the very same source before is not compiled again: its report is taken from the results in benchmarks/results/.
+Without --op, --arch or --dtype it covers every launch of the released networks for one 128x128 image in their own
+dtypes, on all architectures; on sm_80 and sm_90 also in the other two dtypes; on sm_90 also those of all other
+networks, sizes and batches in float16. `--dtype` covers all calls in that dtype. A variant whose source is unchanged is
+not compiled again: its report is read from benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ from tinysr_kernels.ops import REGISTRY, Operator
 SUMMARY = "Registers, spills, shared memory and instructions of every kernel on every architecture; needs no GPU."
 RESULTS = Path(__file__).parents[1] / "results"
 EVERY_DTYPE = (80, 90)
-"""The architectures on which the released networks are compiled in all dtypes: Ampere's products, which Ada and
-consumer Blackwell share, and Hopper's."""
+"""The architectures for which the released networks are compiled in all dtypes: Ampere, whose MMA instructions Ada and
+consumer Blackwell share, and Hopper."""
 EVERY_CALL = (90,)
-"""The architectures on which the calls of other networks, sizes and batches are compiled too."""
-HOT_BYTES = 1 << 20
-"""Size from which on a tensor must move in wide instructions: below, latency takes the time."""
+"""The architectures for which the calls of other networks, sizes and batches are compiled too."""
+LARGE_BYTES = 1 << 20
+"""Bytes from which a tensor should be accessed by wide instructions; below, latency dominates."""
 
 
 @dataclass
-class Work:
-    """A compilation, a name for it, and which tensors want 16-byte loads and stores, by argument (`_hot`)."""
+class Compilation:
+    """A compilation with a name; and the arguments that should be loaded and stored 16 bytes per thread (`_large`)."""
 
     variant: Variant
     op: str
     config: str
-    hot_loads: set[str] = field(default_factory=set)
-    hot_stores: set[str] = field(default_factory=set)
+    large_loads: set[str] = field(default_factory=set)
+    large_stores: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the machine code of a variant uses (`machine_code.Code`); None where it did not compile.
+    """Resource usage of a variant (`machine_code.Code`), None if it did not compile, and its faults.
 
-    digest: identifies what was compiled (`Variant.digest`). resident_warps: how many fit a multiprocessor.
+    digest: `Variant.digest`. resident_warps: warps per multiprocessor, limited by registers and shared memory.
     """
 
     op: str
@@ -88,12 +88,12 @@ class Report:
     digest: str
 
 
-def faults(code: Mapping[str, Any], one: Work) -> tuple[str, ...]:
-    """What must not be. The one place that says so; `code` holds a Report's fields.
+def faults(code: Mapping[str, Any], one: Compilation) -> tuple[str, ...]:
+    """The rules that a compiled kernel violates. `code` holds a Report's fields.
 
-    It compiles, spills nothing and fits the shared memory. A product whose operands have 16 bits or fewer runs on
-    tensor cores; on sm_90, with the 64 rows and 4 warps that they need, on warpgroup instructions. From sm_90 on, where
-    a launch may begin before the one ahead of it has ended, it waits for that one before it touches memory.
+    A kernel must compile, not spill, and fit the shared memory. A dot with operands of 16 bits or fewer must use tensor
+    cores; on sm_90, with at least 64 rows and 4 warps, wgmma. From sm_90 on, where programmatic dependent launch may
+    start a kernel before the previous one has finished, it must wait before its first access to global memory.
     """
     if code["registers"] is None:
         return ("does not compile",)
@@ -104,25 +104,27 @@ def faults(code: Mapping[str, Any], one: Work) -> tuple[str, ...]:
             code["shared_bytes"] > code["shared_limit"],
             f"needs {code['shared_bytes']} bytes of shared memory of {code['shared_limit']}",
         ),
-        (code["product_rows"] and not code["tensor_core"], "has a product without tensor-core instructions"),
+        (code["product_rows"] and not code["tensor_core"], "has a dot without tensor-core instructions"),
         (
             v.arch == 90 and code["product_rows"] >= 64 and v.warps >= 4 and not code["wgmma"],
-            f"has a product of {code['product_rows']} rows without wgmma",
+            f"has a dot of {code['product_rows']} rows without wgmma",
         ),
-        (v.arch >= 90 and not code["waits"], "touches memory before it waits for the launch before"),
+        (v.arch >= 90 and not code["waits"], "accesses global memory before griddepcontrol.wait"),
     )
-    return tuple(text for broken, text in rules if broken)
+    return tuple(text for violated, text in rules if violated)
 
 
-def narrow(code: Mapping[str, Any], one: Work) -> tuple[str, ...]:
-    """Which large tensors move in small pieces: reported, as some layouts leave no choice (moments, narrow groups)."""
-    found = [f"loads {name} in less than 16 bytes" for name in code["narrow_loads"] if name in one.hot_loads]
-    found += [f"stores {name} in less than 16 bytes" for name in code["narrow_stores"] if name in one.hot_stores]
+def narrow(code: Mapping[str, Any], one: Compilation) -> tuple[str, ...]:
+    """Large tensors accessed by narrow instructions: counted, no fault, as some layouts allow nothing else."""
+    found = [f"loads {name} in less than 16 bytes" for name in code["narrow_loads"] if name in one.large_loads]
+    found += [f"stores {name} in less than 16 bytes" for name in code["narrow_stores"] if name in one.large_stores]
     return tuple(found)
 
 
-def wanted(ops: Iterable[str], arch: int, dtypes: Iterable[str] | None) -> Iterator[tuple[str, str, Operator]]:
-    """(operator, dtype, call) to compile for an architecture: all calls in `dtypes`, or the choice described above."""
+def calls_to_compile(
+    ops: Iterable[str], arch: int, dtypes: Iterable[str] | None
+) -> Iterator[tuple[str, str, Operator]]:
+    """(operator, dtype, call) to compile for an architecture: all calls in `dtypes`, or the default of the module."""
     for op in ops:
         if GPUS[arch].capability < REGISTRY[op].capability:
             continue
@@ -137,27 +139,27 @@ def wanted(ops: Iterable[str], arch: int, dtypes: Iterable[str] | None) -> Itera
                 yield from ((op, dtype, call) for _, call in main_calls(op, dtype))
 
 
-def work(ops: Iterable[str], archs: Iterable[int], dtypes: Iterable[str] | None = None) -> list[Work]:
-    """Every distinct compilation that the calls lead to."""
-    distinct: dict[Variant, Work] = {}
+def compilations(ops: Iterable[str], archs: Iterable[int], dtypes: Iterable[str] | None = None) -> list[Compilation]:
+    """Every distinct compilation of the calls."""
+    distinct: dict[Variant, Compilation] = {}
     ops = list(ops)
     for arch in archs:
-        for op, dtype, call in wanted(ops, arch, dtypes):
-            for gpu in cards(arch):
+        for op, dtype, call in calls_to_compile(ops, arch, dtypes):
+            for gpu in gpus(arch):
                 with assume(gpu):
                     plan, choice = call.planned()
                 for launch in plan.launches:
                     if isinstance(launch, Launch):
                         made = variant(arch, launch)
-                        one = distinct.setdefault(made, Work(made, op, describe(choice.config, launch, dtype)))
-                        loads, stores = _hot(plan, launch)
-                        one.hot_loads |= loads
-                        one.hot_stores |= stores
+                        one = distinct.setdefault(made, Compilation(made, op, describe(choice.config, launch, dtype)))
+                        loads, stores = _large(plan, launch)
+                        one.large_loads |= loads
+                        one.large_stores |= stores
     return list(distinct.values())
 
 
-def cards(arch: int) -> list[Gpu]:
-    """The card that stands for an architecture, and those that have a bundled file of configurations."""
+def gpus(arch: int) -> list[Gpu]:
+    """The GPU that represents an architecture, and those with a bundled configuration file."""
     found = [GPUS[arch]]
     for path in sorted(configs.BUNDLED.glob("*.json")):
         device = json.loads(path.read_text(encoding="utf-8"))["device"]
@@ -167,23 +169,23 @@ def cards(arch: int) -> list[Gpu]:
     return found
 
 
-def _hot(plan: Plan, launch: Launch) -> tuple[set[str], set[str]]:
-    """The arguments that hold a large tensor of whole 16-byte rows: those only read, and those written."""
+def _large(plan: Plan, launch: Launch) -> tuple[set[str], set[str]]:
+    """The arguments that are large tensors with rows of whole 16-byte units: those only read, and those written."""
     results = plan.result if isinstance(plan.result, tuple) else (plan.result,)
-    given = {t.untyped_storage()._cdata for t in results}
+    outputs = {t.untyped_storage()._cdata for t in results}
     loads, stores = set(), set()
     for name, t in launch.arguments.items():
-        if isinstance(t, Tensor) and t.nbytes >= HOT_BYTES and _whole_rows(t):
+        if isinstance(t, Tensor) and t.nbytes >= LARGE_BYTES and _has_aligned_rows(t):
             scratch = name.startswith("scratch")
-            if scratch or t.untyped_storage()._cdata in given:
+            if scratch or t.untyped_storage()._cdata in outputs:
                 stores.add(name)
             if scratch or name not in stores:
                 loads.add(name)
     return loads, stores
 
 
-def _whole_rows(t: Tensor) -> bool:
-    """Whether every row of t along the dimension that is dense in memory begins and ends on 16 bytes."""
+def _has_aligned_rows(t: Tensor) -> bool:
+    """Whether every row of t, along its contiguous dimension, begins and ends on a 16-byte boundary."""
     sides = [(extent, stride) for extent, stride in zip(t.shape, t.stride(), strict=True) if extent > 1]
     starts = [stride for _, stride in sides if stride > 1] + [t.storage_offset()]
     rows = [extent for extent, stride in sides if stride == 1]
@@ -191,13 +193,13 @@ def _whole_rows(t: Tensor) -> bool:
 
 
 def describe(config: Any, launch: Launch, dtype: str) -> str:
-    """A short name: dtype, kernel, and the configuration's values by field."""
+    """A short name: dtype, kernel, and the configuration's fields."""
     fields = " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items())
     return f"{dtype} {launch.kernel.function.__name__} {fields}"
 
 
-def report(one: Work, compiled: Compiled) -> Report:
-    """A compilation's outcome, judged."""
+def report(one: Compilation, compiled: Compiled) -> Report:
+    """The report of a compilation, with its faults."""
     v, limit = one.variant, GPUS[one.variant.arch].shared_limit
     names = [field.name for field in dataclasses.fields(Report)]
     code: dict[str, Any] = dict.fromkeys(names)
@@ -210,8 +212,8 @@ def report(one: Work, compiled: Compiled) -> Report:
     return Report(**{name: code[name] for name in names})
 
 
-def known(path: Path) -> dict[str, Report]:
-    """The reports of an earlier run by what was compiled; none where there is no such file, or an older form of it."""
+def read_reports(path: Path) -> dict[str, Report]:
+    """The reports of an earlier run by digest; none if there is no file or it has other fields."""
     if not path.exists():
         return {}
     names = {field.name for field in dataclasses.fields(Report)}
@@ -219,13 +221,13 @@ def known(path: Path) -> dict[str, Report]:
     return {one["digest"]: Report(**one) for one in entries if set(one) == names}
 
 
-def again(one: Work, old: Report) -> Report:
-    """An earlier report under its present name, judged anew."""
+def reuse(one: Compilation, old: Report) -> Report:
+    """An earlier report with its current name, checked against the current rules."""
     return dataclasses.replace(old, op=one.op, config=one.config, faults=faults(vars(old), one))
 
 
 def installed(folder: Path | None) -> str:
-    """The version of the installed Triton, or of the one in a folder. ValueError where there is none."""
+    """The version of the installed Triton, or of the one in a folder. ValueError if there is none."""
     found = distributions(name="triton", path=[str(folder)]) if folder else distributions(name="triton")
     for one in found:
         return one.version
@@ -233,59 +235,68 @@ def installed(folder: Path | None) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    parser.add_argument("--op", action="append", choices=sorted(CALLS), help="this operator alone (repeatable)")
-    parser.add_argument("--arch", action="append", type=int, choices=sorted(GPUS), help="such as 90 (repeatable)")
-    parser.add_argument("--dtype", action="append", choices=sorted(DTYPES), help="all calls in this one (repeatable)")
-    parser.add_argument("--workers", type=int, default=2, help="compilations at a time (default 2)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all reports there")
+    """Add the command's options."""
+    parser.add_argument("--op", action="append", choices=sorted(CALLS), help="only this operator (repeatable)")
+    parser.add_argument(
+        "--arch",
+        action="append",
+        type=int,
+        choices=sorted(GPUS),
+        help="only this architecture, such as 90 (repeatable)",
+    )
+    parser.add_argument("--dtype", action="append", choices=sorted(DTYPES), help="all calls in this dtype (repeatable)")
+    parser.add_argument("--workers", type=int, default=2, help="parallel compilations (default 2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all reports to this file")
     parser.add_argument(
         "--keep",
         action="store_true",
-        help="write them to benchmarks/results/ as well, beside what is kept there of others",
+        help="also update the reports in benchmarks/results/",
     )
-    parser.add_argument("--fresh", action="store_true", help="compile also what the kept results hold")
+    parser.add_argument("--fresh", action="store_true", help="compile everything, ignoring benchmarks/results/")
     parser.add_argument("--triton", type=Path, metavar="DIR", help="another Triton: pip install --target DIR triton==V")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Compile, print a table, write the JSON files. 1 if anything is at fault."""
-    # What somebody tuned for himself is not checked here.
+    """Compile, print a table, write the JSON files. 1 if any kernel has a fault."""
+    # Ignore the user's own configuration files.
     os.environ[configs.USER_FOLDER] = os.devnull
     configs.forget()
-    todo = work(options.op or CALLS, options.arch or GPUS, options.dtype)
+    todo = compilations(options.op or CALLS, options.arch or GPUS, options.dtype)
     results = RESULTS / f"static-triton-{installed(options.triton)}.json"
-    kept = {} if options.fresh else known(results)
-    new = [one for one in todo if one.variant.digest not in kept]
+    stored = {} if options.fresh else read_reports(results)
+    new = [one for one in todo if one.variant.digest not in stored]
     compiled = compile_all([one.variant for one in new], options.workers, options.triton)
     made = {one.variant: report(one, result) for one, result in zip(new, compiled, strict=True)}
-    reports = [made.get(one.variant) or again(one, kept[one.variant.digest]) for one in todo]
+    reports = [made.get(one.variant) or reuse(one, stored[one.variant.digest]) for one in todo]
     for line in table(reports):
         print(line)
     if options.json is not None:
-        write(options.json, reports)
+        write_reports(options.json, reports)
     if options.keep:
-        # Of a part of the work, what is kept of the rest stays.
-        whole = not (options.op or options.arch or options.dtype)
+        # After a partial run, reports of other variants stay.
+        complete = not (options.op or options.arch or options.dtype)
         mine = {one.digest for one in reports}
-        write(results, [*reports, *(one for digest, one in known(results).items() if not whole and digest not in mine)])
+        write_reports(
+            results,
+            [*reports, *(one for digest, one in read_reports(results).items() if not complete and digest not in mine)],
+        )
     bad = [one for one in reports if one.faults]
     for one in bad:
         print(f"{one.op} sm_{one.arch} {one.config}: {', '.join(one.faults)} {one.error}", file=sys.stderr)
     small = sum(bool(r.registers and narrow(vars(r), one)) for r, one in zip(reports, todo, strict=True))
-    print(f"{small} move a large tensor in pieces of less than 16 bytes")
+    print(f"{small} access a large tensor in units of less than 16 bytes per thread")
     print(f"{len(reports)} kernels, {len(new)} of them compiled, {len(bad)} with faults")
     return 1 if bad else 0
 
 
-def write(path: Path, reports: Iterable[Report]) -> None:
-    """One report a line."""
+def write_reports(path: Path, reports: Iterable[Report]) -> None:
+    """One report per line."""
     lines = ",\n ".join(json.dumps(dataclasses.asdict(one)) for one in reports)
     path.write_text(f"[\n {lines}\n]\n", encoding="utf-8")
 
 
 def table(reports: list[Report]) -> list[str]:
-    """One line a report: registers, warps that fit a multiprocessor, shared memory, instructions."""
+    """One line per report: registers, spills, shared memory, resident warps, instructions, compile time."""
     width = max((len(one.config) for one in reports), default=6)
     head = f"{'op':<20} {'arch':>4} {'config':<{width}} {'regs':>4} {'spill':>5} {'shared':>6} {'warps':>5}"
     rows = [f"{head} {'mma':<5} wide ld/st {'s':>5}"]

@@ -1,1 +1,1 @@
-"""What is measured: networks, their operator calls, eager PyTorch, teachers and other peers."""
+"""What is benchmarked: networks, their operator calls, and baselines: eager PyTorch, torch.compile, the teachers."""

@@ -1,8 +1,8 @@
-"""An operation's call in eager PyTorch: the same mathematics as separate operations, in the call's own dtype.
+"""An operator's call in eager PyTorch, the baseline: the same mathematics as separate operations, in the call's dtype.
 
-Mostly the operation's reference, which is written for any dtype, kept from computing in float32; where that has a form
-that public code would not have, the public form: nearest enlargement and a 3x3 convolution, PyTorch's GroupNorm.
-Moments that our kernels leave for the next one have no counterpart here, and are not computed.
+Mostly the operator's reference, with compute_dtype disabled so that it does not compute in float32. Where public code
+differs from the reference, the public form: nearest upsampling and a 3x3 convolution, PyTorch's GroupNorm. The channel
+statistics that our kernels also return are not computed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SUFFIXES = ("_moments", "_row_moments")
 
 @contextlib.contextmanager
 def in_own_dtype() -> Iterator[None]:
-    """Inside, references compute in the dtype of what they are given."""
+    """Within, references compute in the dtype of their inputs."""
     modules = [vars(module) for name, module in sys.modules.items() if name.startswith("tinysr_kernels.ops.")]
     kept = [(names, names["compute_dtype"]) for names in modules if "compute_dtype" in names]
     try:
@@ -42,12 +42,12 @@ def _same(dtype: torch.dtype) -> torch.dtype:
 
 
 def has_eager(op: str) -> bool:
-    """Whether eager PyTorch has such operations at all: not on floats of 8 bits with scales a row."""
+    """Whether eager PyTorch can express the operator; not for fp8 with per-row scales."""
     return "fp8" not in op and "quantize" not in op
 
 
 def base_of(op: str) -> str:
-    """The operation without the moments that it leaves besides."""
+    """The operator's name without the suffix for also returning statistics."""
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
         if op.endswith(suffix) and op.removesuffix(suffix) in REGISTRY:
             return op.removesuffix(suffix)
@@ -55,9 +55,9 @@ def base_of(op: str) -> str:
 
 
 def eager(call: Operator) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """A function, the same for all calls of an operator, and its arguments for this call.
+    """The eager function of the call's operator, and its arguments for this call.
 
-    Vectors come in the dtype that eager networks keep them in, the activations' own.
+    Float32 vectors are cast to the activations' dtype, in which eager networks keep them.
     """
     name = base_of(call.name)
     dtype = call.first.dtype if call.first.is_floating_point() else torch.float32
@@ -65,7 +65,7 @@ def eager(call: Operator) -> tuple[Callable[..., Any], dict[str, Any]]:
         k: v.to(dtype) if isinstance(v, Tensor) and v.dtype == torch.float32 else v for k, v in call.arguments.items()
     }
     if name == "upsample_conv":
-        # A dense kernel of the same size; its values do not matter to the time.
+        # A dense kernel of the same size; its values do not affect the timing.
         own["weight"] = nhwc(F.pad(own.pop("phases")[0], (0, 1, 0, 1)))
         return _upsample_conv, own
     if name == "group_norm":

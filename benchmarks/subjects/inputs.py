@@ -1,4 +1,4 @@
-"""Random tensors in place of the meta tensors of a call."""
+"""Random inputs for operator calls on meta tensors."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 from tinysr_kernels.ops import Operator
 
 POSITIVE = ("scale", "variance", "rstd")
-"""Parts of the names of tensors whose values are."""
+"""Substrings of the names of tensors with positive values."""
 SPREAD = 64.0
-"""Standard deviation of values in floats of 8 bits: seven of them are the largest e4m3."""
+"""Standard deviation of fp8 values; the largest e4m3 value, 448, is seven times that."""
 
 
-def draw_inputs(arguments: Mapping[str, Any], device: torch.device, seed: int) -> dict[str, Any]:
-    """The arguments with random values in place of meta tensors: the same shapes, dtypes, strides and identities.
+def random_inputs(arguments: Mapping[str, Any], device: torch.device, seed: int) -> dict[str, Any]:
+    """The arguments with random tensors in place of meta tensors: the same shapes, dtypes, strides and identities.
 
-    An operation's arguments say by dtype and name what they hold, and so operations yet to come are drawn for as well:
-    activations are N(0, 1), weights N(0, 1/fan-in), so that results stay of order one in half precision; moments are
-    means and variances; scales and variances are positive; bytes are those of an image; floats of 8 bits spread over
-    their range, and NAME_scale brings NAME back to the size that it would have in half precision.
+    Dtype and name of an argument determine its distribution, so a new operator needs no code here. Activations are
+    N(0, 1), weights N(0, 1/fan-in), so that outputs are of order one in half precision; moments are means and
+    variances; scales and variances are positive; uint8 is uniform; fp8 values spread over their range, and NAME_scale
+    scales NAME back to the magnitude that it has in half precision.
     """
     generator = torch.Generator(device).manual_seed(seed)
     made: dict[int, Tensor] = {}
@@ -37,13 +37,13 @@ def draw_inputs(arguments: Mapping[str, Any], device: torch.device, seed: int) -
     return inputs
 
 
-def drawn(call: Operator, device: torch.device, seed: int) -> Operator:
-    """The same call on random tensors (`draw_inputs`) of the device."""
-    return type(call)(**draw_inputs(call.arguments, device, seed))
+def random_call(call: Operator, device: torch.device, seed: int) -> Operator:
+    """The same call with random inputs (`random_inputs`) on the device."""
+    return type(call)(**random_inputs(call.arguments, device, seed))
 
 
 def _random(name: str, like: Tensor, scaled: Any, device: torch.device, generator: torch.Generator) -> Tensor:
-    """scaled: what the tensor is the scale of, or itself."""
+    """scaled: the tensor that `like` is the scale of, else `like` itself."""
     extent = like.storage_offset() + 1 + sum((n - 1) * s for n, s in zip(like.shape, like.stride(), strict=True))
     if like.dtype.is_floating_point:
         values = torch.randn(extent, device=device, generator=generator)
@@ -52,9 +52,9 @@ def _random(name: str, like: Tensor, scaled: Any, device: torch.device, generato
         if like.dtype.itemsize == 1:
             values.mul_(SPREAD)
         elif isinstance(scaled, Tensor) and scaled is not like and scaled.dtype.itemsize == 1:
-            values.mul_(_gain(name.removesuffix("_scale"), scaled) / SPREAD)
+            values.mul_(_deviation(name.removesuffix("_scale"), scaled) / SPREAD)
         else:
-            values.mul_(_gain(name, like))
+            values.mul_(_deviation(name, like))
     else:
         values = torch.randint(0, 2 if like.dtype == torch.bool else 256, (extent,), device=device, generator=generator)
     made = values.to(like.dtype).as_strided(like.shape, like.stride(), like.storage_offset())
@@ -63,7 +63,7 @@ def _random(name: str, like: Tensor, scaled: Any, device: torch.device, generato
     return made
 
 
-def _gain(name: str, like: Tensor) -> float:
-    """The standard deviation of a tensor's values."""
+def _deviation(name: str, like: Tensor) -> float:
+    """The standard deviation of a tensor's values, before fp8 scaling."""
     weight = like.dim() > 1 and any(part in name for part in ("weight", "wise", "phases"))
     return math.sqrt(like.shape[0] / like.numel()) if weight and "scale" not in name else 1.0

@@ -1,7 +1,7 @@
-"""What a compiled model is held against: the public structure in PyTorch, run in the ways that users have.
+"""The baselines ("peers") of a compiled model: the public structure in PyTorch, run in the ways available to users.
 
-Every peer goes from the uint8 image [N,3,H,W] on the device to the enlarged uint8 image, colors fixed, as ours does.
-LoRA unmerged is how TinySR's public script runs: two products more in every adapted layer, of rank 64.
+Every peer maps a uint8 image [N,3,H,W] on the device to the upscaled uint8 image, color fix included, as ours does.
+TinySR's public script runs with unmerged LoRA: two more GEMMs of rank 64 in every adapted layer.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Step = Callable[[Tensor], Tensor]
 
 
 class Unmerged(nn.Module):
-    """A linear layer beside its low-rank adaptation: W x + b + B (A x)."""
+    """A linear layer with its unmerged LoRA: W x + b + B (A x)."""
 
     def __init__(self, base: nn.Linear, rank: int = RANK) -> None:
         super().__init__()
@@ -49,14 +49,14 @@ class Unmerged(nn.Module):
 
 
 def unmerge(network: nn.Module) -> None:
-    """Put an adaptation beside every layer of a transformer's blocks that the release adapts."""
+    """Add an unmerged LoRA to every layer of a transformer's blocks that the release adapts."""
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.Linear) and any(name.endswith(f".{target}") for target in ADAPTED):
             network.set_submodule(name, Unmerged(module).requires_grad_(False))
 
 
 def step_of(enlarge: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Step:
-    """From bytes to bytes around what enlarges images in [0,1] of the dtype."""
+    """uint8 to uint8, around a function that upscales images in [0,1] of the dtype."""
 
     def step(image: Tensor) -> Tensor:
         return enlarge(image.to(dtype) / 255).mul(255).round().to(torch.uint8)
@@ -65,7 +65,7 @@ def step_of(enlarge: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Step:
 
 
 def peer(name: str, made: Model, dtype: str) -> Step:
-    """One of PEERS but for its CUDA graph, which `work_of` makes. ValueError where the family has no such peer."""
+    """One of PEERS, without its CUDA graph, which `work_of` captures. ValueError if the family has no such peer."""
     reference = made.reference(DTYPES[dtype])
     if name == "eager, LoRA unmerged":
         adapted = SUBJECTS[made.family].lora
@@ -89,21 +89,21 @@ def _channels_last(reference: Reference) -> None:
 
 
 def work_of(name: str, step: Step, image: Tensor) -> Work:
-    """The step on this image: launched by the host, or as one CUDA graph where the peer's name says so."""
+    """The step on this image: launched by the host, or captured in a CUDA graph if the peer's name says so."""
     if name.endswith("in a CUDA graph"):
         return graphed([lambda: step(image)], 1, keep=(step, image))
     return Work(lambda: step(image), keep=(step, image))
 
 
 def host_work(step: Step, image: Tensor) -> Work:
-    """From a uint8 image in host memory to one in host memory, by the host's clock."""
+    """From uint8 image to uint8 image in host memory, timed by the host's clock."""
     host, device = image.cpu(), image.device
     return Work(lambda: step(host.to(device)).cpu(), host=True, keep=(step, image))
 
 
 def ours_on_device(model: CompiledSR, image: Tensor) -> Work:
-    """The compiled model from bytes to bytes on the device: replays of the graph that serves such images."""
-    for _ in range(3):  # captured when it comes again
+    """The compiled model from uint8 to uint8 on the device: replays of its CUDA graph for this shape."""
+    for _ in range(3):  # the graph is captured at the second call of a shape
         model.enlarge(image)
     held = list(model._runner.graphs._held.values())
     if held and model._runner.graphs.statistics.replays:
@@ -112,25 +112,25 @@ def ours_on_device(model: CompiledSR, image: Tensor) -> Work:
 
 
 def ours_from_host(model: CompiledSR, image: Tensor) -> Work:
-    """As users call it: a numpy image [N,H,W,3] in, one out."""
+    """The compiled model as users call it: numpy images [N,H,W,3] in and out."""
     pictures: Any = image.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     return Work(lambda: model(pictures), host=True, keep=(model, pictures))
 
 
 @contextlib.contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Inside, `Late` is raised after so many seconds, wherever Python is (of the main thread)."""
+    """Within, `Late` is raised in the main thread after `seconds`."""
 
     def stop(*_: Any) -> None:
-        raise Late(f"took longer than the {seconds:.0f} s that were left for it")
+        raise Late(f"took longer than the remaining {seconds:.0f} s")
 
     if seconds == float("inf"):
         yield
         return
-    kept = signal.signal(signal.SIGALRM, stop)
+    previous = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, kept)
+        signal.signal(signal.SIGALRM, previous)

@@ -1,8 +1,8 @@
-"""The teachers, TSD-SR and OSEDiff, from diffusers' modules at their public sizes with random weights.
+"""The teachers, TSD-SR and OSEDiff, as baselines: diffusers' modules at their public sizes with random weights.
 
-What one step of each takes, for the ladder on which the paper puts TinySR 5.68 times above its teacher. LoRA counts as
-merged, the prompt's embedding as computed beforehand; neither changes the shapes. Built from configurations alone:
-nothing is downloaded.
+They are timed for the comparison in which the paper reports TinySR 5.68 times faster than its teacher. LoRA is taken as
+merged and the prompt embedding as precomputed; neither changes the shapes. Built from configurations alone, nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "SD21": {"block_out_channels": (32, 32, 64, 64), "attention_head_dim": (1, 1, 2, 2)},
     "KL": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
 }
-"""What is changed where sizes are reduced."""
+"""Overrides for reduced sizes."""
 TOKENS = {"TSD-SR": (333, 4096), "OSEDiff": (77, 1024)}
-"""Of the prompt: CLIP's 77 and T5's 256, as diffusers' SD3 pipeline has them; CLIP's 77."""
+"""Shape of the prompt embedding: CLIP's 77 tokens and T5's 256, as in diffusers' SD3 pipeline; CLIP's 77."""
 ALPHA = 0.0047
-"""Of OSEDiff's x0 at t = 999; its value does not matter to the time."""
+"""Cumulative alpha of OSEDiff's x0 prediction at t = 999; its value does not affect the timing."""
 
 
 class Teacher(torch.nn.Module):
@@ -92,17 +92,17 @@ class Teacher(torch.nn.Module):
             z = (z - (1 - ALPHA) ** 0.5 * noise) / ALPHA**0.5
         sr = self.vae.decode(z, return_dict=False)[0].clamp(-1, 1) / 2 + 0.5
         mean, deviation = sr.mean((2, 3), keepdim=True), sr.std((2, 3), keepdim=True)
-        wanted, spread = image.mean((2, 3), keepdim=True), image.std((2, 3), keepdim=True)
-        return ((sr - mean) / (deviation + 1e-5) * spread + wanted).clamp(0, 1)
+        target_mean, target_deviation = image.mean((2, 3), keepdim=True), image.std((2, 3), keepdim=True)
+        return ((sr - mean) / (deviation + 1e-5) * target_deviation + target_mean).clamp(0, 1)
 
 
 def teacher(name: str, device: torch.device, dtype: torch.dtype, reduced: bool = False) -> Teacher:
     """One of NAMES with random weights, made on the device."""
-    kept = torch.get_default_dtype()
+    previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with device:
             made = Teacher(name, reduced)
     finally:
-        torch.set_default_dtype(kept)
+        torch.set_default_dtype(previous)
     return made.requires_grad_(False).eval()

@@ -1,4 +1,4 @@
-"""The simulated operation stands in the registry, and nobody's own files are read."""
+"""Fixtures of the tuner's tests: the simulated operator is registered, and no user's files are read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _simulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     monkeypatch.setenv(configs.USER_FOLDER, str(tmp_path / "user"))
     monkeypatch.setattr(configs, "BUNDLED", tmp_path / "bundled")
     for module in (check, gpu):
-        monkeypatch.setattr(module, "KEPT", tmp_path / "compiled.jsonl")
+        monkeypatch.setattr(module, "CACHE", tmp_path / "compiled.jsonl")
     configs.forget()
     yield
     configs.forget()
@@ -28,5 +28,5 @@ def _simulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
 
 @pytest.fixture
 def file() -> Path:
-    """The user's file of configurations for the simulated device."""
+    """The user's configuration file for the simulated device."""
     return configs.user_file("NVIDIA H200")

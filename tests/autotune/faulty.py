@@ -1,15 +1,15 @@
-"""What the workers of the tests hold: it does as it is told, and breaks in every way there is."""
+"""The object in the worker processes of the tests: it computes, or fails in the requested way."""
 
 import os
 import signal
 import sys
 import time
 
-from autotune.device.worker import Broken
+from autotune.device.worker import StickyError
 
 
-class Clumsy:
-    """Counts, and fails."""
+class Faulty:
+    """Counts, or fails as requested."""
 
     def __init__(self, start: int = 0) -> None:
         self.calls = start
@@ -19,7 +19,7 @@ class Clumsy:
         return self.calls
 
     def fail(self, kind: str) -> None:
-        sys.stderr.write("on the way out\n")
+        sys.stderr.write("last line of stderr\n")
         sys.stderr.flush()
         if kind == "signal":
             os.kill(os.getpid(), signal.SIGSEGV)
@@ -27,6 +27,6 @@ class Clumsy:
             os._exit(3)
         elif kind == "hang":
             time.sleep(600)
-        elif kind == "broken":
-            raise Broken("an illegal memory access was encountered")
-        raise ValueError("this one is no good")
+        elif kind == "sticky":
+            raise StickyError("an illegal memory access was encountered")
+        raise ValueError("invalid argument")

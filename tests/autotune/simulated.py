@@ -1,5 +1,8 @@
-"""A device that exists in numbers only: a seeded cost model with noise, outliers, throttling, wrong results, crashes
-and hangs, on a clock that moves when it works. And the operation that is tuned on it."""
+"""A simulated device and the operator that is tuned on it.
+
+The device is a seeded cost model with noise, outliers, throttling, wrong results, crashes and hangs, with a simulated
+clock.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autotune.items.answers import Failure, Sample
 from autotune.items.candidates import Candidate, Candidates, candidates
 from autotune.items.cost_model import Built, predict
 from autotune.items.device import Entries
+from autotune.items.results import Failure, Sample
 from autotune.items.work import Item, Target
 from benchmarks.hardware import Ceilings, ceilings
 from tinysr_kernels.launch.config_file import Facts, installed
@@ -35,7 +38,7 @@ FACTS = Facts(GPUS[90], installed("triton"), installed("torch"), "570.10", 14377
 
 @dataclass(frozen=True)
 class Config:
-    """A launch of the simulated operation."""
+    """A launch configuration of the simulated operator."""
 
     form: str
     block: int
@@ -55,7 +58,7 @@ def library(x: Tensor, out: Tensor) -> None:
 
 @dataclass(slots=True, eq=False)
 class Simulated(Operator):
-    """An operator of one tensor that nobody registers."""
+    """An operator of one tensor; not registered with PyTorch."""
 
     name = OP
     config = Config
@@ -64,7 +67,7 @@ class Simulated(Operator):
     x: Tensor
 
     def check(self) -> None:
-        """Everything fits."""
+        """Every call is valid."""
 
     def reference(self) -> Tensor:
         return self.x
@@ -99,7 +102,7 @@ class Simulated(Operator):
 
 
 def make_items(count: int = 3) -> list[Item]:
-    """Items of the simulated operation, the first with most of the time."""
+    """Items of the simulated operator, the first with the largest share of the time."""
     shapes = [(4096 >> i, 1024) for i in range(count)]
     return [
         Item(Simulated(torch.empty(shape, dtype=torch.float16, device="meta")), 3 + i) for i, shape in enumerate(shapes)
@@ -108,7 +111,7 @@ def make_items(count: int = 3) -> list[Item]:
 
 @dataclass
 class Odds:
-    """How the device misbehaves; parts of all candidates, readings or time."""
+    """How often the device misbehaves, as fractions of all candidates or samples; throttle_every: seconds."""
 
     spill: float = 0.1
     wrong: float = 0.08
@@ -126,14 +129,14 @@ CALM = Odds(0, 0, 0, 0, 0, 0, 0.01, 0, math.inf)
 
 @dataclass
 class SimulatedDevice:
-    """A device of the protocol. Everything it says follows from the seed and from how often it was asked."""
+    """A deterministic device: every result depends on the seed and the number of calls so far only."""
 
     seed: int
     odds: Odds = field(default_factory=Odds)
     facts: Facts = FACTS
     pdl_factor: float = 1.0
     now: float = 0.0
-    asked: Counter[Any] = field(default_factory=Counter)
+    calls: Counter[Any] = field(default_factory=Counter)
     _true: dict[Any, float] = field(default_factory=dict)
     _fates: dict[Any, str] = field(default_factory=dict)
     _effects: dict[Any, float] = field(default_factory=dict)
@@ -143,18 +146,18 @@ class SimulatedDevice:
         return CEILINGS
 
     def chance(self, *what: Any) -> float:
-        """A number in (0, 1) that follows from the seed and from what it is for."""
+        """A uniform number in (0, 1), determined by the seed and the arguments."""
         digest = hashlib.blake2b(f"{self.seed} {what}".encode(), digest_size=8).digest()
         return (int.from_bytes(digest, "big") + 0.5) / 2**64
 
     def effect(self, *what: Any) -> float:
-        """As chance, for what is asked for again and again."""
+        """As `chance`, cached."""
         if what not in self._effects:
             self._effects[what] = self.chance(*what)
         return self._effects[what]
 
     def true_us(self, item: Item, candidate: Candidate) -> float:
-        """What a call takes: the model's guess, times what the model does not know."""
+        """Microseconds per call: the cost model's prediction times effects that the cost model does not know."""
         key = item.key, candidate.key
         if key not in self._true:
             log = 0.0
@@ -163,12 +166,12 @@ class SimulatedDevice:
                 log += 0.3 * self.effect(item.key, names)
             log += 0.05 * self.chance(item.key, candidate.key)
             if self.is_wrong(item, candidate):
-                log -= 0.7  # wrong results come fast
+                log -= 0.7  # wrong candidates look fast
             self._true[key] = 1e6 * _predicted(item, candidate) * math.exp(log)
         return self._true[key]
 
     def fate(self, item: Item, candidate: Candidate) -> str:
-        """What is the matter with a candidate; nothing ever with the incumbent."""
+        """How a candidate fails, "" if it does not; the incumbent never fails."""
         key = item.key, candidate.key
         if key not in self._fates:
             self._fates[key] = self._fate(item, candidate)
@@ -188,13 +191,13 @@ class SimulatedDevice:
         return self.fate(item, candidate).startswith("wrong")
 
     def best_us(self, item: Item) -> float:
-        """The time of the best candidate that works."""
+        """Microseconds per call of the fastest candidate that does not fail."""
         found = candidates_of(item.key)
         return min(self.true_us(item, c) for c in found.all if not self.fate(item, c))
 
     def build(self, item: Item, candidates: Sequence[Candidate]) -> list[Built]:
         self.now += 0.1 * len(candidates)
-        self.asked["builds"] += len(candidates)
+        self.calls["builds"] += len(candidates)
         return [
             Built((), ("spills registers",))
             if self.fate(item, c) == "spill"
@@ -203,8 +206,8 @@ class SimulatedDevice:
         ]
 
     def check(self, item: Item, candidate: Candidate, draw: int) -> Failure | None:
-        self.asked["checks"] += 1
-        self.asked["check", item.key, candidate.key] += 1
+        self.calls["checks"] += 1
+        self.calls["check", item.key, candidate.key] += 1
         fate = self.fate(item, candidate)
         if fate == "crash":
             self.now += 3
@@ -216,21 +219,21 @@ class SimulatedDevice:
         return Failure("wrong", "0.3 off") if fate == "wrong" or (fate == "wrong_sometimes" and draw == 1) else None
 
     def sample(self, item: Item, candidate: Candidate) -> Sample | Failure:
-        self.asked["samples"] += 1
+        self.calls["samples"] += 1
         self.now += 0.02
         if self.fate(item, candidate) == "breaks_later":
             self.now += 3
             return Failure("error", "illegal memory access")
-        return self._reading(self.true_us(item, candidate), item.key, candidate.key)
+        return self._sample(self.true_us(item, candidate), item.key, candidate.key)
 
-    def whole(self, target: Target, entries: Entries, pdl: bool) -> Sample | Failure:
-        self.asked["wholes"] += 1
+    def sample_model(self, target: Target, entries: Entries, pdl: bool) -> Sample | Failure:
+        self.calls["models"] += 1
         self.now += 0.05
         total = 0.0
         for item in ITEMS:
             config = entries.get(OP, {}).get(item.bucket, item.call.heuristic(self.facts.gpu))
             total += item.calls * self.true_us(item, Candidate(config, item.call.plan(config)))
-        return self._reading(total * (self.pdl_factor if pdl else 1), "whole", f"{entries} {pdl}")
+        return self._sample(total * (self.pdl_factor if pdl else 1), "model", f"{entries} {pdl}")
 
     def clock(self) -> float:
         return self.now
@@ -238,10 +241,10 @@ class SimulatedDevice:
     def wait(self, seconds: float) -> None:
         self.now += seconds
 
-    def _reading(self, true: float, *key: str) -> Sample:
-        self.asked[key] += 1
-        us = true * math.exp(self.odds.noise * NORMAL.inv_cdf(self.chance(key, self.asked[key])))
-        outlier = self.chance("outlier", key, self.asked[key]) / (self.odds.outlier or math.nan)
+    def _sample(self, true: float, *key: str) -> Sample:
+        self.calls[key] += 1
+        us = true * math.exp(self.odds.noise * NORMAL.inv_cdf(self.chance(key, self.calls[key])))
+        outlier = self.chance("outlier", key, self.calls[key]) / (self.odds.outlier or math.nan)
         if outlier < 1:
             us *= 1.1 + 2 * outlier
         since = self._throttled_since()
@@ -250,7 +253,7 @@ class SimulatedDevice:
         return Sample(1.3 * us, "" if since < 0.3 else "thermal slowdown")
 
     def _throttled_since(self) -> float | None:
-        """Seconds into an episode of throttling, or None."""
+        """Seconds since throttling began, or None."""
         if math.isinf(self.odds.throttle_every):
             return None
         period, place = divmod(self.now, self.odds.throttle_every)
@@ -272,11 +275,11 @@ def candidates_of(key: str) -> Candidates:
     return candidates(item, GPUS[90], item.call.heuristic(GPUS[90]))
 
 
-_guesses: dict[Any, float] = {}
+_predictions: dict[Any, float] = {}
 
 
 def _predicted(item: Item, candidate: Candidate) -> float:
     key = item.key, candidate.key
-    if key not in _guesses:
-        _guesses[key] = predict(item, candidate, GPUS[90], CEILINGS)
-    return _guesses[key]
+    if key not in _predictions:
+        _predictions[key] = predict(item, candidate, GPUS[90], CEILINGS)
+    return _predictions[key]

@@ -1,4 +1,4 @@
-"""Work items, candidates and the model that orders them."""
+"""Work items, candidates and the cost model that ranks them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from autotune.items.candidates import REFUSED, REPEATED, Candidate, candidates
+from autotune.items.candidates import DUPLICATE, REJECTED, Candidate, candidates
 from autotune.items.cost_model import Built, occupancy, predict
 from autotune.items.work import Item, Target, all_items, calls_of, items, tunable
 from tests.autotune.simulated import CEILINGS, ITEMS, OP, Config, Simulated, make_items
@@ -22,7 +22,7 @@ DEMO = Target(ckpt="demo")
 
 
 def test_every_launch_of_the_network_is_in_one_item() -> None:
-    """Each (operation, bucket) once, with as many calls as the network makes of it."""
+    """Each (operator, bucket) once, with the number of calls in the network."""
     calls = calls_of(DEMO, H200)
     found = items(calls)
     assert len({item.key for item in found}) == len(found)
@@ -32,7 +32,7 @@ def test_every_launch_of_the_network_is_in_one_item() -> None:
         assert item.cost == item.call.cost()
 
 
-def test_an_item_stands_for_its_largest_call() -> None:
+def test_an_item_holds_its_largest_call() -> None:
     item = ITEMS[0]
     small, large = (Call(OP, (), (), make_items()[i].cost, operator=item.call) for i in (1, 0))
     merged = items([small, large, small])
@@ -60,13 +60,13 @@ class Several(Operator):
         ((torch.uint8,), 16),
     ],
 )
-def test_what_is_multiplied(dtypes: tuple[torch.dtype, ...], bits: int) -> None:
+def test_bits_of_the_gemm_operands(dtypes: tuple[torch.dtype, ...], bits: int) -> None:
     tensors = [torch.empty(2, dtype=dtype, device="meta") for dtype in dtypes]
     assert Item(Several(3, *tensors, *[None] * (2 - len(tensors))), 1).bits == bits
 
 
-def test_the_model_counts_what_launches_leave_for_each_other() -> None:
-    """A shared reduction writes and reads its parts; the launch that moves most is the one that counts."""
+def test_the_cost_model_counts_scratch_between_launches() -> None:
+    """Split-K writes and reads partial sums; occupancy is that of the launch with the most traffic."""
     item = ITEMS[0]
     one = candidates(item, H200, item.call.heuristic(H200)).incumbent
     (main,) = one.plan.launches
@@ -79,15 +79,15 @@ def test_the_model_counts_what_launches_leave_for_each_other() -> None:
     assert predict(item, one, H200, CEILINGS) < least < predict(item, both, H200, CEILINGS) < 2 * least
 
 
-def test_targets_add_up() -> None:
+def test_calls_of_several_targets_add_up() -> None:
     one, two = all_items([DEMO], H200), all_items([DEMO, DEMO], H200)
     assert [2 * item.calls for item in one] == [item.calls for item in two]
     batch = all_items([Target(ckpt="demo", batch=4)], H200)
     assert {item.key for item in batch} != {item.key for item in one}
 
 
-def test_launches_of_a_quantised_network() -> None:
-    """Their products are of 8 bits; where the card or the family has none it is said."""
+def test_launches_of_a_quantized_network() -> None:
+    """GEMM operands have 8 bits; a GPU or family without fp8 is an error."""
     wanted = Target("tinysr-dit", quantize="fp8")
     assert wanted.name == "tinysr-dit separable, 1 x 128x128, float16, fp8"
     assert 8 in {item.bits for item in all_items([wanted], H200)}
@@ -103,7 +103,7 @@ def test_families_have_names() -> None:
     assert Target(ckpt="demo", batch=2, dtype="float32").name == "demo, 2 x 128x128, float32"
 
 
-def test_each_set_of_launches_once_and_the_incumbent_first() -> None:
+def test_candidates_are_distinct_and_the_incumbent_comes_first() -> None:
     item = ITEMS[0]
     incumbent = Config("tile", 64, 16, 4, 2)
     found = candidates(item, H200, incumbent)
@@ -111,20 +111,20 @@ def test_each_set_of_launches_once_and_the_incumbent_first() -> None:
     configs = [c.config for c in found.all]
     assert len(set(configs)) == len(configs)
     assert set(configs) == set(item.call.space(H200))
-    # The heuristic's choice and the incumbent are in the space too.
-    assert found.removed == {REPEATED: 2}
+    # The heuristic's choice and the incumbent are also in the search space.
+    assert found.removed == {DUPLICATE: 2}
     assert sum(c.library for c in found.all) == 1
 
 
-def test_what_the_operation_refuses_is_removed() -> None:
+def test_rejected_configurations_are_removed() -> None:
     x = torch.empty(64, 20, dtype=torch.float16, device="meta")
     narrow = Item(Simulated(x), 1)
     found = candidates(narrow, H200, Config("tile", 16, 16, 2, 1))
-    assert found.removed[REFUSED] > 10
+    assert found.removed[REJECTED] > 10
     assert all(c.config.depth <= 20 for c in found.all)
 
 
-def test_real_operations_have_candidates() -> None:
+def test_real_operators_have_candidates() -> None:
     for item in all_items([DEMO], H200)[:12]:
         incumbent = item.call.heuristic(H200)
         found = candidates(item, H200, incumbent)
@@ -150,8 +150,8 @@ def test_occupancy() -> None:
     assert occupancy(small, Gpu("NVIDIA GH100", (10, 3), 100), (32, 0)) == 16
 
 
-def test_the_model_prefers_what_costs_less() -> None:
-    """Full waves to ragged ones, and more programs on a multiprocessor to fewer."""
+def test_the_cost_model_prefers_higher_occupancy() -> None:
+    """Fewer registers and less shared memory are never slower; the number of programs matters."""
     item = ITEMS[0]
     found = {c.config: c for c in candidates(item, H200, item.call.heuristic(H200)).all}
     one = found[Config("tile", 64, 64, 2, 1)]

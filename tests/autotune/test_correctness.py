@@ -1,4 +1,4 @@
-"""A wrong kernel is found out, a right one is not, on the CPU in Triton's interpreter."""
+"""The correctness check detects wrong kernels and accepts correct ones, on the CPU in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from autotune.device.correctness import EachRounded, truths, verdict
+from autotune.device.correctness import RoundEachOp, check_results, expected_results
 from autotune.items.work import Item
-from benchmarks.subjects.inputs import draw_inputs
+from benchmarks.subjects.inputs import random_inputs
 from tests.ops.cases import CASES
 from tests.ops.kernel_contract import mutated
 from tests.ops.norm import test_layer_norm_kernel as layer_norm_tests
@@ -44,61 +44,61 @@ def sepconv_item() -> Item:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_the_heuristic_is_right(dtype: torch.dtype) -> None:
+def test_the_heuristic_is_correct(dtype: torch.dtype) -> None:
     item = norm_item(dtype)
     config = item.call.heuristic(GPUS[90])
-    assert verdict(item, config, truths(item, CPU, 0)) is None
+    assert check_results(item, config, expected_results(item, CPU, 0)) is None
 
 
 @pytest.mark.parametrize("op", ["adain_fix", "wavelet_fix", "clamp_image"])
-def test_images_in_bytes_and_flags(op: str) -> None:
-    """Right as they are; a tenth too bright is found out."""
+def test_uint8_images_and_flags(op: str) -> None:
+    """Correct outputs pass; outputs 10 % too bright fail."""
     x = torch.empty(1, 3, 8, 12, dtype=torch.float16, device=META, memory_format=torch.channels_last)
     style = torch.empty(1, 3, 2, 3, dtype=torch.uint8, device=META)
     options = {"adain_fix": (style, 1e-5, 0.0, True), "wavelet_fix": (style, 4), "clamp_image": ()}[op]
     item = make_item(op, x, *options, dtype=torch.uint8)
     config = item.call.heuristic(GPUS[90])
-    known = truths(item, CPU, 0)
-    assert verdict(item, config, known) is None
+    known = expected_results(item, CPU, 0)
+    assert check_results(item, config, known) is None
     darker = [(t.exact[0] * 0.9, t.exact[1]) for t in known]
     moved = [
         dataclasses.replace(t, exact=(image, flags), eager=(image.round(), flags))
         for t, (image, flags) in zip(known, darker, strict=True)
     ]
-    assert verdict(item, config, moved) is not None
+    assert check_results(item, config, moved) is not None
 
 
-def test_a_convolution_with_an_input_given_twice() -> None:
+def test_a_convolution_with_the_same_tensor_as_two_inputs() -> None:
     item = sepconv_item()
-    known = truths(item, CPU, 1)
-    assert len(known) > 1  # a small result: several draws
-    assert known[0].inputs["x"] is known[0].inputs["residual"]
+    known = expected_results(item, CPU, 1)
+    assert len(known) > 1  # a small output: several sets of inputs
+    assert known[0].call.arguments["x"] is known[0].call.arguments["residual"]
     config = item.call.heuristic(GPUS[90])
-    assert verdict(item, config, known) is None
+    assert check_results(item, config, known) is None
 
 
 @pytest.mark.parametrize("op", list(REGISTRY))
-def test_every_operation_is_right_on_the_inputs_that_are_drawn(op: str) -> None:
-    """Whatever inputs an operation needs, those drawn are such: the heuristic's results pass, and nothing is NaN."""
+def test_every_operator_is_correct_on_random_inputs(op: str) -> None:
+    """Random inputs are valid for every operator: the heuristic's outputs pass, and none is NaN."""
     made = []
     for case in CASES[op]:
-        given = case.arguments(torch.float16)
-        moved = {name: v.to(META) if isinstance(v, Tensor) else v for name, v in given.items()}
+        arguments = case.arguments(torch.float16)
+        moved = {name: v.to(META) if isinstance(v, Tensor) else v for name, v in arguments.items()}
         made.append(make_item(op, **moved))
-        truth = truths(made[-1], CPU, 0)[0]
-        assert all(bool(t.float().isfinite().all()) for t in (*truth.exact, *truth.eager)), case
+        expected = expected_results(made[-1], CPU, 0)[0]
+        assert all(bool(t.float().isfinite().all()) for t in (*expected.exact, *expected.eager)), case
     item = min(made, key=lambda item: item.cost.flops)
     config = item.call.heuristic(GPUS[90])
-    assert verdict(item, config, truths(item, CPU, 0)[:2]) is None
+    assert check_results(item, config, expected_results(item, CPU, 0)[:2]) is None
 
 
 KERNEL_TESTS = layer_norm_tests.TestLayerNormKernels
-# Without eps, rows that vary give the same: no candidate differs from another in that.
+# "no eps" does not change the output for rows that vary.
 MUTATIONS = sorted(set(KERNEL_TESTS.mutations) - {"no eps"})
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_wrong_kernel_is_found_out(mutation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_kernel_is_detected(mutation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = KERNEL_TESTS.mutations[mutation]
     items = [make_item("layer_norm", torch.empty(n, d, dtype=torch.float16, device=META), 1e-6) for n, d in SHAPES]
     with mutated(layer_norm_kernel, old, new, tmp_path) as wrong:
@@ -107,10 +107,10 @@ def test_a_wrong_kernel_is_found_out(mutation: str, tmp_path: Path, monkeypatch:
                 monkeypatch.setattr(layer_norm_kernel, name, value)
         failures = []
         for item in items:
-            known = truths(item, CPU, 0)
+            known = expected_results(item, CPU, 0)
             for config in (None, *KERNEL_TESTS.configs.values()):
                 config = config or item.call.heuristic(GPUS[90])
-                failures.append(verdict(item, config, known))
+                failures.append(check_results(item, config, known))
     assert {f.kind for f in failures if f} == {"wrong"}
 
 
@@ -118,7 +118,7 @@ SHAPES = ((3, 40), (2, 129))
 
 
 class Faulty:
-    """Stands for the launches of a plan: writes a result that has something wrong with it."""
+    """A fake launch whose output has a fault."""
 
     def __init__(self, fault: str, call: Operator, out: Tensor) -> None:
         self.fault, self.out = fault, out
@@ -150,7 +150,7 @@ def test_faults(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     item = norm_item()
     monkeypatch.setattr(REGISTRY["layer_norm"], "plan", plan)
-    found = verdict(item, None, truths(item, CPU, 0))
+    found = check_results(item, None, expected_results(item, CPU, 0))
     if fault == "none":
         assert found is None
     else:
@@ -159,8 +159,8 @@ def test_faults(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert ("second run" in found.detail) == (fault == "differs")
 
 
-def test_inputs_keep_their_form() -> None:
-    """Shapes, dtypes, strides, offsets and identities; other draws are other numbers."""
+def test_random_inputs_keep_shape_and_strides() -> None:
+    """Shapes, dtypes, strides, offsets and identities stay; another seed gives other values."""
     whole = torch.empty(4, 3, 50, dtype=torch.bfloat16, device=META)
     arguments = {
         "x": whole[1:, :, 3:].transpose(1, 2),
@@ -170,7 +170,7 @@ def test_inputs_keep_their_form() -> None:
         "none": None,
         "n": 3,
     }
-    made = draw_inputs({**arguments, "again": arguments["x"]}, CPU, 0)
+    made = random_inputs({**arguments, "again": arguments["x"]}, CPU, 0)
     for name, value in arguments.items():
         if isinstance(value, Tensor):
             assert made[name].shape == value.shape
@@ -181,15 +181,15 @@ def test_inputs_keep_their_form() -> None:
             assert made[name] is value
     assert made["again"] is made["x"]
     assert 0.04 < float(made["weight"].std()) < 0.06
-    assert not torch.equal(draw_inputs(arguments, CPU, 1)["x"], made["x"])
-    assert torch.equal(draw_inputs(arguments, CPU, 0)["x"], made["x"])
+    assert not torch.equal(random_inputs(arguments, CPU, 1)["x"], made["x"])
+    assert torch.equal(random_inputs(arguments, CPU, 0)["x"], made["x"])
 
 
 E4M3 = torch.float8_e4m3fn
 
 
-def test_inputs_are_what_their_names_and_dtypes_say() -> None:
-    """So that an operation of tomorrow is drawn for without a word about it here."""
+def test_random_inputs_depend_on_name_and_dtype() -> None:
+    """So a new operator needs no code for its inputs."""
     arguments = {
         "x": torch.empty(4, 96, 512, dtype=E4M3, device=META),
         "x_scale": torch.empty(4, 96, 2, device=META),
@@ -202,9 +202,9 @@ def test_inputs_are_what_their_names_and_dtypes_say() -> None:
         "none": None,
         "activation": "silu",
     }
-    made = draw_inputs(arguments, CPU, 0)
+    made = random_inputs(arguments, CPU, 0)
     x, weight = made["x"].double(), made["weight"].double()
-    assert x.abs().max() > 200  # of 448: all of the exponents are in use
+    assert x.abs().max() > 200  # of 448: all exponents occur
     assert bool(weight.isfinite().all())
     assert all(float(made[name].min()) > 0 for name in ("x_scale", "weight_scale"))
     rows = (x.unflatten(-1, (2, -1)) * made["x_scale"][..., None]).flatten(-2) @ weight.T * made["weight_scale"]
@@ -217,7 +217,7 @@ def test_inputs_are_what_their_names_and_dtypes_say() -> None:
 
 
 class Mixed:
-    """Stands for the launch of an operation that gives an image, flags, and a result in e4m3 with its scale."""
+    """A fake launch of `MixedOperator` whose outputs have a fault."""
 
     def __init__(self, fault: str, call: MixedOperator, out: tuple[Tensor, ...]) -> None:
         self.fault, self.call, self.out = fault, call, out
@@ -226,17 +226,17 @@ class Mixed:
     def run(self, pdl: bool = False) -> None:
         image, flags, q, scale = self.call.reference()
         v = self.call.x.float()
-        if self.fault == "cut image":
+        if self.fault == "truncated image":
             image = (v.clamp(0, 1) * 255).to(torch.uint8)
         elif self.fault == "one pixel":
             image.view(-1)[5] ^= 128
         elif self.fault == "flag":
             flags = ~flags
-        elif self.fault == "cut e4m3":
+        elif self.fault == "truncated e4m3":
             q = toward_zero(v / scale)
         elif self.fault == "scale":
             scale = scale * 1.001
-        elif self.fault == "one step off":  # as another order of the sums does here and there
+        elif self.fault == "one step off":  # as another summation order may cause
             image.view(-1)[3] += 1 if image.view(-1)[3] < 255 else -1
         for out, value in zip(self.out, (image, flags, q, scale), strict=True):
             if self.fault != "unwritten flags" or out is not self.out[1]:
@@ -244,7 +244,7 @@ class Mixed:
 
 
 def toward_zero(v: Tensor) -> Tensor:
-    """v in e4m3, cut off instead of rounded."""
+    """v in e4m3, truncated instead of rounded."""
     q = v.to(E4M3)
     lower = (q.view(torch.uint8) - 1).view(E4M3)
     return torch.where(q.float().abs() > v.abs(), lower.float(), q.float()).to(E4M3)
@@ -283,12 +283,13 @@ class MixedOperator(Operator):
 
 
 @pytest.mark.parametrize(
-    "fault", ["none", "one step off", "cut image", "one pixel", "flag", "cut e4m3", "scale", "unwritten flags"]
+    "fault",
+    ["none", "one step off", "truncated image", "one pixel", "flag", "truncated e4m3", "scale", "unwritten flags"],
 )
-def test_results_of_every_kind(fault: str) -> None:
-    """Several results of one operation: bytes, flags, floats of 8 bits. A step of rounding is right, more is not."""
+def test_outputs_of_every_dtype(fault: str) -> None:
+    """Several outputs of one operator: uint8, bool, fp8. An error of one rounding step passes, more fails."""
     item = Item(MixedOperator(torch.empty(40, 64, dtype=torch.float16, device=META), torch.uint8, fault), 1)
-    found = verdict(item, None, truths(item, CPU, 0))
+    found = check_results(item, None, expected_results(item, CPU, 0))
     if fault in ("none", "one step off"):
         assert found is None
     else:
@@ -296,9 +297,9 @@ def test_results_of_every_kind(fault: str) -> None:
         assert found.kind == "wrong"
 
 
-def test_sums_in_half_precision_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Why no candidate accumulates in half precision: as tensor cores would, a rounding every 16 terms errs too much
-    from a depth on at which there is anything to gain."""
+def test_half_precision_accumulators_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why no candidate accumulates in half precision: rounding after every 16 terms, as tensor cores do, exceeds the
+    error bound at every K that is large enough to benefit."""
 
     def plan(call: Any, config: Any) -> Plan:
         x, weight = call.x, call.weight
@@ -319,16 +320,16 @@ def test_sums_in_half_precision_are_wrong(monkeypatch: pytest.MonkeyPatch) -> No
     for depth in (256, 576, 1536):
         x = torch.empty(32, depth, dtype=torch.float16, device=META)
         item = make_item("linear", x, torch.empty(48, depth, dtype=torch.float16, device=META))
-        found = verdict(item, None, truths(item, CPU, 0))
+        found = check_results(item, None, expected_results(item, CPU, 0))
         assert found is not None, depth
         assert found.kind == "wrong"
 
 
-def test_rounding_as_eager_does() -> None:
-    """Each result is one of the dtype; what was given stays as it was."""
+def test_rounding_like_eager() -> None:
+    """Every output is representable in the dtype; inputs are unchanged."""
     a, b = torch.rand(50), torch.rand(50)
     kept = a.clone()
-    with EachRounded(torch.float16, [a, b]):
+    with RoundEachOp(torch.float16, [a, b]):
         c = (a + b) * b
         a.view(5, 10).contiguous()
     assert torch.equal(a, kept)
@@ -337,8 +338,8 @@ def test_rounding_as_eager_does() -> None:
     assert torch.equal(c, once)
 
 
-def test_items_travel_to_workers() -> None:
-    """Meta tensors keep their form on the way to another process, and what is given twice arrives as one."""
+def test_items_can_be_sent_to_workers() -> None:
+    """Pickled meta tensors keep shape, strides and identity."""
     item = sepconv_item()
     arrived = pickle.loads(bytes(ForkingPickler.dumps(item)))
     assert arrived.key == item.key

@@ -1,4 +1,4 @@
-"""How a GPU is timed, with CUDA's part played by counters: what is captured, replayed, divided and refused."""
+"""How a GPU is timed, with a fake CUDA: what is captured, replayed, divided by calls, and rejected."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from autotune.device import cuda
-from autotune.device.cuda import Bench
-from autotune.device.gpu import RealDevice
-from autotune.device.worker import Broken, Worker
-from autotune.items.answers import Failure, Sample
+from autotune.device.cuda import GpuRunner
+from autotune.device.gpu import CudaDevice
+from autotune.device.worker import StickyError, Worker
 from autotune.items.candidates import candidates
+from autotune.items.results import Failure, Sample
 from autotune.items.work import Item, Target
 from benchmarks.measure import timing
 from benchmarks.measure.nvml import State
@@ -30,7 +30,7 @@ CALL_US = 3.0
 
 
 class Clock:
-    """A GPU on which every replay takes CALL_US a captured call."""
+    """The clock of a fake GPU: a replay takes CALL_US per captured call."""
 
     def __init__(self) -> None:
         self.us = 0.0
@@ -58,7 +58,7 @@ class Event:
         self.at = CLOCK.us
 
     def synchronize(self) -> None:
-        """Nothing is under way."""
+        """Nothing to wait for."""
 
     def elapsed_time(self, end: Event) -> float:
         return (end.at - self.at) / 1e3
@@ -71,20 +71,20 @@ def capture(graph: Graph) -> Iterator[None]:
     graph.calls = CLOCK.launched - before
 
 
-class Watch:
-    """A monitor that says what it is told."""
+class FakeMonitor:
+    """A monitor that returns `disturbed`."""
 
-    said = ""
+    disturbed = ""
 
     def state(self) -> State:
         return State(1980)
 
     def disturbance(self, before: State, after: State) -> str:
-        return self.said
+        return self.disturbed
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+def runner(monkeypatch: pytest.MonkeyPatch) -> GpuRunner:
     CLOCK.__init__()  # type: ignore[misc]
     for name, value in {
         "CUDAGraph": Graph,
@@ -94,12 +94,12 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
         "synchronize": _synchronize,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    made = Bench.__new__(Bench)
+    made = GpuRunner.__new__(GpuRunner)
     made.device = torch.device("cpu")
     made.properties = SimpleNamespace(L2_cache_size=4096, name="NVIDIA H200", major=9, minor=0)
-    made.monitor = Watch()  # type: ignore[assignment]
-    made.item, made.inputs, made.truths = "", [], {}
-    made.prepared, made.models = cuda.OrderedDict(), cuda.OrderedDict()
+    made.monitor = FakeMonitor()  # type: ignore[assignment]
+    made.item, made.inputs, made.expected = "", [], {}
+    made.captured, made.models = cuda.OrderedDict(), cuda.OrderedDict()
     real = cuda.Plan.run
 
     def counted(plan: Any) -> Any:
@@ -119,69 +119,71 @@ def config_of(item: Item) -> Any:
     return item.call.heuristic(GPUS[90])
 
 
-def test_a_reading_is_the_time_of_one_call(bench: Bench) -> None:
+def test_a_sample_is_the_time_per_call(runner: GpuRunner) -> None:
     item = norm_item()
-    found = bench.sample(item, config_of(item), 0.1)
+    found = runner.sample(item, config_of(item), 0.1)
     assert found == Sample(pytest.approx(CALL_US), "", 1980)
-    (prepared,) = bench.prepared.values()
-    # Inputs that together exceed the L2 twice, as many results, and enough calls and replays for a reading.
-    assert len(bench.inputs) * item.cost.bytes >= 2 * 4096
-    assert len(prepared.plans) == len(bench.inputs) > 2
-    assert len({plan.result.data_ptr() for plan in prepared.plans}) == len(prepared.plans)
-    assert prepared.calls >= timing.UNROLLED
-    assert prepared.calls % len(prepared.plans) == 0
-    assert prepared.calls * prepared.replays * CALL_US >= 1e3 * timing.READING_MS
+    (entry,) = runner.captured.values()
+    # Inputs exceed twice the L2, there are as many outputs, and calls times replays are long enough for a sample.
+    assert len(runner.inputs) * item.cost.bytes >= 2 * 4096
+    assert len(entry.plans) == len(runner.inputs) > 2
+    assert len({plan.result.data_ptr() for plan in entry.plans}) == len(entry.plans)
+    assert entry.calls >= timing.UNROLLED
+    assert entry.calls % len(entry.plans) == 0
+    assert entry.calls * entry.replays * CALL_US >= 1e3 * timing.READING_MS
 
 
-def test_captured_once_and_kept_while_there_is_room(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_are_cached(runner: GpuRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     item = norm_item()
     some = [c.config for c in candidates(item, GPUS[90], config_of(item)).all[:3]]
     monkeypatch.setattr(cuda, "GRAPHS", 2)
-    bench.sample(item, some[0], 0.0)
+    runner.sample(item, some[0], 0.0)
     launched = CLOCK.launched
-    bench.sample(item, some[0], 0.0)
+    runner.sample(item, some[0], 0.0)
     assert CLOCK.launched == launched
     for config in some:
-        bench.sample(item, config, 0.0)
-    assert list(bench.prepared) == some[1:]
+        runner.sample(item, config, 0.0)
+    assert list(runner.captured) == some[1:]
     other = norm_item(torch.float32)
-    bench.sample(other, config_of(other), 0.0)
-    assert list(bench.prepared) == [config_of(other)]
+    runner.sample(other, config_of(other), 0.0)
+    assert list(runner.captured) == [config_of(other)]
 
 
-def test_nothing_reads_under_the_floor(bench: Bench) -> None:
+def test_a_sample_below_the_floor_is_a_failure(runner: GpuRunner) -> None:
     item = norm_item()
-    found = bench.sample(item, config_of(item), CALL_US * 1.01)
-    assert found == Failure("impossible", "3 us where 3.03 us is the least")
-    # With inputs that stay in the L2 the floor of the memory says nothing.
-    bench.properties.L2_cache_size = 1 << 40
-    assert isinstance(bench.sample(item, config_of(item), CALL_US * 1.01), Sample)
+    found = runner.sample(item, config_of(item), CALL_US * 1.01)
+    assert found == Failure("impossible", "3 us is below the floor of 3.03 us")
+    # The DRAM floor does not apply to inputs that stay in the L2.
+    runner.properties.L2_cache_size = 1 << 40
+    assert isinstance(runner.sample(item, config_of(item), CALL_US * 1.01), Sample)
 
 
-def test_disturbances_are_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Watch, "said", "thermal slowdown")
+def test_disturbances_are_reported(runner: GpuRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeMonitor, "disturbed", "thermal slowdown")
     item = norm_item()
-    found = bench.sample(item, config_of(item), 0.0)
+    found = runner.sample(item, config_of(item), 0.0)
     assert isinstance(found, Sample)
     assert found.disturbed == "thermal slowdown"
 
 
-def test_a_failed_launch_is_an_answer_and_a_lost_context_the_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_launch_is_a_failure_and_a_lost_context_a_sticky_error(
+    runner: GpuRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     item = norm_item()
 
     def fail(plan: Any) -> None:
         raise RuntimeError("too many resources requested for launch")
 
     monkeypatch.setattr(cuda.Plan, "run", fail)
-    found = bench.sample(item, config_of(item), 0.0)
+    found = runner.sample(item, config_of(item), 0.0)
     assert found == Failure("error", "RuntimeError: too many resources requested for launch")
-    assert not bench.prepared
+    assert not runner.captured
     CLOCK.broken = True
-    with pytest.raises(Broken, match="too many resources"):
-        bench.sample(item, config_of(item), 0.0)
+    with pytest.raises(StickyError, match="too many resources"):
+        runner.sample(item, config_of(item), 0.0)
 
 
-def test_a_refusing_compiler_is_an_answer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_error_is_a_failure(runner: GpuRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     triton = pytest.importorskip("triton")
 
     def fail(plan: Any) -> None:
@@ -189,24 +191,24 @@ def test_a_refusing_compiler_is_an_answer(bench: Bench, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(cuda.Plan, "run", fail)
     item = norm_item()
-    found = bench.check(item, config_of(item), 0)
+    found = runner.check(item, config_of(item), 0)
     assert isinstance(found, Failure)
     assert found.kind == "error"
     assert "shared memory" in found.detail
 
 
-def test_checks_keep_what_they_compare_with(bench: Bench) -> None:
+def test_references_are_cached(runner: GpuRunner) -> None:
     item = norm_item()
-    assert bench.check(item, config_of(item), 0) is None
-    known = bench.truths[0]
-    assert bench.check(item, config_of(item), 0) is None
-    assert bench.truths[0] is known
-    assert bench.check(item, config_of(item), 1) is None
-    assert set(bench.truths) == {0, 1}
+    assert runner.check(item, config_of(item), 0) is None
+    known = runner.expected[0]
+    assert runner.check(item, config_of(item), 0) is None
+    assert runner.expected[0] is known
+    assert runner.check(item, config_of(item), 1) is None
+    assert set(runner.expected) == {0, 1}
 
 
 class Model:
-    """Stands for a compiled model: a call takes a millisecond."""
+    """A fake compiled model: a call takes 1 ms."""
 
     def __init__(self) -> None:
         self.fallbacks = self.retries = 0
@@ -224,34 +226,34 @@ class Model:
         return {"non_finite_retries": self.retries, "graph_fallbacks": self.fallbacks}
 
 
-def test_whole_models(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One model a set of configurations, warmed up with it, timed for long enough."""
+def test_samples_of_models(runner: GpuRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One model per set of configurations, warmed up with it, timed for long enough."""
     made: list[Model] = []
 
     def build(target: Any) -> Model:
         made.append(Model())
         return made[-1]
 
-    monkeypatch.setattr(bench, "_compile", build)
+    monkeypatch.setattr(runner, "_compile", build)
     entries = {"simulated": {ITEMS[0].bucket: candidates_of(ITEMS[0].key).incumbent.config}}
-    for given in ({}, entries, {}, entries):
-        assert bench.whole(TARGET, given, False) == Sample(pytest.approx(1000), "", 1980)
+    for overrides in ({}, entries, {}, entries):
+        assert runner.sample_model(TARGET, overrides, False) == Sample(pytest.approx(1000), "", 1980)
     assert [model.pdl for model in made] == [False, False]
-    assert isinstance(bench.whole(TARGET, entries, True), Sample)
+    assert isinstance(runner.sample_model(TARGET, entries, True), Sample)
     assert made.pop().pdl
-    assert isinstance(bench.whole(TARGET, entries, False), Sample)
+    assert isinstance(runner.sample_model(TARGET, entries, False), Sample)
     assert len(made) == 2
     assert made[0].warm == [(1, 128, 128)]
-    assert {calls for _, _, calls in bench.models.values()} == {int(cuda.WHOLE_MS)}
+    assert {calls for _, _, calls in runner.models.values()} == {int(cuda.MODEL_MS)}
     made[1].retries = 1
-    found = bench.whole(TARGET, entries, False)
+    found = runner.sample_model(TARGET, entries, False)
     assert isinstance(found, Failure)
     assert "overflowed" in found.detail
 
 
-def test_models_are_made_of_random_weights_that_do_not_overflow(bench: Bench) -> None:
-    """What is timed is the network itself: shapes from the checkpoint, values that stay finite in half precision."""
-    model = bench._compile(Target(ckpt="demo"))
+def test_models_have_random_weights_that_do_not_overflow(runner: GpuRunner) -> None:
+    """Shapes come from the checkpoint; the random values stay finite in half precision."""
+    model = runner._compile(Target(ckpt="demo"))
     assert model.dtype == torch.float16
     assert all(
         bool(t.isfinite().all()) and float(t.double().std()) > 0 for t in model.network.buffers() if t.numel() > 1
@@ -261,8 +263,8 @@ def test_models_are_made_of_random_weights_that_do_not_overflow(bench: Bench) ->
     assert bool(out.isfinite().all())
 
 
-class FakeBench:
-    """Answers in a worker's process as the one on a GPU does."""
+class FakeRunner:
+    """Runs in a worker process in place of the one with a GPU."""
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -279,15 +281,15 @@ class FakeBench:
     def sample(self, item: Item, config: Any, floor_us: float) -> Sample:
         return Sample(floor_us)
 
-    def whole(self, target: Any, entries: Any, pdl: bool) -> Sample:
+    def sample_model(self, target: Any, entries: Any, pdl: bool) -> Sample:
         return Sample(float(len(entries)) + 2 * pdl)
 
 
-def test_the_device_speaks_through_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_device_calls_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "autotune.device.gpu.Worker", lambda factory, index: Worker("tests.autotune.test_cuda:FakeBench", index)
+        "autotune.device.gpu.Worker", lambda factory, index: Worker("tests.autotune.test_cuda:FakeRunner", index)
     )
-    device = RealDevice(0, 0)
+    device = CudaDevice(0, 0)
     try:
         assert device.facts.gpu == GPUS[90]
         assert (device.facts.driver, device.facts.power_limit_w) == ("570.10", 700)
@@ -298,10 +300,10 @@ def test_the_device_speaks_through_its_worker(monkeypatch: pytest.MonkeyPatch) -
         found = device.sample(item, candidate)
         assert isinstance(found, Sample)
         assert found.us == pytest.approx(1e6 * device.ceilings.floor(item.cost, 16))
-        assert device.whole(TARGET, {"layer_norm": {item.bucket: candidate.config}}, True) == Sample(3.0)
+        assert device.sample_model(TARGET, {"layer_norm": {item.bucket: candidate.config}}, True) == Sample(3.0)
         assert device.clock() <= device.clock()
         device.wait(0)
     finally:
         device.stop()
     with pytest.raises(InputError, match="CUDA device 9 cannot be used: RuntimeError: invalid device ordinal"):
-        RealDevice(9, 0)
+        CudaDevice(9, 0)

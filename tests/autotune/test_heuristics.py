@@ -1,4 +1,4 @@
-"""What runs on a card that nobody has tuned: on every architecture clean, and near the best that the model knows."""
+"""The heuristics' choices: free of faults on every architecture, and close to the cost model's best candidate."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from tinysr_kernels.families import FAMILIES
 from tinysr_kernels.launch.device import GPUS, assume
 
 NETWORK = 1.25
-"""Times the model's own choice that a network's heuristics may take by the model's reckoning."""
+"""Allowed ratio of a network's predicted time with the heuristics to that with the cost model's best candidates."""
 LAUNCH = 3.0
-"""The same for a single launch that holds a twentieth of the network's time: of less the network feels little."""
+"""The same for a single launch with at least a twentieth of the network's time."""
 RIVALS = 100
-"""Configurations of an item at most that it is compared with, drawn at random."""
+"""Maximum number of configurations per item to compare with, chosen at random."""
 COMPILED = 8
-"""Compilations of this test at most for an architecture, of those that no kept result knows."""
+"""Maximum number of compilations per architecture, of launches without a stored result."""
 
 
 @dataclass(frozen=True)
-class Judged:
-    """An item with the heuristic's choice; seconds of all its calls by the model, of that and of the best there is."""
+class Comparison:
+    """An item with the heuristic's choice; predicted seconds of its calls with that, and with the best candidate."""
 
     item: Item
     choice: Candidate
@@ -40,9 +40,9 @@ class Judged:
 
 
 @functools.cache
-def judged(family: str, arch: int) -> list[Judged]:
-    """All items of a family's first network. The library is none of the rivals: nobody knows how fast it is."""
-    gpu, most = GPUS[arch], ceilings(GPUS[arch])
+def compared(family: str, arch: int) -> list[Comparison]:
+    """All items of a family's first network. Library candidates are excluded: the cost model cannot predict them."""
+    gpu, limits = GPUS[arch], ceilings(GPUS[arch])
     found = []
     for item in all_items([Target(family)], gpu):
         with assume(gpu):
@@ -51,8 +51,10 @@ def judged(family: str, arch: int) -> list[Judged]:
             some = space if len(space) <= RIVALS else random.Random(0).sample(space, RIVALS)
             rivals = [_candidate(item, config) for config in some]
         assert choice is not None
-        times = [predict(item, c, gpu, most) for c in (choice, *rivals) if c is choice or not (c is None or c.library)]
-        found.append(Judged(item, choice, item.calls * times[0], item.calls * min(times)))
+        times = [
+            predict(item, c, gpu, limits) for c in (choice, *rivals) if c is choice or not (c is None or c.library)
+        ]
+        found.append(Comparison(item, choice, item.calls * times[0], item.calls * min(times)))
     return found
 
 
@@ -65,15 +67,19 @@ def _candidate(item: Item, config: Any) -> Candidate | None:
 
 @pytest.mark.parametrize("arch", sorted(GPUS))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_heuristics_are_near_the_models_best(family: str, arch: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not equal: the model knows nothing of what the static checks showed, and heuristics must not follow its every
-    whim. Where they are far apart one of them is wrong."""
-    found = judged(family, arch)
+def test_heuristics_are_close_to_the_cost_models_best(
+    family: str, arch: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not equal: the cost model ignores what the static checks found, and heuristics need not follow it in detail.
+
+    Where they are far apart, one of them is wrong.
+    """
+    found = compared(family, arch)
     seconds, best = sum(one.seconds for one in found), sum(one.best for one in found)
     worst = max(found, key=lambda one: one.seconds - one.best)
     with capsys.disabled():
         sys.stdout.write(
-            f"\nsm_{arch} {family}: the model gives heuristics {1e6 * seconds:.0f} us, its own {1e6 * best:.0f} us; "
+            f"\nsm_{arch} {family}: predicted {1e6 * seconds:.0f} us with heuristics, {1e6 * best:.0f} us at best; "
             f"furthest apart: {worst.item.key}, {1e6 * worst.seconds:.0f} and {1e6 * worst.best:.0f} us"
         )
     assert seconds <= NETWORK * best
@@ -83,15 +89,15 @@ def test_heuristics_are_near_the_models_best(family: str, arch: int, capsys: pyt
 
 
 @pytest.mark.parametrize("arch", sorted(GPUS))
-def test_heuristics_are_clean(arch: int) -> None:
-    """Each of their launches compiles, spills nothing and fits the shared memory, by the kept results of
-    `python -m benchmarks static`; of what these do not know some are compiled here."""
+def test_heuristics_have_no_faults(arch: int) -> None:
+    """Each launch compiles, does not spill and fits the shared memory, by the stored results of
+    `python -m benchmarks static`; some of the launches without a stored result are compiled here."""
     pytest.importorskip("triton.backends.nvidia", reason="the compiler's own tools are needed")
-    reports = static.known(static.RESULTS / f"static-triton-{static.installed(None)}.json")
+    reports = static.read_reports(static.RESULTS / f"static-triton-{static.installed(None)}.json")
     builder = Builder(GPUS[arch], 1)
     try:
         unknown = {}
-        for one in (one for family in FAMILIES for one in judged(family, arch)):
+        for one in (one for family in FAMILIES for one in compared(family, arch)):
             for variant in builder.variants(one.choice):
                 report = reports.get(variant.digest)
                 assert report is None or not report.faults, (one.item.key, report)
@@ -104,7 +110,7 @@ def test_heuristics_are_clean(arch: int) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_heuristics_follow_the_architecture(family: str) -> None:
-    """What fits Hopper's 227 KB of shared memory does not fit Ada's 99 KB: the choices are not the same everywhere."""
-    choices = {arch: [one.choice.fields for one in judged(family, arch)] for arch in GPUS}
+def test_heuristics_depend_on_the_architecture(family: str) -> None:
+    """Blocks that fit Hopper's 227 KB of shared memory do not fit Ada's 99 KB, so the choices differ."""
+    choices = {arch: [one.choice.fields for one in compared(family, arch)] for arch in GPUS}
     assert len({str(some) for some in choices.values()}) > 1

@@ -1,4 +1,4 @@
-"""What is written into a device's file, and the log beside it: merged, sealed, and proof against damage."""
+"""A device's configuration file and the log: merged, sealed, and robust against corruption."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from autotune.items import log as log_module
 from autotune.items.log import Log, append, read_records
-from autotune.search.store import Found, export, merge, seal_of
+from autotune.search.store import NewEntry, export, merge, seal_of
 from tests.autotune.simulated import FACTS, ITEMS, OP, Config, Simulated
 from tinysr_kernels.launch import config_file
 from tinysr_kernels.launch.device import GPUS
@@ -24,19 +24,19 @@ ITEM = ITEMS[0]
 
 
 class Second(Simulated):
-    """Another operator of the same kernels."""
+    """Another operator with the same kernels."""
 
     __slots__ = ()
     name = "second"
 
 
 def of_other_source(operator: type[Simulated]) -> type[Simulated]:
-    """The operator as if it had been written in another file."""
+    """The operator as if it were defined in another module."""
     return type("Changed", (operator,), {"__slots__": (), "__module__": "tinysr_kernels.ops.device_functions"})
 
 
-def found(config: Config = CONFIG, time_us: float = 5.0, **changes: Any) -> Found:
-    return Found(**{"operator": Simulated, "bucket": ITEM.bucket, "config": config, "time_us": time_us,
+def new_entry(config: Config = CONFIG, time_us: float = 5.0, **changes: Any) -> NewEntry:
+    return NewEntry(**{"operator": Simulated, "bucket": ITEM.bucket, "config": config, "time_us": time_us,
                         "incumbent_us": 8.0, "candidates": 40, **changes})  # fmt: skip
 
 
@@ -44,8 +44,8 @@ def entries(file: Path) -> dict:
     return config_file.read(file)[0]["operations"][OP]["entries"]
 
 
-def test_what_is_written_counts(file: Path) -> None:
-    merge(file, FACTS, [found()])
+def test_a_written_entry_is_used(file: Path) -> None:
+    merge(file, FACTS, [new_entry()])
     choice = ITEM.call.choose(GPUS[90])
     assert choice.config == CONFIG
     assert choice.source == str(file)
@@ -68,33 +68,33 @@ def test_what_is_written_counts(file: Path) -> None:
     assert seal_of(file, OP, "another") is None
 
 
-def test_other_buckets_and_operations_stay(file: Path) -> None:
-    merge(file, FACTS, [found(), found(bucket="another")])
-    merge(file, FACTS, [Found(Second, "b", CONFIG, 1.0, 2.0, 3)])
-    merge(file, FACTS, [found(OTHER, bucket="third")])
+def test_other_buckets_and_operators_stay(file: Path) -> None:
+    merge(file, FACTS, [new_entry(), new_entry(bucket="another")])
+    merge(file, FACTS, [NewEntry(Second, "b", CONFIG, 1.0, 2.0, 3)])
+    merge(file, FACTS, [new_entry(OTHER, bucket="third")])
     assert set(entries(file)) == {ITEM.bucket, "another", "third"}
     assert set(config_file.read(file)[0]["operations"]) == {OP, "second"}
 
 
-def test_a_new_entry_replaces_the_one_it_beat(file: Path) -> None:
-    """Also where its time reads longer: it was faster side by side."""
-    merge(file, FACTS, [found(CONFIG, 5.0)])
-    merge(file, FACTS, [found(OTHER, 6.0, beaten=seal_of(file, OP, ITEM.bucket))])
+def test_a_new_entry_replaces_the_one_it_was_measured_against(file: Path) -> None:
+    """Even if its time is longer: it was faster when both were measured side by side."""
+    merge(file, FACTS, [new_entry(CONFIG, 5.0)])
+    merge(file, FACTS, [new_entry(OTHER, 6.0, replaces=seal_of(file, OP, ITEM.bucket))])
     assert entries(file)[ITEM.bucket]["config"] == dataclasses.asdict(OTHER)
 
 
 @pytest.mark.parametrize(("time_us", "stays"), [(6.0, CONFIG), (4.0, OTHER)])
-def test_of_two_written_at_once_the_faster_stays(file: Path, time_us: float, stays: Config) -> None:
-    merge(file, FACTS, [found(CONFIG, 5.0)])
-    merge(file, FACTS, [found(OTHER, time_us, beaten=None)])
+def test_of_two_concurrent_entries_the_faster_stays(file: Path, time_us: float, stays: Config) -> None:
+    merge(file, FACTS, [new_entry(CONFIG, 5.0)])
+    merge(file, FACTS, [new_entry(OTHER, time_us, replaces=None)])
     assert entries(file)[ITEM.bucket]["config"] == dataclasses.asdict(stays)
 
 
-def test_entries_of_other_versions_say_so(file: Path) -> None:
-    """They stay, with the versions that measured them, and count as far as these allow."""
+def test_entries_of_other_versions_keep_their_environment(file: Path) -> None:
+    """They stay with the versions they were measured with, and are used if these are compatible."""
     old = dataclasses.replace(FACTS, driver="550.1", torch="2.11.0")
-    merge(file, old, [found()])
-    merge(file, FACTS, [found(bucket="new")])
+    merge(file, old, [new_entry()])
+    merge(file, FACTS, [new_entry(bucket="new")])
     both = entries(file)
     assert both[ITEM.bucket]["environment"] == {"driver": "550.1", "triton": FACTS.triton, "torch": "2.11.0"}
     assert "environment" not in both["new"]
@@ -105,43 +105,43 @@ def test_entries_of_other_versions_say_so(file: Path) -> None:
         f"driver 550.1, here {FACTS.driver}",
         f"torch 2.11.0, here {FACTS.torch}",
     ]
-    merge(file, dataclasses.replace(FACTS, driver="590.1"), [found(bucket="newest")])
+    merge(file, dataclasses.replace(FACTS, driver="590.1"), [new_entry(bucket="newest")])
     assert entries(file)[ITEM.bucket]["environment"]["driver"] == "550.1"
     assert entries(file)["new"]["environment"]["driver"] == FACTS.driver
 
 
-def test_entries_of_other_kernels_go_when_new_ones_come(file: Path) -> None:
-    merge(file, FACTS, [found(bucket="old", operator=of_other_source(Simulated))])
-    merge(file, FACTS, [Found(Second, "b", CONFIG, 1.0, 2.0, 3)])
+def test_entries_of_other_kernel_source_are_replaced(file: Path) -> None:
+    merge(file, FACTS, [new_entry(bucket="old", operator=of_other_source(Simulated))])
+    merge(file, FACTS, [NewEntry(Second, "b", CONFIG, 1.0, 2.0, 3)])
     assert set(entries(file)) == {"old"}
-    merge(file, FACTS, [found()])
+    merge(file, FACTS, [new_entry()])
     assert set(entries(file)) == {ITEM.bucket}
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"schema": 2}', '{"schema": 1, "device": {"name": "NVIDIA A30"}}'])
-def test_a_file_that_does_not_count_is_set_aside(file: Path, text: str) -> None:
+def test_an_invalid_file_is_renamed(file: Path, text: str) -> None:
     file.parent.mkdir()
     file.write_text(text)
-    merge(file, FACTS, [found()])
+    merge(file, FACTS, [new_entry()])
     assert set(entries(file)) == {ITEM.bucket}
     assert Path(f"{file}.old").read_text() == text
 
 
-def test_damaged_entries_are_not_carried_on(file: Path) -> None:
-    merge(file, FACTS, [found(), found(bucket="damaged"), found(bucket="none")])
+def test_corrupt_entries_are_dropped(file: Path) -> None:
+    merge(file, FACTS, [new_entry(), new_entry(bucket="damaged"), new_entry(bucket="none")])
     content = json.loads(file.read_text())
     content["operations"][OP]["entries"]["damaged"]["time_us"] = 0.1
     content["operations"][OP]["entries"]["none"] = 3
     content["operations"]["nothing"] = {"entries": {"x": {}}}
     content["operations"]["list"] = []
     file.write_text(json.dumps(content))
-    merge(file, FACTS, [found(bucket="new")])
+    merge(file, FACTS, [new_entry(bucket="new")])
     assert set(entries(file)) == {ITEM.bucket, "new"}
     assert set(config_file.read(file)[0]["operations"]) == {OP}
 
 
-def test_export_holds_what_counts(file: Path) -> None:
-    merge(file, FACTS, [found(), Found(of_other_source(Second), "b", CONFIG, 1.0, 2.0, 3)])
+def test_export_contains_the_valid_entries(file: Path) -> None:
+    merge(file, FACTS, [new_entry(), NewEntry(of_other_source(Second), "b", CONFIG, 1.0, 2.0, 3)])
     made = export(file, FACTS, {OP: Simulated, "second": Second})
     assert set(made["operations"]) == {OP}
     assert made["device"]["name"] == "NVIDIA H200"
@@ -155,7 +155,7 @@ def test_export_holds_what_counts(file: Path) -> None:
 KEY = ("sample", "item", "{}")
 
 
-def test_the_log_gives_each_measurement_once(tmp_path: Path) -> None:
+def test_the_log_returns_each_measurement_once(tmp_path: Path) -> None:
     path = tmp_path / "log"
     first = Log(path)
     assert first.next(KEY, "s") is None
@@ -170,8 +170,8 @@ def test_the_log_gives_each_measurement_once(tmp_path: Path) -> None:
 
 @given(data=st.data())
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_damage_of_the_log_costs_the_damaged_lines_alone(tmp_path: Path, data: st.DataObject) -> None:
-    """Every line that is whole is read, no other ever; what is appended later is whole again."""
+def test_corruption_of_the_log_loses_only_the_corrupt_lines(tmp_path: Path, data: st.DataObject) -> None:
+    """Every complete line is read and no other; a line appended later is complete."""
     path = tmp_path / "log"
     path.unlink(missing_ok=True)
     records = [{"what": "sample", "subject": "i", "config": "{}", "stamp": "s", "us": float(i)} for i in range(8)]
@@ -192,7 +192,7 @@ def test_damage_of_the_log_costs_the_damaged_lines_alone(tmp_path: Path, data: s
 
 
 @pytest.mark.parametrize("line", [b"", b"\n", b"00000000 {}\n", b"zzzzzzzz {}\n", b"\xff\n", b"1 2 3\n"])
-def test_lines_that_are_none(line: bytes) -> None:
+def test_invalid_lines(line: bytes) -> None:
     assert log_module._parse(line) is None
 
 

@@ -1,4 +1,4 @@
-"""A crash, a hang or a broken context in a worker's process is an answer, and the next call works again."""
+"""A crash, a hang or a lost CUDA context in a worker process is returned as a failure, and the next call works."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from autotune.device.worker import NotStarted, Worker, run_all
-from autotune.items.answers import Failure
+from autotune.device.worker import Worker, WorkerStartError, run_all
+from autotune.items.results import Failure
 
-HERE = "tests.autotune.faulty:Clumsy"
-SOON = 120  # seconds after which a test that waits has failed, on a busy machine too
+HERE = "tests.autotune.faulty:Faulty"
+SOON = 120
+"""Seconds after which a waiting test has failed, on a busy machine too."""
 
 
 @pytest.fixture(scope="module")
@@ -23,29 +24,29 @@ def worker() -> Iterator[Worker]:
     one.stop()
 
 
-def test_the_object_stays(worker: Worker) -> None:
+def test_the_object_is_kept_between_calls(worker: Worker) -> None:
     worker.stop()
     assert worker.call("add", 1, seconds=SOON) == 11
-    assert worker.call("fail", "value", seconds=SOON) == Failure("error", "ValueError: this one is no good")
+    assert worker.call("fail", "value", seconds=SOON) == Failure("error", "ValueError: invalid argument")
     assert worker.call("add", 1, seconds=SOON) == 12
 
 
 @pytest.mark.parametrize(
     ("kind", "failure"),
     [
-        ("signal", Failure("crash", "signal SIGSEGV: on the way out")),
-        ("exit", Failure("crash", "exit code 3: on the way out")),
-        ("hang", Failure("timeout", "no answer in time")),
-        ("broken", Failure("error", "an illegal memory access was encountered")),
+        ("signal", Failure("crash", "signal SIGSEGV: last line of stderr")),
+        ("exit", Failure("crash", "exit code 3: last line of stderr")),
+        ("hang", Failure("timeout", "no result in time")),
+        ("sticky", Failure("error", "an illegal memory access was encountered")),
     ],
 )
-def test_a_failure_ends_the_process_alone(worker: Worker, kind: str, failure: Failure) -> None:
+def test_a_failure_ends_only_the_worker_process(worker: Worker, kind: str, failure: Failure) -> None:
     assert worker.call("fail", kind, seconds=1 if kind == "hang" else SOON) == failure
     assert worker.call("add", 1, seconds=SOON) == 11  # a new process, a new object
 
 
-def test_many_at_a_time(worker: Worker) -> None:
-    """Results in the order of the tasks; one that crashes takes no other with it."""
+def test_run_all(worker: Worker) -> None:
+    """Results are in the order of the tasks; a crash affects no other task."""
     other = Worker(HERE, 100)
     try:
         tasks = [("value",), ("signal",), ("value",), ("exit",), ("value",)]
@@ -55,13 +56,13 @@ def test_many_at_a_time(worker: Worker) -> None:
     assert [failure.kind for failure in found] == ["error", "crash", "error", "crash", "error"]
 
 
-def test_a_worker_that_cannot_start_says_why() -> None:
-    with pytest.raises(NotStarted, match=r"did not start: .*no_such_thing"):
+def test_start_errors_are_reported() -> None:
+    with pytest.raises(WorkerStartError, match=r"did not start: .*no_such_thing"):
         Worker("tests.autotune.faulty:no_such_thing").call("add", 1, seconds=SOON)
 
 
-def test_a_worker_ends_with_its_parent(tmp_path) -> None:
-    """No process stays behind when the tuner is killed in the middle of a call."""
+def test_a_worker_exits_with_its_parent(tmp_path) -> None:
+    """No process is left when the tuner is killed during a call."""
     note = tmp_path / "pid"
     child = os.fork()
     if child == 0:
@@ -71,7 +72,7 @@ def test_a_worker_ends_with_its_parent(tmp_path) -> None:
             note.write_text(str(one._process.pid))
             time.sleep(600)
         finally:
-            os._exit(1)  # never on into the rest of the tests
+            os._exit(1)  # never continue into the remaining tests
     for _ in range(10 * SOON):
         if note.exists() and note.read_text():
             break

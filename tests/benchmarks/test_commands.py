@@ -1,4 +1,4 @@
-"""The measuring commands on a CPU: reduced sizes, labelled so, whole files, errors that lose nothing."""
+"""The benchmark commands on a CPU: reduced sizes, labeled as such, complete files, errors that lose no results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from benchmarks.reports import plots, report
 from benchmarks.static.network_calls import CALLS
 from benchmarks.subjects import peers
 from benchmarks.subjects.eager import base_of, eager, has_eager, in_own_dtype
-from benchmarks.subjects.inputs import drawn
+from benchmarks.subjects.inputs import random_call
 from benchmarks.subjects.models import image, model
 from benchmarks.subjects.networks import VARIANTS
 from tinysr_kernels.families import FAMILIES
@@ -57,11 +57,11 @@ def test_reference_and_compiled_model_are_the_same_network(family: Any) -> None:
     lr = image(32, 32).float() / 255
     expected = made.reference()(lr)
     found = made.compiled(graphs=0).enlarge(lr)
-    assert expected.std() > 0.02  # most of it is not clamped away
+    assert expected.std() > 0.02  # not everything is clamped
     assert (found - expected).abs().max() < cpu.EQUAL
 
 
-def test_unmerged_lora_is_two_more_products_a_layer() -> None:
+def test_unmerged_lora_adds_two_gemms_per_layer() -> None:
     network = model("tinysr-dit", reduced=True).reference().parts["transformer"]
     before = network(torch.ones(1, 16, 16, 16))
     peers.unmerge(network)
@@ -97,12 +97,12 @@ def test_micro(op: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("op", sorted(filter(has_eager, REGISTRY)))
-def test_every_operation_has_an_eager_form(op: str) -> None:
-    """Of the same shape as ours gives, but for moments."""
+def test_every_operator_has_an_eager_form(op: str) -> None:
+    """With outputs of the same shape, except for statistics."""
     calls = sorted(CALLS[op](torch.float32), key=lambda call: call.cost().bytes)
     if not calls:
         pytest.skip("no network calls it")
-    call = drawn(calls[0], CPU, 0)
+    call = random_call(calls[0], CPU, 0)
     function, arguments = eager(call)
     with in_own_dtype():
         result = function(**arguments)
@@ -112,7 +112,7 @@ def test_every_operation_has_an_eager_form(op: str) -> None:
     assert base_of(op) in REGISTRY
 
 
-def test_references_compute_in_their_own_dtype_only_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_own_dtype_applies_only_within_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.full((1, 4), 3.0, dtype=torch.float16)
     reference = REGISTRY["layer_norm"].reference
     seen: list[torch.dtype] = []
@@ -129,7 +129,7 @@ def test_references_compute_in_their_own_dtype_only_inside(monkeypatch: pytest.M
     assert seen == [torch.float16, torch.float32]
 
 
-def test_an_error_becomes_a_record_and_a_floor_ends_the_command(tmp_path: Path) -> None:
+def test_an_error_is_recorded_and_a_sample_below_the_floor_aborts(tmp_path: Path) -> None:
     with session("e2e", options(tmp_path / "e.json")) as made:
         with made.guarded("a", {"x": "y"}):
             raise ValueError("broken")
@@ -141,18 +141,18 @@ def test_an_error_becomes_a_record_and_a_floor_ends_the_command(tmp_path: Path) 
         "ValueError: broken",
         "Late: no time left, 2000000000 s are needed",
     ]
-    assert not found.complete  # for want of time
+    assert not found.complete  # because time ran out
     with pytest.raises(BelowFloor), session("e2e", options(tmp_path / "f.json")) as made, made.guarded("a", {}):
         made.stopwatch.sample(Work(lambda: None, floor_us=1e9))
     assert "aborted" in read(tmp_path / "f.json").notes[0]
 
 
-def test_what_takes_too_long_is_stopped() -> None:
+def test_the_time_limit() -> None:
     with pytest.raises(Late), peers.limited(0.05):
         time.sleep(600)
     with peers.limited(60):
         pass
-    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)  # nothing is left that would go off
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)  # the timer is canceled
 
 
 def test_e2e_and_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,12 +174,12 @@ def test_e2e_and_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with session("e2e", options()) as made:
         made.sink.results.records = list(found.records)
         e2e.measure(made, ("tinysr-dit",), compile_too=False)
-    assert {one.key: one for one in made.sink.results.records} == before  # nothing was measured again
+    assert {one.key: one for one in made.sink.results.records} == before  # nothing is measured again
     assert len(done) == 6
 
 
 def test_e2e_with_pdl_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a card of capability 9.0 is asked; one of 8.0, and a CPU, nothing."""
+    """Timed with both settings on capability 9.0; not timed on 8.0 and on a CPU."""
     turns: list[dict[str, bool]] = []
     monkeypatch.setattr(e2e, "interleaved", lambda *args: turns.append({k: make() for k, make in args[3].items()}))
     monkeypatch.setattr(e2e.peers, "ours_on_device", lambda ours, x: ours)
@@ -191,7 +191,7 @@ def test_e2e_with_pdl_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
     assert turns == [{"ours, with PDL": True, "ours, without PDL": False}]
 
 
-def test_quality_says_what_each_dtype_takes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quality_of_each_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality, "images_of", _small_images)
     assert quality.main(options(tmp_path / "q.json", ckpt="demo", photographs=None)) == 0
     found = read(tmp_path / "q.json")
@@ -207,7 +207,7 @@ def _small_images(made: Session, photographs: int | None) -> Any:
     return [("a", small.repeat_interleave(4, 0).repeat_interleave(4, 1).numpy(), small.numpy())]
 
 
-def test_cpu_holds_speed_and_outputs_to_their_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_checks_speed_and_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     case = cpu.Case("tinysr-unet", "demo", 0.01)
     records = cpu.measure(case, model("tinysr-unet", "demo"), rounds=1, side=16)
     results = _results("cpu", records)
@@ -221,7 +221,7 @@ def _results(command: str, records: list[Record]) -> Results:
     return Results(1, command, "CPU", True, {}, "now", records=records)
 
 
-def test_all_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_all_resumes(tmp_path: Path) -> None:
     ran: list[tuple[str, float]] = []
 
     def run(command: list[str], seconds: float) -> int:
@@ -250,7 +250,7 @@ def test_correctness_runs_every_kernel_test() -> None:
     assert [path.name for path in correctness.files(cuda=False)] == list(correctness.SMALL)
 
 
-def test_a_stage_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_stage_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setattr(everything, "GRACE", 0.5)
@@ -264,8 +264,8 @@ def test_a_soak_and_its_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(soak, "DIFFERENT", 4)
-    given = options(tmp_path / "soak.json", ckpt="demo", images=12, threads=3)
-    assert soak.main(given) == 0
+    arguments = options(tmp_path / "soak.json", ckpt="demo", images=12, threads=3)
+    assert soak.main(arguments) == 0
     found = read(tmp_path / "soak.json")
     assert found.complete
     assert len(found.records) == soak.ROUNDS
@@ -283,9 +283,9 @@ def test_a_soak_and_its_report(
     assert [line.split(",")[0] for line in soak.faults(found)] == ["2 images differ from their result alone", ANY]
 
 
-def test_a_soak_notices_other_bits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    class Restless:
-        """Never the same twice."""
+def test_a_soak_detects_different_outputs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Nondeterministic:
+        """A model whose output differs at every call."""
 
         calls = 0
 
@@ -293,16 +293,16 @@ def test_a_soak_notices_other_bits(monkeypatch: pytest.MonkeyPatch, capsys: pyte
             self.calls += 1
             return image.astype(int) + self.calls
 
-    monkeypatch.setattr("tinysr_kernels.compile", lambda *_, **__: Restless())
+    monkeypatch.setattr("tinysr_kernels.compile", lambda *_, **__: Nondeterministic())
     assert soak.main(options(ckpt="demo", images=20, threads=2)) == 1
     assert "20 images differ from their result alone" in capsys.readouterr().err
 
 
 def test_images_of_a_soak_are_mixed() -> None:
-    given = soak.mixed_images(12)
-    assert len({one.shape[:2] for one in given}) > 20
-    assert {one.ndim for one in given} == {2, 3}
-    assert {one.shape[2] for one in given if one.ndim == 3} == {3, 4}
+    images = soak.mixed_images(12)
+    assert len({one.shape[:2] for one in images}) > 20
+    assert {one.ndim for one in images} == {2, 3}
+    assert {one.shape[2] for one in images if one.ndim == 3} == {3, 4}
 
 
 def test_the_report_needs_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -310,7 +310,7 @@ def test_the_report_needs_results(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "no result file" in capsys.readouterr().err
 
 
-def test_sessions_on_a_cpu_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sessions_on_a_cpu_print_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     with session("micro", options()) as made:
         assert isinstance(made, Session)
     assert "say nothing about a GPU" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What is made of the driver's answers, and of none."""
+"""The NVML monitor, with a fake driver and without one."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from benchmarks.measure import nvml
 from benchmarks.measure.nvml import Monitor, State
 
 
-class Refusal(Exception):
-    """What the driver raises."""
+class FakeNVMLError(Exception):
+    """The exception of the fake driver."""
 
 
 class Driver:
-    """Stands for the module pynvml on a machine with one GPU."""
+    """A fake module pynvml on a machine with one GPU."""
 
-    NVMLError = Refusal
+    NVMLError = FakeNVMLError
 
-    def __init__(self, **answers: Any) -> None:
-        self.answers = {
+    def __init__(self, **values: Any) -> None:
+        self.values = {
             "nvmlDeviceGetClockInfo": 1980,
             "nvmlDeviceGetComputeRunningProcesses": [],
             "nvmlDeviceGetCurrentClocksEventReasons": 0,
@@ -30,13 +30,13 @@ class Driver:
             "nvmlDeviceGetMemoryBusWidth": 6016,
             "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=143771 << 20),
             "nvmlDeviceGetEnforcedPowerLimit": 700_000,
-            **answers,
+            **values,
         }
         self.uuid = ""
 
     def nvmlInit(self) -> None:
-        if self.answers.get("nvmlInit") is Refusal:
-            raise Refusal
+        if self.values.get("nvmlInit") is FakeNVMLError:
+            raise FakeNVMLError
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> object:
         self.uuid = uuid
@@ -46,20 +46,20 @@ class Driver:
         return b"570.10"
 
     def __getattr__(self, name: str) -> Any:
-        if name not in self.answers:
+        if name not in self.values:
             raise AttributeError(name)
 
-        def ask(handle: object, *arguments: int) -> Any:
-            answer = self.answers[name]
-            if answer is Refusal:
-                raise Refusal
-            return answer[arguments[0]] if isinstance(answer, dict) else answer
+        def query(handle: object, *arguments: int) -> Any:
+            value = self.values[name]
+            if value is FakeNVMLError:
+                raise FakeNVMLError
+            return value[arguments[0]] if isinstance(value, dict) else value
 
-        return ask
+        return query
 
 
-def monitor(patch: pytest.MonkeyPatch, **answers: Any) -> Monitor:
-    patch.setattr(nvml, "pynvml", Driver(**answers))
+def monitor(patch: pytest.MonkeyPatch, **values: Any) -> Monitor:
+    patch.setattr(nvml, "pynvml", Driver(**values))
     return Monitor("1234")
 
 
@@ -75,8 +75,8 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert limits == {"driver": "570.10", "memory_mib": 143771, "power_limit_w": 700, "clock": 1.98e9}
 
 
-def test_without_nvml_nothing_is_known_and_nothing_disturbs(monkeypatch: pytest.MonkeyPatch) -> None:
-    for absent in (None, Driver(nvmlInit=Refusal)):
+def test_without_nvml_values_are_unknown_and_nothing_is_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for absent in (None, Driver(nvmlInit=FakeNVMLError)):
         monkeypatch.setattr(nvml, "pynvml", absent)
         made = Monitor("1234")
         assert set(made.limits().values()) == {None}
@@ -84,8 +84,10 @@ def test_without_nvml_nothing_is_known_and_nothing_disturbs(monkeypatch: pytest.
         assert made.disturbance(made.state(), made.state()) == ""
 
 
-def test_a_driver_that_refuses_single_questions(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = monitor(monkeypatch, nvmlDeviceGetEnforcedPowerLimit=Refusal, nvmlDeviceGetMemoryBusWidth=Refusal)
+def test_a_driver_that_does_not_support_some_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = monitor(
+        monkeypatch, nvmlDeviceGetEnforcedPowerLimit=FakeNVMLError, nvmlDeviceGetMemoryBusWidth=FakeNVMLError
+    )
     limits = made.limits()
     assert limits["power_limit_w"] is None
     assert limits["memory"] is None
@@ -97,7 +99,7 @@ def test_a_driver_that_refuses_single_questions(monkeypatch: pytest.MonkeyPatch)
     [
         (0x0, ""),
         (0x1, ""),  # idle
-        (0x4, ""),  # the power cap is how the card runs
+        (0x4, ""),  # the power cap is normal operation
         (0x8, "hardware slowdown"),
         (0x20, "thermal slowdown"),
         (0x44, "thermal slowdown"),
@@ -111,26 +113,26 @@ def test_slowdowns(bits: int, reason: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert made.disturbance(found, calm) == reason
 
 
-def test_the_older_name_of_the_question(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_older_name_of_the_query(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver(nvmlDeviceGetCurrentClocksThrottleReasons=0x40)
-    del driver.answers["nvmlDeviceGetCurrentClocksEventReasons"]
+    del driver.values["nvmlDeviceGetCurrentClocksEventReasons"]
     monkeypatch.setattr(nvml, "pynvml", driver)
     assert Monitor("1234").state().slowed == "thermal slowdown"
 
 
 def test_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process, its parent and whoever was there before disturb nothing; a newcomer does."""
+    """This process, its parent and processes that were there before are no disturbance; a new process is."""
     made = monitor(monkeypatch, nvmlDeviceGetComputeRunningProcesses=processes(os.getpid(), os.getppid(), 77))
     assert made.known_processes == {77}
     before = made.state()
     assert made.disturbance(before, made.state()) == ""
-    nvml.pynvml.answers["nvmlDeviceGetComputeRunningProcesses"] = processes(77, 78)
+    nvml.pynvml.values["nvmlDeviceGetComputeRunningProcesses"] = processes(77, 78)
     assert made.disturbance(before, made.state()) == "another process on the GPU"
 
 
 def test_how_busy_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert monitor(monkeypatch, nvmlDeviceGetUtilizationRates=SimpleNamespace(gpu=37, memory=2)).busy() == 37
-    assert monitor(monkeypatch, nvmlDeviceGetUtilizationRates=Refusal).busy() == 0
+    assert monitor(monkeypatch, nvmlDeviceGetUtilizationRates=FakeNVMLError).busy() == 0
 
 
 def test_a_falling_clock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The plan: what compiled models launch at their public sizes, counted from the dispatch, and what it may come to."""
+"""The plan: the launches of compiled models at their public sizes, traced from the dispatch, and their upper bounds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tinysr_kernels.ops.trace import Moved, Step
 
 PARTS = {
     "tinysr-dit": ["resize", "encoder", "transformer", "decoder", "color"],
-    "adcsr": ["unet", "decoder", "color"],  # its first convolution reads the bytes
+    "adcsr": ["unet", "decoder", "color"],  # its first convolution reads the uint8 image
     "tinysr-unet": ["resize", "unet", "decoder", "color"],
 }
 
@@ -35,10 +35,10 @@ def plan(family: str, variant: str | None = None) -> plans.ModelPlan:
 @pytest.mark.parametrize(
     ("family", "launches", "activation_bytes"), [("tinysr-dit", 150, 2.2e9), ("adcsr", 300, 3.0e9)]
 )
-def test_few_launches_and_little_traffic(family: str, launches: int, activation_bytes: float) -> None:
+def test_launches_and_activation_traffic(family: str, launches: int, activation_bytes: float) -> None:
     """One 128x128 image, from the uint8 image to the uint8 image; eager takes 692 and 1105 launches, 8.1 and 9.8 GB.
 
-    Where it stands, so that it gets no worse; the aims are 150 launches, and 300 with 3.0 GB.
+    Upper bounds at the present values, to detect regressions; the goals are 150 launches, and 300 with 3.0 GB.
     """
     totals = plan(family).totals()
     assert totals["launches"] <= launches, {k: v["launches"] for k, v in plan(family).grouped(lambda r: r.op).items()}
@@ -46,17 +46,17 @@ def test_few_launches_and_little_traffic(family: str, launches: int, activation_
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_around_the_network_are_few_launches(family: str) -> None:
-    """One before it at most, and behind it the color fix and the copy to the caller's memory."""
+def test_launches_before_and_after_the_network(family: str) -> None:
+    """At most one before it; after it the color fix and the copy to the caller's memory."""
     parts = {name: totals["launches"] for name, totals in plan(family).grouped(lambda row: row.part).items()}
     assert parts.get("resize", 0) == (0 if family == "adcsr" else 1)
-    behind = [row.op for row in plan(family).rows if row.part == "color"]
-    assert behind == (["clamp_image"] if family == "tinysr-unet" else ["adain_fix"] * 2) + ["aten::copy_"]
+    after = [row.op for row in plan(family).rows if row.part == "color"]
+    assert after == (["clamp_image"] if family == "tinysr-unet" else ["adain_fix"] * 2) + ["aten::copy_"]
 
 
 @pytest.mark.parametrize(("family", "before"), [("tinysr-dit", 3), ("adcsr", 3), ("tinysr-unet", 4)])
-def test_an_image_that_has_to_be_padded_takes_few_launches_more(family: str, before: int) -> None:
-    """Its bytes become numbers in one, and each axis is padded in one; what is cropped is read in place."""
+def test_padding_takes_few_launches(family: str, before: int) -> None:
+    """One launch converts uint8, one pads each axis; the crop is a view."""
     padded = plans.plan(family, (127, 121))
     parts = {name: totals["launches"] for name, totals in padded.grouped(lambda row: row.part).items()}
     assert parts["resize"] == before + (family == "tinysr-dit")
@@ -69,9 +69,9 @@ def test_an_image_that_has_to_be_padded_takes_few_launches_more(family: str, bef
     [("tinysr-dit", "separable", 340.4, 807), ("tinysr-dit", "dense", 341.5, 916), ("adcsr", "released", 456.07, 981)],
 )
 def test_the_networks_have_their_public_size(family: str, variant: str, millions: float, gflop: float) -> None:
-    """The weights but for the position table and sums of rows, with 3x3 kernels where folding made phases; the FLOPs.
+    """Parameters, without position table and row sums, with 3x3 kernels in place of folded phases; and FLOPs.
 
-    The published GFLOP are those of the products alone.
+    The published GFLOP count GEMMs and convolutions only.
     """
     tensors = {k: t for k, t in network(family, variant).network.named_buffers() if not k.endswith(("table", "sums"))}
     weights = sum(t.numel() * (9 / 16 if k.endswith("phases") else 1) for k, t in tensors.items())
@@ -80,7 +80,7 @@ def test_the_networks_have_their_public_size(family: str, variant: str, millions
 
 
 def test_fp8_halves_the_weights_of_the_transformer() -> None:
-    """Eight launches a block, none of them over the hidden features alone; products at twice the rate."""
+    """Eight launches per block, none of them elementwise on the hidden features; fp8 GEMMs at twice the rate."""
     half, fp8 = plan("tinysr-dit"), plan("tinysr-dit", "fp8")
     found = fp8.grouped(plans.operator_of)
     assert found["linear_fp8"]["launches"] == 3 * 12
@@ -93,7 +93,7 @@ def test_fp8_halves_the_weights_of_the_transformer() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_parts_follow_each_other(family: str) -> None:
+def test_order_of_the_parts(family: str) -> None:
     made = plan(family)
     assert list(made.grouped(lambda row: row.part)) == PARTS[family]
     first, last = made.rows[0], made.rows[-1]
@@ -104,7 +104,7 @@ def test_parts_follow_each_other(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_add_up(family: str) -> None:
-    """The arithmetic is the operators' own, launches of one call share it; weights are read once."""
+    """FLOPs are those of the operators, divided among the launches of a call; weights are read once."""
     made = plan(family)
     model = network(family, dtype=DTYPES[made.dtype])
     calls = plans.calls(model, 128, 128)
@@ -121,7 +121,7 @@ def test_rows_add_up(family: str) -> None:
 
 
 def test_every_launch_of_a_split_operator_is_a_row() -> None:
-    """Statistics, their merging and the map of a large GroupNorm, with the partial sums as traffic."""
+    """A large GroupNorm: partial statistics, merge, normalization; partial statistics count as traffic."""
     rows = [row for row in plan("adcsr").rows if row.op == "group_norm"]
     calls = [c for c in plans.calls(network("adcsr"), 128, 128) if c.op == "group_norm"]
     split = [call for call in calls if len(call.steps) > 1]
@@ -133,7 +133,7 @@ def test_every_launch_of_a_split_operator_is_a_row() -> None:
 
 
 def test_floors() -> None:
-    """The longer of arithmetic and traffic; small tensors at the L2's speed, large ones and weights at memory's."""
+    """The longer of FLOPs and traffic; small tensors at L2 bandwidth, large ones and weights at DRAM bandwidth."""
     card = Card(
         "x", "x", (9, 0), 1, 1e9, memory=1e12, fp16=1e12, fp8=2e12, fp32=1e11, l2_bytes=1000, l2=4e12, source=""
     )
@@ -166,7 +166,7 @@ def test_floors_of_a_plan(family: str) -> None:
             assert 1e6 * row.bytes / card.l2 <= us * (1 + 1e-9)
 
 
-def test_a_batch_does_more_with_as_many_launches() -> None:
+def test_a_batch_has_as_many_launches() -> None:
     one, four = plan("tinysr-unet").totals(), plans.plan("tinysr-unet", batch=4).totals()
     assert four["launches"] == one["launches"]
     assert four["weight_bytes"] == one["weight_bytes"]
@@ -199,7 +199,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         (["--family", "vae"], "invalid choice"),
     ],
 )
-def test_mistakes(options: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+def test_invalid_options(options: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
     arguments = ["plan", *([] if "--family" in options else ["--family", "adcsr"]), *options]
     try:
         code = main(arguments)
@@ -209,7 +209,7 @@ def test_mistakes(options: list[str], message: str, capsys: pytest.CaptureFixtur
     assert message in capsys.readouterr().err
 
 
-def test_every_network_can_be_had_in_every_dtype() -> None:
+def test_every_network_exists_in_every_dtype() -> None:
     assert set(VARIANTS) == set(OWN_DTYPE) == set(FAMILIES)
     for dtype in DTYPES.values():
         model = network("tinysr-unet", "awkward", dtype)

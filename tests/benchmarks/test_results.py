@@ -1,4 +1,4 @@
-"""Result files: what the schema lets through, resuming, percentiles."""
+"""Result files: validation, resuming, percentiles."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def record(**changes: Any) -> Callable[[], dict[str, Any]]:
     return lambda: content(records=[content()["records"][0] | changes])
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_round_trip(tmp_path: Path) -> None:
     made = sink(tmp_path / "deep" / "r.json")
     made.add(Record("a", {"op": "x"}, [1.0, 2.0], ["", "thermal slowdown"], {"p50_us": 1.0}))
     made.finish()
@@ -56,13 +56,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         (lambda: content(records=content()["records"] * 2), "'a' occurs 2 times"),
     ],
 )
-def test_what_the_schema_refuses(made: Callable[[], dict[str, Any]], message: str) -> None:
+def test_invalid_content(made: Callable[[], dict[str, Any]], message: str) -> None:
     validate(content())
     with pytest.raises(ValueError, match=message):
         validate(made())
 
 
-def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     first = sink(path)
     first.add(Record("a", {}, values={"x": 1.0}))
@@ -76,7 +76,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     assert not sink(path, command="e2e").has("a")
 
 
-def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
+def test_errors_name_the_corrupt_file(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match=r"r\.json: no JSON"):
@@ -86,7 +86,7 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
         read(path)
 
 
-def test_disturbed_samples_do_not_count_while_enough_are_clean() -> None:
+def test_disturbed_samples_are_ignored_if_enough_are_clean() -> None:
     assert percentiles([1.0, 2.0, 3.0, 90.0], ["", "", "", "slow"]) == {
         "p50_us": 2.0,
         "p20_us": pytest.approx(1.4),
@@ -97,14 +97,14 @@ def test_disturbed_samples_do_not_count_while_enough_are_clean() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.name)
-def test_the_kept_results_are_valid(path: Path) -> None:
-    """Those of plans and static checks have their own form, in which nothing was timed."""
+def test_the_committed_results_are_valid(path: Path) -> None:
+    """Except those of plans and static checks, which have their own format and no timings."""
     if not path.name.startswith(("plan-", "static-")):
         assert read(path).records
 
 
-def test_the_figures_of_fp8_in_the_documentation_are_those_of_the_result() -> None:
-    """And they keep to the bars: 45 dB beside the result without fp8, 0.05 dB of the image quality."""
+def test_the_documentation_of_fp8_agrees_with_the_result() -> None:
+    """Also within the bounds: 45 dB PSNR to the output without fp8, at most 0.05 dB lower PSNR to the original."""
     found = read(RESULTS / "quality-small-cpu.json")
     text = (RESULTS.parents[1] / "docs" / "fp8.md").read_text(encoding="utf-8")
     base, fp8 = found.find("float32 reference"), found.find("float32 reference fp8")

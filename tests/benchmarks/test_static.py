@@ -1,6 +1,6 @@
-"""`python -m benchmarks static`: what it walks, what it reads from the machine code, and what it finds fault with.
+"""`python -m benchmarks static`: which calls it covers, what it reads from the machine code, and its faults.
 
-`make static` compiles everything; here a kernel or two, to see that the command does what it says.
+`make static` compiles everything; these tests compile one or two kernels.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ CODE = machine_code.Code(128, 0, 1024, True, True, 64, 4, 2, ("bias", "x"), ("ou
 
 @pytest.fixture
 def few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first call of each operator alone."""
+    """Only the first call of each operator."""
     for op in CALLS:
         first = next(CALLS[op](torch.float16))
         monkeypatch.setitem(CALLS, op, lambda dtype, first=first: iter([first]))
 
 
-def test_a_product_is_compiled_and_read(few_calls: None, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """sepconv on Hopper: warpgroup products, wide loads and stores; the report says so, and is kept."""
+def test_a_kernel_is_compiled_and_reported(few_calls: None, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """sepconv on Hopper: wgmma, wide loads and stores; the report contains them and is written."""
     file = tmp_path / "static.json"
     arguments = ["static", "--op", "sepconv", "--arch", "90", "--dtype", "float16", "--fresh", "--json", str(file)]
     assert main(arguments) == 0, capsys.readouterr()
-    (report,) = static.known(file).values()
+    (report,) = static.read_reports(file).values()
     assert list(vars(report))[: len(DESIGN_FIELDS.split())] == DESIGN_FIELDS.split()
     assert (report.op, report.arch, report.kernel) == ("sepconv", 90, "march")
     assert 16 <= report.registers <= 255
@@ -62,39 +62,39 @@ def test_a_product_is_compiled_and_read(few_calls: None, tmp_path: Path, capsys:
     assert report.seconds > 0
 
 
-def test_what_was_compiled_before_is_not_again(
+def test_unchanged_kernels_are_not_compiled_again(
     few_calls: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """The kept report counts while the source is the same, and is judged anew."""
+    """A stored report is used while the source is unchanged, and checked against the current rules."""
     options = ["static", "--op", "layer_norm", "--arch", "80", "--dtype", "float16"]
     monkeypatch.setattr(static, "RESULTS", tmp_path)
-    kept = tmp_path / f"static-triton-{static.installed(None)}.json"
-    assert main([*options, "--json", str(kept)]) == 0
+    stored = tmp_path / f"static-triton-{static.installed(None)}.json"
+    assert main([*options, "--json", str(stored)]) == 0
     assert "1 kernels, 1 of them compiled" in capsys.readouterr().out
     monkeypatch.setattr(static, "compile_all", lambda todo, *_: pytest.fail("compiled again") if todo else [])
     assert main(options) == 0
     assert "1 kernels, 0 of them compiled, 0 with faults" in capsys.readouterr().out
-    entries = json.loads(kept.read_text(encoding="utf-8"))
-    kept.write_text(json.dumps([{**entries[0], "spill_bytes": 8}]), encoding="utf-8")
+    entries = json.loads(stored.read_text(encoding="utf-8"))
+    stored.write_text(json.dumps([{**entries[0], "spill_bytes": 8}]), encoding="utf-8")
     assert main(options) == 1
     assert "spills 8 bytes" in capsys.readouterr().err
 
 
-def test_a_part_of_the_work_keeps_the_rest(
+def test_a_partial_run_keeps_other_reports(
     few_calls: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(static, "RESULTS", tmp_path)
     monkeypatch.setattr(
         static, "compile_all", lambda todo, *_: [machine_code.Compiled(CODE, "", "3", 1.0) for _ in todo]
     )
-    kept = tmp_path / f"static-triton-{static.installed(None)}.json"
+    stored = tmp_path / f"static-triton-{static.installed(None)}.json"
     for arch in ("80", "90", "80"):
         main(["static", "--op", "layer_norm", "--dtype", "float16", "--arch", arch, "--keep"])
-    assert [one["arch"] for one in json.loads(kept.read_text(encoding="utf-8"))] == [80, 90]
+    assert [one["arch"] for one in json.loads(stored.read_text(encoding="utf-8"))] == [80, 90]
 
 
 def test_the_digest_follows_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own source, and that of a function it calls in another module."""
+    """Of the kernel, and of a function it calls in another module."""
     with assume(GPUS[90]):
         plan = next(CALLS["sepconv"](torch.float16)).planned()[0]
     made = machine_code.variant(90, plan.launches[0])
@@ -113,9 +113,9 @@ def test_the_digest_follows_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("arch", sorted(GPUS))
-def test_every_architecture_gets_the_networks_own_calls(arch: int) -> None:
-    """Of every operator with kernels, in each family's own dtype; more dtypes and shapes on two of them."""
-    todo = static.work(CALLS, [arch])
+def test_every_architecture_covers_the_networks_calls(arch: int) -> None:
+    """All operators with kernels, in each family's own dtype; more dtypes and shapes on two architectures."""
+    todo = static.compilations(CALLS, [arch])
     assert {one.op for one in todo} == {op for op in CALLS if _runs_on(op, arch) and _has_own_launches(op)}
     dtypes = {one.config.split()[0] for one in todo}
     assert dtypes == {"float16", "bfloat16"} | ({"float32"} if arch in static.EVERY_DTYPE else set())
@@ -132,45 +132,45 @@ def _has_own_launches(op: str) -> bool:
     return any(isinstance(launch, static.Launch) for call in calls for launch in call.planned()[0].launches)
 
 
-def work(arch: int = 90, warps: int = 4, hot: str = "") -> static.Work:
+def compilation(arch: int = 90, warps: int = 4, large: str = "") -> static.Compilation:
     variant = machine_code.Variant(arch, "module", "kernel", (), (), (), warps, 1)
-    return static.Work(variant, "op", "config", set(hot.split()), set(hot.split()))
+    return static.Compilation(variant, "op", "config", set(large.split()), set(large.split()))
 
 
 @pytest.mark.parametrize(
     ("changes", "one", "expected"),
     [
-        ({}, work(), ()),
-        ({"registers": None}, work(), ("does not compile",)),
-        ({"spill_bytes": 8}, work(), ("spills 8 bytes",)),
-        ({"shared_bytes": 4096}, work(), ("needs 4096 bytes of shared memory of 2048",)),
-        ({"wgmma": False}, work(), ("has a product of 64 rows without wgmma",)),
-        ({"wgmma": False}, work(warps=2), ()),
-        ({"wgmma": False}, work(arch=80), ()),
-        ({"wgmma": False, "product_rows": 32}, work(), ()),
-        ({"tensor_core": False}, work(arch=80), ("has a product without tensor-core instructions",)),
-        ({"tensor_core": False, "wgmma": False, "product_rows": 0}, work(), ()),
-        ({}, work(hot="x out"), ()),
+        ({}, compilation(), ()),
+        ({"registers": None}, compilation(), ("does not compile",)),
+        ({"spill_bytes": 8}, compilation(), ("spills 8 bytes",)),
+        ({"shared_bytes": 4096}, compilation(), ("needs 4096 bytes of shared memory of 2048",)),
+        ({"wgmma": False}, compilation(), ("has a dot of 64 rows without wgmma",)),
+        ({"wgmma": False}, compilation(warps=2), ()),
+        ({"wgmma": False}, compilation(arch=80), ()),
+        ({"wgmma": False, "product_rows": 32}, compilation(), ()),
+        ({"tensor_core": False}, compilation(arch=80), ("has a dot without tensor-core instructions",)),
+        ({"tensor_core": False, "wgmma": False, "product_rows": 0}, compilation(), ()),
+        ({}, compilation(large="x out"), ()),
     ],
 )
-def test_faults(changes: dict[str, Any], one: static.Work, expected: tuple[str, ...]) -> None:
+def test_faults(changes: dict[str, Any], one: static.Compilation, expected: tuple[str, ...]) -> None:
     code = {**dataclasses.asdict(CODE), "shared_limit": 2048, **changes}
     assert static.faults(code, one) == expected
 
 
 def test_narrow_accesses_of_large_tensors_are_counted() -> None:
-    found = static.narrow(dataclasses.asdict(CODE), work(hot="x out"))
+    found = static.narrow(dataclasses.asdict(CODE), compilation(large="x out"))
     assert found == ("loads x in less than 16 bytes", "stores out in less than 16 bytes")
-    assert static.narrow(dataclasses.asdict(CODE), work(hot="weight")) == ()
+    assert static.narrow(dataclasses.asdict(CODE), compilation(large="weight")) == ()
 
 
-def test_hot_tensors_are_the_large_ones_of_whole_rows() -> None:
-    """Of a separable convolution with a residual the images, of a GroupNorm with a large scratch that as well."""
+def test_large_tensors_with_aligned_rows() -> None:
+    """Those of a separable convolution with a residual are its activations, not its weights."""
     x = torch.empty(1, 512, 512, 64, dtype=torch.float16, device="meta").permute(0, 3, 1, 2)
     taps, points = torch.empty(64, 3, 3, device="meta"), torch.empty(64, 64, dtype=torch.float16, device="meta")
     with assume(GPUS[90]):
         plan = REGISTRY["sepconv"](x, taps, points, residual=x.clone()).planned()[0]
-    assert static._hot(plan, plan.launches[0]) == ({"x", "residual"}, {"out"})
+    assert static._large(plan, plan.launches[0]) == ({"x", "residual"}, {"out"})
 
 
 @pytest.mark.parametrize(
@@ -184,8 +184,8 @@ def test_hot_tensors_are_the_large_ones_of_whole_rows() -> None:
         (torch.empty(1 << 20, 3, device="meta"), False),
     ],
 )
-def test_rows_that_want_wide_instructions(tensor: torch.Tensor, expected: bool) -> None:
-    assert static._whole_rows(tensor) == expected
+def test_aligned_rows(tensor: torch.Tensor, expected: bool) -> None:
+    assert static._has_aligned_rows(tensor) == expected
 
 
 def test_faults_fail_the_command(
@@ -217,23 +217,23 @@ LOAD = "\t@%p1 ld.global.v4.b32 { %r2, %r3, %r4, %r5 }, [ %rd1 + 0 ];\n"
         ("// griddepcontrol.wait;\n" + LOAD, False),
     ],
 )
-def test_who_waits_before_touching_memory(text: str, expected: bool) -> None:
+def test_wait_before_the_first_access_to_global_memory(text: str, expected: bool) -> None:
     assert ptx.waits(text) == expected
 
 
 @pytest.mark.parametrize("arch", sorted(GPUS))
-def test_not_waiting_is_a_fault_where_launches_may_begin_early(arch: int) -> None:
+def test_not_waiting_is_a_fault_with_programmatic_dependent_launch(arch: int) -> None:
     with assume(GPUS[arch]):
         plan = REGISTRY["layer_norm"](torch.empty(9, 64, dtype=torch.float16, device="meta"), 1e-5).planned()[0]
-    one = static.Work(machine_code.variant(arch, plan.launches[0]), "layer_norm", "")
+    one = static.Compilation(machine_code.variant(arch, plan.launches[0]), "layer_norm", "")
     code = {**dataclasses.asdict(CODE), "shared_limit": GPUS[arch].shared_limit}
     assert static.faults(code, one) == ()
     found = static.faults({**code, "waits": False}, one)
-    assert found == (("touches memory before it waits for the launch before",) if arch >= 90 else ())
+    assert found == (("accesses global memory before griddepcontrol.wait",) if arch >= 90 else ())
 
 
 def test_every_launched_kernel_waits_first() -> None:
-    """Those that have a grid: any of them may be launched before the launch ahead of it has ended."""
+    """All kernels with a grid: each may start before the previous launch has finished."""
     modules = [
         importlib.import_module(one.name)
         for one in pkgutil.walk_packages(ops.__path__, "tinysr_kernels.ops.")
@@ -252,16 +252,16 @@ def test_every_launched_kernel_waits_first() -> None:
         assert ast.unparse(function.body[1]) == "await_inputs()", kernel.function
 
 
-# By hand from the programming guide's limits and the calculator's rules.
+# Computed by hand from the limits in the programming guide and the rules of the occupancy calculator.
 @pytest.mark.parametrize(
     ("arch", "warps", "registers", "shared", "expected"),
     [
-        (90, 4, 32, 0, 64),  # 16 programs of 4 warps: all that fit
-        (90, 4, 128, 0, 16),  # 4096 registers a warp, 4 warps from each quarter of the file
-        (90, 8, 168, 0, 8),  # 5376 a warp: 3 from each quarter make 12, one program of 8
+        (90, 4, 32, 0, 64),  # 16 programs of 4 warps: the maximum
+        (90, 4, 128, 0, 16),  # 4096 registers per warp, 4 warps per quarter of the register file
+        (90, 8, 168, 0, 8),  # 5376 per warp: 3 per quarter make 12, one program of 8
         (80, 4, 255, 0, 8),
-        (90, 8, 64, 113 * 1024, 16),  # two programs by shared memory
-        (86, 1, 16, 0, 16),  # 16 programs at most
+        (90, 8, 64, 113 * 1024, 16),  # two programs, limited by shared memory
+        (86, 1, 16, 0, 16),  # at most 16 programs
         (120, 4, 32, 49 * 1024, 8),
     ],
 )
@@ -278,23 +278,23 @@ def test_a_triton_in_a_folder(tmp_path: Path) -> None:
         static.installed(tmp_path / "nothing")
 
 
-def test_wide_instructions_and_products_are_recognised() -> None:
+def test_tensor_core_instructions_are_recognized() -> None:
     for text, core, warpgroup in (
         ("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16", True, True),
         ("mma.sync.aligned.m16n8k16.row.col.f32.e4m3.e4m3.f32", True, False),
         ("tcgen05.mma.cta_group::1.kind::f16", True, False),
         ("wgmma.commit_group.sync.aligned; tcgen05.alloc.cta_group; fma.rn.f32", False, False),
     ):
-        assert (bool(ptx.PRODUCT.search(text)), bool(ptx.WGMMA.search(text))) == (core, warpgroup)
+        assert (bool(ptx.MMA.search(text)), bool(ptx.WGMMA.search(text))) == (core, warpgroup)
     text = (
         "%4 = tt.dot %1, %2, %3, inputPrecision = tf32 : tensor<64x32xbf16> * tensor<32x16xbf16> -> tensor<64x16xf32>"
     )
-    assert machine_code.PRODUCT.findall(text) == ["64"]
-    assert not machine_code.PRODUCT.findall(text.replace("bf16", "f32"))
+    assert machine_code.TT_DOT.findall(text) == ["64"]
+    assert not machine_code.TT_DOT.findall(text.replace("bf16", "f32"))
 
 
-def test_accesses_are_followed_back_to_their_tensor() -> None:
-    """Through sums, through the moves of a loop, and into copies to shared memory."""
+def test_accesses_are_traced_to_their_tensor() -> None:
+    """Through additions, through moves in a loop, and for copies to shared memory."""
     code = """
         ld.param.b64    %rd1, [kernel_param_0];
         ld.param.b64    %rd2, [kernel_param_2];
@@ -315,7 +315,7 @@ def test_accesses_are_followed_back_to_their_tensor() -> None:
     assert machine_code._narrow({"x": [2, 16, 16], "out": [8], "half": [16, 16, 2, 2, 4, 8]}) == ("out",)
 
 
-def test_pages_are_made_from_the_results() -> None:
-    """docs/ says what benchmarks/results/ holds; `make tables` writes both."""
+def test_pages_are_generated_from_the_results() -> None:
+    """docs/ agrees with benchmarks/results/; `make tables` writes both."""
     for path, text in generate_docs.pages().items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: python -m benchmarks pages"

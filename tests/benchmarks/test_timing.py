@@ -1,4 +1,4 @@
-"""How work is timed: in turns, divided by calls, marked where disturbed, refused where impossible."""
+"""How work is timed: samples alternate, are divided by calls, marked if disturbed, rejected below the floor."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ CPU = torch.device("cpu")
 
 
 class Throttled:
-    """A watch on a GPU that gets hot after some looks."""
+    """A monitor whose GPU is throttled after some queries."""
 
     def __init__(self, cool: int = 1000) -> None:
-        self.looks = 0
+        self.queries = 0
         self.cool = cool
 
     def state(self) -> State:
-        self.looks += 1
-        return State(1980, "" if self.looks <= self.cool else "thermal slowdown", power=650.5, temperature=61)
+        self.queries += 1
+        return State(1980, "" if self.queries <= self.cool else "thermal slowdown", power=650.5, temperature=61)
 
     def disturbance(self, before: State, after: State) -> str:
         return before.slowed or after.slowed
 
 
-def test_samples_are_taken_in_turns_and_per_call() -> None:
+def test_samples_alternate_and_are_per_call() -> None:
     order: list[str] = []
     watch = Stopwatch(CPU)
     works = {
@@ -54,7 +54,7 @@ def test_short_work_is_repeated_until_a_sample_is_long_enough() -> None:
     assert short.repeats > 100
 
 
-def test_no_round_begins_after_the_end_but_one_there_is() -> None:
+def test_one_round_is_run_even_after_the_deadline() -> None:
     found = Stopwatch(CPU).interleaved({"a": Work(lambda: None)}, 50, until=time.monotonic() - 1)
     assert len(found["a"][0]) == 1
 
@@ -75,7 +75,7 @@ def test_throttled_samples_are_marked() -> None:
     assert made.readings[-1].slowed == "thermal slowdown"
 
 
-def test_a_record_says_how_far_from_the_floor_it_is() -> None:
+def test_a_record_has_the_ratio_to_the_floor() -> None:
     work = Work(lambda: time.sleep(0.002), floor_us=1.0)
     made = record("a", {"x": "y"}, Stopwatch(CPU).interleaved({"a": work}, 3)["a"], work, flops=5.0)
     assert made.values["of_floor"] == pytest.approx(1 / made.values["p50_us"])
@@ -84,13 +84,13 @@ def test_a_record_says_how_far_from_the_floor_it_is() -> None:
     assert made.readings == []
 
 
-def test_inputs_together_exceed_the_l2_twice() -> None:
+def test_rotating_inputs_exceed_twice_the_l2() -> None:
     assert rotation(1 << 20, 50 << 20) == 100
     assert rotation(1 << 30, 50 << 20) == 2
     assert rotation(16, 50 << 20) == timing.COPIES
 
 
-def test_a_graph_holds_whole_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_holds_complete_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     inside: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Folders of configurations that hold nothing yet."""
+"""Empty folders of configuration files."""
 
 from __future__ import annotations
 

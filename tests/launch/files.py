@@ -1,4 +1,4 @@
-"""Files of launch configurations as the tests write them: one entry, for one call of sepconv on an H200."""
+"""Launch configuration files for the tests: one entry, for one call of sepconv on an H200."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ def choose(gpu: Gpu = H200) -> configs.Choice:
 
 @contextlib.contextmanager
 def notices() -> Iterator[list[str]]:
-    """What is said inside the block."""
-    said: list[str] = []
+    """The messages logged within the block."""
+    messages: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     configs.logger.addHandler(handler)
     try:
-        yield said
+        yield messages
     finally:
         configs.logger.removeHandler(handler)

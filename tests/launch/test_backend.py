@@ -1,4 +1,4 @@
-"""Where kernels run, and what is said where they cannot."""
+"""Where kernels run, and the errors where they cannot."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ CUDA = torch.device("cuda", 0)
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> dict:
-    """A pretended GPU; change its capability."""
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> dict:
+    """A fake GPU; tests may change its capability."""
     facts = {"capability": (9, 0)}
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: facts["capability"])
@@ -36,7 +36,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> dict:
     ],
 )
 def test_cpu(wanted: str, interpret: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter is slow: it runs when asked for by name, never on its own."""
+    """The interpreter is slow, so it runs only when selected explicitly."""
     monkeypatch.setenv("TRITON_INTERPRET", interpret)
     assert choose_backend(wanted, CPU) == expected
 
@@ -47,20 +47,20 @@ def test_cpu_without_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_backend("triton", CPU)
 
 
-def test_gpu(card: dict) -> None:
+def test_gpu(fake_gpu: dict) -> None:
     assert choose_backend("auto", CUDA) == "triton"
     assert choose_backend("triton", CUDA) == "triton"
     assert choose_backend("reference", CUDA) == "reference"
 
 
-def test_old_gpu(card: dict) -> None:
-    card["capability"] = (7, 5)
+def test_old_gpu(fake_gpu: dict) -> None:
+    fake_gpu["capability"] = (7, 5)
     assert choose_backend("auto", CUDA) == "reference"
     with pytest.raises(InputError, match=r"Some GPU has compute capability 7\.5, needed is 8\.0"):
         choose_backend("triton", CUDA)
 
 
-def test_without_triton(card: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_triton(fake_gpu: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "triton_is_installed", lambda: False)
     assert choose_backend("auto", CUDA) == "reference"
     with pytest.raises(InputError, match="Triton is not installed"):
@@ -73,7 +73,7 @@ def test_unknown(run) -> None:
         run()
 
 
-def test_using_belongs_to_the_thread() -> None:
+def test_using_is_thread_local() -> None:
     seen = []
     with using("triton"):
         assert kernels_run_on(CPU)
@@ -88,7 +88,7 @@ def test_using_belongs_to_the_thread() -> None:
 
 
 def test_kernels_before_triton() -> None:
-    """A kernel knows its arguments without Triton; `tl` is nothing outside one."""
+    """A kernel knows its arguments without Triton; `tl` has no attributes outside kernels."""
 
     @jit
     def kernel(x, count, BLOCK: tl.constexpr):

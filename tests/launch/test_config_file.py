@@ -1,4 +1,4 @@
-"""Which files and entries count, and what is said of those that do not."""
+"""Which files and entries are valid, and the notices about those that are not."""
 
 from __future__ import annotations
 
@@ -72,17 +72,17 @@ HARD: dict[str, tuple[dict, str]] = {
 
 
 @pytest.mark.parametrize("name", HARD)
-def test_hard_mismatches_are_refused_with_one_notice(folders: tuple[Path, Path], name: str) -> None:
+def test_hard_mismatches_are_rejected_with_one_notice(folders: tuple[Path, Path], name: str) -> None:
     changes, pattern = HARD[name]
     path = write(folders[0], content(**changes))
-    with notices() as said:
+    with notices() as messages:
         assert choose().source == "heuristic"
         with configs._lock:
             configs._warm.clear()
         assert choose().source == "heuristic"
-    assert len(said) == 1
-    assert said[0].startswith(path)
-    assert re.search(pattern, said[0])
+    assert len(messages) == 1
+    assert messages[0].startswith(path)
+    assert re.search(pattern, messages[0])
 
 
 SOFT: dict[str, tuple[dict, str]] = {
@@ -93,24 +93,24 @@ SOFT: dict[str, tuple[dict, str]] = {
 
 
 @pytest.mark.parametrize("name", SOFT)
-def test_soft_mismatches_count_with_one_notice(folders: tuple[Path, Path], name: str) -> None:
+def test_soft_mismatches_are_used_with_one_notice(folders: tuple[Path, Path], name: str) -> None:
     changes, pattern = SOFT[name]
     path = write(folders[0], content(**changes))
-    with notices() as said:
+    with notices() as messages:
         assert choose().source == path
         with configs._lock:
             configs._warm.clear()
         choose()
-    assert len(said) == 1
-    assert pattern in said[0]
+    assert len(messages) == 1
+    assert pattern in messages[0]
 
 
-def test_what_this_side_does_not_know_is_not_compared() -> None:
+def test_values_unknown_on_this_machine_are_not_compared() -> None:
     here = config_file.facts(H200)
     assert config_file.differences(content(torch=here.torch + "+cu130"), here) == []
     here = dataclasses.replace(here, driver="570.20", memory_mib=143771, power_limit_w=500)
-    said = config_file.differences(content(), here)
-    assert said == ["driver 570.10, here 570.20", "power_limit_w 700, here 500"]
+    messages = config_file.differences(content(), here)
+    assert messages == ["driver 570.10, here 570.20", "power_limit_w 700, here 500"]
 
 
 @pytest.mark.parametrize(
@@ -127,37 +127,37 @@ def test_what_this_side_does_not_know_is_not_compared() -> None:
     ],
     ids=["empty", "list", "torn", "null", "bytes", "nan", "deep", "huge"],
 )
-def test_files_that_are_none(folders: tuple[Path, Path], data: bytes, reason: str) -> None:
+def test_invalid_files(folders: tuple[Path, Path], data: bytes, reason: str) -> None:
     write(folders[0], data)
-    with notices() as said:
+    with notices() as messages:
         assert choose().source == "heuristic"
         assert choose().source == "heuristic"
-    assert len(said) == 1
-    assert reason in said[0]
+    assert len(messages) == 1
+    assert reason in messages[0]
 
 
-def test_a_folder_in_place_of_the_file(folders: tuple[Path, Path]) -> None:
+def test_a_folder_with_the_name_of_the_file(folders: tuple[Path, Path]) -> None:
     (folders[0] / configs.file_name(H200.name)).mkdir()
-    with notices() as said:
+    with notices() as messages:
         assert choose().source == "heuristic"
-    assert "is no file" in said[0]
+    assert "is no file" in messages[0]
 
 
 @pytest.mark.parametrize("where", ["below a file", "no folder"])
-def test_folders_that_are_none(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is nothing to read in them, and nothing to say."""
+def test_missing_folders(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No notice."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(configs.USER_FOLDER, str(tmp_path / ("file/x" if where == "below a file" else "none")))
     monkeypatch.setenv(configs.NEAREST, "1")
     configs.forget()
-    with notices() as said:
+    with notices() as messages:
         assert choose().source == "heuristic"
-    assert said == []
+    assert messages == []
     configs.forget()
 
 
-def test_a_file_that_nobody_may_read(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Said once; the heuristic serves."""
+def test_an_unreadable_file(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One notice; the heuristic is used."""
     path = write(folders[0], content())
     real = Path.stat
 
@@ -167,13 +167,13 @@ def test_a_file_that_nobody_may_read(folders: tuple[Path, Path], monkeypatch: py
         return real(self, **options)
 
     monkeypatch.setattr(Path, "stat", refuse)
-    with notices() as said:
+    with notices() as messages:
         assert choose().source == "heuristic"
-    assert said == [f"{path} cannot be read: Permission denied; ignored"]
+    assert messages == [f"{path} cannot be read: Permission denied; ignored"]
 
 
 def paths_in(value: Any, path: tuple = ()) -> Iterator[tuple]:
-    """Where every value of a JSON object stands."""
+    """The path of every value of a JSON object."""
     yield path
     for name in value if isinstance(value, dict) else ():
         yield from paths_in(value[name], (*path, name))
@@ -184,12 +184,12 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-WHOLE = content()
+CONTENT = content()
 SOFT_PATHS = {("torch",), ("driver",), ("device", "memory_mib"), ("device", "power_limit_w")}
 
 
 def changed(path: tuple, change: Callable[[dict, str], None]) -> Any:
-    data = copy.deepcopy({"all": WHOLE})
+    data = copy.deepcopy({"all": CONTENT})
     inside: Any = data
     for name in ("all", *path)[:-1]:
         inside = inside[name]
@@ -197,10 +197,10 @@ def changed(path: tuple, change: Callable[[dict, str], None]) -> Any:
     return data.get("all")
 
 
-@given(path=st.sampled_from(list(paths_in(WHOLE))), value=JSON, how=st.sampled_from(["replace", "remove", "rename"]))
+@given(path=st.sampled_from(list(paths_in(CONTENT))), value=JSON, how=st.sampled_from(["replace", "remove", "rename"]))
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_damaged_values_are_never_used(folders: tuple[Path, Path], path: tuple, value: Any, how: str) -> None:
-    """Whatever stands in place of whatever: refused with a notice unless it is soft, and never an error."""
+def test_corrupt_values_are_never_used(folders: tuple[Path, Path], path: tuple, value: Any, how: str) -> None:
+    """Any value replaced, removed or renamed: rejected with a notice unless it is soft; never an exception."""
 
     def damage(table: dict, name: str) -> None:
         old = table.pop(name)
@@ -211,18 +211,18 @@ def test_damaged_values_are_never_used(folders: tuple[Path, Path], path: tuple, 
 
     data = changed(path, damage)
     file = write(folders[0], data)
-    with notices() as said:
+    with notices() as messages:
         choice = choose()
-    if path in SOFT_PATHS or data == WHOLE:
+    if path in SOFT_PATHS or data == CONTENT:
         assert choice.source == file
     else:
         assert choice.source == "heuristic"
-        names_nothing = data is None or _entry_is_gone(data)
-        assert len(said) == (0 if names_nothing and isinstance(data, dict) and not _conflicts(data) else 1)
+        no_entry = data is None or _entry_is_gone(data)
+        assert len(messages) == (0 if no_entry and isinstance(data, dict) and not _conflicts(data) else 1)
 
 
 def _entry_is_gone(data: Any) -> bool:
-    """Nothing in the file claims to be for this call."""
+    """Whether the file has no entry for this call."""
     for name in ("operations", "sepconv", "entries"):
         data = data.get(name) if isinstance(data, dict) else None
     return not isinstance(data, dict) or BUCKET not in data
@@ -234,9 +234,9 @@ def _conflicts(data: dict) -> bool:
 
 @given(data=st.data())
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_damaged_bytes_are_never_used(folders: tuple[Path, Path], data: st.DataObject) -> None:
-    """Truncated, overwritten or doubled bytes: what was measured, or the heuristic; never something else."""
-    text = json.dumps(WHOLE).encode()
+def test_corrupt_bytes_are_never_used(folders: tuple[Path, Path], data: st.DataObject) -> None:
+    """Truncated, overwritten or inserted bytes: the measured configuration or the heuristic, never anything else."""
+    text = json.dumps(CONTENT).encode()
     start = data.draw(st.integers(0, len(text) - 1))
     end = data.draw(st.integers(start, min(start + 20, len(text))))
     text = text[:start] + data.draw(st.binary(max_size=20)) + text[end:]
@@ -248,8 +248,8 @@ def test_damaged_bytes_are_never_used(folders: tuple[Path, Path], data: st.DataO
     assert choice.source == "heuristic" or choice.config == Config(**MEASURED)
 
 
-def test_hashes_follow_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other kernels, another hash; source that cannot be read is trusted by no file."""
+def test_hashes_depend_on_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another module has another hash; entries of an operator whose source cannot be read are rejected."""
 
     def variant(**attributes: Any) -> type[Operator]:
         return type("Variant", (OPERATOR,), {"__slots__": (), "__module__": OPERATOR.__module__, **attributes})
@@ -265,8 +265,8 @@ def test_hashes_follow_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config_file.entry(unreadable, config_file.facts(H200), built_in, BUCKET)[0] is None
 
 
-def test_hashes_reach_every_module_with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A change in the kernels, the statistics, the device functions or the launch code is another hash."""
+def test_hashes_include_every_module_with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change in the kernels, the statistics or the device functions changes the hash."""
     before = config_file.kernel_hash(REGISTRY["sepconv_moments"])
     read = inspect.getsource
     for name in ("conv.kernels.sepconv", "conv.sepconv", "norm.kernels.channel_moments", "device_functions"):

@@ -1,4 +1,4 @@
-"""Which launch configuration is chosen, in which order, and what asking costs."""
+"""Which launch configuration is chosen, in which order, and that a choice is cached."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from tinysr_kernels.ops.norm.kernels import layer_norm as layer_norm_kernel
 
 
 def test_order(folders: tuple[Path, Path]) -> None:
-    """User's file, bundled file, heuristic; a configuration given by the caller before all."""
+    """User's file, bundled file, heuristic; an override by the caller takes precedence over all."""
     user, bundled = folders
-    with notices() as said:
+    with notices() as messages:
         assert choose() == configs.Choice(CALL.heuristic(H200), "heuristic")
         path = write(bundled, content())
         assert choose() == configs.Choice(Config(**MEASURED), path, config_file.Entry(Config(**MEASURED), 5.5, 7.0, 40))
@@ -45,22 +45,22 @@ def test_order(folders: tuple[Path, Path]) -> None:
             assert choose().source == path
         assert choose().source == path
         assert configs.chosen()[path] >= 1
-    assert said == []
+    assert messages == []
 
 
-def test_programmatic_dependent_launch_where_a_file_says_so(folders: tuple[Path, Path]) -> None:
+def test_programmatic_dependent_launch_if_a_file_enables_it(folders: tuple[Path, Path]) -> None:
     user, bundled = folders
     assert not configs.pdl(H200)
     write(bundled, content(**{config_file.PDL: True}))
     assert configs.pdl(H200)
     assert not configs.pdl(GPUS[80])
-    write(user, content())  # says nothing
+    write(user, content())  # without a setting
     assert configs.pdl(H200)
     write(user, content(**{config_file.PDL: False}))
     assert not configs.pdl(H200)
-    write(user, content(**{config_file.PDL: 1}))  # what is no bool says nothing either
+    write(user, content(**{config_file.PDL: 1}))  # a value that is no bool is ignored
     assert configs.pdl(H200)
-    write(user, content(**{config_file.PDL: False}, schema=7))  # does not count
+    write(user, content(**{config_file.PDL: False}, schema=7))  # an invalid file
     assert configs.pdl(H200)
     with configs.given_pdl(False):
         assert not configs.pdl(H200)
@@ -73,22 +73,22 @@ def test_programmatic_dependent_launch_where_a_file_says_so(folders: tuple[Path,
 
 
 @pytest.mark.parametrize("on", [False, True])
-def test_launches_are_told(on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An operator's kernels are launched with launch_pdl where the files, or the tuner, say so; nobody else's are."""
-    told: list[dict] = []
+def test_launches_have_the_pdl_option(on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are launched with launch_pdl only if a file or the override enables it."""
+    options_seen: list[dict] = []
 
     class Made:
         def __getitem__(self, grid: object) -> object:
-            return lambda **options: told.append(options)
+            return lambda **options: options_seen.append(options)
 
     monkeypatch.setitem(vars(layer_norm_kernel.normalize), "made", Made())
     with using("triton"), configs.given_pdl(on):
         torch.ops.tinysr.layer_norm(torch.ones(2, 64), 1e-5)
-    assert [one.get("launch_pdl", False) for one in told] == [on]
-    assert not on or told[0]["launch_pdl"] is True
+    assert [one.get("launch_pdl", False) for one in options_seen] == [on]
+    assert not on or options_seen[0]["launch_pdl"] is True
 
 
-def test_another_card_has_another_file(folders: tuple[Path, Path]) -> None:
+def test_another_gpu_has_another_file(folders: tuple[Path, Path]) -> None:
     write(folders[1], content())
     assert choose(GPUS[80]).source == "heuristic"
     assert len({configs.file_name(gpu.name) for gpu in GPUS.values()}) == len(GPUS)
@@ -96,24 +96,24 @@ def test_another_card_has_another_file(folders: tuple[Path, Path]) -> None:
     assert configs.file_name("A/B\\C:D\0") == "A-B-C-D-.json"
 
 
-def test_nearest_only_if_asked_for(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Same architecture, nearest number of multiprocessors; a file for the very device goes first."""
+def test_nearest_only_if_enabled(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same architecture, nearest number of multiprocessors; the file of exactly this GPU takes precedence."""
     user, bundled = folders
-    cards = [Gpu("NVIDIA H100 PCIe", (9, 0), 114), Gpu("NVIDIA GH200", (9, 0), 130), Gpu("NVIDIA X", (10, 0), 132)]
+    gpus = [Gpu("NVIDIA H100 PCIe", (9, 0), 114), Gpu("NVIDIA GH200", (9, 0), 130), Gpu("NVIDIA X", (10, 0), 132)]
     paths = [
         write(
             bundled,
             content(
                 device={
                     **DEVICE,
-                    "name": card.name,
-                    "multiprocessors": card.multiprocessors,
-                    "capability": list(card.capability),
+                    "name": gpu.name,
+                    "multiprocessors": gpu.multiprocessors,
+                    "capability": list(gpu.capability),
                 }
             ),
-            card,
+            gpu,
         )
-        for card in cards
+        for gpu in gpus
     ]
     write(user, b"{", Gpu("NVIDIA Y", (9, 0), 132))
     assert choose().source == "heuristic"
@@ -137,8 +137,8 @@ def test_folders(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("op", sorted(REGISTRY))
-def test_bucket_and_heuristic_read_the_fields_of_the_key_alone(op: str) -> None:
-    """A call that has no other fields, where reading one would be an AttributeError, gets the same configuration."""
+def test_bucket_and_heuristic_read_only_the_fields_of_the_key(op: str) -> None:
+    """A call without the other fields, where reading one raises AttributeError, gets the same configuration."""
     from tests.ops.cases import CASES
 
     for case in CASES[op]:
@@ -152,15 +152,15 @@ def test_bucket_and_heuristic_read_the_fields_of_the_key_alone(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", sorted(REGISTRY))
-def test_a_choice_is_made_once(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Afterwards a call of the same shapes and flags costs a look-up: no bucket, no heuristic, no file."""
+def test_a_choice_is_cached(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later calls of the same shapes and flags only look it up: no bucket, no heuristic, no file."""
     from tests.ops.cases import CASES
 
     call = REGISTRY[op](**CASES[op][0].arguments(torch.float16))
     first = configs.choose(call, H200)
 
     def refuse(*_: object) -> None:
-        raise AssertionError("chosen anew")
+        raise AssertionError("chosen again")
 
     for name in ("bucket", "heuristic", "plan"):
         monkeypatch.setattr(REGISTRY[op], name, refuse)
@@ -169,7 +169,7 @@ def test_a_choice_is_made_once(op: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert configs.choose(again, H200) is first
 
 
-def test_memory_of_calls_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_choices_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(configs, "WARM_LIMIT", 8)
     configs.forget()
     for rows in range(1, 30):
@@ -178,7 +178,7 @@ def test_memory_of_calls_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_assumed_gpu() -> None:
-    """Tensors on no GPU are planned for the one assumed."""
+    """Tensors that are not on a GPU are planned for the assumed one."""
     x = torch.empty(1)
     with assume(GPUS[120]):
         assert gpu_of(x) == GPUS[120]
