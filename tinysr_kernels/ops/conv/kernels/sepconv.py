@@ -3,8 +3,8 @@
 `march`: all input channels at once. A program holds BLOCK_M columns and marches down ROWS output rows. Each row of u is
 loaded once, in its three horizontal shifts, and accumulated into the three output rows that depend on it. A finished
 row is multiplied by the pointwise weight. Three loads per output row instead of nine.
-`tile`: any number of input channels, BLOCK_K at a time, for BLOCK_M output pixels in reading order; nine loads per step.
-It serves wide layers, where the GEMM dominates, and images smaller than a program of the other form.
+`tile`: any number of input channels, BLOCK_K at a time, for BLOCK_M output pixels in reading order; nine loads per
+step. It serves wide layers, where the GEMM dominates, and images smaller than a program of the other form.
 
 Depthwise weights and accumulators are float32; they are rounded once, to the dtype of the GEMM's operands.
 """
