@@ -113,8 +113,8 @@ def ours_on_device(model: CompiledSR, image: Tensor) -> Work:
 
 def ours_from_host(model: CompiledSR, image: Tensor) -> Work:
     """The compiled model as users call it: numpy images [N,H,W,3] in and out."""
-    pictures: Any = image.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    return Work(lambda: model(pictures), host=True, keep=(model, pictures))
+    images: Any = image.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return Work(lambda: model(images), host=True, keep=(model, images))
 
 
 @contextlib.contextmanager

@@ -134,7 +134,7 @@ def test_header_lengths(tmp_path: Path, length: int) -> None:
 
 # ----------------------------------------------------------------------------------------------- pickles
 class Payload:
-    """Pickles into a call that leaves a file behind."""
+    """Pickles into a call that leaves a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)

@@ -31,7 +31,7 @@ class AdcSRLayout:
     config: UNetConfig
 
     def tensors(self) -> dict[str, Tensor]:
-        """The normalised checkpoint: `unet.*`, `decoder.*`."""
+        """The normalized checkpoint: `unet.*`, `decoder.*`."""
         return _prefixed("unet", self.unet.state_dict()) | _prefixed("decoder", self.decoder.state_dict())
 
     def upscale(self, image: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class TinySRLayout:
     config: TinySRConfig
 
     def tensors(self) -> dict[str, Tensor]:
-        """The normalised checkpoint: `transformer.*`, `encoder.*`, `decoder.*`."""
+        """The normalized checkpoint: `transformer.*`, `encoder.*`, `decoder.*`."""
         return self.transformer.normalized_state() | self.vae.state_dict()
 
     def upscale(self, image: Tensor, color_fix: ColorFix = "adain") -> Tensor:

@@ -39,7 +39,7 @@ class UNetLayout:
     config: UNetConfig
 
     def tensors(self) -> dict[str, Tensor]:
-        """The normalised checkpoint: `unet.*`, `decoder.*` and, with VAE input, `encoder.*`."""
+        """The normalized checkpoint: `unet.*`, `decoder.*` and, with VAE input, `encoder.*`."""
         parts = {"unet": self.unet, "decoder": self.decoder, "encoder": self.encoder}
         present = {name: part for name, part in parts.items() if part is not None}
         return {f"{name}.{k}": v for name, part in present.items() for k, v in part.state_dict().items()}

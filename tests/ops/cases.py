@@ -45,7 +45,7 @@ class Case:
 
 
 def convert(value: Any, dtype: torch.dtype) -> Any:
-    """A floating tensor in `dtype`, unless it is quantised; anything else as it is."""
+    """A floating tensor in `dtype`, unless it is quantized; anything else as it is."""
     if not isinstance(value, Tensor) or value.dtype == fp8_cases.E4M3 or not value.is_floating_point():
         return value
     return value.to(dtype)

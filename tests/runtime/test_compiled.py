@@ -187,7 +187,7 @@ def test_tiles_of_the_demo_hardly_differ_from_the_whole(demo: tinysr_kernels.Com
     tiled = tinysr_kernels.compile("demo", device="cpu", tile=64)
     a, b = (np.asarray(model(small), dtype=np.float64) for model in (demo, tiled))
     assert np.sqrt(np.mean((a - b) ** 2)) < 2
-    # no seam: the jump across a tile's edge is no larger than that of the whole picture's
+    # no seam: the jump across a tile's edge is no larger than that of the whole image's
     for edge in (64 * 4, 56 * 4):
         jump = np.abs(np.diff(b, axis=1))[:, edge - 1].mean()
         assert jump < np.abs(np.diff(a, axis=1))[:, edge - 1].mean() + 1

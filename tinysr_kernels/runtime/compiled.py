@@ -187,7 +187,7 @@ class CompiledSR:
             return trace(enlarge, kernels=self.backend == "triton")
 
     def info(self) -> dict[str, Any]:
-        """What this model is and how it runs, as a JSON-serialisable dictionary.
+        """What this model is and how it runs, as a JSON-serializable dictionary.
 
         parameters: numbers in the folded weights; launches, flops and macs: for one 128x128 image; graphs_held: CUDA
         graphs now, graph_captures, graph_replays and graph_fallbacks (captures that failed) so far; folded: what was

@@ -34,7 +34,7 @@ def without_skip(x: Tensor, **weights: Any) -> Tensor:
     return three_times(lambda x, residual=None, **rest: sepconv_reference(x, **rest))(x, **weights)
 
 
-def skip_behind_relu(x: Tensor, **weights: Any) -> Tensor:
+def skip_after_relu(x: Tensor, **weights: Any) -> Tensor:
     return three_times(lambda x, **rest: sepconv_reference(x, activate_residual=False, **rest))(x, **weights)
 
 
@@ -51,7 +51,7 @@ class TestSepconvBlock(OperatorContract):
     same_bits_in_any_batch = False
     mutants = {
         "no skip": without_skip,
-        "skip behind the ReLU": skip_behind_relu,
+        "skip after the ReLU": skip_after_relu,
         "exchanged": exchanged,
         "dropped tap": altered(reference, "depthwise2", lambda t: zeroed(t, slice(None), 0, 1)),
         "transposed kernel": altered(reference, "depthwise3", lambda t: t.transpose(1, 2)),

@@ -77,7 +77,7 @@ class TestSepconvMomentsKernels(KernelContract):
             "more, more_mean, more_squares = tile_moments(stored.to(tl.float32), inside)",
             "more, more_mean, more_squares = tile_moments(stored, column >= 0)",
         ),
-        "pixels behind the end counted": (
+        "pixels after the end counted": (
             "count, mean, squares = tile_moments(stored.to(tl.float32), inside)",
             "count, mean, squares = tile_moments(stored, pixel >= 0)",
         ),

@@ -1,4 +1,4 @@
-"""Argument sets of the fp8 operators: e4m3 tensors with the scales that a quantisation would give them.
+"""Argument sets of the fp8 operators: e4m3 tensors with the scales that a quantization would give them.
 
 They stay e4m3 in every dtype under test. Depths are multiples of 32, as the operators require; the rest is awkward.
 """

@@ -118,7 +118,7 @@ class TestLayerNormQuantize(QuantizedContract):
 
 
 def test_every_number_stays_what_it_is() -> None:
-    """All of e4m3, both signs, with a row whose scale is 1; ties between neighbours go to the even one."""
+    """All of e4m3, both signs, with a row whose scale is 1; ties between neighbors go to the even one."""
     x = torch.tensor([*NUMBERS, *(-n for n in NUMBERS)])
     q, scale = reference(x)
     assert scale.item() == 1
