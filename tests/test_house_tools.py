@@ -168,6 +168,8 @@ FOLDER = re.compile(rf"`((?:{TOPS})/[\w./-]*/)`|`((?:ops|nets|launch|runtime|che
 """A folder in backticks, from the top of the checkout or from the package."""
 ALONE = re.compile(r"`([\w-]+\.py)`")
 """A file in backticks without its folder."""
+ADDED = re.compile(r"^`([\w./-]+\.py)`[^\n]*:\n\n```python$", re.MULTILINE)
+"""A file that a page has its reader write: its path, and the code after it."""
 PAGES = re.compile(r"\b(DESIGN|INPUTS|PERFORMANCE|STYLE|[A-Z]{3,}\.md)\b|\bFORMATS(?= of| and|:|\.md|,)")
 """Pages named by their title in capitals."""
 
@@ -188,7 +190,8 @@ def texts_of(path: Path) -> str:
 
 def missing_files(text: str, folder: Path) -> list[str]:
     """The paths in a text that lead nowhere from the checkout, from the package or from the text's own folder."""
-    named = [first or second for pattern in (NAMED, FOLDER) for first, second in pattern.findall(text)]
+    named = {first or second: None for pattern in (NAMED, FOLDER) for first, second in pattern.findall(text)}
+    named = [name for name in named if name not in ADDED.findall(text)]
     bases = (ROOT, ROOT / "tinysr_kernels", folder)
     lost = [name for name in named if not name.startswith(MADE_HERE) and not any((b / name).exists() for b in bases)]
     known = {path.name for path in [*SOURCES, *ROOT.glob("*.py")]}
@@ -211,6 +214,9 @@ def test_missing_files_are_found(tmp_path: Path) -> None:
     text = "see `ops/nothing.py`, docs/nowhere.md, `launch/hardware.py`, `build/report.md`, `setup.py`, `no_such.py`"
     assert missing_files(text, tmp_path) == ["ops/nothing.py", "docs/nowhere.md", "no_such.py"]
     assert missing_files("`tests/kernels/`, `ops/conv/`, `tests/ops/`", tmp_path) == ["tests/kernels/"]
+    written = "see `ops/nothing.py`.\n\n`ops/nothing.py`:\n\n```python\nx = 1\n```\n"
+    assert missing_files(written, tmp_path) == []
+    assert missing_files(written.replace("python", "text"), tmp_path) == ["ops/nothing.py"]
     assert [found[0] for found in PAGES.finditer("PERFORMANCE says, GPU.md too; a FORMAT, PNG")] == [
         "PERFORMANCE",
         "GPU.md",

@@ -53,9 +53,8 @@ class ToySR(Family[ToyConfig]):
         part = found.parts[TOY.role]
         strength = (part.config or {}).get("strength", ToyConfig.strength)
         if not isinstance(strength, float) or not 0 < strength < math.inf:
-            raise CheckpointError(
-                f"{part.config_where}: strength: expected a positive number, found {quoted(strength)}"
-            )
+            where = f"{part.config_where}: strength"
+            raise CheckpointError(f"{where}: expected a positive number, found {quoted(strength)}")
         tensors = {name.removeprefix("toy."): tensor for name, tensor in part.file.only_tensors().items()}
         weights = Weights(tensors, lambda name: f"{part.file.where}: {quoted(f'toy.{name}')}")
         width = conv(weights, "head", 3)
