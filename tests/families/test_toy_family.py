@@ -161,9 +161,8 @@ def test_without_its_line_it_is_unknown(folder: Path, monkeypatch: pytest.Monkey
 def test_the_page_shows_this_file() -> None:
     """docs/add-a-family.md: its Python up to the registry is all of toy.py in order; the rest is of this file."""
     text = (ROOT / "docs" / "add-a-family.md").read_text(encoding="utf-8")
-    family, test = (
-        re.findall(r"^```python\n(.*?)^```", part, re.MULTILINE | re.DOTALL) for part in text.split("## 7. The registry")
-    )
+    fence = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    family, test = (fence.findall(part) for part in text.split("## 7. The registry"))
     toy, own = ((ROOT / "tests" / "families" / n).read_text(encoding="utf-8") for n in ("toy.py", "test_toy_family.py"))
     assert without_space("".join(family)) == without_space(toy)
     assert len(test) == 2
