@@ -162,7 +162,8 @@ def test_the_page_shows_this_file() -> None:
     """docs/add-a-family.md: its Python up to the registry is all of toy.py in order; the rest is of this file."""
     text = (ROOT / "docs" / "add-a-family.md").read_text(encoding="utf-8")
     family, test = (
-        re.findall(r"^```python\n(.*?)^```", part, re.MULTILINE | re.DOTALL) for part in text.split("## 7. The registry")
+        re.findall(r"^```python\n(.*?)^```", part, re.MULTILINE | re.DOTALL)
+        for part in text.split("## 7. The registry")
     )
     toy, own = ((ROOT / "tests" / "families" / n).read_text(encoding="utf-8") for n in ("toy.py", "test_toy_family.py"))
     assert without_blank_lines("".join(family)) == without_blank_lines(toy)
