@@ -136,7 +136,7 @@ def _others(text: str) -> Note:
 _MAMF = "largest bfloat16 GEMM rate of the accelerator tables of github.com/stas00/ml-engineering"
 _CLOCK_OF_FP32 = _derived("fp32 rate / (SMs x FLOP per clock)")
 _HOPPER_L2 = _derived("5120 bytes per clock, which the A100 whitepaper gives for GA100, at this card's clock")
-_AD102_L2 = "5.2 TB/s measured on an L40 (the same AD102 chip, 96 MiB of L2, 2.49 GHz)"
+_AD102_L2 = "5.2 TB/s measured on an L40 (AD102 too, 96 MiB of L2, 2.49 GHz), of which no public source is known to us"
 _NO_FP8 = _derived("no fp8 tensor cores: the 16-bit rate")
 
 CARDS = (
@@ -148,7 +148,7 @@ CARDS = (
             "l2": _HOPPER_L2,
             "l2_bytes": _derived("as the H100, the same chip (H100 whitepaper)"),
             "sustained_fp16": _others(_MAMF),
-            "sustained_memory": _others("large copies on an H200; the report is not public"),
+            "sustained_memory": _others("large copies on an H200; no public source is known to us"),
         },
     ),
     Card(
