@@ -237,7 +237,7 @@ def test_every_public_name_of_the_face_exists() -> None:
         assert getattr(tinysr_kernels, name) is not None
 
 
-@pytest.mark.parametrize("folder", [PACKAGE, "model", "tests", "docs", ".ci", "benchmarks", "autotune"])
+@pytest.mark.parametrize("folder", [PACKAGE, "model", "tests", "docs", ".ci", "benchmarks", "autotune", "examples"])
 def test_files_can_be_read_at_a_sitting(folder: str) -> None:
     for path in python_files(folder):
         lines = len(path.read_text(encoding="utf-8").splitlines())
