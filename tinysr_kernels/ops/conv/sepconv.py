@@ -254,7 +254,9 @@ class SepConvMoments(ChannelMoments, SepConv):
         if found.form == "march" and found.num_warps == 4 and found.block_k <= 64:
             # With few output channels, 8 warps would spill a register on sm_80 in Triton 3.6.
             few = self.x.element_size() == 2 and found.block_k == 64 and found.block_n < 64
-            return replace(found, num_warps=4 if few else 8, block_m=max(found.block_m // 2, 16))
+            # Half the pixels of 32 channels would spill 8 bytes on sm_100 in Triton 3.6.
+            part = 4 if gpu.arch == 100 and found.block_k == 32 else 2
+            return replace(found, num_warps=4 if few else 8, block_m=max(found.block_m // part, 16))
         if found.form == "march" and found.block_k == 128 and self.x.element_size() == 4:
             return replace(found, num_warps=16)
         return found
