@@ -13,7 +13,7 @@ NAME := $(basename $(notdir $(PHOTO)))
 OTHER_TRITON := $(addprefix build/triton-,$(TRITON))
 
 # Two pytest workers with one thread each: the tests are many and small, so intra-op threads cost more than they gain.
-WORKERS := -n 2 --dist loadfile --benchmark-disable
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder --benchmark-disable
 PYTEST_ARGS ?= $(WORKERS) -m "not mutation"
 
 .DEFAULT_GOAL := help

@@ -64,7 +64,7 @@ class TestAdainFixKernels(ColorKernelContract):
     def test_statistics_far_from_zero(self) -> None:
         """Means of 50 deviations, over parts of one block and of several."""
         for config in (None, *self.configs):
-            assert self.check(test_adain.FAR_FROM_ZERO, torch.float32, config), (config, self.found)
+            assert self.check(test_adain.FAR_FROM_ZERO, torch.float32, config, draws=1), (config, self.found)
 
     def test_two_launches_and_a_bounded_number_of_parts(self) -> None:
         """For any sizes and layouts, without copies."""
