@@ -32,9 +32,9 @@ demo: $(VENV)/.ready-runtime ## upscale a photograph with the bundled checkpoint
 	@echo "side by side: $(DEMO)/$(NAME)-side-by-side.png  (input, bicubic x4, this model)"
 
 # A selection of tests that takes a minute: the rules for every file, operators in float32 against their float64
-# references, two operators' kernels, a checkpoint from file to image.
-QUICK := tests/test_house.py tests/ops/norm tests/ops/linear tests/ops/conv/test_sepconv.py tests/ops/conv/test_conv3x3.py \
-    tests/ops/attention/test_attention.py \
+# references, some operators' kernels, families, launch configurations, a checkpoint from file to image.
+QUICK := tests/test_house.py tests/families tests/launch tests/ops/norm tests/ops/linear tests/ops/conv/test_conv3x3.py \
+    tests/ops/conv/test_sepconv.py tests/ops/conv/test_sepconv_kernel.py tests/ops/attention/test_attention.py \
     tests/runtime/test_compiled.py::test_one_by_one_equals_the_batch
 
 test quick mutations processors: export OMP_NUM_THREADS ?= 1
@@ -42,7 +42,7 @@ test: $(VENV)/.ready-test ## run the tests (PYTEST_ARGS="-n 0 tests/test_house.p
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 quick: $(VENV)/.ready-test ## run a one-minute selection of the tests
-	$(BIN)/python -m pytest $(WORKERS) -k "numeric and not float16 or test_house or test_compiled" $(QUICK)
+	$(BIN)/python -m pytest $(WORKERS) -k "numeric and not float16 or test_house or test_compiled or families or launch" $(QUICK)
 
 mutations: $(VENV)/.ready-test ## mutation tests: every mutated kernel must make a test fail
 	$(BIN)/python -m pytest $(WORKERS) -m mutation

@@ -224,7 +224,8 @@ def test_help_imports_neither_torch_nor_image_libraries():
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_leave_complete_files_and_set_the_exit_code(folder, number, code):
     script = f"""
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it ignored
 import tinysr_kernels
 from tests.runtime.sample_images import FakeModel
 from tinysr_kernels.cli.main import main

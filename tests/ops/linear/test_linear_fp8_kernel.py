@@ -102,7 +102,7 @@ def test_accumulators_leave_the_tensor_cores_after_each_step(arch: int, instruct
         plan, choice = REGISTRY["linear_fp8"](x, scales[0], weight, scales[1], torch.float16).planned()
     config = choice.config
     variant = machine_code.variant(arch, plan.launches[0])
-    (text,) = machine_code.compile_all([variant], 1, function=machine_code.listing)
+    (text,) = machine_code.compile_all([variant], 1, function=machine_code.sass)
     assert re.search(rf"\b{instruction}\b", text)
     assert not re.search(r"\b(?:STL|LDL)\b", text)
     assert len(re.findall(r"\bFFMA\b", text)) >= config.block_m * config.block_n // (32 * config.num_warps)

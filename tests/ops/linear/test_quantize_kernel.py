@@ -90,7 +90,7 @@ def test_values_are_rounded_once(arch: int) -> None:
         x = torch.empty(64, 1536, dtype=torch.float16, device="meta")
         (launch,) = REGISTRY["quantize_rows"](x).planned()[0].launches
     variant = machine_code.variant(arch, launch)
-    (text,) = machine_code.compile_all([variant], 1, function=machine_code.listing)
+    (text,) = machine_code.compile_all([variant], 1, function=machine_code.sass)
     assert set(re.findall(r"F2FP?\.[\w.]*E4M3[\w.]*", text)) == {"F2FP.SATFINITE.E4M3.F32.PACK_AB_MERGE_C"}
 
 
