@@ -41,7 +41,10 @@ if interpreting():
 
 
 DRAWS = 3
-"""Of each case: the interpreter takes a hundred times as long as a reference."""
+"""Of each case at most: the interpreter takes a hundred times as long as a reference."""
+ENOUGH = 256
+"""Elements from which on one draw is enough in 16 bits, where the rounding of the result decides: the mean square of
+their errors spreads by 9 %, the worst is half a unit in the last place. In float32 the worst element needs several."""
 
 
 @contextlib.contextmanager
@@ -162,8 +165,11 @@ class KernelContract:
         A library's kernel rounds before our epilogue adds the bias: so does eager's convolution of cuDNN on a GPU.
         """
         contract = self.contract()
-        results = [self.call(case.arguments(dtype, draw), config) for draw in range(draws)]
-        self.result = results[0]
+        self.result = self.call(case.arguments(dtype), config)
+        elements = min(t.numel() for t in tensors(self.result))
+        enough = elements >= ENOUGH and dtype != torch.float32
+        more = range(1, 1 if enough else draws)
+        results = [self.result, *(self.call(case.arguments(dtype, draw), config) for draw in more)]
         self.found = contract.judge(results, case, dtype, contract.in_steps if config == "library" else None)
         return self.found.holds
 
