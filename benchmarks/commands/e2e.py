@@ -39,7 +39,6 @@ SAMPLES = 20
 BATCHES = (2, 4, 8, 16)
 SIDE, FRAME = 128, (540, 960)
 SMALL_SIDE, SMALL_FRAME = 32, (48, 64)
-MAX_AUTOTUNE = peers.PEERS[-1]
 Make = Callable[[], Work]
 
 

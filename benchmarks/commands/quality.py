@@ -46,9 +46,6 @@ class Way:
         return f"{self.dtype} {self.backend}" + (f" {self.quantize}" if self.quantize else "")
 
 
-BASE = Way("float32", "reference")
-
-
 def ways(cuda: bool) -> list[Way]:
     """All configurations, the baseline first."""
     dtypes, backends = ("float32", "float16", "bfloat16"), ("reference", "triton") if cuda else ("reference",)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Literal
 
 import torch
 
@@ -17,7 +16,6 @@ from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch.device import MINIMUM_CAPABILITY
 from tinysr_kernels.launch.kernel import interpreting, triton_is_installed
 
-Backend = Literal["auto", "triton", "reference"]
 BACKENDS: tuple[str, ...] = ("auto", "triton", "reference")
 
 _current: ContextVar[str] = ContextVar("backend", default="auto")
