@@ -18,7 +18,7 @@ PYTEST_ARGS ?= $(WORKERS) -m "not mutation"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick mutations processors lint static tables benchmarks cpu-benchmarks docs examples format \
+.PHONY: help demo test quick mutations processors fuzz lint static tables benchmarks cpu-benchmarks docs examples format \
     wheel check-wheel clean
 
 help: ## list the targets
@@ -37,7 +37,7 @@ QUICK := tests/test_house.py tests/families tests/launch tests/ops/norm tests/op
     tests/ops/conv/test_sepconv.py tests/ops/conv/test_sepconv_kernel.py tests/ops/attention/test_attention.py \
     tests/runtime/test_compiled.py::test_one_by_one_equals_the_batch
 
-test quick mutations processors: export OMP_NUM_THREADS ?= 1
+test quick mutations processors fuzz: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.ready-test ## run the tests (PYTEST_ARGS="-n 0 tests/test_house.py" runs a subset)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -49,6 +49,10 @@ mutations: $(VENV)/.ready-test ## mutation tests: every mutated kernel must make
 
 processors: $(VENV)/.ready-test ## numeric tests with smaller instruction sets, and with two threads
 	$(BIN)/python -m tests.processors
+
+fuzz: $(VENV)/.ready-test ## 3,000 cases of each fuzzer (FUZZ_ARGS="images --cases 100" runs some); the report goes to build
+	@mkdir -p build
+	$(BIN)/python -m tests.fuzz --out build/fuzz.json $(FUZZ_ARGS)
 
 lint: $(VENV)/.ready-dev ## check formatting, ruff rules and types
 	$(BIN)/ruff format --check .
@@ -99,8 +103,8 @@ clean: ## remove all build outputs except $(VENV)
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' || { \
-	    echo "$(PYTHON) is missing or not Python 3.10 to 3.13; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || { \
+	    echo "$(PYTHON) is missing or not Python 3.11 to 3.13; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	    echo "cannot create $(VENV): Debian and Ubuntu keep venv apart (apt-get install python3-venv)" >&2; exit 1; }
 

@@ -1,0 +1,23 @@
+"""The fuzzers, some cases of each. `make fuzz` runs 3,000."""
+
+import pytest
+
+from tests.fuzz.harness import FUZZERS, run
+
+CASES = 60
+
+
+@pytest.mark.parametrize("name", FUZZERS)
+def test_no_faults(name: str) -> None:
+    report = run(name, 0, CASES)
+    assert not report.faults
+    # A fuzzer whose inputs are all accepted, or all refused, looks at one half of the code only.
+    assert min(report.outcomes["accepted"], CASES - report.outcomes["accepted"]) >= CASES // 10, report.outcomes
+
+
+def test_the_harness_sees_faults_hangs_crashes_and_memory() -> None:
+    report = run("faulty", 0, 6)
+    assert report.outcomes == {"accepted": 2}
+    assert set(report.faults) == {1, 2, 3, 4}
+    for seed, sign in {1: "ZeroDivisionError", 2: "Timeout", 3: "code -6", 4: "MemoryError"}.items():
+        assert sign in report.faults[seed]
