@@ -32,7 +32,8 @@ from tinysr_kernels.families import FAMILIES
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import gpu_of
-from tinysr_kernels.runtime.compiled import DTYPES, CompiledSR
+from tinysr_kernels.runtime.arguments import DTYPES
+from tinysr_kernels.runtime.compiled import CompiledSR
 
 SUMMARY = "Whole models against eager PyTorch, torch.compile and the teachers: latency, batches, a 4K frame, memory."
 SAMPLES = 20

@@ -17,7 +17,8 @@ from benchmarks.subjects.families import SUBJECTS
 from benchmarks.subjects.networks import OWN_DTYPE, VARIANTS, named_tensors
 from tinysr_kernels.families import Checkpoint, Config, fold, load
 from tinysr_kernels.launch.backend import choose_backend
-from tinysr_kernels.runtime.compiled import DTYPES, CompiledSR
+from tinysr_kernels.runtime.arguments import DTYPES
+from tinysr_kernels.runtime.compiled import CompiledSR
 
 IMAGE_OUT = ("decoder.conv_out.", "decoder.layers.18.")
 IMAGE_GAIN = 0.2

@@ -18,7 +18,8 @@ from benchmarks.measure.session import Late
 from benchmarks.measure.timing import Work, graphed
 from benchmarks.subjects.families import SUBJECTS
 from benchmarks.subjects.models import Model, Reference
-from tinysr_kernels.runtime.compiled import DTYPES, CompiledSR
+from tinysr_kernels.runtime.arguments import DTYPES
+from tinysr_kernels.runtime.compiled import CompiledSR
 
 PEERS = (
     "eager",

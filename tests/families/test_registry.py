@@ -14,7 +14,7 @@ from tinysr_kernels.errors import InputError
 from tinysr_kernels.families import COLOR_FIXES, FAMILIES, check_quantize, config_from_dict, config_to_dict
 from tinysr_kernels.families.config import config_from_values
 from tinysr_kernels.families.loading import roles_of
-from tinysr_kernels.runtime.compiled import DTYPES
+from tinysr_kernels.runtime.arguments import DTYPES
 
 families = pytest.mark.parametrize("name", FAMILIES)
 

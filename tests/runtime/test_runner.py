@@ -1,4 +1,4 @@
-"""Running networks on images: what is captured and shared, and out-of-memory and overflow handling."""
+"""Running networks on images: what is captured and shared, and overflow handling; memory: test_out_of_memory.py."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from torch import Tensor
 
 from tests.nets.test_networks import compiled, tinysr_parts, unet_parts
 from tests.runtime.device.recorder import Recorder
-from tinysr_kernels.errors import NonFiniteOutput, OutOfMemory
+from tinysr_kernels.errors import NonFiniteOutput
 from tinysr_kernels.families import FAMILIES, TinySRConfig
 from tinysr_kernels.nets import LatentNetwork, Network
-from tinysr_kernels.nets.unet_sr import UNetSR
-from tinysr_kernels.runtime import runner, tiled_inference
+from tinysr_kernels.runtime import runner
 from tinysr_kernels.runtime.color_fix import fix_colors
 from tinysr_kernels.runtime.device.engine import EagerEngine, Engine
 from tinysr_kernels.runtime.device.graphs import Graphs
+from tinysr_kernels.runtime.limits import Limits
 from tinysr_kernels.runtime.runner import Runner
-from tinysr_kernels.runtime.tiled_inference import Limits
 
 CPU = torch.device("cpu")
 
@@ -155,8 +154,12 @@ def test_a_batch_runs_in_parts_with_the_same_results(small: Network) -> None:
     found, out = parts(lr), torch.empty((5, 3, 32, 48), dtype=torch.uint8)
     assert parts(lr, out) is out
     assert torch.equal(out, found)
+    # Here batches run through a library's convolutions, which may choose their algorithm by the batch.
     for i in range(5):
         torch.testing.assert_close(found[i : i + 1].float(), running(small)(lr[i : i + 1]).float(), rtol=0, atol=1)
+    # One by one, as `Limits.of` has it without kernels, the bits are the same.
+    found = running(small, limits=Limits(batch_pixels=1))(lr)
+    assert torch.equal(found, torch.cat([running(small)(lr[i : i + 1]) for i in range(5)]))
 
 
 def test_eight_threads_and_many_shapes(small: Network) -> None:
@@ -178,87 +181,6 @@ def test_eight_threads_and_many_shapes(small: Network) -> None:
         thread.join()
     assert wrong == []
     assert len(engine.graphs) == len(model.graphs) <= 3
-
-
-# Memory
-
-
-def limit_memory(
-    monkeypatch: pytest.MonkeyPatch, pixels: int, error: type[Exception] = torch.OutOfMemoryError
-) -> list[int]:
-    """Make the network fail above `pixels` per call; returns a list of the pixels of its successful calls."""
-    forward, sizes = UNetSR.forward, list[int]()
-
-    def limited(self: UNetSR, x: Tensor) -> Tensor:
-        size = x.shape[0] * x.shape[2] * x.shape[3]
-        if size > pixels:
-            raise error("no room")
-        sizes.append(size)
-        return forward(self, x)
-
-    monkeypatch.setattr(UNetSR, "forward", limited)
-    monkeypatch.setattr(tiled_inference, "SMALLEST_TILE", 16)
-    return sizes
-
-
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
-def test_out_of_memory_reduces_tiles_permanently(small, monkeypatch, caplog, error) -> None:
-    lr = photo(40, 40)
-    expected = running(small, limits=Limits(tile=24))(lr)
-    sizes = limit_memory(monkeypatch, 24 * 24, error)
-    model = running(small)
-    assert torch.equal(model(lr), expected)
-    assert [record.getMessage() for record in caplog.records] == [
-        "out of memory: continuing with tiles of 24x24 pixels"
-    ]  # 40 * 40 / 2 pixels are 28 a side, and tiles are 2^k or 3 * 2^k
-    caplog.clear()
-    sizes.clear()
-    assert torch.equal(model(lr), expected)
-    assert set(sizes) == {24 * 24}
-    assert caplog.text == ""
-    with pytest.raises(OutOfMemory, match="tile of 32x32"):
-        running(small, limits=Limits(tile=32))(lr)  # an explicit setting is kept
-
-
-def test_out_of_memory_halves_a_batch_of_images_first(small, monkeypatch, caplog) -> None:
-    lr = photo(8, 8, batch=7)
-    expected = torch.cat([running(small)(one[None]) for one in lr])
-    sizes = limit_memory(monkeypatch, 3 * 8 * 8)
-    found = running(small)(lr)
-    torch.testing.assert_close(found.float(), expected.float(), rtol=0, atol=1)
-    assert sizes == [192, 192, 64]
-    assert "batches of 3 images" in caplog.text
-
-
-def test_out_of_memory_drops_graphs_before_it_reduces_sizes(small, monkeypatch, caplog) -> None:
-    engine = Recorder()
-    model = running(small, engine)
-    model(photo(8, 8), now=True)
-    forward = UNetSR.forward
-
-    def while_graphs_are_held(self: UNetSR, x: Tensor) -> Tensor:
-        if engine.graphs and x.shape[2] > 8:
-            raise torch.OutOfMemoryError("no room")
-        return forward(self, x)
-
-    monkeypatch.setattr(UNetSR, "forward", while_graphs_are_held)
-    model(photo(16, 16))
-    assert engine.events[-4:] == ["launch", "drop", "trim", "launch"]
-    assert caplog.text == ""
-
-
-def test_out_of_memory_at_the_minimum_is_a_typed_error(small, latent, monkeypatch) -> None:
-    limit_memory(monkeypatch, 1)
-    with pytest.raises(OutOfMemory, match=r"tile of 16x16 pixels.*free"):
-        running(small)(photo(40, 12))
-
-    def full(*_: object) -> Tensor:
-        raise torch.OutOfMemoryError("no room")
-
-    monkeypatch.setattr(LatentNetwork, "forward", full)
-    monkeypatch.setattr(type(latent.get_submodule("encoder")), "forward", full)
-    with pytest.raises(OutOfMemory, match="enlarged pixels does not fit on cpu"):
-        running(latent)(photo(16, 16))
 
 
 # Overflow

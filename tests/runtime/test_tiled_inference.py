@@ -8,12 +8,12 @@ from torch import Tensor
 
 from model.reference import pipelines as oracle
 from tests.nets.test_networks import compiled, tinysr_parts, unet_parts
-from tinysr_kernels.errors import InputError, OutOfMemory
+from tinysr_kernels.errors import InputError
 from tinysr_kernels.families import FAMILIES, TinySRConfig
-from tinysr_kernels.nets.unet_sr import UNetSR
 from tinysr_kernels.runtime import tiled_inference
 from tinysr_kernels.runtime.color_fix import fix_colors
-from tinysr_kernels.runtime.tiled_inference import Limits, check_upscale, restore
+from tinysr_kernels.runtime.limits import Limits
+from tinysr_kernels.runtime.tiled_inference import check_upscale, restore
 
 
 def image(height: int, width: int, batch: int = 1) -> Tensor:
@@ -80,29 +80,6 @@ def test_tiles_of_a_unet_cover_the_image(pixel) -> None:
     torch.testing.assert_close(tiled[:, :, :32, :32], corner, rtol=1e-10, atol=1e-11)
 
 
-def test_memory_decides_about_tiles(pixel, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, *_ = pixel
-    sizes: list[tuple[int, ...]] = []
-    forward = UNetSR.forward
-
-    def spy(self: UNetSR, x: Tensor) -> Tensor:
-        sizes.append(tuple(x.shape[2:]))
-        return forward(self, x)
-
-    monkeypatch.setattr(UNetSR, "forward", spy)
-    monkeypatch.setattr(tiled_inference, "SMALLEST_TILE", 16)
-    # 25 and 30 pixels a side fit: the tiles are the same 24, however much memory happens to be free
-    for side, expected in ((10**3, (24, 40)), (25, (24, 24)), (30, (24, 24)), (1, (16, 16))):
-        monkeypatch.setattr(tiled_inference, "available_memory", lambda side=side: 2 * side * side * 1000)
-        limits = Limits(bytes_per_pixel=1000.0)
-        for _ in range(2):
-            sizes.clear()
-            restore(network, image(24, 40), 4, limits)
-            assert set(sizes) == {expected}
-            # what was decided at the first image stays: the same image gives the same result
-            monkeypatch.setattr(tiled_inference, "available_memory", lambda: 1)
-
-
 def test_tiles_of_several_images_share_batches(pixel) -> None:
     """Two images of six tiles each: the batches do not end where an image ends, and every tile is in one of them."""
     network, *_ = pixel
@@ -133,29 +110,26 @@ def test_memory_bounds_the_batches_of_tiles(pixel) -> None:
     assert sizes == [2, 2, 2]
 
 
-def test_limits_shrink_step_by_step_to_an_error(pixel, tinysr) -> None:
-    cpu = torch.device("cpu")
-    network, *_ = pixel
-    limits = Limits(pixels=1 << 40, tile_batch=4)
-    # whole, then ever smaller tiles, batches of tiles first
-    steps = ["2 images", "1 images", "tiles of 256x256", "2 tiles", "1 tiles", "tiles of 192x192", "tiles of 128x128"]
-    shapes = [(4, 3, 400, 400), (2, 3, 400, 400), *[(1, 3, 400, 400)] * 8]
-    for shape, expected in zip(shapes, [*steps, "tiles of 96x96", "tiles of 64x64", ""], strict=True):
-        if expected:
-            assert expected in limits.shrink(network, shape, cpu)
-            continue
-        with pytest.raises(OutOfMemory, match="64x64"):
-            limits.shrink(network, shape, cpu)
-    assert limits.images(400 * 400) == 1
-    with pytest.raises(OutOfMemory, match="tile of 100x100 pixels"):
-        Limits(tile=100).shrink(network, (1, 3, 400, 400), cpu)  # an explicit setting stays
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (17, 40), (31, 70), (64, 64), (90, 9)])
+def test_pieces_are_the_calls_of_parts(pixel, tinysr, size: tuple[int, int]) -> None:
+    """What progress counts on is what runs, for both kinds of networks, whole and in tiles."""
+    for network, limits in (
+        (pixel[0], Limits()),
+        (pixel[0], Limits(tile=16)),
+        (pixel[0], Limits(pixels=900)),
+        (tinysr[0], Limits(vae_core=4)),
+        (tinysr[0], Limits()),
+    ):
+        calls = 0
 
-    network = tinysr[0]
-    limits = Limits()
-    for expected in ("4 windows", "2 windows", "1 windows", "672x672", "416x416", "288x288"):
-        assert expected in limits.shrink(network, (1, 3, 64, 64), cpu)
-    with pytest.raises(OutOfMemory, match="288x288"):
-        limits.shrink(network, (1, 3, 64, 64), cpu)
+        def part(name: str, x: Tensor, fixed: bool, network=network) -> Tensor:
+            nonlocal calls
+            calls += len(x)
+            return tiled_inference.part_of(network, name)(x)
+
+        restore(network, image(*size), 4, limits, part)
+        whole = tiled_inference.in_one_piece(network, *size, 4, limits)
+        assert tiled_inference.pieces(network, *size, 4, limits) == (1 if whole else calls)
 
 
 def test_a_pixel_network_has_one_factor(pixel, tinysr) -> None:

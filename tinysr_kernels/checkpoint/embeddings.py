@@ -89,7 +89,7 @@ def prefer(first: Conditioning, second: Conditioning) -> Conditioning:
 def timestep_features(channels: int, t: float = 1000.0) -> Tensor:
     """e(t), float64 [1,channels]: the cosines, then the sines of t * exp(-ln(10000) i / (channels/2))."""
     half = channels // 2
-    angles = t * torch.exp(torch.arange(half, dtype=torch.float64) * (-math.log(10000.0) / half))
+    angles = t * torch.exp(torch.arange(half, dtype=torch.float64, device="cpu") * (-math.log(10000.0) / half))
     return torch.cat([angles.cos(), angles.sin()])[None]
 
 
@@ -100,8 +100,8 @@ def position_table(dim: int, side: int, base: int, full_side: int) -> Tensor:
     second the row, each as sines then cosines of coordinate * 10000^(-k / (dim/4)).
     """
     start = (full_side - side) // 2
-    coordinates = torch.arange(start, start + side, dtype=torch.float64) / (full_side / base)
-    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    coordinates = torch.arange(start, start + side, dtype=torch.float64, device="cpu") / (full_side / base)
+    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64, device="cpu") / (dim // 4))
     angles = coordinates[:, None] * frequencies
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, dim/2]
     columns = axis[None].expand(side, side, -1)

@@ -29,10 +29,10 @@ from tinysr_kernels.files.jobs import Job
 from tinysr_kernels.files.picture_io import read_image, upscale_image_file, write_image
 from tinysr_kernels.files.video import upscale_video
 from tinysr_kernels.runtime.images.arrays import DEVICE_PIXELS, Enlarge
+from tinysr_kernels.runtime.limits import BATCH_PIXELS
 from tinysr_kernels.runtime.micro_batch import Budget, MicroBatcher
 from tinysr_kernels.runtime.notices import collect_notices, defer_notices, notice
 from tinysr_kernels.runtime.streaming import OnError, in_order
-from tinysr_kernels.runtime.tiled_inference import BATCH_PIXELS
 
 GPU_WORKERS = 8
 """Images in flight when the network runs on a GPU: reading and writing take longer than the network."""

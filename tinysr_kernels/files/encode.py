@@ -145,7 +145,7 @@ def _gray_to_srgb(pixels: np.ndarray, metadata: Metadata) -> tuple[np.ndarray, M
     """uint8 [H,W,C] with a gray profile, which is invalid in an RGB file -> sRGB values and no profile."""
     space, _ = color_space(metadata.icc)
     if space is not None:
-        levels = torch.linspace(0, 1, 256, dtype=torch.float64).expand(1, 3, 1, 256)
+        levels = torch.linspace(0, 1, 256, dtype=torch.float64, device="cpu").expand(1, 3, 1, 256)
         table = (space.to_srgb(levels)[0, 0, 0] * 255).round().to(torch.uint8).numpy()
         pixels = np.concatenate([table[pixels[..., :1]], pixels[..., 1:]], -1)
         notice("the gray ICC profile was applied and dropped, because the format stores RGB only")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from os import PathLike
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,6 @@ from torch import Tensor, nn
 from tinysr_kernels.checkpoint import folded_metadata, write_safetensors
 from tinysr_kernels.errors import CheckpointError, InputError, OutOfMemory
 from tinysr_kernels.families import (
-    COLOR_FIXES,
     FAMILIES,
     Checkpoint,
     ColorFix,
@@ -26,33 +27,33 @@ from tinysr_kernels.families import (
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.backend import choose_backend
 from tinysr_kernels.launch.device import assume, gpu_at
-from tinysr_kernels.nets import LatentNetwork, Network, is_fp8, place
-from tinysr_kernels.ops.linear.quantize import CAPABILITY
+from tinysr_kernels.nets import Network, is_fp8, place
 from tinysr_kernels.ops.trace import Call, trace
+from tinysr_kernels.runtime.arguments import check_arguments, check_fp8, choose_dtype, dtype_name, noise, recipe_of
 from tinysr_kernels.runtime.color_fix import fix_colors
+from tinysr_kernels.runtime.device.choose import choose_device
 from tinysr_kernels.runtime.device.cuda import engine_for
 from tinysr_kernels.runtime.device.engine import Outputs
 from tinysr_kernels.runtime.device.graphs import Graphs
+from tinysr_kernels.runtime.device.modes import without_autocast
+from tinysr_kernels.runtime.device.out_of_memory import is_out_of_memory, typed_out_of_memory
 from tinysr_kernels.runtime.dispatch import Kind, upscale_image
+from tinysr_kernels.runtime.images.scaling import Target
+from tinysr_kernels.runtime.limits import UNLIMITED, Limits
 from tinysr_kernels.runtime.notices import notice
-from tinysr_kernels.runtime.runner import Runner
-from tinysr_kernels.runtime.streaming import OnError, in_order
-from tinysr_kernels.runtime.tiled_inference import TILE_BATCH, Limits, bytes_per_pixel, check_upscale, restore
+from tinysr_kernels.runtime.runner import Report, Runner, reporting
+from tinysr_kernels.runtime.streaming import OnError, Stopped, in_order
+from tinysr_kernels.runtime.tiled_inference import check_upscale, restore
 
-DTYPES = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-}
-QUANTIZATIONS = (None, "fp8")
 TRACE_SIDE = 128
 
 
 class CompiledSR:
     """A super-resolution model ready to run: folded weights on one device, called with images. Made by `compile`.
 
-    May be called from several threads at once; every call is independent of the others.
+    May be called from several threads at once; every call is independent of the others. A pickled copy, as for spawned
+    workers, compiles the same checkpoint with the same arguments again; one whose checkpoint was in memory carries its
+    folded weights. `copy` and `deepcopy` give the model itself, which nothing changes.
     """
 
     def __init__(
@@ -67,8 +68,14 @@ class CompiledSR:
         upscale: int,
         tile: int | None,
         graphs: int = 0,
+        recipe: dict[str, Any] | None = None,
     ) -> None:
-        """graphs: how many CUDA graphs are kept at most."""
+        """graphs: how many CUDA graphs are kept at most. recipe: the arguments of `compile` that give this model again.
+
+        None: they hold tensors or modules.
+        """
+        self._checkpoint = replace(checkpoint, tensors={})
+        self._recipe = recipe
         self.family = checkpoint.family
         self.config = checkpoint.config
         self._family = FAMILIES[checkpoint.family]
@@ -88,9 +95,7 @@ class CompiledSR:
         self._lock = threading.Lock()
         self.launches = self._trace()
         """Every operator call for one 128x128 image in order, the color fix included; counted on meta tensors."""
-        limits = Limits(tile=tile, tile_batch=TILE_BATCH if device.type == "cuda" else 1)
-        if not isinstance(self.network, LatentNetwork):
-            limits.bytes_per_pixel = bytes_per_pixel(self.launches, TRACE_SIDE**2)
+        limits = Limits.of(self.network, self.launches, TRACE_SIDE**2, device, backend, tile)
         self._runner = Runner(
             self._network,
             self._fix,
@@ -107,26 +112,46 @@ class CompiledSR:
         return self._networks[self.dtype]
 
     def __call__(
-        self, image: Kind, *, max_pixels: int | None = None, frame: int | None = None, out: Tensor | None = None
+        self,
+        image: Kind,
+        *,
+        scale: float | None = None,
+        size: tuple[int, int] | None = None,
+        longest: int | None = None,
+        progress: Report | None = None,
+        max_pixels: int | None = None,
+        frame: int | None = None,
+        out: Tensor | None = None,
     ) -> Kind:
         """Enlarge one image, or a batch of equal size, and return the same kind of object.
 
         image: PIL.Image; numpy [H,W,C] or [N,H,W,C]; torch [3,H,W] or [N,3,H,W]; `runtime/images/pil.py` and
-        `runtime/images/arrays.py` list modes, dtypes and ranges. max_pixels: refuse larger inputs. frame: which frame
-        of a multi-frame PIL image. out: for tensors, where the result goes, of the image's dtype and device; in pinned
-        host memory it is written by the device itself. Raises InputError, OutOfMemory, NonFiniteOutput.
+        `runtime/images/arrays.py` list modes, dtypes and ranges.
+        scale, size, longest: at most one of a factor in (0, 8], (width, height), or the longer side in pixels. The
+        network enlarges by its own factor, and its image is resized, antialiased, before it is rounded; without any,
+        the result is the network's. progress: called with (done, total) after every tile, or image in one piece, on the
+        calling thread; what it raises ends the call and comes out of it. max_pixels: refuse larger inputs. frame: which
+        frame of a multi-frame PIL image. out: for tensors, where the result goes, of the image's dtype and device; in
+        pinned host memory it is written by the device itself. Raises InputError, OutOfMemory, NonFiniteOutput.
         """
         return upscale_image(
-            image, self.enlarge, self.upscale, device=self.device, max_pixels=max_pixels, frame=frame, out=out
+            image,
+            self.enlarge if progress is None else reporting(self.enlarge, progress),
+            self.upscale,
+            device=self.device,
+            max_pixels=max_pixels,
+            frame=frame,
+            out=out,
+            target=Target(scale, size, longest),
         )
 
-    def enlarge(self, rgb: Tensor, out: Tensor | None = None) -> Tensor:
+    def enlarge(self, rgb: Tensor, out: Tensor | None = None, *, progress: Report | None = None) -> Tensor:
         """[N,3,H,W] RGB -> [N,3,s*H,s*W], same dtype and device: uint8, or float32 or float64 in [0,1].
 
         The network computes on its own device in its own dtype; the color fix in float32 or wider. out: takes the
-        result, if given.
+        result, if given. progress: see `__call__`.
         """
-        return self._runner(rgb, out)
+        return self._runner(rgb, out, progress=progress)
 
     enlarge.takes_bytes = True  # type: ignore[attr-defined]  # see images.py
 
@@ -147,32 +172,41 @@ class CompiledSR:
         Compiles kernels and, on a GPU, captures CUDA graphs at once, of which the last max_graph_shapes stay. dtype:
         of the images to come; uint8 is also that of PIL images.
         """
-        generator = torch.Generator().manual_seed(0)
         for shape in shapes:
-            if len(shape) not in (2, 3) or any(int(side) < 1 for side in shape):
-                raise InputError(f"a shape is (H, W) or (N, H, W) of positive numbers, found {tuple(shape)}")
-            *batch, height, width = (int(side) for side in shape)
-            noise = torch.rand((batch[0] if batch else 1, 3, height, width), generator=generator)
-            images = noise.mul(255).to(torch.uint8) if dtype == torch.uint8 else noise
-            wide = torch.float64 if dtype == torch.float64 else torch.float32
-            self._runner(images if dtype == torch.uint8 else images.to(wide), now=True)
+            self._runner(noise(shape, dtype), now=True)
 
     def stream(
-        self, frames: Iterable[Kind], *, on_error: OnError = "raise", buffers: int | None = None
+        self,
+        frames: Iterable[Kind],
+        *,
+        scale: float | None = None,
+        size: tuple[int, int] | None = None,
+        longest: int | None = None,
+        on_error: OnError = "raise",
+        buffers: int | None = None,
     ) -> Iterator[Any]:
         """Enlarge frames in order, computing the next ones while the caller handles the previous result.
 
         On a GPU the copy of one frame to the device, the computing of another and the copy of a third back go on at
         the same time; on the CPU the next frame is computed while the caller reads and writes others. frames: taken by
         the calling thread, up to `buffers` ahead (3 on a GPU, else 2; with 1 nothing overlaps and nothing is delayed).
+        scale, size, longest: of each frame, see `__call__`.
         on_error: "raise" ends the stream with the error of a frame at its turn, after all earlier results; "yield"
-        gives the error in place of the result and goes on. Closing the generator waits for what is under way.
+        gives the error in place of the result and goes on. Closing the generator ends what is under way after its tile.
         """
+        Target(scale, size, longest)  # refused at once, not at the first frame
         engine = self._runner.graphs.engine
         if buffers is None:
             buffers = 3 if engine.overlaps else 2
-        work = engine.bound(self.__call__)
-        return in_order(work, frames, workers=buffers if engine.overlaps else 1, ahead=buffers, on_error=on_error)
+        stopped = threading.Event()
+
+        def unless_stopped(_done: int, _total: int) -> None:
+            if stopped.is_set():
+                raise Stopped("the stream was closed")
+
+        call = partial(self.__call__, scale=scale, size=size, longest=longest, progress=unless_stopped)
+        workers = buffers if engine.overlaps else 1
+        return in_order(engine.bound(call), frames, workers=workers, ahead=buffers, on_error=on_error, stop=stopped.set)
 
     def _trace(self) -> list[Call]:
         """Enlarge one image without memory or time, which also proves that the tensors' shapes fit together."""
@@ -180,7 +214,7 @@ class CompiledSR:
         lr = torch.empty((1, 3, TRACE_SIDE, TRACE_SIDE), dtype=torch.uint8, device="meta")
 
         def enlarge() -> Outputs:
-            sr = restore(meta, lr, self.upscale, Limits(), dtype=self.dtype)
+            sr = restore(meta, lr, self.upscale, Limits(), dtype=self.dtype)  # unlimited: whole
             return self._fix(sr, lr, lr.dtype)
 
         with assume(gpu_at(self.device)):
@@ -191,19 +225,22 @@ class CompiledSR:
 
         parameters: numbers in the folded weights; launches, flops and macs: for one 128x128 image; graphs_held: CUDA
         graphs now, graph_captures, graph_replays and graph_fallbacks (captures that failed) so far; folded: what was
-        merged and folded into the weights.
+        merged and folded into the weights. tile: of a UNet, as asked for; whole_image_pixels: up to how many pixels an
+        image runs whole where no tile was asked for, None for a network whose tiles change nothing.
         """
         flops = sum(call.cost.flops for call in self.launches)
-        graphs = self._runner.graphs.statistics
+        graphs, limits = self._runner.graphs.statistics, self._runner.limits
         return {
             "family": self.family,
             "source": self.source,
             "parameters": sum(t.numel() for t in self._folded.values()),
             "device": str(self.device),
-            "dtype": _name(self.dtype),
+            "dtype": dtype_name(self.dtype),
             "quantize": self.quantize,
             "backend": self.backend,
             "upscale": self.upscale,
+            "tile": limits.tile,
+            "whole_image_pixels": limits.pixels if limits.pixels < UNLIMITED else None,
             "color_fix": self.color_fix,
             "config": config_to_dict(self.config),
             "launches_per_image": sum(len(call.steps) for call in self.launches),
@@ -229,9 +266,47 @@ class CompiledSR:
         Quantized weights are written as they are, and come back so.
         """
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self._folded.items()}
-        write_safetensors(path, tensors, folded_metadata(self.family, self.config, _name(self.dtype), self.quantize))
+        write_safetensors(
+            path, tensors, folded_metadata(self.family, self.config, dtype_name(self.dtype), self.quantize)
+        )
+
+    def __copy__(self) -> CompiledSR:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledSR:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        limits, graphs = self._runner.limits, self._runner.graphs.limit
+        settings = {
+            "device": str(self.device),
+            "dtype": self.dtype,
+            "backend": self.backend,
+            "color_fix": self.color_fix,
+            "upscale": self.upscale,
+            "tile": limits.tile,
+        }
+        if self._recipe is not None:
+            kept = {"cuda_graphs": graphs > 0, "max_graph_shapes": max(graphs, 1)}
+            return _compile_again, (self._recipe | settings | kept,)
+        tensors = {name: tensor.cpu() for name, tensor in self._folded.items()}
+        return _from_folded, (self._checkpoint, tensors, settings | {"graphs": graphs})
 
 
+def _compile_again(arguments: dict[str, Any]) -> CompiledSR:
+    """Unpickle a model whose checkpoint is in files. Raises what `compile` raises."""
+    return compile(**arguments)
+
+
+def _from_folded(checkpoint: Checkpoint, tensors: dict[str, Tensor], settings: dict[str, Any]) -> CompiledSR:
+    """Unpickle a model whose checkpoint was in memory. Raises InputError where its device or backend is not there."""
+    device = choose_device(settings["device"])
+    choose_backend(settings["backend"], device)
+    return CompiledSR(checkpoint, tensors, **settings | {"device": device})
+
+
+@without_autocast()
+@typed_out_of_memory("the checkpoint does not fit into host memory", "close other programs")
 def compile(
     ckpt: str | PathLike[str] | dict[str, Any] | nn.Module,
     *,
@@ -254,24 +329,26 @@ def compile(
     backend: "auto", "reference" or "triton". quantize: "fp8" for TinySR's transformer in e4m3 (docs/fp8.md): on GPUs of
     compute capability 8.9 or higher, or emulated on the CPU; None leaves it as the checkpoint has it. color_fix:
     "adain", "wavelet", "none"; None takes the family's own. upscale: whole factor (UNet families: what the network
-    gives). embeddings: overrides the checkpoint's. tile: low-resolution side of a UNet's tiles; None runs the whole
-    image while it fits into memory. cuda_graphs: on a GPU, replay work of a shape that has occurred before from a CUDA
-    graph. max_graph_shapes: how many graphs are kept; the least recently used goes first.
+    gives); `model(image, scale=...)` gives other sizes. embeddings: overrides the checkpoint's. tile: low-resolution
+    side of a UNet's tiles; None runs an image whole up to a size that follows from the network and the device's total
+    memory (`info()["whole_image_pixels"]`), and a larger one in tiles that follow from them too. cuda_graphs: on a GPU,
+    replay work of a shape that has occurred before from a CUDA graph. max_graph_shapes: how many graphs are kept; the
+    least recently used goes first.
     Raises CheckpointError for a checkpoint that cannot be used, InputError for other arguments, and OutOfMemory when
     the weights do not fit on the device.
     """
     run_device = choose_device(device)
-    _check_arguments(quantize, color_fix, upscale, tile, max_graph_shapes)
+    check_arguments(quantize, color_fix, upscale, tile, max_graph_shapes)
     chosen = choose_backend(backend, run_device)
     checkpoint = load(ckpt, embeddings=embeddings)
     for message in checkpoint.notices:
         notice(message)
-    run_dtype = _choose_dtype(dtype, checkpoint, run_device)
+    run_dtype = choose_dtype(dtype, checkpoint.family, run_device)
     folded = checkpoint.tensors
     if quantize is not None:
         check_quantize(checkpoint.family, quantize)
     if quantize is not None or is_fp8(folded):
-        _check_fp8(run_device)
+        check_fp8(run_device)
     try:
         if not checkpoint.folded:
             folded = fold(checkpoint.family, checkpoint.config, folded, run_dtype, quantize)
@@ -287,14 +364,18 @@ def compile(
             upscale=upscale,
             tile=tile,
             graphs=max_graph_shapes if cuda_graphs else 0,
+            recipe=recipe_of(ckpt, embeddings, quantize),
         )
     except KeyError as error:
         raise CheckpointError(f"{checkpoint.source}: expected a tensor named {error}, found none") from error
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(f"the weights do not fit on {run_device}: {error}; use another device or dtype") from error
     except InputError:
         raise
-    except (ValueError, RuntimeError, StopIteration, ZeroDivisionError) as error:
+    except (ValueError, RuntimeError, MemoryError, StopIteration, ZeroDivisionError) as error:
+        if is_out_of_memory(error):
+            reason = str(error).strip().partition("\n")[0][:200]
+            raise OutOfMemory(
+                f"the weights do not fit on {run_device}: {reason}; use another device or dtype"
+            ) from error
         # only a folded file gets here: what a public checkpoint holds was checked while it was read
         raise CheckpointError(f"{checkpoint.source}: the tensors do not fit together: {error}") from error
 
@@ -310,64 +391,5 @@ def _check_all_used(network: Network, folded: dict[str, Tensor]) -> None:
 def describe(ckpt: str | PathLike[str] | dict[str, Any] | nn.Module) -> dict[str, Any]:
     """What a checkpoint holds, as `CompiledSR.info` of the model it compiles to on the CPU."""
     model = compile(ckpt, device="cpu", backend="reference")
-    keys = ("device", "backend", "launch_configurations", "non_finite_retries")
+    keys = ("device", "backend", "tile", "whole_image_pixels", "launch_configurations", "non_finite_retries")
     return {k: v for k, v in model.info().items() if k not in keys and not k.startswith("graph")}
-
-
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """The given device, checked, or cuda if present, else cpu. InputError names what is wrong."""
-    try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise InputError(f"device {device!r} is unknown; use 'cpu', 'cuda' or 'cuda:N'") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("device 'cuda' was asked for, but torch finds no CUDA device here; use device='cpu'")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {device!r} does not exist; there are {torch.cuda.device_count()} CUDA devices")
-    if chosen.type == "meta":
-        raise InputError("device 'meta' holds no data; use 'cpu' or 'cuda'")
-    if chosen.type == "cuda" and chosen.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return chosen
-
-
-def _choose_dtype(dtype: str | torch.dtype | None, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
-    if dtype is None:
-        if device.type != "cuda":
-            return torch.float32
-        return DTYPES[FAMILIES[checkpoint.family].dtype]
-    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in DTYPES.values():
-        raise InputError(f"dtype must be one of {sorted(DTYPES)}, found {dtype!r}")
-    return cast(torch.dtype, found)
-
-
-def _check_fp8(device: torch.device) -> None:
-    """InputError where a GPU has no e4m3."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) >= CAPABILITY:
-        return
-    found, wanted = (".".join(map(str, c)) for c in (torch.cuda.get_device_capability(device), CAPABILITY))
-    raise InputError(
-        f"fp8 needs compute capability {wanted} or higher, {torch.cuda.get_device_name(device)} has {found}; "
-        "use quantize=None with a checkpoint that is not quantized, or device='cpu'"
-    )
-
-
-def _check_arguments(
-    quantize: str | None, color_fix: str | None, upscale: object, tile: object, max_graph_shapes: object
-) -> None:
-    if quantize not in QUANTIZATIONS:
-        raise InputError(f"quantize must be one of {QUANTIZATIONS}, found {quantize!r}")
-    if color_fix is not None and color_fix not in COLOR_FIXES:
-        raise InputError(f"color_fix must be one of {COLOR_FIXES}, found {color_fix!r}")
-    if not isinstance(upscale, int) or isinstance(upscale, bool):
-        raise InputError(f"upscale must be a whole number, found {upscale!r}")
-    for name, value, least in (("tile", tile, 16), ("max_graph_shapes", max_graph_shapes, 1)):
-        if value is None and name == "tile":
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(f"{name} must be a whole number of at least {least}, found {value!r}")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

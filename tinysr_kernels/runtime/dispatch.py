@@ -6,7 +6,7 @@ Accepted are PIL images of every mode except F (images/pil.py lists the resultin
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,8 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from tinysr_kernels.errors import InputError
+from tinysr_kernels.runtime.device.modes import without_autocast
+from tinysr_kernels.runtime.device.out_of_memory import typed_out_of_memory
 from tinysr_kernels.runtime.images.arrays import Enlarge, upscale_array, upscale_tensor
 from tinysr_kernels.runtime.images.pil import upscale_pil
+from tinysr_kernels.runtime.images.scaling import NATIVE, Target
 
 Kind = TypeVar("Kind", Image.Image, np.ndarray, Tensor)
 
@@ -29,12 +32,14 @@ def upscale_image(
     max_pixels: int | None = None,
     frame: int | None = None,
     out: Tensor | None = None,
+    target: Target = NATIVE,
 ) -> Kind:
     """Upscale one image, or a batch as an array or tensor, of any accepted type.
 
     image: see images/pil.py and images/arrays.py. enlarge, upscale: the network and its factor s. device: where the
     network runs; None leaves arrays and PIL images on the CPU. max_pixels: limit on the input's pixels; None derives it
     from the free memory. frame: index of the frame of a multi-frame PIL image. out: for tensors, receives the result.
+    target: another size of the result than s times the image's.
     Raises InputError for images that are not accepted, OutOfMemory if the result would not fit into host memory, and
     whatever `enlarge` raises.
     """
@@ -42,14 +47,16 @@ def upscale_image(
         raise InputError(
             f"out requires image and out to be tensors, found {type(image).__name__} and {type(out).__name__}"
         )
-    if isinstance(image, Image.Image):
-        return upscale_pil(image, enlarge, upscale, device=device, max_pixels=max_pixels, frame=frame)
-    if frame is not None:
+    if frame is not None and isinstance(image, (np.ndarray, Tensor)):
         raise InputError(f"frame={frame} is for PIL images only; index the {type(image).__name__} instead")
-    if isinstance(image, np.ndarray):
-        return upscale_array(image, enlarge, upscale, device=device, max_pixels=max_pixels)
-    if isinstance(image, Tensor):
-        return upscale_tensor(image, enlarge, upscale, device=device, max_pixels=max_pixels, out=out)
+    options: dict[str, Any] = {"device": device, "max_pixels": max_pixels, "target": target}
+    with without_autocast(), typed_out_of_memory("the image or its result does not fit into host memory"):
+        if isinstance(image, Image.Image):
+            return upscale_pil(image, enlarge, upscale, frame=frame, **options)
+        if isinstance(image, np.ndarray):
+            return upscale_array(image, enlarge, upscale, **options)
+        if isinstance(image, Tensor):
+            return upscale_tensor(image, enlarge, upscale, out=out, **options)
     hint = ""
     if isinstance(image, (str, bytes)) or hasattr(image, "__fspath__"):
         hint = "; open a file with PIL.Image.open, or use the command: tinysr upscale"

@@ -15,10 +15,7 @@ import torch
 from torch import Tensor
 
 from tinysr_kernels.runtime.notices import defer_notices, notice
-
-
-class Stopped(Exception):
-    """The run was stopped; the request was not computed."""
+from tinysr_kernels.runtime.streaming import Stopped
 
 
 @dataclass(eq=False)

@@ -94,6 +94,10 @@ def _outcome(work: Callable[[Item], Result], item: Item) -> Outcome:
             return None, error, notices
 
 
+class Stopped(Exception):
+    """Work was stopped by whoever asked for it; it has no result."""
+
+
 class Background:
     """Runs calls one after another in a dedicated thread, with a queue of at most `depth` calls.
 

@@ -44,7 +44,7 @@ def gaussian_window(side: int, dtype: torch.dtype, device: torch.device) -> Tens
     g(i,m) = exp(-((i-m)/side)^2 / 0.02) / sqrt(0.02 pi); the two centers differ as in the public script
     (TinySR test/test_tinysr.py).
     """
-    index = torch.arange(side, dtype=torch.float64)
+    index = torch.arange(side, dtype=torch.float64, device="cpu")
 
     def bell(middle: float) -> Tensor:
         return torch.exp(-(((index - middle) / side) ** 2) / 0.02) / math.sqrt(0.02 * math.pi)
@@ -56,7 +56,7 @@ def ramp_window(height: int, width: int, overlap: int, dtype: torch.dtype, devic
     """[height, width] weights that rise linearly over `overlap` pixels from each edge, positive everywhere."""
 
     def trapezoid(side: int) -> Tensor:
-        index = torch.arange(side, dtype=torch.float64)
+        index = torch.arange(side, dtype=torch.float64, device="cpu")
         distance = torch.minimum(index, side - 1 - index)
         return ((distance + 1) / (overlap + 1)).clamp(max=1)
 

@@ -15,10 +15,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tinysr_kernels.runtime.device.engine import Engine, Outputs, Step
+from tinysr_kernels.runtime.device.out_of_memory import is_out_of_memory
 from tinysr_kernels.runtime.notices import notice
 
 MAX_COUNTED_STEPS = 256
@@ -94,8 +94,9 @@ class Graphs:
                 return self.engine.replay(graph, inputs, out)
             try:
                 first, *rest = self.engine.launch(step, inputs)
-            except torch.OutOfMemoryError:  # do not count a failed call
-                self._counts.pop(key, None)
+            except Exception as error:
+                if is_out_of_memory(error):  # do not count a failed call
+                    self._counts.pop(key, None)
                 raise
             return (first if out is None else out.copy_(first), *rest)
 
@@ -127,12 +128,12 @@ class Graphs:
         self._capturing = True
         try:
             self._held[key] = self.engine.capture(step, inputs)
-        except torch.OutOfMemoryError:
-            # An eager launch may fit into the memory that the graphs held. Retry the capture later.
-            self.clear()
-            count.calls = 0
-            return None
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                # An eager launch may fit into the memory that the graphs held. Retry the capture later.
+                self.clear()
+                count.calls = 0
+                return None
             count.capture_at = math.inf
             self.statistics.fallbacks += 1
             if self.statistics.fallbacks == 1:

@@ -10,6 +10,9 @@ outside, NaN and infinity are refused. Integers are rounded to nearest once, at 
 `enlarge` is the network: float32 or float64 RGB [N,3,H,W] in [0,1] -> [N,3,s*H,s*W] with the same dtype and device. If
 it has an attribute `takes_bytes` that is true, it also accepts uint8 from any device, rounds its result itself, and has
 a parameter `out` for the result; 8-bit RGB is then passed to it directly.
+
+A `target` of another size than the network's has the network's image resized in floating point, color and alpha alike,
+before anything is rounded.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from tinysr_kernels.errors import InputError, TinySRError
 from tinysr_kernels.runtime.device.host_memory import check_size
 from tinysr_kernels.runtime.images.alpha import bleed, enlarge_alpha
 from tinysr_kernels.runtime.images.icc import ColorSpace
+from tinysr_kernels.runtime.images.scaling import NATIVE, Target, resample
 
 Enlarge = Callable[..., Tensor]
 
@@ -40,8 +44,10 @@ _TORCH_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _STRIP_PIXELS = 1 << 22  # rounding works on strips of about this many pixels, to bound temporary buffers
 
 
-def _enlarge_color(color: Tensor, enlarge: Enlarge, upscale: int, space: ColorSpace | None) -> Tensor:
-    """color [N,1|3,H,W], float in [0,1], in `space` (None: sRGB) -> [N,1|3,s*H,s*W] in the same color space."""
+def _enlarge_color(
+    color: Tensor, enlarge: Enlarge, upscale: int, space: ColorSpace | None, final: tuple[int, int]
+) -> Tensor:
+    """color [N,1|3,H,W], float in [0,1], in `space` (None: sRGB) -> [N,1|3,h,w] in the same space; final: (w, h)."""
     channels = color.shape[1]
     size = (color.shape[-2] * upscale, color.shape[-1] * upscale)
     rgb = color.expand(-1, 3, -1, -1)
@@ -56,25 +62,28 @@ def _enlarge_color(color: Tensor, enlarge: Enlarge, upscale: int, space: ColorSp
     if result.shape != (color.shape[0], 3, *size):
         expected = (color.shape[0], 3, *size)
         raise TinySRError(f"expected a result of shape {expected} from the network, found {tuple(result.shape)}")
+    result = resample(result, final)
     if space is not None:
         result = space.from_srgb(result)
         if residual is not None:
-            result = result + F.interpolate(residual, size=size, mode="bicubic", align_corners=False)
+            large = F.interpolate(residual, size=size, mode="bicubic", align_corners=False)
+            result = result + resample(large, final)
     return result if channels == 3 else result.mean(1, keepdim=True)
 
 
 def _enlarge_planes(
-    planes: Tensor, enlarge: Enlarge, upscale: int, space: ColorSpace | None, opaque: bool
+    planes: Tensor, enlarge: Enlarge, upscale: int, space: ColorSpace | None, opaque: bool, target: Target
 ) -> tuple[Tensor, Tensor | None]:
-    """planes [N,C,H,W], float in [0,1] -> color [N,1|3,s*H,s*W] and alpha [N,1,s*H,s*W], None if opaque."""
+    """planes [N,C,H,W], float in [0,1] -> color [N,1|3,h,w] and alpha [N,1,h,w], None if opaque."""
+    final = target.output(planes.shape[-1], planes.shape[-2], upscale)
     with torch.inference_mode():
         count = 1 if planes.shape[1] < 3 else 3
         color = planes[:, :count]
         alpha = None if opaque or planes.shape[1] == count else planes[:, count:]
         if alpha is not None:
             color = bleed(color, alpha)
-            alpha = enlarge_alpha(alpha, upscale)
-        return _enlarge_color(color, enlarge, upscale, space), alpha
+            alpha = resample(enlarge_alpha(alpha, upscale), final).clamp(0, 1)
+        return _enlarge_color(color, enlarge, upscale, space, final), alpha
 
 
 def _rounded(color: Tensor, alpha: Tensor | None, channels: int, top: int) -> Tensor:
@@ -126,7 +135,7 @@ def _takes_bytes(enlarge: Enlarge) -> bool:
 def _enlarge_bytes(pixels: np.ndarray, enlarge: Enlarge, upscale: int) -> np.ndarray:
     """pixels uint8 [N,H,W,3], or [N,H,W,4] with opaque alpha -> [N,s*H,s*W,C], by a network that accepts uint8."""
     count, height, width, channels = pixels.shape
-    result = torch.empty((count, height * upscale, width * upscale, 3), dtype=torch.uint8)
+    result = torch.empty((count, height * upscale, width * upscale, 3), dtype=torch.uint8, device="cpu")
     host = torch.from_numpy(np.array(pixels[..., :3], order="C"))
     enlarge(host.permute(0, 3, 1, 2), out=result.permute(0, 3, 1, 2))
     color = result.numpy()
@@ -140,17 +149,21 @@ def enlarge_pixels(
     *,
     device: torch.device | str | None = None,
     space: ColorSpace | None = None,
+    target: Target = NATIVE,
 ) -> np.ndarray:
     """Upscale arrays without checking their layout: pixels [N,H,W,C] -> [N,s*H,s*W,C] with the same dtype.
 
-    space: the color space of the pixels; None for sRGB. Raises InputError for floats out of range.
+    space: the color space of the pixels; None for sRGB. target: another size of the result. Raises InputError for
+    floats out of range and for a target that is refused.
     """
     _, height, width, channels = pixels.shape
+    native_size = target.output(width, height, upscale) == (width * upscale, height * upscale)
     native = pixels.dtype.newbyteorder("=")
     floating = native.kind == "f"
     top = 1 if floating else int(np.iinfo(native).max)
     opaque = channels in (2, 4) and bool((pixels[..., -1] >= top).all())
-    if native == np.uint8 and space is None and (channels == 3 or (channels == 4 and opaque)) and _takes_bytes(enlarge):
+    rgb = channels == 3 or (channels == 4 and opaque)
+    if native == np.uint8 and space is None and rgb and native_size and _takes_bytes(enlarge):
         return _enlarge_bytes(pixels, enlarge, upscale)
     host = torch.from_numpy(np.array(pixels, dtype=native, order="C"))  # a copy, because torch needs writable memory
     if floating:
@@ -160,7 +173,7 @@ def enlarge_pixels(
     planes = host.to(_work_device(height, width, device)).permute(0, 3, 1, 2)
     planes = planes.to(torch.float64 if native == np.float64 else torch.float32)
     planes = planes.clamp(0, 1) if floating else planes.div(top)
-    color, alpha = _enlarge_planes(planes, enlarge, upscale, space, opaque)
+    color, alpha = _enlarge_planes(planes, enlarge, upscale, space, opaque, target)
     if not floating:
         return _rounded(color, alpha, channels, top).cpu().numpy().astype(pixels.dtype, copy=False)
     parts = [color.clamp(0, 1)]
@@ -178,12 +191,13 @@ def upscale_array(
     device: torch.device | str | None = None,
     max_pixels: int | None = None,
     space: ColorSpace | None = None,
+    target: Target = NATIVE,
 ) -> np.ndarray:
     """Upscale a numpy image or batch -> the same dtype and rank; the module docstring lists what is accepted.
 
     device: where the network runs; None for the CPU. max_pixels: limit on the input's pixels; None derives it from the
-    free memory. space: the color space of the pixels; None for sRGB. Raises InputError, and OutOfMemory if the result
-    would not fit.
+    free memory. space: the color space of the pixels; None for sRGB. target: another size of the result. Raises
+    InputError, and OutOfMemory if the result would not fit.
     """
     shape = image.shape
     if image.dtype.newbyteorder("=") not in [np.dtype(name) for name in _NUMPY_TYPES]:
@@ -208,13 +222,10 @@ def upscale_array(
         raise InputError(f"expected 1 to 4 channels in the last axis, found {shape}")
     channels_last = image[..., None] if image.ndim == 2 else image
     batch = channels_last if channels_last.ndim == 4 else channels_last[None]
-    check_size(
-        shape[1] if image.ndim < 4 else shape[2],
-        batch.shape[0] * batch.shape[1],
-        upscale,
-        max_pixels=max_pixels,
-    )
-    result = enlarge_pixels(batch, enlarge, upscale, device=device, space=space)
+    count, height, width, _ = batch.shape
+    final = target.output(width, height, upscale)
+    check_size(width, count * height, upscale, result=(final[0], count * final[1]), max_pixels=max_pixels)
+    result = enlarge_pixels(batch, enlarge, upscale, device=device, space=space, target=target)
     if image.ndim == 4:
         return result
     return result[0] if image.ndim == 3 else result[0, :, :, 0]
@@ -254,29 +265,31 @@ def upscale_tensor(
     device: torch.device | str | None = None,
     max_pixels: int | None = None,
     out: Tensor | None = None,
+    target: Target = NATIVE,
 ) -> Tensor:
     """Upscale a tensor [3,H,W] or [N,3,H,W] -> the same dtype, rank and device, without gradient.
 
     device: where the network runs; None for the tensor's. max_pixels: limit on the input's pixels; None derives it from
-    the free host memory. out: receives the result and is returned. Raises InputError, and OutOfMemory if the result
-    would not fit.
+    the free host memory. out: receives the result and is returned. target: another size of the result. Raises
+    InputError, and OutOfMemory if the result would not fit.
     """
     _check_tensor(image)
+    final = target.output(image.shape[-1], image.shape[-2], upscale)
     if out is not None:
-        _check_out(out, image, upscale)
+        _check_out(out, image, final)
     with torch.no_grad():
         batch = image.detach() if image.ndim == 4 else image.detach()[None]
         count, _, height, width = batch.shape
         if image.device.type == "cpu":
-            check_size(width, count * height, upscale, max_pixels=max_pixels)
+            check_size(width, count * height, upscale, result=(final[0], count * final[1]), max_pixels=max_pixels)
         if image.dtype != torch.uint8:
             _check_range(*(float(value) for value in torch.stack(torch.aminmax(batch)).tolist()))
         batch_out = None if out is None else out if image.ndim == 4 else out[None]
-        if image.dtype == torch.uint8 and _takes_bytes(enlarge):
+        if image.dtype == torch.uint8 and final == (width * upscale, height * upscale) and _takes_bytes(enlarge):
             result = enlarge_batch(batch, enlarge, upscale, batch_out)
         else:
             where = image.device if device is None else _work_device(height, width, device)
-            result = enlarge_batch(batch.to(where), enlarge, upscale).to(image.device)
+            result = enlarge_batch(batch.to(where), enlarge, upscale, target=target).to(image.device)
             if batch_out is not None:
                 result = batch_out.copy_(result)
     if out is not None:
@@ -284,8 +297,8 @@ def upscale_tensor(
     return result if image.ndim == 4 else result[0]
 
 
-def _check_out(out: Tensor, image: Tensor, upscale: int) -> None:
-    shape = (*image.shape[:-2], image.shape[-2] * upscale, image.shape[-1] * upscale)
+def _check_out(out: Tensor, image: Tensor, size: tuple[int, int]) -> None:
+    shape = (*image.shape[:-2], size[1], size[0])
     if (tuple(out.shape), out.dtype, out.device) != (shape, image.dtype, image.device):
         raise InputError(
             f"out must be {image.dtype} {shape} on {image.device}, found {out.dtype} {tuple(out.shape)} on {out.device}"
@@ -294,13 +307,16 @@ def _check_out(out: Tensor, image: Tensor, upscale: int) -> None:
         raise InputError("out must not require grad; use .detach()")
 
 
-def enlarge_batch(batch: Tensor, enlarge: Enlarge, upscale: int, out: Tensor | None = None) -> Tensor:
+def enlarge_batch(
+    batch: Tensor, enlarge: Enlarge, upscale: int, out: Tensor | None = None, target: Target = NATIVE
+) -> Tensor:
     """Upscale a batch without checks: [N,3,H,W] on a device that the network accepts -> [N,3,s*H,s*W], same dtype.
 
-    out: receives the result; only for uint8 and a network that accepts uint8.
+    out: receives the result; only for uint8, a network that accepts uint8, and no target. target: another size.
     """
-    if batch.dtype == torch.uint8 and _takes_bytes(enlarge):
-        n, _, height, width = batch.shape
+    n, _, height, width = batch.shape
+    native = target.output(width, height, upscale) == (width * upscale, height * upscale)
+    if batch.dtype == torch.uint8 and native and _takes_bytes(enlarge):
         # Allocated outside inference mode, so that the result is not an inference tensor.
         result = batch.new_empty((n, 3, height * upscale, width * upscale)) if out is None else out
         return enlarge(batch, out=result)
@@ -308,7 +324,7 @@ def enlarge_batch(batch: Tensor, enlarge: Enlarge, upscale: int, out: Tensor | N
         planes = batch.to(torch.float32).div(255)
     else:
         planes = batch.to(torch.promote_types(batch.dtype, torch.float32)).clamp(0, 1)
-    color, _ = _enlarge_planes(planes, enlarge, upscale, None, True)
+    color, _ = _enlarge_planes(planes, enlarge, upscale, None, True, target)
     # Outside inference mode, so that the result is not an inference tensor and can be used in training.
     if batch.dtype == torch.uint8:
         return _rounded(color, None, 3, 255).permute(0, 3, 1, 2).contiguous()

@@ -75,7 +75,7 @@ class ColorSpace:
 
     def is_srgb(self) -> bool:
         """Whether the conversion changes no color by more than one 8-bit step and can be skipped."""
-        axis = torch.linspace(0, 1, 9, dtype=torch.float64)
+        axis = torch.linspace(0, 1, 9, dtype=torch.float64, device="cpu")
         grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).reshape(1, 3, -1, 1)
         return float((self.to_srgb(grid) - grid).abs().max()) < 1 / 255
 

@@ -22,6 +22,7 @@ from tinysr_kernels.runtime.device.host_memory import check_size
 from tinysr_kernels.runtime.images import metadata
 from tinysr_kernels.runtime.images.arrays import Enlarge, enlarge_pixels
 from tinysr_kernels.runtime.images.icc import ColorSpace, ProfileError, parse_profile
+from tinysr_kernels.runtime.images.scaling import NATIVE, Target
 from tinysr_kernels.runtime.notices import notice
 
 # Files of these formats contain one main image; other frames are previews, gain maps or layers.
@@ -234,14 +235,16 @@ def upscale_loaded(
     upscale: int,
     *,
     device: torch.device | str | None = None,
+    target: Target = NATIVE,
 ) -> tuple[Image.Image, metadata.Metadata]:
     """Upscale a loaded and oriented image -> the new image and its metadata.
 
-    carried: metadata of the new image; a CMYK profile is removed from it. Raises InputError for a mode that is not
-    accepted.
+    carried: metadata of the new image; a CMYK profile is removed from it. target: another size of the result. Raises
+    InputError for a mode that is not accepted.
     """
     decoded = _decode(image, carried.icc)
-    pixels = enlarge_pixels(decoded.pixels[None], enlarge, upscale, device=device, space=decoded.space)[0]
+    batch = decoded.pixels[None]
+    pixels = enlarge_pixels(batch, enlarge, upscale, device=device, space=decoded.space, target=target)[0]
     return decoded.restore(pixels), carried if decoded.keep_profile else replace(carried, icc=None)
 
 
@@ -253,6 +256,7 @@ def upscale_pil(
     device: torch.device | str | None = None,
     max_pixels: int | None = None,
     frame: int | None = None,
+    target: Target = NATIVE,
 ) -> Image.Image:
     """Upscale a PIL image -> a PIL image; the module docstring lists the modes, dispatch.upscale_image the arguments.
 
@@ -266,11 +270,13 @@ def upscale_pil(
         image.load()
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"the image cannot be decoded: {error}") from error
-    carried = metadata.collect(image).resized(image.width * upscale, image.height * upscale)
+    carried = metadata.collect(image)
     if metadata.orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
-        carried = carried.resized(image.width * upscale, image.height * upscale)
-    result, carried = upscale_loaded(image, carried, enlarge, upscale, device=device)
+    final = target.output(image.width, image.height, upscale)  # of the upright image
+    check_size(image.width, image.height, upscale, result=final, max_pixels=max_pixels)
+    carried = carried.resized(*final)
+    result, carried = upscale_loaded(image, carried, enlarge, upscale, device=device, target=target)
     fields = {"icc_profile": carried.icc, "exif": carried.exif, "xmp": carried.xmp, "dpi": carried.dpi}
     result.info = {key: value for key, value in fields.items() if value is not None}
     return result
