@@ -95,7 +95,7 @@ def test_strict_stops_and_counts_the_rest(compiled, folder, capsys):
 
 def test_arguments_reach_the_model_and_the_encoder(compiled, folder):
     options = (
-        "--device cpu --dtype float32 --quantize fp8 --color-fix wavelet --scale 4 --tile 64 --format webp --lossless"
+        "--device cpu --dtype float32 --quantize fp8 --color-fix wavelet --scale 1.5 --tile 64 --format webp --lossless"
     )
     assert upscale(folder / "in" / "a.png", "-o", folder / "out", *options.split()) == 0
     expected = {
@@ -103,12 +103,36 @@ def test_arguments_reach_the_model_and_the_encoder(compiled, folder):
         "dtype": "float32",
         "quantize": "fp8",
         "color_fix": "wavelet",
-        "upscale": 4,
         "tile": 64,
     }
     assert compiled == [("demo", expected)]
     with Image.open(folder / "out" / "a.webp") as image:
-        assert image.size == (12, 8)
+        assert image.size == (5, 3)  # 4.5 rounded up
+
+
+@pytest.mark.parametrize(
+    ("option", "size"),
+    [("--scale 1", (3, 2)), ("--size 7x11", (7, 11)), ("--size 7X11", (7, 11)), ("--longest 20", (20, 13))],
+)
+def test_results_of_any_size(compiled, folder, option: str, size: tuple[int, int]) -> None:
+    report = folder / "report.jsonl"
+    assert upscale(folder / "in" / "a.png", "-o", folder / "b.png", *option.split(), "--report", report) == 0
+    with Image.open(folder / "b.png") as image:
+        assert image.size == size
+    assert json.loads(report.read_text())["output_size"] == list(size)
+
+
+def test_a_size_that_an_image_cannot_have_fails_that_image(compiled, folder, capsys) -> None:
+    assert upscale(folder / "in" / "a.png", "-o", folder / "b.png", "--longest", "25") == 1
+    assert "3x2 cannot become 25x17: the most is 8 times per side" in capsys.readouterr().err
+
+
+def test_the_bar_shows_the_tiles_of_an_image(folder, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    Image.new("RGB", (40, 16)).save(folder / "wide.png")
+    arguments = ["--model", "demo", "--device", "cpu", "--tile", "16", "-o", str(folder / "b.png")]
+    assert main(["upscale", str(folder / "wide.png"), *arguments]) == 0
+    assert "tile 1/4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -121,6 +145,10 @@ def test_arguments_reach_the_model_and_the_encoder(compiled, folder):
         ["upscale", "a.png", "-o", "b.png", "--model", "demo", "--quality", "0"],
         ["upscale", "a.png", "-o", "b.png", "--model", "demo", "--frame", "-1"],
         ["upscale", "a.png", "-o", "b.png", "--model", "demo", "--dtype", "int8"],
+        ["upscale", "a.png", "-o", "b.png", "--model", "demo", "--scale", "2x"],
+        ["upscale", "a.png", "-o", "b.png", "--model", "demo", "--size", "20"],
+        ["upscale", "a.png", "-o", "b.png", "--model", "demo", "--size", "-2x5"],
+        ["upscale", "a.png", "-o", "b.png", "--model", "demo", "--longest", "0"],
         ["nonsense"],
     ],
 )

@@ -115,7 +115,7 @@ def test_limits_get_smaller_step_by_step_to_an_error(pixel: Network, latent: Net
     assert first == Limits(tile_batch=4)  # the model's own stay
     with pytest.raises(dataclasses.FrozenInstanceError):
         first.pixels = 1  # type: ignore[misc]
-    with pytest.raises(OutOfMemory, match="tile of 100x100 pixels, the size asked for, .*use a tile below 100"):
+    with pytest.raises(OutOfMemory, match=r"tile of 100x100 pixels, the size asked for, .*use a tile below 100"):
         Limits(tile=100).smaller(pixel, (1, 3, 400, 400), CPU, "no room")  # an explicit setting stays
 
     limits = Limits()

@@ -1,4 +1,4 @@
-"""Out-of-memory: recognized in every form, tried again as it was, then smaller for this call alone, then a typed error."""
+"""Out-of-memory: recognized in every form, tried again unchanged, then smaller for this call, then a typed error."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_an_explicit_tile_is_tried_again_and_then_final(small: Network, monkeypa
     assert torch.equal(running(small, limits=Limits(tile=32))(lr), expected)
     assert sizes[:2] == [-1024, 1024]
     limit_memory(monkeypatch, 24 * 24)
-    with pytest.raises(OutOfMemory, match="tile of 32x32 pixels, the size asked for, .*use a tile below 32"):
+    with pytest.raises(OutOfMemory, match=r"tile of 32x32 pixels, the size asked for, .*use a tile below 32"):
         running(small, limits=Limits(tile=32))(lr)
 
 

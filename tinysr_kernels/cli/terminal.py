@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from typing import Any
 
@@ -21,6 +22,22 @@ def integer_between(least: int, most: int | None = None) -> Any:
         return value
 
     return integer
+
+
+def number(text: str) -> float:
+    """An argparse type: a number such as 1.5; "2x" and "150%" are not."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a number such as 1.5, found {text[:40]!r}") from error
+
+
+def width_height(text: str) -> tuple[int, int]:
+    """An argparse type: WIDTHxHEIGHT in pixels."""
+    match = re.fullmatch(r"([0-9]{1,9})[xX]([0-9]{1,9})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT such as 1920x1080, found {text[:40]!r}")
+    return int(match[1]), int(match[2])
 
 
 def say(message: str) -> None:

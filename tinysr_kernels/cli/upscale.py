@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from tinysr_kernels.cli.terminal import DTYPES, integer_between, say
+from tinysr_kernels.cli.terminal import DTYPES, integer_between, number, say, width_height
 from tinysr_kernels.errors import InputError
 
 if TYPE_CHECKING:  # imported lazily, so that --help does not wait for torch
@@ -39,9 +39,12 @@ def add_parser(commands: Any) -> None:
         "--quantize", choices=("fp8",), help="TinySR's transformer in FP8: faster, slightly less accurate"
     )
     model.add_argument("--color-fix", choices=("adain", "wavelet", "none"), help="default: that of the model family")
-    model.add_argument("--scale", type=integer_between(1), default=4, metavar="N", help="upscaling factor (default: 4)")
     model.add_argument("--tile", type=integer_between(1), metavar="N", help="tile size in input pixels")
     formats = parser.add_argument_group("input and output")
+    sizes = parser.add_argument_group("size of the results", "at most one; default: the network's own factor, 4")
+    sizes.add_argument("--scale", type=number, metavar="X", help="a factor, above 0 and at most 8, such as 1.5")
+    sizes.add_argument("--size", type=width_height, metavar="WxH", help="width and height in pixels, as in 1920x1080")
+    sizes.add_argument("--longest", type=integer_between(1), metavar="N", help="the longer side in pixels")
     formats.add_argument("-r", "--recursive", action="store_true", help="process subfolders and mirror them")
     formats.add_argument("--frame", type=integer_between(0), metavar="N", help="frame of a multi-frame image, from 0")
     formats.add_argument(
@@ -84,7 +87,6 @@ def _compile(arguments: argparse.Namespace) -> Model:
             dtype=arguments.dtype,
             quantize=arguments.quantize,
             color_fix=arguments.color_fix,
-            upscale=arguments.scale,
             tile=arguments.tile,
         )
     if not arguments.quiet:
@@ -96,6 +98,7 @@ def _compile(arguments: argparse.Namespace) -> Model:
 def _settings(arguments: argparse.Namespace) -> Settings:
     from tinysr_kernels.files.batch import Settings
     from tinysr_kernels.files.encode import Encoding
+    from tinysr_kernels.runtime.images.scaling import Target
 
     return Settings(
         encoding=Encoding(arguments.quality, arguments.lossless, arguments.strip_metadata),
@@ -104,6 +107,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         skip_existing=arguments.skip_existing,
         strict=arguments.strict,
         crf=arguments.crf,
+        target=Target(arguments.scale, arguments.size, arguments.longest),
     )
 
 
@@ -147,7 +151,11 @@ def run(arguments: argparse.Namespace) -> int:
                 say(f"tinysr: error: {result.error['message']}")
             bar.update()
 
-        results = batch.run(jobs, model, settings, report=report, on_result=show)
+        def tiles(_job: Job, done: int, total: int) -> None:
+            if total > 1:
+                bar.set_postfix_str(f"tile {done}/{total}" if done < total else "")
+
+        results = batch.run(jobs, model, settings, report=report, on_result=show, on_progress=None if hidden else tiles)
     return _print_summary(results, len(jobs), arguments.quiet)
 
 

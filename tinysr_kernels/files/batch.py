@@ -29,6 +29,7 @@ from tinysr_kernels.files.jobs import Job
 from tinysr_kernels.files.picture_io import read_image, upscale_image_file, write_image
 from tinysr_kernels.files.video import upscale_video
 from tinysr_kernels.runtime.images.arrays import DEVICE_PIXELS, Enlarge
+from tinysr_kernels.runtime.images.scaling import NATIVE, Target
 from tinysr_kernels.runtime.limits import BATCH_PIXELS
 from tinysr_kernels.runtime.micro_batch import Budget, MicroBatcher
 from tinysr_kernels.runtime.notices import collect_notices, defer_notices, notice
@@ -36,6 +37,9 @@ from tinysr_kernels.runtime.streaming import OnError, in_order
 
 GPU_WORKERS = 8
 """Images in flight when the network runs on a GPU: reading and writing take longer than the network."""
+
+
+OnProgress = Callable[[Job, int, int], Any]
 
 
 class Model(Protocol):
@@ -46,10 +50,24 @@ class Model(Protocol):
 
     @property
     def enlarge(self) -> Enlarge:
-        """RGB [N,3,H,W] in [0,1] -> [N,3,s*H,s*W], same dtype and device; see runtime/images/arrays.py."""
+        """RGB [N,3,H,W] in [0,1] -> [N,3,s*H,s*W], same dtype and device; see runtime/images/arrays.py.
 
-    def stream(self, frames: Iterable[np.ndarray], *, on_error: OnError = "raise") -> Iterator[Any]:
-        """Frames uint8 [H,W,3] -> upscaled frames in order; with "yield" an error takes the place of a failed frame."""
+        Only for a run with `on_progress` it needs the parameter `progress`.
+        """
+
+    def stream(
+        self,
+        frames: Iterable[np.ndarray],
+        *,
+        scale: float | None = None,
+        size: tuple[int, int] | None = None,
+        longest: int | None = None,
+        on_error: OnError = "raise",
+    ) -> Iterator[Any]:
+        """Frames uint8 [H,W,3] -> upscaled frames in order; with "yield" an error takes the place of a failed frame.
+
+        scale, size, longest: given only where results have another size than the network's.
+        """
 
 
 @dataclass(frozen=True)
@@ -58,7 +76,8 @@ class Settings:
 
     encoding: of images. frame: index in files with several frames. max_pixels: limit on the pixels of an input; None
     derives it from the free memory. skip_existing: do not process inputs whose result exists. strict: stop at the first
-    failure, including a failed video frame. crf: H.264 quality, 0 (lossless) to 51. workers: images in flight; None
+    failure, including a failed video frame. crf: H.264 quality, 0 (lossless) to 51. target: the size of the results, if
+    not the network's factor. workers: images in flight; None
     means GPU_WORKERS for a model on a GPU, at most one per CPU core, else 1. With strict it is 1.
     """
 
@@ -68,6 +87,7 @@ class Settings:
     skip_existing: bool = False
     strict: bool = False
     crf: int = 18
+    target: Target = NATIVE
     workers: int | None = None
 
 
@@ -97,12 +117,16 @@ class Result:
 
 @dataclass
 class _Context:
-    """What the jobs of a run share. budget: limits the low-resolution pixels in flight; None for no limit."""
+    """What the jobs of a run share. budget: limits the low-resolution pixels in flight; None for no limit.
+
+    on_progress: see `run`.
+    """
 
     model: Model
     settings: Settings
     enlarge: Enlarge
     budget: Budget | None = None
+    on_progress: OnProgress | None = None
 
     def reserve(self, pixels: int) -> AbstractContextManager[None]:
         """Count the pixels as in flight inside the block; wait until the budget allows it."""
@@ -115,9 +139,12 @@ def _upscale_image(job: Job, context: _Context, result: Result) -> None:
     settings, scale = context.settings, context.model.upscale
     loaded = read_image(job.source, frame=settings.frame, max_pixels=settings.max_pixels, upscale=scale)
     result.input_size, result.mode = loaded.size, loaded.mode
-    size = (loaded.size[0] * scale, loaded.size[1] * scale)
+    size = settings.target.output(*loaded.size, scale)
+    progress = None if context.on_progress is None else partial(context.on_progress, job)
     with context.reserve(loaded.size[0] * loaded.size[1]):
-        image, metadata = upscale_image_file(loaded, context.enlarge, scale, device=context.model.device)
+        image, metadata = upscale_image_file(
+            loaded, context.enlarge, scale, device=context.model.device, target=settings.target, progress=progress
+        )
         output = job.output
         reason = unsupported_reason(output.suffix, size, has_alpha(image))
         if reason and job.fallback != output:
@@ -131,8 +158,10 @@ def _upscale_image(job: Job, context: _Context, result: Result) -> None:
 def _upscale_video(job: Job, model: Model, settings: Settings, result: Result) -> None:
     assert job.output is not None
     job.output.parent.mkdir(parents=True, exist_ok=True)
-    stream = partial(model.stream, on_error="raise" if settings.strict else "yield")
-    report = upscale_video(job.source, job.output, stream, model.upscale, strict=settings.strict, crf=settings.crf)
+    on_error: OnError = "raise" if settings.strict else "yield"
+    stream = partial(model.stream, **settings.target.options(), on_error=on_error)
+    size = partial(settings.target.output, upscale=model.upscale)
+    report = upscale_video(job.source, job.output, stream, size, strict=settings.strict, crf=settings.crf)
     result.input_size, result.output_size = report.input_size, report.output_size
     result.mode, result.frames, result.output = "video", report.frames, str(job.output)
 
@@ -205,10 +234,12 @@ def _run_sequential(jobs: Iterable[Job], context: _Context | None, settings: Set
         yield result
 
 
-def _run_parallel(jobs: Sequence[Job], model: Model, settings: Settings, workers: int) -> Iterator[Result]:
+def _run_parallel(
+    jobs: Sequence[Job], model: Model, settings: Settings, workers: int, on_progress: OnProgress | None
+) -> Iterator[Result]:
     """Process images in several threads; results come in the order of the jobs."""
     batcher = MicroBatcher(model.enlarge, BATCH_PIXELS)
-    context = _Context(model, settings, batcher, Budget(DEVICE_PIXELS))
+    context = _Context(model, settings, batcher, Budget(DEVICE_PIXELS), on_progress)
 
     def work(job: Job) -> Result:
         return _timed(job, context, settings, defer_notices(), _result(job))
@@ -239,15 +270,17 @@ def _workers(model: Model | None, settings: Settings) -> int:
     return min(GPU_WORKERS, os.cpu_count() or 1) if model.device.type == "cuda" else 1
 
 
-def _results(jobs: Sequence[Job], model: Model | None, settings: Settings) -> Generator[Result, None, None]:
+def _results(
+    jobs: Sequence[Job], model: Model | None, settings: Settings, on_progress: OnProgress | None
+) -> Generator[Result, None, None]:
     workers = _workers(model, settings)
-    context = None if model is None else _Context(model, settings, model.enlarge)
+    context = None if model is None else _Context(model, settings, model.enlarge, on_progress=on_progress)
     # Videos run one at a time: each one saturates the device.
     for video, group in itertools.groupby(jobs, key=lambda job: job.video):
         if video or workers == 1 or model is None:
             yield from _run_sequential(group, context, settings)
         else:
-            yield from _run_parallel(list(group), model, settings, workers)
+            yield from _run_parallel(list(group), model, settings, workers, on_progress)
 
 
 def run(
@@ -257,16 +290,18 @@ def run(
     *,
     report: TextIO | None = None,
     on_result: Callable[[Result], Any] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[Result]:
     """Run all jobs and return their results in the order of the jobs; with `strict` up to the first failure.
 
     model: may be None if no job `needs_model`. report: a text stream that receives one line of JSON per job as soon as
     the job ends. on_result: is called with each result at the same time, except for interrupted ones.
+    on_progress: is called with (job, done, total) after every tile of an image, by the thread that computes it.
     KeyboardInterrupt and SystemExit propagate after the current file is discarded and reported as interrupted.
     """
     settings = settings or Settings()
     results: list[Result] = []
-    with closing(_results(jobs, model, settings)) as source:
+    with closing(_results(jobs, model, settings, on_progress)) as source:
         for result in source:
             results.append(result)
             if report is not None:

@@ -23,11 +23,14 @@ from tinysr_kernels.errors import InputError, TinySRError
 from tinysr_kernels.files.bit16 import can_load_16bit, drops_bits, load_16bit
 from tinysr_kernels.files.encode import Encoding, encode
 from tinysr_kernels.runtime.device.host_memory import check_size
+from tinysr_kernels.runtime.device.out_of_memory import typed_out_of_memory
 from tinysr_kernels.runtime.images import metadata as meta
 from tinysr_kernels.runtime.images.arrays import Enlarge, enlarge_pixels
 from tinysr_kernels.runtime.images.metadata import Metadata
 from tinysr_kernels.runtime.images.pil import color_space, pick_frame, upscale_loaded
+from tinysr_kernels.runtime.images.scaling import NATIVE, Target
 from tinysr_kernels.runtime.notices import notice
+from tinysr_kernels.runtime.runner import Report, reporting
 
 # Formats that Pillow passes to other programs or system libraries, or that contain no pixels: never opened.
 _REFUSED = frozenset(["BUFR", "EPS", "FPX", "GRIB", "HDF5", "MIC", "MPEG", "PDF", "WMF"])
@@ -171,22 +174,44 @@ def _oriented(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def upscale_image_file(
-    loaded: LoadedImage, enlarge: Enlarge, upscale: int, *, device: torch.device | str | None = None
+    loaded: LoadedImage,
+    enlarge: Enlarge,
+    upscale: int,
+    *,
+    device: torch.device | str | None = None,
+    target: Target = NATIVE,
+    progress: Report | None = None,
 ) -> tuple[Image.Image | np.ndarray, Metadata]:
     """Upscale a loaded file -> the new image (PIL, or uint16 [s*H,s*W,C] for 16-bit files) and its metadata.
 
-    enlarge: the network, see runtime/images/arrays.py. upscale: its factor s. device: where the network runs.
-    Raises InputError for a mode that is not accepted, and whatever `enlarge` raises.
+    enlarge: the network, see runtime/images/arrays.py. upscale: its factor s. device: where the network runs. target:
+    another size of the result. progress: called with (done, total) after every tile, if `enlarge` has this parameter.
+    Raises InputError for a mode or a target that is refused, OutOfMemory, and whatever `enlarge` raises.
     """
+    if progress is not None:
+        enlarge = reporting(enlarge, progress)
+    size = target.output(*loaded.size, upscale)
+    check_size(*loaded.size, upscale, result=size, max_pixels=loaded.size[0] * loaded.size[1])
+    with typed_out_of_memory("the image or its result does not fit into host memory"):
+        return _upscaled(loaded, enlarge, upscale, device, target, loaded.metadata.resized(*size))
+
+
+def _upscaled(
+    loaded: LoadedImage,
+    enlarge: Enlarge,
+    upscale: int,
+    device: torch.device | str | None,
+    target: Target,
+    metadata: Metadata,
+) -> tuple[Image.Image | np.ndarray, Metadata]:
     image = loaded.image
-    metadata = loaded.metadata.resized(loaded.size[0] * upscale, loaded.size[1] * upscale)
     if isinstance(image, np.ndarray):
         space, tables = color_space(metadata.icc)
         if tables:
             notice("a table-based ICC profile cannot be applied to 16-bit images; the pixels were treated as sRGB")
-        return enlarge_pixels(image[None], enlarge, upscale, device=device, space=space)[0], metadata
-    result, metadata = upscale_loaded(image, metadata, enlarge, upscale, device=device)
-    return result, metadata
+        pixels = enlarge_pixels(image[None], enlarge, upscale, device=device, space=space, target=target)
+        return pixels[0], metadata
+    return upscale_loaded(image, metadata, enlarge, upscale, device=device, target=target)
 
 
 def write_image(

@@ -30,6 +30,9 @@ from tinysr_kernels.runtime.streaming import Background
 Stream = Callable[[Iterable[np.ndarray]], Iterator[Any]]
 """Frames to upscaled frames in order; an exception may take the place of a frame."""
 
+Factor = int | Callable[[int, int], tuple[int, int]]
+"""The factor of a network, or a function from the frames' (width, height) to the results'."""
+
 _CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 _MPEG4_TICKS = 65535  # the finest time base that MPEG-4 can represent
 _ENCODER_QUEUE = 2  # upscaled frames that wait for the encoder
@@ -71,7 +74,7 @@ class _Writer:
         background: Background,
         reader: VideoReader,
         frame: Any,
-        upscale: int,
+        upscale: Factor,
         suffix: str,
         codec: str | None,
         crf: int,
@@ -84,7 +87,8 @@ class _Writer:
         self.decoding, self.encoding = Converter(self.format), Converter(self.format)
         width, height = frame.width, frame.height
         self.input_size = (height, width) if self.format.rotation % 180 else (width, height)
-        self.size = (self.input_size[0] * upscale, self.input_size[1] * upscale)
+        width, height = self.input_size
+        self.size = upscale(width, height) if callable(upscale) else (width * upscale, height * upscale)
         name, options = _codec(suffix, codec, crf)
         rate = reader.frame_rate
         self.stream = output.add_stream(name, rate=rate, options=options)
@@ -201,7 +205,7 @@ def _warn(frame: Any) -> None:
 
 
 def _convert(
-    reader: VideoReader, target: Path, part: Path, stream: Stream, upscale: int, codec: str | None, crf: int
+    reader: VideoReader, target: Path, part: Path, stream: Stream, upscale: Factor, codec: str | None, crf: int
 ) -> _Writer:
     av = pyav()
     suffix = target.suffix.lower()
@@ -259,7 +263,7 @@ def upscale_video(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     stream: Stream,
-    upscale: int,
+    upscale: Factor,
     *,
     strict: bool = False,
     crf: int = 18,
@@ -268,10 +272,11 @@ def upscale_video(
     """Upscale a video file and return what was written.
 
     stream: maps an iterator of frames uint8 [H,W,3] to one of frames [s*H,s*W,3] in order. For a NonFiniteOutput in
-    place of a frame the previous frame is repeated; any other error is raised. upscale: the factor s. target: .mp4,
-    .m4v, .mov, .mkv or .webm. strict: raise InputError for a corrupt frame instead of repeating the previous one. crf:
-    quality, 0 (best) to 51. codec: name of the encoder; None chooses by container. Raises InputError if the source
-    cannot be read or the target's format cannot be written, TinySRError if frames are missing from the result.
+    place of a frame the previous frame is repeated; any other error is raised. upscale: the factor s, or a function
+    from the frames' (width, height) to the results'. target: .mp4, .m4v, .mov, .mkv or .webm. strict: raise InputError
+    for a corrupt frame instead of repeating the previous one. crf: quality, 0 (best) to 51. codec: name of the encoder;
+    None chooses by container. Raises InputError if the source cannot be read or the target's format cannot be written,
+    TinySRError if frames are missing from the result.
     """
     source, target = Path(source), Path(target)
     if target.suffix.lower() not in _CONTAINERS:

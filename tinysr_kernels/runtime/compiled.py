@@ -27,7 +27,7 @@ from tinysr_kernels.families import (
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.backend import choose_backend
 from tinysr_kernels.launch.device import assume, gpu_at
-from tinysr_kernels.nets import Network, is_fp8, place
+from tinysr_kernels.nets import LatentNetwork, Network, is_fp8, place
 from tinysr_kernels.ops.trace import Call, trace
 from tinysr_kernels.runtime.arguments import check_arguments, check_fp8, choose_dtype, dtype_name, noise, recipe_of
 from tinysr_kernels.runtime.color_fix import fix_colors
@@ -43,7 +43,7 @@ from tinysr_kernels.runtime.limits import UNLIMITED, Limits
 from tinysr_kernels.runtime.notices import notice
 from tinysr_kernels.runtime.runner import Report, Runner, reporting
 from tinysr_kernels.runtime.streaming import OnError, Stopped, in_order
-from tinysr_kernels.runtime.tiled_inference import check_upscale, restore
+from tinysr_kernels.runtime.tiled_inference import check_upscale, restore, window_weights
 
 TRACE_SIDE = 128
 
@@ -217,6 +217,8 @@ class CompiledSR:
             sr = restore(meta, lr, self.upscale, Limits(), dtype=self.dtype)  # unlimited: whole
             return self._fix(sr, lr, lr.dtype)
 
+        if isinstance(meta, LatentNetwork):
+            window_weights(meta.window, lr.device)  # kept from then on: no part of an image's work
         with assume(gpu_at(self.device)):
             return trace(enlarge, kernels=self.backend == "triton")
 

@@ -6,6 +6,7 @@ kernels compute bit-identical results for an image, alone or in a batch.
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,12 +16,14 @@ import torch
 from torch import Tensor
 
 from tinysr_kernels.runtime.notices import defer_notices, notice
+from tinysr_kernels.runtime.runner import Report
 from tinysr_kernels.runtime.streaming import Stopped
 
 
 @dataclass(eq=False)
 class _Request:
     images: Tensor
+    progress: Report | None = None
     result: Tensor | None = None
     error: BaseException | None = None
     notices: list[str] = field(default_factory=list)
@@ -35,12 +38,14 @@ class _Request:
 class MicroBatcher:
     """Replaces `enlarge` when several threads call it.
 
+    enlarge: the network; one with a parameter `progress` can be stopped, and is reported on, between its tiles.
     max_pixels: low-resolution pixels per batch. max_in_flight: batches that run concurrently; with two, the copies of
     one overlap the computation of the other.
     """
 
     def __init__(self, enlarge: Callable[..., Tensor], max_pixels: int, max_in_flight: int = 2) -> None:
         self.takes_bytes = getattr(enlarge, "takes_bytes", False)
+        self._reports = "progress" in inspect.signature(enlarge).parameters
         self._enlarge = enlarge
         self._max_pixels = max_pixels
         self._slots = threading.Semaphore(max_in_flight)
@@ -48,9 +53,12 @@ class MicroBatcher:
         self._waiting: list[_Request] = []
         self._stopped = False
 
-    def __call__(self, images: Tensor, out: Tensor | None = None) -> Tensor:
-        """Like `enlarge`: [N,3,H,W] -> [N,3,s*H,s*W]. Raises what it raises, and Stopped after `stop`."""
-        own = _Request(images)
+    def __call__(self, images: Tensor, out: Tensor | None = None, *, progress: Report | None = None) -> Tensor:
+        """Like `enlarge`: [N,3,H,W] -> [N,3,s*H,s*W]. Raises what it raises, and Stopped after `stop`.
+
+        progress: called with (done, total) of the batch that the images are in, maybe by the thread of another request.
+        """
+        own = _Request(images, progress)
         with self._lock:
             self._waiting.append(own)
         with self._slots:
@@ -66,7 +74,7 @@ class MicroBatcher:
         return own.result if out is None else out.copy_(own.result)
 
     def stop(self) -> None:
-        """Make all requests that have not started fail with Stopped."""
+        """Make all requests fail with Stopped: those that have not started at once, the others after their tile."""
         self._stopped = True
 
     def _take(self, own: _Request) -> list[_Request]:
@@ -84,9 +92,18 @@ class MicroBatcher:
         images = [request.images for request in group]
         try:
             with defer_notices() as notices:
+
+                def report(done: int, total: int) -> None:
+                    if self._stopped:
+                        raise Stopped("the run was stopped")
+                    for request in group:
+                        if request.progress is not None:
+                            request.progress(done, total)
+
                 if self._stopped:
                     raise Stopped("the run was stopped")
-                results = self._enlarge(images[0] if len(images) == 1 else torch.cat(images))
+                batch = images[0] if len(images) == 1 else torch.cat(images)
+                results = self._enlarge(batch, progress=report) if self._reports else self._enlarge(batch)
         except BaseException as error:  # noqa: BLE001  re-raised in the requesting threads
             if len(group) > 1:  # one image may cause the error: retry each alone
                 for request in group:

@@ -42,6 +42,14 @@ def reporting(enlarge: Callable[..., Tensor], progress: Report) -> Callable[...,
     return bound
 
 
+class _Ended(BaseException):
+    """Carries what the caller's callback raised past whoever handles the errors of networks, such as MemoryError."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 @dataclass
 class _Call:
     """One call's own state. limits: the model's, or smaller ones after an out-of-memory. done, total: see `Report`.
@@ -61,8 +69,11 @@ class _Call:
         """Report that many more pieces. What the report raises ends the call."""
         self.done += count
         if self.report is not None:
-            with torch.inference_mode(False):  # the caller's own mode is not ours to set
-                self.report(self.done, self.total)
+            try:
+                with torch.inference_mode(False):  # a mode of ours, not the caller's
+                    self.report(self.done, self.total)
+            except Exception as error:
+                raise _Ended(error) from error
 
 
 class Runner:
@@ -119,6 +130,8 @@ class Runner:
                 failure: tuple[str, bool] | None = None
                 try:
                     parts.append(self._enlarge(images, None if out is None else out[begin:end], call))
+                except _Ended as ended:
+                    raise ended.error from None
                 except Exception as error:
                     if not is_out_of_memory(error):
                         raise

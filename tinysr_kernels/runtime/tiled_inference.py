@@ -142,7 +142,7 @@ def _restore_latents(
     if z.shape[2:] == (side, side):
         z = denoise(z)
     else:
-        weights = _gaussian_window(side, z.device)
+        weights = window_weights(side, z.device)
         z = blend_windows(z, (side, side), network.overlap, weights, 1, limits.window_batch, denoise).to(z.dtype)
     sr = apply_with_halo(z, core, halo, 1, factor, 1, visit("decoder", not whole))
     return sr[:, :, : height * upscale, : width * upscale]
@@ -157,8 +157,8 @@ def _padded(lr: Tensor, sides: tuple[int, int], dtype: torch.dtype) -> Tensor:
 
 
 @functools.cache
-def _gaussian_window(side: int, device: torch.device) -> Tensor:
-    """Made once: captured graphs read it, and making it would make the host wait for the device."""
+def window_weights(side: int, device: torch.device) -> Tensor:
+    """Of a transformer's windows. Made once: captured graphs read it, and making it would stop the host."""
     return gaussian_window(side, torch.float64, device)
 
 

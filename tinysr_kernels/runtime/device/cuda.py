@@ -87,9 +87,9 @@ class CudaEngine:
 
     def _open_pool(self) -> None:
         """Create the pool and a one-launch graph in it: a pool is unusable once its last graph is freed."""
-        torch.zeros(1, device=self.device)
+        torch.zeros(1, dtype=torch.float32, device=self.device)
         self._pool = torch.cuda.graph_pool_handle()
-        self._pool_keeper = self._captured(lambda: (torch.zeros(1, device=self.device),), ())
+        self._pool_keeper = self._captured(lambda: (torch.zeros(1, dtype=torch.float32, device=self.device),), ())
 
     def _captured(self, step: Step, inputs: Sequence[Tensor]) -> CudaGraph:
         graph = torch.cuda.CUDAGraph()

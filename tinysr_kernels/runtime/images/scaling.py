@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -43,6 +44,10 @@ class Target:
         if self.longest is not None:
             object.__setattr__(self, "longest", _side("longest", self.longest))
 
+    def options(self) -> dict[str, Any]:
+        """The one that is given, by its name, as the parameters of a compiled model take it."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
     def output(self, width: int, height: int, upscale: int) -> tuple[int, int]:
         """(width, height) of the result of an image of this size, for a network that enlarges `upscale` times.
 
@@ -75,7 +80,10 @@ def _rounded(value: Fraction) -> int:
 
 
 def _scale(value: Any) -> float:
-    factor = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    factor = math.nan
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            factor = float(value)
     if not 0 < factor <= MOST:
         raise InputError(f"scale must be a number above 0 and at most {MOST}, found {_short(value)}")
     return factor
