@@ -129,6 +129,7 @@ def test_a_size_that_an_image_cannot_have_fails_that_image(compiled, folder, cap
 
 def test_the_bar_shows_the_tiles_of_an_image(folder, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # restored afterwards
     Image.new("RGB", (40, 16)).save(folder / "wide.png")
     arguments = ["--model", "demo", "--device", "cpu", "--tile", "16", "-o", str(folder / "b.png")]
     assert main(["upscale", str(folder / "wide.png"), *arguments]) == 0

@@ -101,15 +101,15 @@ def test_a_compiled_model_gives_the_same_files(tmp_path, recorder: Recorder):  #
     plain = tinysr_kernels.compile("demo", device="cpu", cuda_graphs=False)
     run_all([tmp_path / "in"], tmp_path / "alone", None, plain)
     for name in contents(tmp_path / "alone"):
-        pixels = [np.asarray(Image.open(tmp_path / folder / name)).astype(int) for folder in ("alone", "together")]
-        assert abs(pixels[0] - pixels[1]).max() <= 1  # PyTorch's convolutions round differently in a batch
+        pixels = [np.asarray(Image.open(tmp_path / folder / name)) for folder in ("alone", "together")]
+        assert np.array_equal(*pixels)
 
 
 @pytest.mark.parametrize("error", [NonFiniteOutput("NaN"), ValueError("surprise"), MemoryError()])
 def test_one_failure_never_stops_the_others(tmp_path, error):
     results = run_all([three(tmp_path / "in")], tmp_path / "out", Settings(workers=3), Failing(error))
     assert [result.status for result in results] == ["done", "failed", "done"]
-    assert results[1].error["type"] == type(error).__name__
+    assert results[1].error["type"] == ("OutOfMemory" if isinstance(error, MemoryError) else type(error).__name__)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
 
 
