@@ -73,6 +73,7 @@ def images() -> dict[str, Any]:
         "uint16": samples.noise(7, 8, 3, "uint16"),
         "float64": samples.noise(7, 8, 3, "float64"),
         "tensor": torch.from_numpy(pixels).permute(2, 0, 1) / 255,
+        "batch": torch.from_numpy(samples.noise(20, 20)).permute(2, 0, 1),
         "half": (torch.from_numpy(pixels).permute(2, 0, 1) / 255).half(),
         "profile": tagged("RGBA", samples.matrix_profile()),
         "table": tagged("RGB", samples.table_profile()),
@@ -87,6 +88,7 @@ IMAGES = images()
 def results(model: tinysr_kernels.CompiledSR) -> list[np.ndarray]:
     found = [np.asarray(model(image)) for image in IMAGES.values()]
     found.append(np.asarray(model(IMAGES["profile"], scale=1.7)))
+    found += [model.enlarge(IMAGES[kind][None]).numpy() for kind in ("tensor", "batch")]
     return [*found, *model.stream([samples.noise(8, 7)])]
 
 

@@ -86,6 +86,11 @@ def test_the_callback_runs_in_the_caller_s_mode(demo: tinysr_kernels.CompiledSR)
     assert set(modes) == {False}
 
 
+def test_what_is_no_callback_is_named(demo: tinysr_kernels.CompiledSR) -> None:
+    with pytest.raises(tinysr_kernels.InputError, match=r"callable as progress\(done, total\), found int"):
+        demo(noise(4, 4), progress=3)
+
+
 def test_ctrl_c_is_answered_between_tiles(demo: tinysr_kernels.CompiledSR) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     seen: list[int] = []

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tinysr_kernels.errors import NonFiniteOutput, OutOfMemory
+from tinysr_kernels.errors import InputError, NonFiniteOutput, OutOfMemory
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.nets import Network
 from tinysr_kernels.runtime.device.engine import Outputs, free_graphs
 from tinysr_kernels.runtime.device.graphs import Graphs
-from tinysr_kernels.runtime.device.modes import without_autocast
 from tinysr_kernels.runtime.device.out_of_memory import empty_host_caches, is_out_of_memory, shortage
 from tinysr_kernels.runtime.images.arrays import DEVICE_PIXELS
 from tinysr_kernels.runtime.limits import Limits
@@ -37,6 +36,8 @@ Report = Callable[[int, int], object]
 
 def reporting(enlarge: Callable[..., Tensor], progress: Report) -> Callable[..., Tensor]:
     """The network `enlarge` with its progress reported, and the same for the code around it (images/arrays.py)."""
+    if not callable(progress):
+        raise InputError(f"progress must be callable as progress(done, total), found {type(progress).__name__}")
     bound = functools.partial(enlarge, progress=progress)
     bound.takes_bytes = getattr(enlarge, "takes_bytes", False)  # type: ignore[attr-defined]
     return bound
@@ -121,7 +122,7 @@ class Runner:
         begin = 0
         call = _Call(self.limits, now, progress)
         network = self._network(self._dtype)
-        with using(self._backend), without_autocast():
+        with using(self._backend):
             while begin < count:
                 per_image = pieces(network, height, width, self._upscale, call.limits)
                 call.done, call.total = call.base, call.base + (count - begin) * per_image

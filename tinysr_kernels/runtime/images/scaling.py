@@ -17,6 +17,8 @@ from tinysr_kernels.errors import InputError
 
 MOST = 8
 """The largest factor per side: beyond it the resize would invent everything."""
+LARGEST_SIDE = (1 << 31) - 1
+"""Pixels per side that image formats and libraries can state."""
 _CUDA_REDUCTION = 16
 """PyTorch's antialiased kernel for CUDA keeps the filter in shared memory, which a larger reduction may not fit."""
 
@@ -100,13 +102,16 @@ def _side(name: str, value: Any) -> int:
         side = operator.index(value)
     except TypeError:
         side = 0
-    if side < 1 or isinstance(value, bool):
-        raise InputError(f"{name} must be a whole number of at least 1 pixel, found {_short(value)}")
+    if not 1 <= side <= LARGEST_SIDE or isinstance(value, bool):
+        raise InputError(f"{name} must be a whole number of pixels, 1 to {LARGEST_SIDE}, found {_short(value)}")
     return side
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
