@@ -79,7 +79,7 @@ def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
 def test_errors_name_the_corrupt_file(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"r\.json: no JSON"):
+    with pytest.raises(ValueError, match=r"r\.json: is not JSON"):
         read(path)
     path.write_text(json.dumps({"schema": 1}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"r\.json: file must have"):

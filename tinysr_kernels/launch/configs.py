@@ -217,13 +217,13 @@ def _all_of(path: Path, gpu: Gpu, operators: Mapping[str, type[Tunable]], neares
     found = config_file.entries(content, here, operators)
     if found.invalid:
         ignored = f"{found.invalid} of {found.invalid + len(found.valid)} entries ignored"
-        _notice(f"{name}: {ignored} ({_some(found.reasons)}); {ANEW}")
+        _notice(f"{name}: {ignored} ({some(found.reasons)}); {ANEW}")
     if found.differences:
-        _notice(f"{name}: measured with {_some(found.differences)}; used all the same")
+        _notice(f"{name}: measured with {some(found.differences)}; used all the same")
     return found
 
 
-def _some(messages: Sequence[str]) -> str:
+def some(messages: Sequence[str]) -> str:
     """The first messages, and how many more there are."""
     more = f"; and {len(messages) - SHOWN} more" if len(messages) > SHOWN else ""
     return "; ".join(messages[:SHOWN]) + more
@@ -261,9 +261,9 @@ def _notice(message: str, of: Path | None = None) -> None:
 
 
 def _printable(path: Path) -> str:
-    """A path for a message: one line, and no character that a terminal obeys or an encoding lacks."""
-    text = str(path)
-    return text if text.isprintable() else repr(text)
+    """A path for a message: one line of bounded length, and no character that a terminal obeys or an encoding lacks."""
+    text = str(path) if str(path).isprintable() else repr(str(path))
+    return text if len(text) <= 400 else f"{text[:200]}...{text[-100:]}"
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """Whether a launch configuration from a file can be launched: what the tuner could have measured, and nothing larger.
 
-The names of the fields say what they are (STYLE: `block_m`, `num_warps`, ...): sizes have "block" in their name, or are
+The names of the fields (`block_m`, `num_warps`, ...) say what they are: sizes have "block" in their name, or are
 `tile_width`; every other integer counts something, such as parts (`split_k`) or rows.
 """
 
