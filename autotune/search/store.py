@@ -39,10 +39,10 @@ class NewEntry:
 def merge(path: Path, facts: Facts, entries: Iterable[NewEntry], pdl: bool | None = None) -> None:
     """Merge the new entries into the file. A file that is invalid or of another device is renamed to NAME.old.
 
-    A link is followed, and stays. pdl: whether programmatic dependent launch measured faster; None leaves the file's
-    value as it is. OSError if another process holds the lock for a minute, or the file cannot be written.
+    A link in the file's place is read, and replaced by a file: nothing but the user's own folder is written to. pdl:
+    whether programmatic dependent launch measured faster; None leaves the file's value as it is. OSError if another
+    process holds the lock for a minute, or the file cannot be written.
     """
-    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     # On a separate file, because the file itself is replaced.
     with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):

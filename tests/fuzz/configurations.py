@@ -94,6 +94,8 @@ def _check_merge(rng: random.Random, file: Path) -> None:
     before = config_file.entries(content, FACTS, REGISTRY).valid if usable else {}
     item = rng.choice(ITEMS)
     config = item.call.heuristic(H200)
+    elsewhere = file.with_name("elsewhere")
+    target = elsewhere.lstat() if os.path.lexists(elsewhere) else None
     try:
         merge(file, FACTS, [NewEntry(type(item.call), item.bucket, config, 1e-3, 2e-3, 1)])
     except OSError:  # no folder can be made there
@@ -103,6 +105,8 @@ def _check_merge(rng: random.Random, file: Path) -> None:
     after = config_file.entries(content, FACTS, REGISTRY).valid
     assert set(before) | {(item.op, item.bucket)} <= set(after)
     assert export(file, FACTS, REGISTRY)["operations"]
+    if target is not None:  # what a link led to
+        assert (elsewhere.lstat().st_mode, elsewhere.lstat().st_mtime_ns) == (target.st_mode, target.st_mtime_ns)
 
 
 def _log(rng: random.Random, path: Path) -> str:

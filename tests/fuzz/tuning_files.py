@@ -175,7 +175,7 @@ def _pick(rng: random.Random, data: Any) -> tuple[str, str, dict[str, Any]]:
 
 
 def _seal(data: Any, op: str, bucket: str, entry: dict[str, Any]) -> None:
-    if op:
+    if op and all(name in data["operations"][op] for name in config_file.WHAT):
         entry["seal"] = config_file.seal(op, bucket, data["operations"][op], entry)
 
 
@@ -229,10 +229,16 @@ def _socket(rng: random.Random, path: Path, text: str) -> None:
 
 
 def _link(rng: random.Random, path: Path, text: str) -> None:
+    """To a file, to nothing, to itself, to a FIFO or a folder; all inside the folder of the case."""
     target = path.parent / "elsewhere"
-    if rng.random() < 0.5:
-        target.write_text(text)
-    path.symlink_to(rng.choice([target, path, Path("/dev/zero"), Path("/dev/null"), Path("/proc/self/mem")]))
+    kind = rng.choice(["file", "other", "nothing", "itself", "fifo", "folder"])
+    if kind in ("file", "other"):
+        target.write_text(text if kind == "file" else "a letter")
+    elif kind == "fifo":
+        os.mkfifo(target)
+    elif kind == "folder":
+        target.mkdir()
+    path.symlink_to(path if kind == "itself" else target)
 
 
 def _large(rng: random.Random, path: Path, text: str) -> None:
