@@ -63,9 +63,9 @@ def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _check_depth(value: Any) -> None:
     level = [value]
-    for _ in range(DEPTH):
+    for _ in range(DEPTH + 1):
         inner = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list))]
-        level = [one for some in inner for one in some]
-        if not level:
+        if not inner:
             return
+        level = [one for some in inner for one in some]
     raise BadFile(f"is not JSON: nested deeper than {DEPTH} levels")
