@@ -17,9 +17,9 @@ from PIL import Image
 from tests.runtime.sample_images import SCALE, bytes_of, enlarge_file, exif, nearest, noise, put, repeated, sample_image
 from tinysr_kernels.errors import InputError, OutOfMemory
 from tinysr_kernels.files import encode
-from tinysr_kernels.files.bit16 import encode_png
 from tinysr_kernels.files.picture_io import read_image, upscale_image_file, write_image
-from tinysr_kernels.files.tiff import encode_tiff
+from tinysr_kernels.files.writing.png import encode_png
+from tinysr_kernels.files.writing.tiff import encode_tiff
 from tinysr_kernels.runtime.device import host_memory
 from tinysr_kernels.runtime.images.metadata import Metadata
 

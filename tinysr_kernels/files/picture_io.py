@@ -1,7 +1,7 @@
 """Read and write image files. The format of an input is detected from its content; outputs are written atomically.
 
 The header is checked against size limits before pixels are decoded. Reading keeps 16 bits per sample of PNG and TIFF
-(bit16.py). Writing chooses the format by suffix and keeps EXIF, XMP, ICC profile and resolution.
+(reading/bit16.py). Writing chooses the format by suffix and keeps EXIF, XMP, ICC profile and resolution.
 `upscale_image_file` connects both to the network.
 """
 
@@ -20,8 +20,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tinysr_kernels.errors import InputError, TinySRError
-from tinysr_kernels.files.bit16 import can_load_16bit, drops_bits, load_16bit
 from tinysr_kernels.files.encode import Encoding, encode
+from tinysr_kernels.files.reading.bit16 import can_load_16bit, drops_bits, load_16bit
 from tinysr_kernels.runtime.device.host_memory import check_size
 from tinysr_kernels.runtime.images import metadata as meta
 from tinysr_kernels.runtime.images.arrays import Enlarge, enlarge_pixels
