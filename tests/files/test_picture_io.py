@@ -52,10 +52,9 @@ def test_tiff_round_trips_through_tifffile(channels, dtype, width, height):
     tifffile = pytest.importorskip("tifffile")
     pixels = noise(height, width, channels, dtype)
     read = tifffile.imread(io.BytesIO(encode_tiff(pixels, Metadata())))
-    if channels == 2 and dtype == "uint16":
-        read = read[..., [0, 3]]
     assert np.array_equal(read.reshape(pixels.shape), pixels)
-    Image.open(io.BytesIO(encode_tiff(pixels, Metadata()))).load()
+    if channels != 2 or dtype == "uint8":  # Pillow has no mode for 16-bit gray + alpha
+        Image.open(io.BytesIO(encode_tiff(pixels, Metadata()))).load()
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])
@@ -115,11 +114,9 @@ def test_one_page_of_a_16bit_tiff(tmp_path):
 def test_reduction_to_8_bits_is_noticed(tmp_path, caplog):
     codecs = pytest.importorskip("imagecodecs")
     pixels = noise(8, 9, 3, "uint16")
-    put(tmp_path, "a.ppm", b"P6 9 8 65535\n" + pixels.astype(">u2").tobytes())
     put(tmp_path, "a.jp2", codecs.jpeg2k_encode(pixels, level=0))
-    for name in ("a.ppm", "a.jp2"):
-        assert read_image(tmp_path / name).size == (9, 8)
-    assert caplog.text.count("was read as 8 bits") == 2
+    assert read_image(tmp_path / "a.jp2").size == (9, 8)
+    assert caplog.text.count("was read as 8 bits") == 1
     caplog.clear()
     write_image(tmp_path / "a.jpg", pixels)
     assert "JPEG stores 8 bits per channel" in caplog.text
