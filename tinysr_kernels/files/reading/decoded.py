@@ -22,6 +22,11 @@ def damaged(path: Path, form: str, error: BaseException, *, partial: bool = Fals
     return InputError(f"{path}: corrupt or truncated {form} file: {reason}{remedy}")
 
 
+def notice_missing(rows: int, height: int) -> None:
+    """Say what a file that was decoded in part lacks."""
+    notice(f"the file is damaged or truncated: {rows} of {height} rows are missing or incomplete")
+
+
 @dataclass(frozen=True)
 class Decoded:
     """pixels: a loaded PIL image, or uint16 [H,W,C] with C = 2 gray + alpha, 3 RGB, 4 RGB + alpha.
@@ -47,10 +52,11 @@ class TagCarrier(Image.Image):
     def __init__(self, stream: BinaryIO, offset: int) -> None:
         """offset: of the directory in the file."""
         super().__init__()
-        stream.seek(0)
-        self.tag_v2 = ImageFileDirectory_v2(_header(stream))
+        self.tag_v2 = ImageFileDirectory_v2()
         self._tags = Image.Exif()
         try:
+            stream.seek(0)
+            self.tag_v2 = ImageFileDirectory_v2(_header(stream))  # fails for BigTIFF in big-endian order
             stream.seek(offset)
             self.tag_v2.load(stream)
             self._tags.bigtiff = self.tag_v2._bigtiff
@@ -58,7 +64,7 @@ class TagCarrier(Image.Image):
             self._tags.load_from_fp(stream, offset)
             self.info = _info(self.tag_v2)
         except PARSE_ERRORS as error:
-            notice(f"the metadata of the TIFF file cannot be read and was dropped ({error})")
+            notice(f"the metadata of the TIFF file cannot be read and were dropped ({error})")
 
     def getexif(self) -> Image.Exif:
         """The tags of the directory, with those of its EXIF and GPS directories."""

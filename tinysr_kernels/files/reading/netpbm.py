@@ -8,6 +8,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from tinysr_kernels.files.reading.decoded import notice_missing
+from tinysr_kernels.runtime.images.structure import read_at
+
 _SPACE = rb"(?:[ \t\r\n\f\v]|#[^\r\n]*[\r\n])"
 _HEADER = re.compile(rb"P6" + 3 * (_SPACE + rb"+(\d{1,10})") + _SPACE, re.DOTALL)  # one byte of space before the pixels
 
@@ -15,8 +18,8 @@ _HEADER = re.compile(rb"P6" + 3 * (_SPACE + rb"+(\d{1,10})") + _SPACE, re.DOTALL
 def read_ppm16(stream: BinaryIO, check: Callable[[int, int], None], allow_truncated: bool) -> np.ndarray | None:
     """A PPM file (P6) with a maximum of 256 to 65535 -> uint16 [H,W,3]; None for any other file.
 
-    check: is called with the size before pixels are read. allow_truncated: fill what is missing with zeros. Raises
-    OSError for a truncated file.
+    check: is called with the size before pixels are read. allow_truncated: fill what is missing with zeros, with a
+    notice. Raises OSError for a truncated file.
     """
     stream.seek(0)
     head = _HEADER.match(stream.read(4096))
@@ -26,10 +29,11 @@ def read_ppm16(stream: BinaryIO, check: Callable[[int, int], None], allow_trunca
     if not 256 <= top <= 65535 or not width or not height:
         return None
     check(width, height)
-    stream.seek(head.end())
     size = width * height * 6
-    data = stream.read(size)
-    if len(data) < size and not allow_truncated:
-        raise OSError(f"{len(data)} of {size} bytes of pixels")
+    data = read_at(stream, head.end(), size)
+    if len(data) < size:
+        if not allow_truncated:
+            raise OSError(f"{len(data)} of {size} bytes of pixels")
+        notice_missing(height - len(data) // (width * 6), height)
     pixels = np.frombuffer(data.ljust(size, b"\0"), ">u2").reshape(height, width, 3).astype(np.uint32)
     return ((pixels * 65535 + top // 2) // top).clip(0, 65535).astype(np.uint16)

@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageChops, UnidentifiedImageError
 
-from tinysr_kernels.errors import InputError
-from tinysr_kernels.files.reading.decoded import Decoded, damaged
+from tinysr_kernels.errors import InputError, TinySRError
+from tinysr_kernels.files.reading.decoded import Decoded, damaged, notice_missing
 from tinysr_kernels.files.reading.netpbm import read_ppm16
 from tinysr_kernels.files.reading.png16 import can_load_16bit, load_16bit
 from tinysr_kernels.files.reading.sniff import HEAD_BYTES, PILLOW_FORMATS, unknown_content
 from tinysr_kernels.files.reading.truncated import PARTIAL_FORMATS, complete
 from tinysr_kernels.runtime.images import structure
-from tinysr_kernels.runtime.images.bounds import DECODE_ERRORS
+from tinysr_kernels.runtime.images.bounds import DECODE_ERRORS, misread_jpeg2000
 from tinysr_kernels.runtime.images.pil import pick_frame
 from tinysr_kernels.runtime.notices import notice
 
 _LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)  # SOF markers
+_DEPTH = "bits per sample"  # in an image's info, between opening and loading
 _HIERARCHICAL = (0xC5, 0xC6, 0xCD, 0xCE)
 _MAGIC = {
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -43,7 +44,10 @@ def read_pillow(path: Path, stream: BinaryIO, frame: int | None, check: Check, a
     with a notice. Raises InputError, and what Pillow raises when it opens damaged files.
     """
     if structure.read_at(stream, 0, 2) == b"P6":
-        pixels = read_ppm16(stream, check, allow_truncated)
+        try:
+            pixels = read_ppm16(stream, check, allow_truncated)
+        except OSError as error:
+            raise damaged(path, "PPM", error, partial=True) from error
         if pixels is not None:
             return Decoded(pixels, _empty_carrier("PPM"))
     image = _open(path, stream)
@@ -52,9 +56,11 @@ def read_pillow(path: Path, stream: BinaryIO, frame: int | None, check: Check, a
     try:
         image = pick_frame(image, frame, str(path))
         check(*image.size)
+        if form == "JPEG2000":
+            _check_jpeg2000(path, image, stream, check)
         _notice_reduction(image, stream)
         return _load(image, lambda: _open(path, stream))
-    except InputError:
+    except TinySRError:
         raise
     except DECODE_ERRORS as error:
         partial = form in PARTIAL_FORMATS and not frame
@@ -62,6 +68,8 @@ def read_pillow(path: Path, stream: BinaryIO, frame: int | None, check: Check, a
             raise damaged(path, form, error, partial=partial) from error
     try:
         return _load_part(path, stream, form)
+    except TinySRError:
+        raise
     except DECODE_ERRORS as error:
         raise damaged(path, form, error) from error
 
@@ -83,6 +91,12 @@ def _load(image: Image.Image, reopen: Callable[[], Image.Image]) -> Decoded:
     if can_load_16bit(image) and getattr(image, "n_frames", 1) == 1:
         return Decoded(load_16bit(image, reopen), image)
     image.load()
+    depth = image.info.pop(_DEPTH, 16)
+    if depth < 16:
+        return Decoded(_full_range(image, depth), image)
+    if image.format in ("JPEG", "MPO") and image.mode == "CMYK" and "adobe" not in image.info:
+        # Adobe's files hold inverted inks and are marked. Pillow inverts all, other readers the marked ones.
+        return Decoded(ImageChops.invert(image), image)
     key = image.info.get("transparency")
     if image.mode in ("I;16", "I;16B") and isinstance(key, int):
         # Pillow has no mode for 16-bit gray + alpha; an array keeps all bits.
@@ -101,7 +115,7 @@ def _load_part(path: Path, stream: BinaryIO, form: str) -> Decoded:
 
     whole, missing = complete(stream, form, load)
     decoded = _load(_open(path, whole), lambda: _open(path, whole))
-    notice(f"the file is damaged or truncated: {missing} of {decoded.carrier.height} rows are missing or incomplete")
+    notice_missing(missing, decoded.carrier.height)
     return decoded
 
 
@@ -120,7 +134,7 @@ def _undecodable(path: Path, stream: BinaryIO) -> str:
     if not head.startswith(b"\xff\xd8\xff"):
         return str(unknown_content(path, head))
     found = structure.jpeg(stream)
-    if head[3] == 0xF7:
+    if found.frame_type == 0xF7:
         kind = "a JPEG-LS image"
     elif found.frame_type in _LOSSLESS:
         kind = "a lossless JPEG (as in medical and raw files)"
@@ -138,9 +152,7 @@ def _undecodable(path: Path, stream: BinaryIO) -> str:
 def _notice_reduction(image: Image.Image, stream: BinaryIO) -> None:
     """Say so if Pillow reduces the samples to 8 bits."""
     form, depth = image.format, 8
-    if form == "JPEG2000" and image.mode in ("LA", "RGB", "RGBA"):
-        depth = _jpeg2000_depth(structure.read_at(stream, 0, 1 << 16))
-    elif form == "AVIF":
+    if form == "AVIF":
         depth = _avif_depth(structure.read_at(stream, 0, 1 << 16))
     elif form == "SGI":
         depth = 8 * structure.read_at(stream, 3, 1)[0]
@@ -158,10 +170,31 @@ def _is_wide(arguments: object) -> bool:
     return isinstance(arguments, tuple) and isinstance(arguments[-1], int) and arguments[-1] > 255
 
 
-def _jpeg2000_depth(head: bytes) -> int:
-    """Bits per sample from the codestream's SIZ marker (ISO 15444-1, A.5.1); 8 if the marker is not found."""
-    marker = head.find(b"\xff\x4f\xff\x51")
-    return (head[marker + 42] & 0x7F) + 1 if marker >= 0 and marker + 42 < len(head) else 8
+def _check_jpeg2000(path: Path, image: Image.Image, stream: BinaryIO, check: Check) -> None:
+    """Check what the codestream states, which is what is decoded: its size, and depths that Pillow reads rightly.
+
+    Pillow rounds samples of more than 8 bits beyond the largest value, so that white becomes black. It shifts gray
+    samples up to 16 bits and others up to 8; `_full_range` stretches them.
+    """
+    found = structure.jpeg2000(stream)
+    if found is None:
+        return
+    check(found.width, found.height)
+    if image.mode == "I;16":
+        image.info[_DEPTH] = found.depth
+    elif misread_jpeg2000(image, found):
+        raise InputError(
+            f"{path}: a JPEG 2000 image of {found.depth} bits ({image.mode}); convert it to 16-bit PNG or TIFF"
+        )
+
+
+def _full_range(image: Image.Image, depth: int) -> Image.Image:
+    """Mode I;16 with values of `depth` bits shifted up -> 0 to 65535."""
+    top = (1 << depth) - 1
+    values = np.asarray(image).astype(np.uint32) >> 16 - depth
+    stretched = Image.fromarray(((values * 65535 + top // 2) // top).astype(np.uint16))
+    stretched.info = image.info
+    return stretched
 
 
 def _avif_depth(head: bytes) -> int:

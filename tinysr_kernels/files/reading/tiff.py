@@ -217,9 +217,8 @@ def describe(page: TiffPage) -> str:
     layout = " in planes" if page.planarconfig == 2 and page.samplesperpixel > 1 else ""
     compression = getattr(page.compression, "name", None)
     compression = f"{compression} compression" if compression else f"compression {int(page.compression)}"
-    return (
-        f"a TIFF image of {depth} {samples}, {color}, {count}{layout}, {compression}, predictor {int(page.predictor)}"
-    )
+    predictor = f", predictor {int(page.predictor)}" if int(page.predictor) > 2 else ""
+    return f"a TIFF image of {depth} {samples}, {color}, {count}{layout}, {compression}{predictor}"
 
 
 def _through_pillow(stream: BinaryIO, index: int) -> Image.Image:

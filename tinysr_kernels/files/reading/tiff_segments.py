@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from tinysr_kernels.runtime.notices import notice
+from tinysr_kernels.files.reading.decoded import notice_missing
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
@@ -22,6 +22,7 @@ LOSSLESS = (_NONE, _LZW, _DEFLATE, _PACKBITS, _OLD_DEFLATE, _LZMA, _ZSTD)
 
 # A tile has at least 16x16 pixels and a strip a row, so that even large images have fewer.
 _MAX_SEGMENTS = 1 << 17
+_OVERHEAD = 4096
 
 
 class SegmentError(ValueError):
@@ -51,7 +52,8 @@ def read_segments(page: TiffPage, allow_truncated: bool) -> np.ndarray:
             if lengths[index] == 0 and offsets[index] == 0:
                 continue  # sparse: nothing is stored for an empty tile
             size = rows * columns * samples * result.itemsize
-            data = _decompressed(_stored(page, offsets[index], lengths[index]), compression, size, rows)
+            stored = _stored(page, offsets[index], lengths[index], size)
+            data = _decompressed(stored, compression, size, rows)
             segment, _, _ = page.decode(data, index, _fullsize=page.is_tiled)
         except (SegmentError, ValueError, OSError, EOFError, zlib.error) as error:
             if not allow_truncated:
@@ -63,16 +65,17 @@ def read_segments(page: TiffPage, allow_truncated: bool) -> np.ndarray:
         part[...] = segment[0, : part.shape[0], : part.shape[1]]
     if missing:
         rows_missing = len({row for top, rows in missing for row in range(top, top + rows)})
-        notice(f"the file is damaged or truncated: {rows_missing} of {height} rows are incomplete and were left black")
+        notice_missing(rows_missing, height)
     return result
 
 
-def _stored(page: TiffPage, offset: int, length: int) -> bytes:
+def _stored(page: TiffPage, offset: int, length: int, size: int) -> bytes:
+    """A segment as stored. No more is read than any compression makes of its size: segments may claim the same bytes."""
     file = page.parent.filehandle
     if offset + length > file.size:
         raise SegmentError("the file is truncated")
     file.seek(offset)
-    return file.read(length)
+    return file.read(min(length, 2 * size + _OVERHEAD))
 
 
 def _decompressed(data: bytes, compression: int, size: int, rows: int) -> bytes:

@@ -64,11 +64,13 @@ def _complete_raw(stream: BinaryIO, load: Load) -> tuple[BinaryIO, int]:
 
 def _complete_png(stream: BinaryIO) -> tuple[BinaryIO, int]:
     """Decompress what can be, append empty rows, and compress it again."""
-    head, packed = [b"\x89PNG\r\n\x1a\n"], []
-    header = b""
+    head, packed = [b"\x89PNG\r\n\x1a\n"], list[bytes]()
+    header, sound = b"", -1  # sound: bytes of pixels before the first chunk whose checksum is wrong; -1: all
     for name, offset, length in png_chunks(stream):
         data = read_at(stream, offset, length)
         if name == b"IDAT":
+            if sound < 0 and len(data) == length and not _is_sound(stream, name, data):
+                sound = sum(len(part) for part in packed)
             packed.append(data)
         elif len(data) < length or (name == b"IEND"):
             break
@@ -81,10 +83,17 @@ def _complete_png(stream: BinaryIO) -> tuple[BinaryIO, int]:
     bits = depth * _PNG_CHANNELS.get(color, 1)
     lines = _interlaced_lines(width, height, bits) if interlaced else [(height, 1 + (width * bits + 7) // 8)]
     size = sum(rows * line for rows, line in lines)
-    plain = _decompressed_part(b"".join(packed), size)
-    missing = _missing_rows(len(plain), lines, height)
+    joined = b"".join(packed)
+    plain = _until_a_wrong_filter(_decompressed_part(joined, size), lines)
+    known = len(plain) if sound < 0 else min(len(plain), len(_decompressed_part(joined[:sound], size)))
+    missing = _missing_rows(known, lines, height)
     head += [_chunk(b"IDAT", zlib.compress(plain.ljust(size, b"\0"), 1)), _chunk(b"IEND", b"")]
     return io.BytesIO(b"".join(head)), missing
+
+
+def _is_sound(stream: BinaryIO, name: bytes, data: bytes) -> bool:
+    """Whether the checksum at the stream's position is that of a chunk."""
+    return stream.read(4) == struct.pack(">I", zlib.crc32(name + data))
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:
@@ -112,6 +121,18 @@ def _decompressed_part(data: bytes, size: int) -> bytes:
     except zlib.error:
         pass  # the damage: what precedes it is kept
     return b"".join(parts)
+
+
+def _until_a_wrong_filter(plain: bytes, lines: list[tuple[int, int]]) -> bytes:
+    """Filtered rows up to the first whose filter (ISO 15948, 9.2) does not exist."""
+    start = 0
+    for rows, line in lines:
+        filters = np.frombuffer(plain, np.uint8)[start : start + rows * line : line]
+        wrong = filters > 4
+        if wrong.any():
+            return plain[: start + int(wrong.argmax()) * line]
+        start += rows * line
+    return plain
 
 
 def _missing_rows(found: int, lines: list[tuple[int, int]], height: int) -> int:

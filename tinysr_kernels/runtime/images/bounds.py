@@ -46,12 +46,18 @@ def pillow_limit(max_pixels: int | None) -> int | None:
 def check_opened(image: Image.Image, upscale: int, *, frame: int | None = None, max_pixels: int | None = None) -> None:
     """The checks of `check_structure` for an image that Pillow has opened and may not have decoded yet.
 
-    Raises InputError also for TIFF files whose pixels Pillow reads wrongly.
+    Raises InputError also for TIFF and JPEG 2000 files whose pixels Pillow reads wrongly.
     """
     stream = getattr(image, "fp", None)
     if stream is None or getattr(stream, "closed", False):
         return
     check_structure(stream, "image", upscale, frame=frame, max_pixels=max_pixels)
+    if image.format == "JPEG2000":
+        position = stream.tell()
+        found = structure.jpeg2000(stream)
+        stream.seek(position)
+        if misread_jpeg2000(image, found):
+            raise InputError("Pillow reads a JPEG 2000 image of this depth wrongly; convert it to 16-bit PNG or TIFF")
     tags = getattr(image, "tag_v2", None)
     if tags is None or max(tags.get(258, (1,))) in (1, 2, 4, 8):
         return
@@ -60,6 +66,11 @@ def check_opened(image: Image.Image, upscale: int, *, frame: int | None = None, 
             "Pillow reads this TIFF image (of more than 8 bits, in planes, inverted or packed) wrongly; "
             "open it with tifffile and pass the array, or use the command: tinysr upscale"
         )
+
+
+def misread_jpeg2000(image: Image.Image, found: structure.Jpeg2000 | None) -> bool:
+    """Whether Pillow rounds samples beyond the largest value, so that white becomes black. found: the codestream's."""
+    return found is not None and found.depth != 8 and image.mode in ("L", "LA", "RGB", "RGBA")
 
 
 def check_structure(

@@ -6,6 +6,7 @@ the first part that makes no sense: what is damaged is for the decoder to report
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -13,17 +14,21 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 _JPEG_NEXT = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]", re.DOTALL)  # neither stuffed zero, fill, TEM nor restart
-_SOF = frozenset([0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF])
+_SOF = frozenset([0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7])
 _TIFF_SIZES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8)  # bytes per value, by type
 _TIFF_CODES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _TIFF_VALUES = 64  # the tags asked for hold few values; longer ones are cut
 MAX_DIRECTORIES = 10_000
 _MAX_TAGS = 4096
+_SMALL = 1 << 16
+_JP2_HEADER = 1 << 20  # bytes in which the codestream begins; a profile may precede it
 _CONTENT_LIMIT = 1 << 28
 
 
 def read_at(stream: BinaryIO, offset: int, count: int) -> bytes:
-    """Up to count bytes from offset."""
+    """Up to count bytes from offset. Python allocates what is asked for, so that no more than there is may be asked."""
+    if count > _SMALL:
+        count = max(0, min(count, stream.seek(0, io.SEEK_END) - offset))
     stream.seek(offset)
     return stream.read(count)
 
@@ -35,7 +40,7 @@ def contents(stream: BinaryIO) -> bytes:
 
 @dataclass
 class Jpeg:
-    """The first image of a JPEG file. frame_type: the SOF marker, 0xC0 baseline, 0xC2 progressive; 0 without one.
+    """The first image of a JPEG file. frame_type: the SOF marker, 0xC0 baseline, 0xC2 progressive, 0 none.
 
     scans: their number. precision: bits per sample. complete: whether the end marker is there.
     """
@@ -69,6 +74,28 @@ def jpeg(stream: BinaryIO) -> Jpeg:
         found.scans += marker == 0xDA
         position += max(length, 2)
     return found
+
+
+@dataclass(frozen=True)
+class Jpeg2000:
+    """The image area and the largest bits per sample of a JPEG 2000 codestream."""
+
+    width: int
+    height: int
+    depth: int
+
+
+def jpeg2000(stream: BinaryIO) -> Jpeg2000 | None:
+    """The codestream's SIZ marker (ISO 15444-1, A.5.1), also within a JP2 file; None if it is not found."""
+    data = read_at(stream, 0, _JP2_HEADER)
+    start = data.find(b"\xff\x4f\xff\x51")
+    if start < 0 or len(data) < start + 42:
+        return None
+    right, bottom, left, top = struct.unpack(">4I", data[start + 8 : start + 24])
+    components = int.from_bytes(data[start + 40 : start + 42], "big")
+    depths = data[start + 42 : start + 42 + 3 * components : 3]
+    depth = max(((bits & 0x7F) + 1 for bits in depths), default=8)
+    return Jpeg2000(max(right - left, 0), max(bottom - top, 0), depth)
 
 
 def png_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
