@@ -19,6 +19,7 @@ from tinysr_kernels.errors import InputError
 from tinysr_kernels.files.picture_io import read_image, write_image
 from tinysr_kernels.files.writing import tiff as writing
 from tinysr_kernels.runtime.images import structure
+from tinysr_kernels.runtime.images.metadata import Metadata
 
 tifffile = pytest.importorskip("tifffile")
 HEIGHT, WIDTH = 37, 29
@@ -240,6 +241,15 @@ def test_bigtiff_is_written_beyond_the_limit(tmp_path, monkeypatch, channels):
     assert (tmp_path / "a.tif").read_bytes()[:4] == b"II+\0"
     assert np.array_equal(tifffile.imread(tmp_path / "a.tif").reshape(pixels.shape), pixels)
     assert np.array_equal(pixels_of(tmp_path / "a.tif").reshape(pixels.shape), pixels)
+
+
+def test_offsets_beyond_4_gb():
+    """Only their number matters to the directory: two strips of 3 GB that hold nothing."""
+    strips = [range(3 << 30), range(3 << 30), b"end"]
+    head = writing._directory(noise(3, 5, 3), strips, 1, Metadata(), exif=False)
+    with tifffile.TiffFile(io.BytesIO(head)) as file:
+        offsets = file.pages[0].dataoffsets
+    assert offsets == tuple(len(head) + start for start in (0, 3 << 30, 6 << 30))
 
 
 def test_16bit_gray_and_alpha_stay_gray(tmp_path):

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from tests.runtime.sample_images import SCALE, bytes_of, nearest, noise, put, sample_image
 from tinysr_kernels.errors import InputError, OutOfMemory
@@ -74,6 +74,7 @@ def codestream(width: int, height: int) -> bytes:
 )
 def test_the_size_of_what_is_decoded_counts(tmp_path, data, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded before it was checked"))
     path = put(tmp_path, "a.bin", data)
     monkeypatch.setattr(host_memory, "available_memory", lambda: 1 << 30)
     with peak_below(8 << 20):

@@ -70,7 +70,7 @@ def read_segments(page: TiffPage, allow_truncated: bool) -> np.ndarray:
 
 
 def _stored(page: TiffPage, offset: int, length: int, size: int) -> bytes:
-    """A segment as stored. No more is read than any compression makes of its size: segments may claim the same bytes."""
+    """A segment as stored; cut to what any compression makes of its size, as segments may claim the same bytes."""
     file = page.parent.filehandle
     if offset + length > file.size:
         raise SegmentError("the file is truncated")
