@@ -11,8 +11,8 @@ import torch
 from PIL import Image, PngImagePlugin, features
 
 from tinysr_kernels.errors import InputError
-from tinysr_kernels.files.bit16 import encode_png, to_8bit
-from tinysr_kernels.files.tiff import encode_tiff
+from tinysr_kernels.files.writing.png import encode_png, to_8bit
+from tinysr_kernels.files.writing.tiff import encode_tiff
 from tinysr_kernels.runtime.images.metadata import Metadata
 from tinysr_kernels.runtime.images.pil import color_space, gray_16bit, lab_to_rgb
 from tinysr_kernels.runtime.notices import notice

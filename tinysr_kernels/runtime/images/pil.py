@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageOps
 
-from tinysr_kernels.errors import InputError
+from tinysr_kernels.errors import InputError, TinySRError
 from tinysr_kernels.runtime.device.host_memory import check_size
 from tinysr_kernels.runtime.images import metadata
 from tinysr_kernels.runtime.images.arrays import Enlarge, enlarge_pixels
+from tinysr_kernels.runtime.images.bounds import DECODE_ERRORS, check_opened
 from tinysr_kernels.runtime.images.icc import ColorSpace, ProfileError, parse_profile
 from tinysr_kernels.runtime.notices import notice
 
@@ -261,11 +262,15 @@ def upscale_pil(
     if image.width == 0 or image.height == 0:
         raise InputError(f"expected at least one pixel, found an image of {image.width}x{image.height}")
     check_size(image.width, image.height, upscale, max_pixels=max_pixels)
-    image = pick_frame(image, frame)
+    check_opened(image, upscale, frame=frame, max_pixels=max_pixels)
     try:
+        image = pick_frame(image, frame)
+        check_size(image.width, image.height, upscale, max_pixels=max_pixels)
         image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"the image cannot be decoded: {error}") from error
+    except TinySRError:
+        raise
+    except DECODE_ERRORS as error:
+        raise InputError(f"the image cannot be decoded: {error or type(error).__name__}") from error
     carried = metadata.collect(image).resized(image.width * upscale, image.height * upscale)
     if metadata.orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
