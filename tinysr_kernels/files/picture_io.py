@@ -83,6 +83,8 @@ def read_image(
     path = Path(path)
 
     def check(width: int, height: int) -> None:
+        if width <= 0 or height <= 0:
+            raise InputError(f"{path}: damaged: an image of {width}x{height} pixels")
         check_size(width, height, upscale, max_pixels=max_pixels, name=str(path))
 
     with _opened(path) as stream:

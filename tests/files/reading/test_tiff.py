@@ -207,6 +207,15 @@ def test_overlapping_directories_take_linear_time(monkeypatch):
     assert len(structure.tiff_directories(io.BytesIO(data), [256])) == 1
 
 
+@pytest.mark.parametrize(("width", "height"), [(0, 9), (9, 0)])
+def test_an_image_without_pixels_is_refused(tmp_path, width, height):
+    data, _ = tiff_of(8, 1)
+    sizes = struct.pack("<HHIIHHII", 256, 4, 1, WIDTH, 257, 4, 1, HEIGHT)
+    empty = struct.pack("<HHIIHHII", 256, 4, 1, width, 257, 4, 1, height)
+    with pytest.raises(InputError, match=f"an image of {width}x{height} pixels"):
+        read_image(put(tmp_path, "a.tif", data.replace(sizes, empty)))
+
+
 # Camera raw
 
 

@@ -93,9 +93,11 @@ def read_tiff(path: Path, stream: BinaryIO, frame: int | None, check: Check, all
     try:
         with _quiet_tifffile():
             page = _page(stream, directory.offset)
+            check(page.imagewidth, page.imagelength)
             plain = _is_plain(page)
-            if plain:
+            if page.is_tiled:
                 check(page.tilewidth, page.tilelength)
+            if plain:
                 pixels = _finished(page, read_segments(page, allow_truncated))
                 return Decoded(_as_image(pixels), carrier)
         _check_combination(path, page)
