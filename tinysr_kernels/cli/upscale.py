@@ -65,7 +65,11 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="video quality: 0 (best) to 51 (default: 18)",
     )
-    formats.add_argument("--strip-metadata", action="store_true", help="drop EXIF, XMP and resolution")
+    formats.add_argument(
+        "--strip-metadata",
+        action="store_true",
+        help="drop EXIF, XMP, IPTC, texts, comments and resolution; color stays",
+    )
     control = parser.add_argument_group("run control")
     control.add_argument(
         "--skip-existing", action="store_true", help="skip inputs whose result exists, to resume a run"

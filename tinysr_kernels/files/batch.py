@@ -127,7 +127,7 @@ def _upscale_image(job: Job, context: _Context, result: Result) -> None:
     with context.reserve(loaded.size[0] * loaded.size[1]):
         image, metadata = upscale_image_file(loaded, context.enlarge, scale, device=context.model.device)
         output = job.output
-        reason = unsupported_reason(output.suffix, size, has_alpha(image))
+        reason = unsupported_reason(output.suffix, size, has_alpha(image), metadata.label)
         if reason and job.fallback != output:
             notice(f"{reason}: written as {job.fallback.name}")
             output = job.fallback

@@ -1,7 +1,7 @@
 """Read and write image files. The format of an input is detected from its content; outputs are written atomically.
 
 Reading: files/reading/ has a file for each group of formats; sizes are checked before pixels are decoded, and all bits
-are kept where the decoder can. Writing chooses the format by suffix and keeps EXIF, XMP, ICC profile and resolution.
+are kept where the decoder can. Writing chooses the format by suffix and keeps metadata (docs/images.md).
 `upscale_image_file` connects both to the network.
 """
 
@@ -34,6 +34,8 @@ from tinysr_kernels.runtime.images.bounds import DECODE_ERRORS, check_structure
 from tinysr_kernels.runtime.images.metadata import Metadata
 from tinysr_kernels.runtime.images.pil import color_space, upscale_loaded
 from tinysr_kernels.runtime.images.structure import read_at
+from tinysr_kernels.runtime.images.tags.header import Header, read_header
+from tinysr_kernels.runtime.images.tags.png import without_long_texts
 from tinysr_kernels.runtime.notices import notice
 
 _TRANSPOSED = {
@@ -92,13 +94,14 @@ def read_image(
             raise refusal
         try:
             check_structure(stream, str(path), upscale, frame=frame, max_pixels=max_pixels)
+            stream = without_long_texts(stream)
             if is_tiff(head):
                 decoded = read_tiff(path, stream, frame, check, allow_truncated)
             elif is_heif(head):
                 decoded = read_heif(path, stream, frame, check)
             else:
                 decoded = read_pillow(path, stream, frame, check, allow_truncated)
-            return _loaded(decoded)
+            return _loaded(decoded, read_header(stream, decoded.carrier.format))
         except TinySRError:
             raise
         except DECODE_ERRORS as error:
@@ -117,7 +120,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _loaded(decoded: Decoded) -> LoadedImage:
+def _loaded(decoded: Decoded, header: Header) -> LoadedImage:
     """Apply the orientation, and collect the metadata while the file is open."""
     pixels, carrier = decoded.pixels, decoded.carrier
     form = carrier.format or "unknown"
@@ -125,8 +128,9 @@ def _loaded(decoded: Decoded) -> LoadedImage:
     if isinstance(pixels, np.ndarray):
         pixels = _oriented(pixels, orientation)
         mode = {2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[-1]]
-        return LoadedImage(pixels, meta.collect(carrier), (pixels.shape[1], pixels.shape[0]), f"{mode};16", form)
-    metadata = meta.collect(carrier)
+        metadata = meta.collect(carrier, header, mode=mode)
+        return LoadedImage(pixels, metadata, (pixels.shape[1], pixels.shape[0]), f"{mode};16", form)
+    metadata = meta.collect(carrier, header, mode=pixels.mode)
     upright = pixels.transpose(_TRANSPOSED[orientation]) if orientation != 1 else pixels.copy()
     return LoadedImage(upright, metadata, upright.size, upright.mode, form)
 

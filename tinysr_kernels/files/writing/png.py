@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tinysr_kernels.files.writing.metadata import png_chunks
 from tinysr_kernels.runtime.images.metadata import Metadata
 
 _PNG_STRIP_BYTES = 1 << 20  # bounds the temporary buffers of filtering; does not affect speed
@@ -49,8 +50,8 @@ def _png_metadata(metadata: Metadata) -> Iterator[bytes]:
         yield _chunk(b"pHYs", struct.pack(">IIB", x, y, 1))
     if metadata.exif:
         yield _chunk(b"eXIf", metadata.exif.removeprefix(b"Exif\0\0"))
-    if metadata.xmp:
-        yield _chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata.xmp)
+    for name, data in png_chunks(metadata):
+        yield _chunk(name, data)
 
 
 def encode_png(pixels: np.ndarray, metadata: Metadata) -> bytes:

@@ -10,10 +10,10 @@ import io
 import zlib
 
 import numpy as np
-from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from tinysr_kernels.runtime.images.metadata import PARSE_ERRORS, Metadata
+from tinysr_kernels.runtime.images.metadata import PARSE_ERRORS, Metadata, report_lost
+from tinysr_kernels.runtime.images.tags.tiff import tags_of
 from tinysr_kernels.runtime.notices import notice
 
 _STRIP_BYTES = 1 << 20
@@ -33,19 +33,6 @@ def _strips(pixels: np.ndarray) -> tuple[list[bytes], int]:
     return strips, rows
 
 
-def _add_exif(directory: ImageFileDirectory_v2, exif: bytes) -> None:
-    loaded = Image.Exif()
-    loaded.load(exif)
-    groups = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
-    for tag, value in loaded.items():
-        if tag not in groups:
-            directory[tag] = value
-    for group in groups:
-        content = loaded.get_ifd(group)
-        if content:
-            directory[group] = {tag: value for tag, value in content.items() if tag != ExifTags.IFD.Interop}
-
-
 def _directory(pixels: np.ndarray, strips: list[bytes], rows: int, metadata: Metadata, exif: bool) -> bytes:
     height, width, channels = pixels.shape
     big = sum(map(len, strips)) > _CLASSIC_LIMIT
@@ -53,7 +40,10 @@ def _directory(pixels: np.ndarray, strips: list[bytes], rows: int, metadata: Met
     if big:
         directory.tagtype[273] = _LONG8
     if exif and metadata.exif:
-        _add_exif(directory, metadata.exif)
+        tags, lost = tags_of(metadata.exif)
+        report_lost(lost, "because it cannot move to TIFF")
+        for tag, value in tags.items():
+            directory[tag] = value
     lengths = [len(strip) for strip in strips]
     directory[256], directory[257] = width, height
     directory[258] = (pixels.itemsize * 8,) * channels
@@ -73,6 +63,9 @@ def _directory(pixels: np.ndarray, strips: list[bytes], rows: int, metadata: Met
     if metadata.xmp:
         directory.tagtype[700] = 1
         directory[700] = metadata.xmp
+    if metadata.iptc:
+        directory.tagtype[33723] = 7
+        directory[33723] = metadata.iptc
     if metadata.icc:
         directory[34675] = metadata.icc
     stream = io.BytesIO()
