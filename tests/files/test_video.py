@@ -15,7 +15,7 @@ from tinysr_kernels.files import batch, video
 from tinysr_kernels.files.batch import Settings
 from tinysr_kernels.files.jobs import plan_jobs
 from tinysr_kernels.files.video import upscale_video
-from tinysr_kernels.files.video_in import Converter, frame_format
+from tinysr_kernels.files.video.reading import Converter, frame_format
 
 av = pytest.importorskip("av")
 

@@ -23,7 +23,8 @@ import numpy as np
 
 from tinysr_kernels.errors import InputError, NonFiniteOutput, TinySRError
 from tinysr_kernels.files.picture_io import temporary_path
-from tinysr_kernels.files.video_in import Converter, MissingFrame, VideoReader, frame_format, open_video, pyav
+from tinysr_kernels.files.video.opening import PlainFile, opened, pyav
+from tinysr_kernels.files.video.reading import Converter, MissingFrame, VideoReader, frame_format, video_reader
 from tinysr_kernels.runtime.notices import notice
 from tinysr_kernels.runtime.streaming import Background
 
@@ -31,6 +32,12 @@ Stream = Callable[[Iterable[np.ndarray]], Iterator[Any]]
 """Frames to upscaled frames in order; an exception may take the place of a frame."""
 
 _CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
+VIDEO_SUFFIXES = tuple(_CONTAINERS)
+"""What films are written as; they hold exact timestamps and the codecs used here."""
+
+Progress = Callable[[int, int | None], None]
+"""Is called with the number of frames written and, if the file states it, that of all frames."""
+
 _MPEG4_TICKS = 65535  # the finest time base that MPEG-4 can represent
 _ENCODER_QUEUE = 2  # upscaled frames that wait for the encoder
 
@@ -97,6 +104,7 @@ class _Writer:
             output.set_chapters(reader.container.chapters())
         # Frames sent to the network and gaps to fill, in order: (whether a frame, pts, duration).
         self.times: deque[tuple[bool, int, int]] = deque()
+        self.progress: Progress | None = None
         self.written = 0
         self.repeated = 0
         self.failed = 0
@@ -153,6 +161,8 @@ class _Writer:
             )
         self.background.call(self._encode, pixels, pts, duration)
         self.written += 1
+        if self.progress is not None:
+            self.progress(self.written, self.reader.video.frames or None)
 
     def _encode(self, pixels: np.ndarray, pts: int, duration: int) -> None:
         frame = self.encoding.to_yuv(pixels, self.stream.codec_context.pix_fmt)
@@ -201,7 +211,14 @@ def _warn(frame: Any) -> None:
 
 
 def _convert(
-    reader: VideoReader, target: Path, part: Path, stream: Stream, upscale: int, codec: str | None, crf: int
+    reader: VideoReader,
+    target: Path,
+    part: Path,
+    stream: Stream,
+    upscale: int,
+    codec: str | None,
+    crf: int,
+    progress: Progress | None,
 ) -> _Writer:
     av = pyav()
     suffix = target.suffix.lower()
@@ -210,8 +227,13 @@ def _convert(
     if first is None:
         raise InputError(f"{reader.source}: no frame can be decoded")
     _warn(first)
-    with av.open(str(part), "w", format=_CONTAINERS[suffix]) as output, Background(_ENCODER_QUEUE) as background:
+    with (
+        open(part, "xb") as file,
+        av.open(PlainFile(file), "w", format=_CONTAINERS[suffix]) as output,
+        Background(_ENCODER_QUEUE) as background,
+    ):
         writer = _Writer(output, background, reader, first, upscale, suffix, codec, crf)
+        writer.progress = progress
         results = stream(writer.frames(itertools.chain(seen, events)))
         try:
             _write_all(writer, results)
@@ -246,7 +268,7 @@ def _write_all(writer: _Writer, results: Iterator[Any]) -> None:
 
 def _check_frame_count(part: Path, reader: VideoReader, writer: _Writer) -> None:
     """Raise TinySRError unless the finished file holds one frame per frame of the input."""
-    with pyav().open(str(part)) as check:
+    with opened(part) as check:
         stored = sum(1 for packet in check.demux(check.streams.video[0]) if packet.size)
     expected = reader.decoded + reader.missing
     if not expected == writer.written == stored:
@@ -264,34 +286,46 @@ def upscale_video(
     strict: bool = False,
     crf: int = 18,
     codec: str | None = None,
+    strip: bool = False,
+    progress: Progress | None = None,
 ) -> VideoReport:
     """Upscale a video file and return what was written.
 
     stream: maps an iterator of frames uint8 [H,W,3] to one of frames [s*H,s*W,3] in order. For a NonFiniteOutput in
     place of a frame the previous frame is repeated; any other error is raised. upscale: the factor s. target: .mp4,
     .m4v, .mov, .mkv or .webm. strict: raise InputError for a corrupt frame instead of repeating the previous one. crf:
-    quality, 0 (best) to 51. codec: name of the encoder; None chooses by container. Raises InputError if the source
-    cannot be read or the target's format cannot be written, TinySRError if frames are missing from the result.
+    quality, 0 (best) to 51. codec: name of the encoder; None chooses by container. strip: drop metadata. progress: see
+    Progress. Raises InputError if the source cannot be read or the target's format cannot be written, TinySRError if
+    frames are missing from the result.
     """
     source, target = Path(source), Path(target)
     if target.suffix.lower() not in _CONTAINERS:
         raise InputError(f"cannot write {target.suffix or target.name} as video; choose one of {' '.join(_CONTAINERS)}")
-    av = pyav()
-    reader = open_video(source, strict)
-    target = Path(os.path.realpath(target))
+    with opened(source) as container:
+        reader = video_reader(container, source, strict)
+        return _upscale(reader, Path(os.path.realpath(target)), stream, upscale, codec, crf, progress)
+
+
+def _upscale(
+    reader: VideoReader,
+    target: Path,
+    stream: Stream,
+    upscale: int,
+    codec: str | None,
+    crf: int,
+    progress: Progress | None,
+) -> VideoReport:
     part = temporary_path(target)
     try:
-        writer = _convert(reader, target, part, stream, upscale, codec, crf)
+        writer = _convert(reader, target, part, stream, upscale, codec, crf, progress)
         _check_frame_count(part, reader, writer)
         os.replace(part, target)
     except BaseException as error:
         with suppress(OSError):
             part.unlink()
-        if isinstance(error, av.error.FFmpegError):
-            raise TinySRError(f"{source}: the video cannot be written: {error}") from error
+        if isinstance(error, pyav().error.FFmpegError):
+            raise TinySRError(f"{reader.source}: the video cannot be written: {error}") from error
         raise
-    finally:
-        reader.container.close()
     if writer.repeated > writer.failed:
         notice(f"{writer.repeated - writer.failed} corrupt frames were replaced by the previous frame")
     if writer.failed:

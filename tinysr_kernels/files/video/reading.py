@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tinysr_kernels.errors import InputError
+from tinysr_kernels.files.video.opening import main_video, pyav
 from tinysr_kernels.runtime.notices import notice
 
 # ITU-T H.273 matrix coefficients -> swscale's matrices. Players assume one of the first two for untagged videos,
@@ -25,16 +26,6 @@ _SD_HEIGHT = 576
 # swscale flags as numbers, because PyAV names them only since 17.1: BICUBIC, FULL_CHR_H_INT, FULL_CHR_H_INP,
 # ACCURATE_RND.
 _SCALING = 0x4 | 0x2000 | 0x4000 | 0x40000
-
-
-def pyav() -> Any:
-    """Import and return the module av. Raises InputError with the install command if it is missing."""
-    try:
-        import av
-        import av.video.reformatter
-    except ImportError as error:
-        raise InputError('video needs PyAV: pip install "tinysr-kernels[video]"') from error
-    return av
 
 
 @dataclass(frozen=True)
@@ -190,18 +181,11 @@ class VideoReader:
         yield from self._gaps_before(None)
 
 
-def open_video(source: Path, strict: bool) -> VideoReader:
-    """Open a video by content. Raises InputError for a file that is not a video."""
-    av = pyav()
-    try:
-        container = av.open(str(source))
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise InputError(f"{source}: not a readable video: {error}") from error
-    videos = [stream for stream in container.streams.video if not _is_cover(stream)]
-    if not videos:
-        container.close()
+def video_reader(container: Any, source: Path, strict: bool) -> VideoReader:
+    """Choose the streams of an opened film. Raises InputError for a file without a film."""
+    video = main_video(container)
+    if video is None:
         raise InputError(f"{source}: the file has no video stream")
-    video = max(videos, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
     copied = []
     for stream in container.streams:
         if stream.type in ("audio", "subtitle"):
@@ -212,11 +196,6 @@ def open_video(source: Path, strict: bool) -> VideoReader:
     video.codec_context.options = {"err_detect": "explode"}
     video.codec_context.thread_type = "SLICE"
     return VideoReader(container, video, copied, source, strict)
-
-
-def _is_cover(stream: Any) -> bool:
-    disposition = getattr(stream, "disposition", 0)
-    return "attached_pic" in str(disposition).lower()
 
 
 class Converter:
