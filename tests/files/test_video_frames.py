@@ -14,7 +14,7 @@ from tinysr_kernels.files import batch
 from tinysr_kernels.files.batch import Settings
 from tinysr_kernels.files.jobs import plan_jobs
 from tinysr_kernels.files.video import upscale_video
-from tinysr_kernels.files.video.reading import Converter
+from tinysr_kernels.files.video.color import Converter
 from tinysr_kernels.runtime.streaming import in_order
 
 

@@ -1,6 +1,7 @@
 """Films on disk: opened by content, upscaled frame by frame, written whole with their audio, times and metadata."""
 
+from tinysr_kernels.files.video.encoding import VIDEO_SUFFIXES
 from tinysr_kernels.files.video.opening import probe_video
-from tinysr_kernels.files.video.upscale import VIDEO_SUFFIXES, VideoReport, upscale_video
+from tinysr_kernels.files.video.upscale import VideoReport, upscale_video
 
 __all__ = ["VIDEO_SUFFIXES", "VideoReport", "probe_video", "upscale_video"]
