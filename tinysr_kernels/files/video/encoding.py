@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -21,7 +21,11 @@ _H265_SIDE = 64  # libx265 refuses smaller frames
 
 @dataclass(frozen=True)
 class Plan:
-    """An encoder and its settings. size: (width, height). deep, alpha: the kind of the arrays, see Converter."""
+    """An encoder and its settings.
+
+    size: (width, height). deep, alpha: the kind of the arrays, see Converter. source, format: of the input's frames and
+    of those that are encoded.
+    """
 
     encoder: str
     options: dict[str, str]
@@ -33,6 +37,7 @@ class Plan:
     aspect: Fraction | None
     deep: bool
     alpha: bool
+    source: FrameFormat
     format: FrameFormat
 
     def as_dict(self) -> dict[str, Any]:
@@ -47,7 +52,7 @@ def _candidates(suffix: str, form: FrameFormat, size: tuple[int, int]) -> list[t
     found = []
     if form.alpha and suffix == ".mov":
         found.append(("prores_ks", "yuva444p10le", True))
-    if form.alpha and suffix in (".mkv", ".webm") and even:
+    if form.alpha and suffix in (".mkv", ".webm"):
         found.append(("libvpx-vp9", "yuva420p", True))
     if suffix == ".webm":
         return [*found, ("libvpx-vp9", plain, False)]
@@ -60,7 +65,8 @@ def _candidates(suffix: str, form: FrameFormat, size: tuple[int, int]) -> list[t
 
 def _options(name: str, crf: int) -> dict[str, str]:
     return {
-        "libx264": {"crf": str(crf), "preset": "medium"},
+        # Else libx264's macroblock tree gives other bytes from run to run on processors with AVX-512; it is as fast.
+        "libx264": {"crf": str(crf), "preset": "medium", "x264-params": "cpu-independent=1"},
         "libx265": {"crf": str(crf), "preset": "medium", "x265-params": "log-level=none"},
         "libvpx-vp9": {"crf": str(min(crf + 8, 63)), "b": "0", "row-mt": "1", "cpu-used": "2"},
         "prores_ks": {"profile": "4444", "alpha_bits": "16"},
@@ -72,7 +78,7 @@ def make_plan(
     context: Any,
     *,
     suffix: str,
-    upscale: float,
+    size: tuple[int, int],
     time_base: Fraction,
     rate: Fraction,
     codec: str | None,
@@ -80,11 +86,9 @@ def make_plan(
 ) -> Plan:
     """Choose the encoder for a film and say what it cannot keep.
 
-    form, context: of the input. suffix: of the output. time_base, rate: of the input. Raises InputError if this PyAV
-    has no encoder for it.
+    form, context, time_base, rate: of the input. suffix, size: of the output. Raises InputError if this PyAV has no
+    encoder for it.
     """
-    width, height = form.size
-    size = round(width * upscale), round(height * upscale)
     choices = _candidates(suffix, form, size)
     if codec is not None:
         choices = [choice for choice in choices if choice[0] == codec] or [(codec, choices[-1][1], False)]
@@ -97,7 +101,7 @@ def make_plan(
     if form.alpha and not alpha:
         notice(f"the transparency was dropped: {suffix} with {name} cannot hold it; write .mov or .mkv to keep it")
     if form.bits > (10 if deep else 8):
-        way = "" if deep else "; write .mkv or .mp4 to keep 10"
+        way = "" if deep else f"; write {'.mov' if alpha else '.mp4 or .mkv'} to keep 10"
         notice(f"{form.bits}-bit video was reduced to {10 if deep else 8} bits{way}")
     bit_rate = 0
     if name == "mpeg4":
@@ -107,7 +111,15 @@ def make_plan(
     if aspect and form.orientation.transpose:
         aspect = 1 / aspect
     options = _options(name, crf)
-    return Plan(name, options, pixel_format, size, time_base, rate, bit_rate, aspect, deep, alpha, form)
+    made = _prores_format(form) if name == "prores_ks" else form
+    return Plan(name, options, pixel_format, size, time_base, rate, bit_rate, aspect, deep, alpha, form, made)
+
+
+def _prores_format(form: FrameFormat) -> FrameFormat:
+    """ProRes is always of limited range, and its frames name three matrices only."""
+    tag = {1: 1, 5: 6, 6: 6, 9: 9}.get(form.tag, 1)
+    matrix = form.matrix if form.tag in (1, 5, 6, 9) else 1
+    return replace(form, full_range=False, tag=tag, matrix=matrix)
 
 
 def configure(context: Any, plan: Plan) -> None:
@@ -116,6 +128,7 @@ def configure(context: Any, plan: Plan) -> None:
     context.pix_fmt = plan.pixel_format
     context.time_base = plan.time_base
     context.framerate = plan.rate
+    context.thread_type = "FRAME"  # PyAV's default, slices, costs libx264 bits
     if plan.bit_rate:
         context.bit_rate = plan.bit_rate
     if plan.aspect:

@@ -29,6 +29,7 @@ IMAGE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"heim", b"heis", b
 """Brands of ISO base media files that hold images; FFmpeg would open them as films."""
 
 MAX_FRAME_PIXELS = 1 << 28  # 16384 x 16384; keeps a forged header from taking the memory while FFmpeg probes
+_ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC
 _PROBE_SECONDS = 10.0
 _PROBE_PACKETS = 100
 _BUFFER = 1 << 16
@@ -96,7 +97,7 @@ def opened(path: Path, seconds: float | None = None) -> Iterator[Any]:
 
 def is_cover(stream: Any) -> bool:
     """Whether a video stream is a still picture attached to the file."""
-    return "attached_pic" in str(getattr(stream, "disposition", "")).lower()
+    return bool(stream.disposition & _ATTACHED_PICTURE)
 
 
 def main_video(container: Any) -> Any | None:

@@ -56,7 +56,7 @@ def upscale_video(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     stream: Stream,
-    upscale: float,
+    upscale: int | Callable[[int, int], tuple[int, int]],
     *,
     strict: bool = False,
     crf: int = 18,
@@ -68,10 +68,11 @@ def upscale_video(
 
     stream: maps an iterator of frames uint8 [H,W,3] to one of frames [s*H,s*W,3] in order; uint16 for films of more
     than 8 bits, 4 channels for films with transparency, where the target can hold them. For a NonFiniteOutput in
-    place of a frame the previous frame is repeated; any other error is raised. upscale: the factor s. target: .mp4,
-    .m4v, .mov, .mkv or .webm. strict: raise InputError for a corrupt frame instead of repeating the previous one, and
-    for a film that is cut off. crf: quality, 0 (best) to 51. codec: name of the encoder; None chooses by container.
-    strip: drop tags, such as the location, and covers. progress: is called after each frame, see Progress.
+    place of a frame the previous frame is repeated; any other error is raised. upscale: the factor s, or a function
+    from the (width, height) of frames to that of results. target: .mp4, .m4v, .mov, .mkv or .webm. strict: raise
+    InputError for a corrupt frame instead of repeating the previous one, and for a film that is cut off. crf: quality,
+    0 (best) to 51. codec: name of the encoder; None chooses by container. strip: drop tags, such as the location, and
+    covers. progress: is called after each frame, see Progress.
 
     Raises InputError if the source cannot be read or the target's format cannot be written, OutOfMemory if a frame does
     not fit, TinySRError if frames are missing from the result, OSError. After an interruption or one of the last two,
@@ -101,7 +102,7 @@ class _Film:
 
     source: Path
     target: Path
-    factor: float
+    factor: int | Callable[[int, int], tuple[int, int]]
     strict: bool
     crf: int
     codec: str | None
@@ -149,7 +150,10 @@ class _Film:
 
     def _plan(self, reader: VideoReader, first: Any) -> Plan:
         form = frame_format(first, reader.video.codec_context)
-        check_size(form.width, form.height, max(1, round(self.factor)), name=str(self.source))
+        width, height = form.size
+        factor = self.factor
+        size = factor(width, height) if callable(factor) else (width * factor, height * factor)
+        check_size(width, height, max(1, -(-size[0] // width)), name=str(self.source))
         warn_of_color(form)
         if first.interlaced_frame:
             notice("the video is interlaced; deinterlace it first, or the result shows combing artifacts")
@@ -157,7 +161,7 @@ class _Film:
             form,
             reader.video.codec_context,
             suffix=self.suffix,
-            upscale=self.factor,
+            size=size,
             time_base=reader.video.time_base,
             rate=frame_rate(reader.video),
             codec=self.codec,

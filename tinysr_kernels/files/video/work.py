@@ -94,8 +94,8 @@ class Work:
     segment: _SegmentEncoder | None = None
 
     def __post_init__(self) -> None:
-        form, options = self.plan.format, {"deep": self.plan.deep, "alpha": self.plan.alpha}
-        self.decoder, self.encoder = Converter(form, **options), Converter(form, **options)  # one per thread
+        options = {"deep": self.plan.deep, "alpha": self.plan.alpha}
+        self.decoder, self.encoder = Converter(self.plan.source, **options), Converter(self.plan.format, **options)
         self.done = self.start = self.folder.frames
         self.repeated = sum(record.repeated for record in self.folder.records)
         self.failed = sum(record.failed for record in self.folder.records)
@@ -107,11 +107,13 @@ class Work:
 
         Of frames in complete segments, only the last good one is yielded, to know the network again.
         """
+        known = self.anchor
         for number, event in enumerate(events):
+            if number == known:
+                yield self.decoder.to_rgb(event)
             if number < self.start:
-                if number == self.anchor:
-                    yield self.decoder.to_rgb(event)
-            elif isinstance(event, MissingFrame):
+                continue
+            if isinstance(event, MissingFrame):
                 self.times.append((False, number, event.pts, 0))
             else:
                 self.times.append((True, number, event.pts, event.duration or 0))
@@ -129,8 +131,9 @@ class Work:
                 continue
             if isinstance(result, Exception):
                 raise result
-            # Gaps before the first good frame repeat that one; later gaps repeat the previous frame.
-            self.fill_gaps(result if self.pixels is None else self.pixels)
+            if self.pixels is None:  # gaps before the first good frame repeat that one, later ones the frame before
+                self.pixels, self.anchor = result, next(number for good, number, *_ in self.times if good)
+            self.fill_gaps(self.pixels)
             _, self.anchor, pts, duration = self.times.popleft()
             self.pixels = result
             self.write(result, pts, duration)

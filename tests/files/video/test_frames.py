@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from tests.files.test_video import enlarge, images, make, times
+from tests.files.video.films import enlarge, images, make, times
 from tests.runtime.sample_images import SCALE
 from tinysr_kernels.errors import NonFiniteOutput, OutOfMemory
 from tinysr_kernels.files import batch
