@@ -71,7 +71,7 @@ def hostile(port: int, secret: Path) -> dict[str, bytes]:
     """Files that make FFmpeg open an address or another file."""
     address = f"http://127.0.0.1:{port}/a.ts"
     dash = (
-        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT1S">'
+        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" mediaPresentationDuration="PT1S">'
         '<Period><AdaptationSet><Representation id="1" bandwidth="1"><BaseURL>{}</BaseURL></Representation>'
         "</AdaptationSet></Period></MPD>"
     )

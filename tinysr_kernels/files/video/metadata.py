@@ -21,14 +21,13 @@ _OF_STORAGE = (
     "bps",
     "number_of_",
     "variant_bitrate",
-    "name",
 )
-# ISO 639-2/B and 639-2/T, which QuickTime knows.
-_BOTH = (
-    "alb:sqi arm:hye baq:eus bur:mya chi:zho cze:ces dut:nld fre:fra geo:kat ger:deu gre:ell ice:isl mac:mkd mao:mri "
-    "may:msa per:fas rum:ron slo:slk tib:bod wel:cym"
+# FFmpeg's names of QuickTime's languages, where they differ from one of the two codes of ISO 639-2.
+_PAIRS = (
+    "fre:fra rum:ron cze:ces slo:slk deu:ger nld:dut ell:gre isl:ice zho:chi sqi:alb mkd:mac hye:arm kat:geo bod:tib "
+    "mya:bur msa:may cym:wel eus:baq swe:sve"
 )
-_LANGUAGES = dict(pair.split(":") for pair in _BOTH.split())
+_QUICKTIME_LANGUAGES = dict(pair.split(":") for pair in _PAIRS.split())
 # What FFmpeg writes into the classic tags of MP4 and MOV. Other keys need the "mdta" tags, and then all become such.
 _COMMON = {"title", "artist", "comment", "date", "genre", "copyright", "creation_time", "album", "encoder"}
 _CLASSIC = {
@@ -57,11 +56,12 @@ def kept_tags(tags: dict[str, str], *, strip: bool = False) -> dict[str, str]:
 def stream_tags(stream: Any, form: str, *, strip: bool) -> dict[str, str]:
     """The tags for the copy of a stream. form: FFmpeg's name of the output's container."""
     tags = kept_tags(stream.metadata, strip=strip)
-    if form in ("mp4", "mov"):
-        if "name" in stream.metadata and "title" not in tags and not strip:
-            tags["title"] = stream.metadata["name"]
-        if "language" in tags:
-            tags["language"] = _LANGUAGES.get(tags["language"], tags["language"])
+    name = tags.pop("name", None)  # what MP4 and MOV call a stream's title
+    if name is not None:
+        tags.setdefault("title", name)
+    if form == "mov" and "language" in tags:
+        tags["language"] = _QUICKTIME_LANGUAGES.get(tags["language"], tags["language"])
+    tags.pop("creation_time", None)  # writers take that of the file
     return tags
 
 
@@ -89,7 +89,7 @@ def lost_tags(wanted: dict[str, str], found: dict[str, str]) -> list[str]:
 def _same(key: str, have: dict[str, str], value: str) -> bool:
     """Whether a tag says the same in other words: no language at all, or a time with another precision."""
     if key == "language":
-        return value in ("und", "") or have.get(key) == _LANGUAGES.get(value)
+        return value in ("und", "") or have.get(key) == _QUICKTIME_LANGUAGES.get(value)
     if key == "creation_time":
         return have.get(key, "")[:19] == value[:19]
     return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import io
 import itertools
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from tinysr_kernels.files.video.segments import WorkFolder
 from tinysr_kernels.runtime.notices import notice
 
 _BUFFER = 1 << 20
+_PICTURES = {"png": ("image/png", "cover.png"), "bmp": ("image/bmp", "cover.bmp"), "gif": ("image/gif", "cover.gif")}
 _BLOCK_ADDITIONAL = 15  # AV_PKT_DATA_MATROSKA_BLOCKADDITIONAL
 
 
@@ -68,6 +70,8 @@ def _unsupported(output: _Output, source: Any) -> str | None:
         return None if form == "matroska" else f"{form} does not support attachments"
     if source.type not in ("audio", "subtitle") and not is_cover(source):
         return "only the largest film is upscaled" if source.type == "video" else "its meaning is unknown"
+    if form in ("matroska", "webm") and is_cover(source):
+        return None if form == "matroska" else "webm does not support attachments"
     context = source.codec_context
     name = getattr(getattr(context, "codec", None), "canonical_name", None) or getattr(context, "name", "its codec")
     return None if name in output.container.supported_codecs else f"{form} does not support {name}"
@@ -79,6 +83,9 @@ def _copy(output: _Output, source: Any, strip: bool) -> None:
     if (strip and cover) or (source.type == "data" and "timecode" in source.metadata):
         return  # a timecode is made again from the film's tag of that name
     reason, target = _unsupported(output, source), None
+    if reason is None and cover and output.container.format.name == "matroska":
+        _attach(output.container, source)
+        return
     if reason is None:
         try:
             target = output.container.add_stream_from_template(source, opaque=True)
@@ -96,9 +103,19 @@ def _copy(output: _Output, source: Any, strip: bool) -> None:
         output.copies[source.index] = target
 
 
-def check_output(source: Any, video: Any, plan: Plan, suffix: str, strip: bool) -> None:
+def _attach(container: Any, source: Any) -> None:
+    """Add a cover to Matroska, which has it as an attachment. Its packet is the first one of its file."""
+    packet = next((packet for packet in source.container.demux(source) if packet.size), None)
+    if packet is not None:
+        mime, name = _PICTURES.get(source.codec_context.name, ("image/jpeg", "cover.jpg"))
+        tags = source.metadata
+        container.add_attachment(tags.get("filename", name), tags.get("mimetype", mime), bytes(packet))
+
+
+def check_output(source: Path, plan: Plan, suffix: str, strip: bool) -> None:
     """Say what of the input's streams the output cannot hold, before any work is done. Raises InputError for audio."""
-    output = _open_output(io.BytesIO(), source, video, plan, suffix, strip)
+    with opened(source) as container:
+        output = _open_output(io.BytesIO(), container, main_video(container), plan, suffix, strip)
     for message in output.dropped:
         notice(message)
 
@@ -135,10 +152,10 @@ def _copied_packets(container: Any, copies: dict[int, Any]) -> Iterator[tuple[fl
         except (StopIteration, pyav().error.FFmpegError):
             return
         time = packet.dts if packet.dts is not None else packet.pts
-        if time is None:  # a flush packet
+        if time is None and not packet.size:  # a flush packet
             continue
         packet.stream = copies[packet.stream.index]
-        yield float(time * packet.time_base), packet
+        yield -math.inf if time is None else float(time * packet.time_base), packet  # a cover has no time
 
 
 def decoding_times(times: list[int]) -> list[int]:

@@ -122,7 +122,7 @@ class _Film:
             if first is None:
                 raise InputError(f"{self.source}: no frame can be decoded")
             plan = self._plan(reader, first)
-            check_output(container, reader.video, plan, self.suffix, self.strip)
+            check_output(self.source, plan, self.suffix, self.strip)
             folder = segments.claim(self.target, self._identity(plan))
             if restart:
                 folder.restart()
