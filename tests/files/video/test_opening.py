@@ -135,11 +135,12 @@ def test_whatever_pyav_decodes_is_a_film(tmp_path, suffix, codec, form):
     if codec not in av.codecs_available:
         pytest.skip(f"this PyAV lacks {codec}")
     name, path = tmp_path / f"a{suffix}", tmp_path / "film"
-    make(name, codec=codec, form=form, audio=0, count=6, pixel_format="rgb24" if codec == "png" else "yuv420p")
+    pixel_format = "rgb24" if codec == "png" else "yuv420p"
+    make(name, codec=codec, form=form, audio=0, count=6, size=(96, 72), pixel_format=pixel_format)
     name.rename(path)
     assert probe_video(path)
     report = enlarge(path, tmp_path / "b.mkv")
-    assert (report.frames, report.repeated, report.output_size) == (6, 0, (192, 144))
+    assert (report.frames, report.repeated, report.output_size) == (6, 0, (384, 288))
 
 
 def test_a_mov_without_ftyp_is_a_film(tmp_path):

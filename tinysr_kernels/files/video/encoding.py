@@ -16,7 +16,7 @@ VIDEO_SUFFIXES = tuple(CONTAINERS)
 """What films are written as: containers that hold exact timestamps and the codecs used here."""
 
 _MPEG4_TICKS = 65535  # the finest time base that MPEG-4 can represent
-_H265_SIDE = 64  # libx265 refuses smaller frames
+_H265_SIDE = 64  # libx265 4.2 writes beyond its buffers for frames smaller than a coding tree unit
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,8 @@ def make_plan(
     choices = _candidates(suffix, form, size)
     if codec is not None:
         choices = [choice for choice in choices if choice[0] == codec] or [(codec, choices[-1][1], False)]
+    if codec == "libx265" and min(size) < _H265_SIDE:
+        raise InputError(f"libx265 needs frames of at least {_H265_SIDE} pixels per side, found {size[0]}x{size[1]}")
     choice = next((choice for choice in choices if choice[0] in pyav().codecs_available), None)
     if choice is None:
         names = " or ".join(dict.fromkeys(name for name, _, _ in choices if name != "libx265"))

@@ -133,8 +133,16 @@ def write_film(
         with output.container:
             films = _film_packets(output.video, plan, folder, interval)
             others = _copied_packets(container, output.copies)
+            faulty = 0
             for _, packet in heapq.merge(films, others, key=lambda item: item[0]):
-                output.container.mux(packet)
+                try:
+                    output.container.mux(packet)
+                except pyav().error.FFmpegError:
+                    if packet.stream.index == output.video.index:
+                        raise
+                    faulty += 1
+            if faulty:
+                notice(f"{faulty} packets of sound or subtitles with impossible times were dropped")
             audio = sum(stream.type == "audio" for stream in output.copies.values())
         file.flush()
         os.fsync(file.fileno())

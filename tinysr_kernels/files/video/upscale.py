@@ -93,7 +93,8 @@ def upscale_video(
         except NetworkChanged:
             return film.upscale(stream, progress, restart=True)
     except pyav().error.FFmpegError as error:
-        raise TinySRError(f"{source}: the video cannot be written: {error}") from error
+        reason = f"{error.strerror}; {error.log[2] if error.log else 'a damaged time'}"
+        raise TinySRError(f"{source}: {target.suffix} cannot hold the film ({reason}); try .mkv or .mp4") from error
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class _Film:
                 work = run_work(reader, itertools.chain(seen, events), plan, folder, stream, self._report(progress))
                 audio = self._join(reader, plan, folder, work.done)
                 keep = False
-            except TinySRError as error:  # would happen again, unless memory was short
+            except (TinySRError, pyav().error.FFmpegError) as error:  # would happen again, unless memory was short
                 keep = isinstance(error, OutOfMemory)
                 raise
             finally:
