@@ -200,3 +200,22 @@ def test_another_size_than_a_whole_factor(tmp_path):
     assert report.output_size == (90, 70)
     assert times(tmp_path / "b.mp4") == times(tmp_path / "a.mp4")
     assert audio(tmp_path / "b.mp4") == audio(tmp_path / "a.mp4")
+
+
+def test_a_lost_description_of_the_display_is_said(tmp_path, caplog):
+    make(tmp_path / "a.mkv", count=1, audio=0)
+    write_hdr10(tmp_path / "b.mp4")
+    enlarge(tmp_path / "a.mkv", tmp_path / "c.mkv")
+    assert "HDR10" not in caplog.text
+    enlarge(tmp_path / "b.mp4", tmp_path / "c.mkv")
+    assert caplog.text.count("(HDR10) was dropped") == 1
+
+
+def write_hdr10(path: Path) -> None:
+    """HEVC with the light levels of its frames."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx265", rate=25, options={"x265-params": "log-level=none:max-cll=1000,400"})
+        stream.width, stream.height, stream.pix_fmt = 96, 72, "yuv420p10le"
+        frame = av.VideoFrame.from_ndarray(np.zeros((72, 96, 3), np.uint16), format="rgb48le")
+        output.mux(stream.encode(frame.reformat(format="yuv420p10le")))
+        output.mux(stream.encode(None))

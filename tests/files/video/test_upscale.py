@@ -13,7 +13,7 @@ from tinysr_kernels.errors import InputError, TinySRError
 from tinysr_kernels.files import batch, video
 from tinysr_kernels.files.batch import Settings
 from tinysr_kernels.files.jobs import plan_jobs
-from tinysr_kernels.files.video import upscale_video
+from tinysr_kernels.files.video import output_suffix, upscale_video
 
 av = pytest.importorskip("av")
 
@@ -255,3 +255,13 @@ def test_videos_in_a_run(tmp_path):
     assert results[0].output_size == (192, 144)
     (wrong,) = plan_jobs([tmp_path / "in" / "a.mp4"], tmp_path / "a.png")
     assert "a video cannot be written to a.png" in wrong.problem
+
+
+def test_the_suffix_of_a_result(tmp_path):
+    """A film's own if such a file can be written and holds its sound."""
+    make(tmp_path / "a.mp4", count=2)
+    make(tmp_path / "a.avi", codec="mpeg4", audio=0, count=2)
+    (tmp_path / "a.mp4").rename(tmp_path / "a.webm")  # with AAC, which WebM does not allow
+    make(tmp_path / "a.MOV", count=2, form="mov")
+    names = {"a.webm": ".mkv", "a.avi": ".mkv", "a.MOV": ".MOV", "missing.mp4": ".mp4", "missing.wmv": ".mkv"}
+    assert {name: output_suffix(tmp_path / name) for name in names} == names

@@ -28,6 +28,7 @@ _SCALING = 0x4 | 0x2000 | 0x4000 | 0x40000
 _NEAR_SRGB_PRIMARIES = frozenset([0, 1, _UNSPECIFIED, 4, 5, 6, 7, 22])
 _NEAR_SRGB_TRANSFERS = frozenset([0, 1, _UNSPECIFIED, 4, 5, 6, 7, 11, 12, 13, 14, 15])
 _NAMES = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}
+_DISPLAY = frozenset(["MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL", "DYNAMIC_HDR_PLUS", "DOVI_METADATA"])
 _CURVES = {8: "linear", 16: "PQ", 18: "HLG"}
 
 
@@ -93,13 +94,18 @@ class FrameFormat:
         return (self.height, self.width) if self.orientation.transpose else (self.width, self.height)
 
 
+def side_data(frame: Any) -> dict[str, Any]:
+    """What belongs to a frame besides its pixels, by FFmpeg's names such as "DISPLAYMATRIX"."""
+    return {str(side.type).rpartition(".")[2]: side for side in frame.side_data}
+
+
 def frame_format(frame: Any, context: Any) -> FrameFormat:
     """Read a frame's color tags and orientation. An untagged matrix is chosen by frame size, as players do."""
     form = frame.format
     rgb = bool(form.is_rgb) or form.name in ("pal8", "monow", "monob")
     tagged = int(frame.colorspace)
     fallback = _BT709 if rgb or frame.height > _SD_HEIGHT or frame.width > 1280 else _BT601
-    sides = {str(side.type).rpartition(".")[2]: side for side in frame.side_data}
+    sides = side_data(frame)
     return FrameFormat(
         width=frame.width,
         height=frame.height,
@@ -115,8 +121,11 @@ def frame_format(frame: Any, context: Any) -> FrameFormat:
     )
 
 
-def warn_of_color(form: FrameFormat) -> None:
-    """Say once what the network does not know about the colors of a film; their labels are kept."""
+def warn_of_color(form: FrameFormat, frame: Any) -> None:
+    """Say once what the network does not know about the colors of a film, whose labels are kept, and what is lost.
+
+    frame: the first one.
+    """
     kinds = [_CURVES.get(form.transfer, f"transfer function {form.transfer}")]
     kinds = kinds if form.transfer not in _NEAR_SRGB_TRANSFERS else []
     if form.primaries not in _NEAR_SRGB_PRIMARIES:
@@ -126,6 +135,8 @@ def warn_of_color(form: FrameFormat) -> None:
             f"the colors are not sRGB ({', '.join(kinds)}): the network, which was trained on sRGB, got the values as "
             "they are; the result keeps their labels"
         )
+    if _DISPLAY & side_data(frame).keys():
+        notice("the description of the display on which the film was graded (HDR10) was dropped")
     if not form.rgb and form.tag not in _MATRIX:
         notice(f"the color matrix {form.tag} is not supported: the network saw colors through another; it is kept")
 

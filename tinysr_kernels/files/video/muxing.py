@@ -63,9 +63,22 @@ def _open_output(file: Any, source: Any, video: Any, plan: Plan, suffix: str, st
     return output
 
 
-def _unsupported(output: _Output, source: Any) -> str | None:
-    """Why the output cannot hold a copy of a stream; None if it can."""
-    form = output.container.format.name
+def output_suffix(source: Path) -> str:
+    """The suffix of a film's result in a folder: its own if such a file can be written with its sound, else ".mkv"."""
+    form = CONTAINERS.get(source.suffix.lower())
+    if form is None:
+        return ".mkv"
+    try:
+        with opened(source) as container, pyav().open(PlainFile(io.BytesIO()), "w", format=form) as output:
+            fits = not any(_unsupported(output, stream) for stream in container.streams.audio)
+    except (InputError, OSError):  # said when the film's turn comes
+        return source.suffix
+    return source.suffix if fits else ".mkv"
+
+
+def _unsupported(output: Any, source: Any) -> str | None:
+    """Why an output container cannot hold a copy of a stream; None if it can."""
+    form = output.format.name
     if source.type == "attachment":
         return None if form == "matroska" else f"{form} does not support attachments"
     if source.type not in ("audio", "subtitle") and not is_cover(source):
@@ -74,7 +87,7 @@ def _unsupported(output: _Output, source: Any) -> str | None:
         return None if form == "matroska" else "webm does not support attachments"
     context = source.codec_context
     name = getattr(getattr(context, "codec", None), "canonical_name", None) or getattr(context, "name", "its codec")
-    return None if name in output.container.supported_codecs else f"{form} does not support {name}"
+    return None if name in output.supported_codecs else f"{form} does not support {name}"
 
 
 def _copy(output: _Output, source: Any, strip: bool) -> None:
@@ -82,7 +95,7 @@ def _copy(output: _Output, source: Any, strip: bool) -> None:
     cover = is_cover(source)
     if (strip and cover) or (source.type == "data" and "timecode" in source.metadata):
         return  # a timecode is made again from the film's tag of that name
-    reason, target = _unsupported(output, source), None
+    reason, target = _unsupported(output.container, source), None
     if reason is None and cover and output.container.format.name == "matroska":
         _attach(output.container, source)
         return

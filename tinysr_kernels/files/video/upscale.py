@@ -155,7 +155,7 @@ class _Film:
         factor = self.factor
         size = factor(width, height) if callable(factor) else (width * factor, height * factor)
         check_size(width, height, max(1, -(-size[0] // width)), name=str(self.source))
-        warn_of_color(form)
+        warn_of_color(form, first)
         if first.interlaced_frame:
             notice("the video is interlaced; deinterlace it first, or the result shows combing artifacts")
         return make_plan(
