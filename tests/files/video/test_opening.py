@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.files.video.films import enlarge, make, times
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.files.video import probe_video
+from tinysr_kernels.files.video.opening import opened
 
 av = pytest.importorskip("av")
 
@@ -105,20 +108,40 @@ def test_playlists_and_lists_are_no_films(tmp_path, server, suffix):
     assert not seen
 
 
-def test_external_data_of_mov_is_not_read(tmp_path):
-    """A data reference that names another file: its samples would be that file's bytes."""
-    make(tmp_path / "a.mov", audio=0, codec="rawvideo", pixel_format="rgb24", count=2)
-    data = (tmp_path / "a.mov").read_bytes()
-    own = b"\0\0\0\x0curl \0\0\0\x01"  # "the data are in this file"
-    assert data.count(own) == 1
-    name = str(tmp_path / "secret").encode() + b"\0"
-    (tmp_path / "secret").write_bytes(b"s" * 100_000)
-    alias = b"\0\0\0\0alis\0\0\0\0"
-    # Same size as before, so that no other box moves: an alias without a path, not marked as this file.
-    (tmp_path / "a.mov").write_bytes(data.replace(own, own[:4] + alias[4:8] + own[8:11] + b"\0"))
-    assert name
-    enlarge(tmp_path / "a.mov", tmp_path / "b.mov")
-    assert b"ssss" not in (tmp_path / "b.mov").read_bytes()
+def with_reference(data: bytes, path: bytes) -> bytes:
+    """A MOV whose samples lie in another file: an alias with a relative path in its data reference box.
+
+    The index is last in the file, so that no offset changes; the boxes around the reference grow.
+    """
+    name = path.rpartition(b"/")[2]
+    alias = bytes(10) + bytes([1]) + b"v".ljust(27, b"\0") + bytes(12) + bytes([len(name)]) + name.ljust(63, b"\0")
+    alias += bytes(16) + b"\0\1\0\1" + bytes(16) + struct.pack(">HH", 2, len(path)) + path + b"\0" * (len(path) % 2)
+    alias += b"\xff\xff\0\0"
+    entry = struct.pack(">I4sI", 12 + len(alias), b"alis", 0) + alias
+    own = data.index(b"url \0\0\0\1") - 4
+    result = bytearray(data[:own] + entry + data[own + 12 :])
+    for box in (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"dref"):
+        at = result.index(box) - 4
+        result[at : at + 4] = struct.pack(">I", struct.unpack(">I", result[at : at + 4])[0] + len(entry) - 12)
+    return bytes(result)
+
+
+def test_external_data_of_mov_is_not_read(tmp_path, monkeypatch):
+    """Raw video whose pixels would be the bytes of another file."""
+    monkeypatch.chdir(tmp_path)
+    make(Path("a.mov"), audio=0, codec="rawvideo", pixel_format="rgb24", count=1)
+    Path("secret").write_bytes(b"s" * 100_000)
+    Path("a.mov").write_bytes(with_reference(Path("a.mov").read_bytes(), b"/v/secret"))
+
+    def content(container: Any) -> bytes:
+        return b"".join(bytes(packet) for packet in container.demux())
+
+    with av.open("a.mov", options={"enable_drefs": "1"}) as container:
+        assert b"ssss" in content(container)  # the file does what it is to do
+    with opened(Path("a.mov")) as container:
+        assert content(container) == b""
+    with pytest.raises(InputError, match="no frame can be decoded"):
+        enlarge(Path("a.mov"), Path("b.mov"))
 
 
 FILMS = [

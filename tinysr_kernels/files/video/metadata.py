@@ -71,8 +71,9 @@ def container_tags(tags: dict[str, str], form: str, *, strip: bool) -> tuple[dic
     classic = _CLASSIC.get(form)
     if strip or classic is None or all(key.lower() in classic for key in kept):
         return kept, {}
-    if "location" in kept:
-        kept.setdefault(_QUICKTIME_LOCATION, kept["location"])
+    place = next((value for key, value in kept.items() if key.lower() == "location"), None)
+    if place is not None:
+        kept.setdefault(_QUICKTIME_LOCATION, place)
     return kept, {"movflags": "use_metadata_tags"}
 
 
