@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+MESSAGE_LIMIT = 2000
+
 
 class TinySRError(Exception):
-    """Base class of all errors that the package raises deliberately."""
+    """Base class of all errors that the package raises deliberately.
+
+    A message is printable and at most 2,000 characters long, whatever names it quotes: see `shorten`.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shorten(message, MESSAGE_LIMIT))
 
 
 class CheckpointError(TinySRError):
