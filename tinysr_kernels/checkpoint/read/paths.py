@@ -71,7 +71,9 @@ class MappedFile:
             finally:
                 os.close(descriptor)
         except (OSError, ValueError, MemoryError) as error:
-            raise CheckpointError(f"{path}: cannot be read: {_reason(error)}") from error
+            raise CheckpointError(
+                f"{path}: cannot be read: {_reason(error)}; check its permissions, its disk and the free memory"
+            ) from error
 
     def read(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset`; CheckpointError when the file ends before."""
