@@ -46,7 +46,7 @@ def test_a_pipe_that_takes_a_files_place_is_not_waited_for(
     assert "regular file" in _error(path)
 
 
-@pytest.mark.parametrize("target", ["/dev/zero", "/dev/null", "/dev/stdin", ".", "a.pt", "missing"])
+@pytest.mark.parametrize("target", ["/dev/full", "/dev/null", "/dev/stdin", ".", "a.pt", "missing"])
 def test_links_to_what_is_no_file(tmp_path: Path, target: str) -> None:
     (tmp_path / "a.pt").symlink_to(target)
     _error(tmp_path / "a.pt")
