@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,8 @@ def _walk(root: Path) -> Iterable[Path]:
             continue
         seen.add(real)
         try:
-            children = list(os.scandir(folder))
+            with os.scandir(folder) as entered:
+                children = list(islice(entered, MAX_ENTRIES + 1))
         except OSError as error:
             raise CheckpointError(f"{folder}: cannot be listed: {error}") from error
         entries += len(children)
