@@ -112,6 +112,14 @@ def test_other_names_are_refused(tmp_path: Path, wanted: str) -> None:
         _refused(tmp_path, state((A, TWO), (text("b"), value)), "refused", shown, "weights_only=False")
 
 
+def test_names_are_not_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own __getattr__ imports whole modules."""
+    asked: list[str] = []
+    monkeypatch.setattr(torch, "__getattr__", lambda name: asked.append(name) or torch.float32)
+    _refused(tmp_path, state((A, name("torch", "_inductor"))), "torch._inductor")
+    assert not asked
+
+
 @pytest.mark.parametrize(
     "key",
     [
