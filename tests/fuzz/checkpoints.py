@@ -75,7 +75,10 @@ def case(seed: int, folder: Path) -> str:
 
 
 def _damage(random_: random.Random, ckpt: Path) -> None:
-    path = random_.choice([path for path in sorted(ckpt.rglob("*")) if files.is_plain(path)] or [ckpt / "none"])
+    plain = [path for path in sorted(ckpt.rglob("*")) if files.is_plain(path)]
+    if not plain:
+        return
+    path = random_.choice(plain)
     if path.suffix == ".json" and random_.random() < 0.8:
         damage = texts.json_file
     elif path.suffix in (".bin", ".pt", ".pkl", ".ckpt") and random_.random() < 0.6:

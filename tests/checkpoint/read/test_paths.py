@@ -22,7 +22,7 @@ from tinysr_kernels.checkpoint.read.shards import read_index
 from tinysr_kernels.checkpoint.read.tensor_file import read_file
 from tinysr_kernels.checkpoint.read.text import listed, quoted
 from tinysr_kernels.checkpoint.read.weights import Weights
-from tinysr_kernels.errors import CheckpointError
+from tinysr_kernels.errors import CheckpointError, OutOfMemory
 from tinysr_kernels.families import load
 
 
@@ -76,6 +76,24 @@ def test_a_file_that_shrinks_before_it_is_mapped(tmp_path: Path, monkeypatch: py
     path = write_unet(tmp_path / "a.safetensors").path
     monkeypatch.setattr(paths, "regular_file", lambda _: os.truncate(path, 100))
     assert "truncated" in _error(path)
+
+
+@pytest.mark.parametrize("spaces", range(4))
+def test_copies_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spaces: int) -> None:
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    header = json.dumps({"a": entry}).encode() + b" " * spaces
+    path = raw_safetensors(tmp_path / "a.safetensors", header, bytes(8))
+    assert read_file(path).tensors["a"].tolist() == [0, 0]
+
+    def fails(_: torch.Tensor) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch.Tensor, "clone", fails)
+    if len(header) % 4 == 0:  # aligned: nothing is copied
+        assert read_file(path).tensors["a"].tolist() == [0, 0]
+    else:
+        with pytest.raises(OutOfMemory, match="8 bytes"):
+            read_file(path)
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9", b"\x1b[2J", b"a\nb", b"\xe2\x80\xaegnp", b"x" * 200, b"'"])

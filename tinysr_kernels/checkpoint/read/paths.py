@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tinysr_kernels.checkpoint.read.text import quoted
-from tinysr_kernels.errors import CheckpointError
+from tinysr_kernels.errors import CheckpointError, OutOfMemory
 
 JSON_LIMIT = 32 * 2**20  # bytes: a text of 200,000 tensors
 VALUES_LIMIT = 2_000_000  # commas, in effect: each may cost a hundred bytes once parsed
@@ -84,12 +84,23 @@ class MappedFile:
         return self.data[offset : offset + count]
 
     def flat(self, dtype: torch.dtype, offset: int, numel: int, byte_order: str = "little") -> Tensor:
-        """`numel` elements from `offset` as [numel]; they lie within the file, which the caller has checked."""
+        """`numel` elements from `offset` as [numel]; they lie within the file, which the caller has checked.
+
+        Raises OutOfMemory where they are not aligned to their size and a copy does not fit.
+        """
         if numel == 0:
             return torch.empty(0, dtype=dtype, device="cpu")
         raw = torch.frombuffer(self.data, dtype=torch.uint8, count=numel * dtype.itemsize, offset=offset)
         aligned = offset % (8 if dtype == torch.uint8 else dtype.itemsize) == 0  # bytes may be of any type
-        flat = (raw if aligned else raw.clone()).view(dtype)
+        if not aligned:
+            try:
+                raw = raw.clone()
+            except (RuntimeError, MemoryError) as error:  # of torch's allocator
+                raise OutOfMemory(
+                    f"{self.path}: {len(raw)} bytes of its weights are to be copied and do not fit into memory; free "
+                    "some, or save the file again"
+                ) from error
+        flat = raw.view(dtype)
         if byte_order != sys.byteorder and dtype.itemsize > 1:
             flat.untyped_storage().byteswap(dtype)
         return flat
