@@ -206,6 +206,12 @@ def test_sizes_in_the_older_stream(tmp_path: Path, numel: int) -> None:
     _refused(tmp_path / "a.pt", "another size")
 
 
+@pytest.mark.parametrize("missing", [1, 8, 12, 16, 17])
+def test_the_older_stream_cut_off(tmp_path: Path, missing: int) -> None:
+    (tmp_path / "a.pt").write_bytes(_stream({"a": torch.ones(2)})[:-missing])
+    _refused(tmp_path / "a.pt")
+
+
 def test_keys_in_the_older_stream(tmp_path: Path) -> None:
     data = _stream({"a": torch.ones(2)})
     keys = data.rindex(b"\x80\x02")
