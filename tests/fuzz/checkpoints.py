@@ -6,6 +6,7 @@ and touches every tensor.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import random
 import shutil
@@ -30,7 +31,8 @@ _SAMPLES = Path(tempfile.gettempdir())
 def setup() -> None:
     """Write the sample checkpoints once."""
     global _SAMPLES
-    _SAMPLES = Path(tempfile.mkdtemp(prefix="fuzz-samples-"))
+    _SAMPLES = Path(tempfile.mkdtemp(prefix="fuzz-checkpoints-samples-"))
+    atexit.register(shutil.rmtree, _SAMPLES, ignore_errors=True)
     write_unet(_SAMPLES / "unet" / "model.safetensors")
     write_unet(_SAMPLES / "temb", time="temb")
     tiny = UNetConfig(input="vae", color_fix="none", encoder_blocks=(1, 1, 1, 1), decoder_blocks=(1, 1, 1, 1))
