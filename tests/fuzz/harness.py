@@ -47,7 +47,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """The report for a JSON file."""
-        return {**asdict(self), "outcomes": dict(self.outcomes)}  # asdict would make pairs of a Counter's keys
+        return asdict(self)
 
 
 def _bytes_of(key: str) -> int:
