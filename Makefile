@@ -18,7 +18,7 @@ PYTEST_ARGS ?= $(WORKERS) -m "not mutation"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick mutations processors fuzz lint static tables benchmarks cpu-benchmarks docs examples format \
+.PHONY: help demo test quick mutations processors fuzz lint audit static tables benchmarks cpu-benchmarks docs examples format \
     wheel check-wheel clean
 
 help: ## list the targets
@@ -58,6 +58,10 @@ lint: $(VENV)/.ready-dev ## check formatting, ruff rules and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# In an environment of its own, because it needs nothing of this project. Its versions are those of constraints.txt too.
+audit: build/audit/.ready ## ask the public databases of advisories about every pin and every floor; needs the network
+	build/audit/bin/python .ci/audit.py
 
 static: $(VENV)/.ready-test $(addsuffix /.ready,$(OTHER_TRITON)) ## compile and check kernels for every architecture (TRITON=3.6.0: with that Triton)
 	@mkdir -p build
@@ -121,6 +125,11 @@ $(VENV)/.ready-test: $(VENV)/.ready-runtime
 
 $(VENV)/.ready-docs: $(VENV)/.ready-runtime
 	$(PIP) -e '.[docs]'
+	@touch $@
+
+build/audit/.ready: constraints.txt
+	@$(PYTHON) -m venv --clear build/audit
+	@build/audit/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt pip-audit
 	@touch $@
 
 # Another Triton, next to the installed one, for ahead-of-time compilation only.

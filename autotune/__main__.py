@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import sys
 
@@ -19,6 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_arguments(commands.add_parser(name, help=command.SUMMARY, description=command.SUMMARY))
         commands.choices[name].set_defaults(run=command.main)
     options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):  # a folder's name may have what the encoding lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return options.run(options)
     except (TinySRError, WorkerStartError, ValueError, OSError) as error:

@@ -24,7 +24,7 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code: 2 for a file that cannot be used, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure kernels and networks.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():
@@ -33,12 +33,16 @@ def main(arguments: list[str] | None = None) -> int:
         commands.choices[name].set_defaults(run=command.main)
     options = parser.parse_args(arguments)
     from benchmarks.measure.timing import BelowFloor
+    from tinysr_kernels.launch.json_file import BadFile
 
     try:
         return options.run(options)
     except BelowFloor as error:
         print(f"benchmarks {options.command}: {error}; the measurement is wrong", file=sys.stderr)
         return 1
+    except (BadFile, OSError) as error:
+        print(f"benchmarks {options.command}: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 

@@ -22,7 +22,7 @@ from benchmarks.hardware import ceilings
 from benchmarks.measure.nvml import Monitor
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch import config_file, configs
-from tinysr_kernels.launch.config_file import Facts
+from tinysr_kernels.launch.config_file import Entries, Facts
 from tinysr_kernels.launch.device import GPUS, Gpu, assume, gpu_at
 from tinysr_kernels.ops import REGISTRY
 
@@ -130,10 +130,18 @@ def state_of(file: Path, facts: Facts) -> list[str]:
         elif not content:
             state = "missing"
         else:
-            notes = config_file.differences(content, facts)
-            state = f"measured with {', '.join(notes)}" if notes else "valid"
+            found = config_file.entries(content, facts, REGISTRY)
+            state = ", ".join([f"{len(found.valid)} entries", *_remarks(found)])
         lines.append(f"  {kind} {path}: {state}")
     return [*lines, f"  programmatic dependent launch: {'on' if configs.pdl(facts.gpu) else 'off'}"]
+
+
+def _remarks(found: Entries) -> Iterator[str]:
+    """What a user should know of a file's entries: which are ignored, and which were measured elsewhere."""
+    if found.invalid:
+        yield f"{found.invalid} others ignored ({configs.some(found.reasons)})"
+    if found.differences:
+        yield f"measured with {configs.some(found.differences)}"
 
 
 def table(target: Target, found: list[Row]) -> list[str]:

@@ -118,10 +118,17 @@ def read_cache(cache: Path) -> dict[str, Usage]:
         for one in reports
     }
     for record in read_records(cache) if cache.exists() else ():
-        if record["stamp"] == version:
-            code = record.get("code")
+        code = record.get("code")
+        if record["stamp"] == version and _is_usage(code):
             found[record["subject"]] = tuple(code) if isinstance(code, list) else COMPILE_ERROR
     return found
+
+
+def _is_usage(code: object) -> bool:
+    """Whether a record of the cache says what a `Usage` says; otherwise the variant is compiled again."""
+    if isinstance(code, list):
+        return len(code) == 3 and all(type(value) is int and value >= 0 for value in code)
+    return isinstance(code, str)
 
 
 def append_cache(cache: Path, digest: str, usage: Usage) -> None:

@@ -6,18 +6,20 @@ that it was measured against. If another process has written a third one meanwhi
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
+import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
+from autotune.items.log import LOCK_SECONDS
 from tinysr_kernels.launch import config_file
-from tinysr_kernels.launch.config_file import SCHEMA, Facts, hashes_of, seal
+from tinysr_kernels.launch.config_file import SCHEMA, Facts, hashes_of, is_sealed, seal
 from tinysr_kernels.launch.plan import Tunable
 
 
@@ -37,13 +39,16 @@ class NewEntry:
 def merge(path: Path, facts: Facts, entries: Iterable[NewEntry], pdl: bool | None = None) -> None:
     """Merge the new entries into the file. A file that is invalid or of another device is renamed to NAME.old.
 
-    pdl: whether programmatic dependent launch measured faster; None leaves the file's value as it is.
+    A link in the file's place is read, and replaced by a file: nothing but the user's own folder is written to. pdl:
+    whether programmatic dependent launch measured faster; None leaves the file's value as it is. OSError if another
+    process holds the lock for a minute, or the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
+    # On a separate file, because the file itself is replaced.
+    with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
         content, obstacle = config_file.read(path)
         if obstacle or (content and config_file.conflicts(content, facts)):
-            os.replace(path, f"{path}.old")
+            os.replace(path, _free_name(path))
             content = {}
         merged = {**_header(facts), "operations": _valid_operations(content, facts)}
         pdl = config_file.pdl(content) if pdl is None else pdl
@@ -74,7 +79,14 @@ def export(path: Path, facts: Facts, operators: Mapping[str, type[Tunable]]) -> 
         good = {b: raw for b, raw in entries if config_file.entry(content, facts, operator, b)[0]}
         if good:
             operations[op] = {**hashes_of(operator), "entries": good}
-    return {**content, "operations": operations}
+    header = {name: content[name] for name in (*_header(facts), config_file.PDL) if name in content}
+    return {**header, "operations": operations}
+
+
+def _free_name(path: Path) -> str:
+    """NAME.old, or NAME.old.2 and so on if that is there: an earlier one may hold a user's entries."""
+    names = itertools.chain([f"{path}.old"], (f"{path}.old.{n}" for n in itertools.count(2)))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def _header(facts: Facts) -> dict[str, Any]:
@@ -96,7 +108,8 @@ def _header(facts: Facts) -> dict[str, Any]:
 
 def _valid_operations(content: dict[str, Any], facts: Facts) -> dict[str, Any]:
     """The file's valid entries. Those measured with other versions get an `environment` that names these."""
-    old = {name: content.get(name) for name in ("driver", "triton", "torch")}
+    found = {name: content.get(name) for name in ("driver", "triton", "torch")}
+    old = {name: value if isinstance(value, str) else None for name, value in found.items()}
     changed = old != {name: getattr(facts, name) for name in old}
     operations: dict[str, Any] = {}
     for op, operation in _items(content.get("operations")):
@@ -105,7 +118,7 @@ def _valid_operations(content: dict[str, Any], facts: Facts) -> dict[str, Any]:
         hashes = {name: operation[name] for name in config_file.WHAT}
         entries = {}
         for bucket, raw in _items(operation.get("entries")):
-            if not isinstance(raw, dict) or raw.get("seal") != seal(op, bucket, hashes, raw):
+            if not isinstance(raw, dict) or not is_sealed(op, bucket, hashes, raw):
                 continue
             entries[bucket] = raw
             if changed and "environment" not in raw:
@@ -143,22 +156,15 @@ def _items(value: object) -> Iterable[tuple[str, Any]]:
     return value.items() if isinstance(value, dict) else ()
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Exclusive lock for writers, on a separate file because the file itself is replaced."""
-    file = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(file)
-
-
 def _replace(path: Path, content: dict[str, Any]) -> None:
     """Write a temporary file and rename it, so that readers see the old or the new content. Call under the lock."""
+    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    if len(text) > config_file.LARGEST:
+        raise ValueError(f"{path} would have more than {config_file.LARGEST >> 20} MiB; move it away to start anew")
     temporary = Path(f"{path}.part")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    temporary.unlink(missing_ok=True)  # of a killed process; never a link that would be followed
+    with open(temporary, "x", encoding="ascii") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -72,7 +72,7 @@ def finished(path: Path) -> bool:
     """Whether a stage has measured everything already."""
     try:
         return path.exists() and read(path).complete
-    except ValueError:
+    except (ValueError, OSError):
         return False
 
 

@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import typing
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,9 +23,14 @@ from typing import Any
 
 import torch
 
+from tinysr_kernels.launch.json_file import BadFile, read_json
 from tinysr_kernels.runtime.environment import environment
 
 SCHEMA = 1
+LARGEST = 64 << 20
+"""Bytes of a file; those of a run on a GPU have some."""
+MOST = 1e30
+"""Of any number in a file: larger ones overflow in reports."""
 PLACES = ("package folder", "triton cache")
 """Entries of the environment that name local paths; left out of result files."""
 
@@ -169,15 +175,12 @@ def write(path: Path, results: Results) -> None:
 
 
 def read(path: Path) -> Results:
-    """Read a result file. ValueError if it is invalid or of another schema."""
+    """Read a result file. BadFile if it is invalid or of another schema, OSError if it cannot be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: no JSON: {error}") from error
-    try:
+        content = read_json(path, LARGEST)
         validate(content)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise BadFile(f"{path}: {error}; delete it and measure again") from error
     records = [
         Record(**{**one, "readings": [Reading(**reading) for reading in one["readings"]]})
         for one in content.pop("records")
@@ -190,10 +193,9 @@ def validate(content: Any) -> None:
     _check("file", content, Results)
     if content["schema"] != SCHEMA:
         raise ValueError(f"schema must be {SCHEMA}, found {content['schema']}")
-    keys = [one["key"] for one in content["records"]]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"records: {key!r} occurs {keys.count(key)} times")
+    for key, times in Counter(one["key"] for one in content["records"]).items():
+        if times > 1:
+            raise ValueError(f"records: {key[:60]!r} occurs {times} times")
     for one in content["records"]:
         if len(one["disturbed"]) not in (0, len(one["samples_us"])):
             raise ValueError(f"{one['key']}: disturbed must be as long as samples_us")
@@ -210,7 +212,7 @@ def _check(where: str, value: Any, expected: Any) -> None:
         hints = typing.get_type_hints(expected)
         if not isinstance(value, dict) or set(value) != set(hints):
             found = sorted(value) if isinstance(value, dict) else type(value).__name__
-            raise ValueError(f"{where} must have {sorted(hints)}, found {found}")
+            raise ValueError(f"{where} must have {sorted(hints)}, found {str(found)[:200]}")
         for name, hint in hints.items():
             _check(f"{where}.{name}", value[name], hint)
     elif origin in (list, dict):
@@ -222,9 +224,9 @@ def _check(where: str, value: Any, expected: Any) -> None:
     else:
         kinds = (int, float) if expected is float else (expected,)
         if not isinstance(value, kinds) or (isinstance(value, bool) and expected is not bool):
-            raise ValueError(f"{where} must be {expected.__name__}, found {value!r}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{where} must be finite, found {value}")
+            raise ValueError(f"{where} must be {expected.__name__}, found {type(value).__name__}")
+        if isinstance(value, (int, float)) and not -MOST < value < MOST:
+            raise ValueError(f"{where} must be finite, and less than {MOST:.0e} in magnitude")
 
 
 def _comparable(facts: dict[str, str]) -> dict[str, str]:

@@ -12,30 +12,43 @@ from pathlib import Path
 
 from benchmarks.measure.results import Record, Results, read
 from benchmarks.reports.plots import draw, shares
+from tinysr_kernels.launch.json_file import BadFile, open_regular
 
 SUMMARY = "Markdown tables, a roofline, a ladder and a waterfall from result files."
 FACTS = ("torch", "triton", "driver", "cuda", "cudnn", "python", "processor", "threads", "commit")
 Rows = list[list[str]]
+INCOMPLETE = (LookupError, ArithmeticError, ValueError)
+"""What a section raises for a file of the right form whose records lack labels or values, or have absurd ones."""
 
 
 def load(folder: Path) -> dict[str, Results]:
-    """The result files in a folder by their commands; others are ignored. ValueError for a damaged one."""
+    """The result files in a folder by their commands; others are ignored, and damaged ones named on stderr."""
     found = {}
     for path in sorted(folder.glob("*.json")):
-        if '"schema"' in path.read_text(encoding="utf-8")[:200]:
+        try:
+            with open_regular(path) as file:
+                if b'"schema"' not in file.read(200):
+                    continue
             results = read(path)
+        except (BadFile, OSError) as error:
+            print(f"ignored: {path.name!r}: {error}", file=sys.stderr)
+        else:
             found[results.command] = results
     return found
 
 
 def report(files: dict[str, Results], plots: Iterable[Path] = ()) -> str:
-    """The report as Markdown."""
+    """The report as Markdown. A file that lacks what its section needs is said to do so in its place."""
     text = "# Benchmark report\n\nMade by `python -m benchmarks report` from result files; do not edit.\n"
     names = {path.name for path in plots}
     for command, section in SECTIONS.items():
         if command in files:
             results = files[command]
-            text += f"\n## {command}\n\n{_head(results)}\n{section(results)}"
+            try:
+                body = section(results)
+            except INCOMPLETE as error:
+                body = f"The file lacks what this section shows: {str(error)[:200]}\n"
+            text += f"\n## {command}\n\n{_head(results)}\n{body}"
             text += "".join(f"\n![{name}]({name})\n" for name in PLOTS.get(command, ()) if name in names)
     return text
 
@@ -212,8 +225,8 @@ def main(options: argparse.Namespace) -> int:
     plots: list[Path] = []
     try:
         plots = draw(files, out)
-    except ImportError as error:
-        print(f"no plots: {error}", file=sys.stderr)
+    except (ImportError, *INCOMPLETE) as error:
+        print(f"no plots: {str(error)[:200]}", file=sys.stderr)
     (out / "report.md").write_text(report(files, plots), encoding="utf-8")
     for path in (out / "report.md", *plots):
         print(path)

@@ -7,7 +7,6 @@ here.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -16,9 +15,10 @@ from typing import Any
 
 from benchmarks.hardware import CARDS
 from benchmarks.static.plan import plan, write_json
-from benchmarks.static.static import RESULTS, Report
+from benchmarks.static.static import LARGEST_FILE, RESULTS, Report, stored_reports
 from benchmarks.subjects.families import SUBJECTS
 from tinysr_kernels.launch.hardware import architecture
+from tinysr_kernels.launch.json_file import read_json
 
 SUMMARY = "Trace the plans again; generate docs/kernels.md and docs/plan.md from benchmarks/results/."
 DOCS = Path(__file__).parents[2] / "docs"
@@ -94,8 +94,7 @@ def kernels_page() -> str:
     newest_first = sorted(versions, key=lambda version: [int(n) for n in version.split(".")], reverse=True)
     text = KERNELS_HEAD
     for i, version in enumerate(newest_first):
-        entries = json.loads(versions[version].read_text(encoding="utf-8"))
-        reports = [Report(**entry) for entry in entries]
+        reports = stored_reports(versions[version])
         faulty = [one for one in reports if one.faults]
         text += f"\n## Triton {version}\n\n{len(reports)} variants, {len(faulty)} of them with faults"
         text += "".join(f"; {count}: {fault}" for fault, count in Counter(_kinds(faulty)).items()) + ".\n"
@@ -158,7 +157,7 @@ def plan_page() -> str:
     text = PLAN_HEAD
     for family, variant in PLANS:
         path = RESULTS / f"plan-{family}-{variant}.json"
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, LARGEST_FILE)
         text += (
             f"\n## {content['family']}, {content['variant']}\n\n{content['dtype']}, planned for {content['gpu']}.\n\n"
         )

@@ -29,8 +29,9 @@ from benchmarks.hardware import resident_warps
 from benchmarks.static.machine_code import Compiled, Variant, compile_all, variant
 from benchmarks.static.network_calls import CALLS, main_calls
 from benchmarks.subjects.networks import DTYPES
-from tinysr_kernels.launch import configs
+from tinysr_kernels.launch import config_file, configs
 from tinysr_kernels.launch.device import GPUS, Gpu, assume
+from tinysr_kernels.launch.json_file import BadFile, read_json
 from tinysr_kernels.launch.plan import Launch, Plan
 from tinysr_kernels.ops import REGISTRY, Operator
 
@@ -41,6 +42,17 @@ EVERY_DTYPE = (80, 90)
 consumer Blackwell share, and Hopper."""
 EVERY_CALL = (90,)
 """The architectures for which the calls of other networks, sizes and batches are compiled too."""
+JSON: dict[str, Any] = {
+    "str": str,
+    "bool": bool,
+    "int": int,
+    "float": (int, float),
+    "tuple[str, ...]": list,
+    "None": type(None),
+}
+"""What a file has for each type of a report's fields."""
+LARGEST_FILE = 64 << 20
+"""Bytes of a file of reports; one of all kernels has 1.3 MB."""
 LARGE_BYTES = 1 << 20
 """Bytes from which a tensor should be accessed by wide instructions; below, latency dominates."""
 
@@ -162,7 +174,7 @@ def gpus(arch: int) -> list[Gpu]:
     """The GPU that represents an architecture, and those with a bundled configuration file."""
     found = [GPUS[arch]]
     for path in sorted(configs.BUNDLED.glob("*.json")):
-        device = json.loads(path.read_text(encoding="utf-8"))["device"]
+        device = read_json(path, config_file.LARGEST)["device"]
         gpu = Gpu(device["name"], tuple(device["capability"]), device["multiprocessors"])
         if gpu.arch == arch and gpu.name != found[0].name:
             found.append(gpu)
@@ -212,13 +224,33 @@ def report(one: Compilation, compiled: Compiled) -> Report:
     return Report(**{name: code[name] for name in names})
 
 
+def stored_reports(path: Path) -> list[Report]:
+    """The reports in a file that `static --keep` wrote. BadFile unless all of them are whole, OSError if unreadable."""
+    try:
+        entries = read_json(path, LARGEST_FILE)
+        if not isinstance(entries, list) or not all(map(_is_report, entries)):
+            raise BadFile("is no list of reports")
+    except BadFile as error:
+        raise BadFile(f"{path} {error}; `make tables` writes it anew") from error
+    return [Report(**one) for one in entries]
+
+
+def _is_report(entry: Any) -> bool:
+    kinds = {one.name: str(one.type) for one in dataclasses.fields(Report)}
+    if not isinstance(entry, dict) or set(entry) != set(kinds):
+        return False
+    return all(any(isinstance(entry[name], JSON[one]) for one in kind.split(" | ")) for name, kind in kinds.items())
+
+
 def read_reports(path: Path) -> dict[str, Report]:
-    """The reports of an earlier run by digest; none if there is no file or it has other fields."""
-    if not path.exists():
+    """The reports of an earlier run by digest; none if there is no file or they are not of this form."""
+    try:
+        return {one.digest: one for one in stored_reports(path)}
+    except FileNotFoundError:
         return {}
-    names = {field.name for field in dataclasses.fields(Report)}
-    entries = json.loads(path.read_text(encoding="utf-8"))
-    return {one["digest"]: Report(**one) for one in entries if set(one) == names}
+    except (BadFile, OSError) as error:
+        print(f"{error}; nothing of it is used", file=sys.stderr)
+        return {}
 
 
 def reuse(one: Compilation, old: Report) -> Report:

@@ -160,7 +160,7 @@ def test_the_log_returns_each_measurement_once(tmp_path: Path) -> None:
     first = Log(path)
     assert first.next(KEY, "s") is None
     for us in (1.0, 2.0):
-        first.add(KEY, "s", us=us, seconds=0.1)
+        first.add(KEY, "s", us=us, clock=0, disturbed="", retried=[], seconds=0.1)
     first.add(KEY, "another stamp", us=3.0)
     second = Log(path)
     assert [r["us"] for _ in range(2) if (r := second.next(KEY, "s"))] == [1.0, 2.0]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.__main__ import main
 from benchmarks.measure.results import PLACES, Record, Sink, percentiles, read, validate
 from benchmarks.static.static import RESULTS
 from tests import ROOT
+from tinysr_kernels.launch.json_file import BadFile
 
 FOLDER = ROOT / "benchmarks" / "results"
 
@@ -79,11 +82,47 @@ def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
 def test_errors_name_the_corrupt_file(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"r\.json: no JSON"):
+    with pytest.raises(ValueError, match=r"r\.json: is not JSON"):
         read(path)
     path.write_text(json.dumps({"schema": 1}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"r\.json: file must have"):
         read(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[" * 5000, '{"schema": 1, "schema": 1}', "\ufeff{}", "NaN"])
+def test_damaged_files_are_named_and_the_others_reported(tmp_path: Path, capsys, text: str) -> None:
+    sink(tmp_path / "micro.json").add(Record("a", {"op": "x"}, values={"p50_us": 1.0}))
+    (tmp_path / "e2e.json").write_text('{"schema": 1, ' + text if text else '{"schema"', encoding="utf-8")
+    (tmp_path / "folder.json").mkdir()
+    assert main(["report", str(tmp_path)]) == 0
+    err = capsys.readouterr().err
+    assert re.search(r"ignored: 'e2e.json': .*; delete it and measure again", err)
+    assert "ignored: 'folder.json': is no regular file" in err
+    assert "## micro" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", ["ceilings", "correctness", "e2e", "micro", "quality", "cpu", "soak"])
+def test_records_that_lack_what_a_section_shows(tmp_path: Path, command: str) -> None:
+    """Of the right form, so they are read; the report says what they lack, and the plots are left out."""
+    made = sink(tmp_path / f"{command}.json", command)
+    made.add(Record("x: speedup", {"peer": "ours", "interval": "device", "batch": "1"}, [1.0], values={"p50_us": 0.0}))
+    assert main(["report", str(tmp_path)]) == 0
+    assert f"## {command}" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("number", [1e308 * 10, 10**400, -1e31])
+def test_absurd_numbers_are_refused(tmp_path: Path, number: float) -> None:
+    text = json.dumps(content()).replace("1.5", str(number).replace("inf", "1e999"))
+    (tmp_path / "r.json").write_text(text, encoding="utf-8")
+    with pytest.raises(BadFile, match=r"must be finite, and less than 1e\+30|Exceeds the limit"):
+        read(tmp_path / "r.json")
+
+
+def test_a_command_names_the_file_that_it_cannot_resume(tmp_path: Path, capsys) -> None:
+    (tmp_path / "cpu.json").write_text("{", encoding="utf-8")
+    assert main(["cpu", "--json", str(tmp_path / "cpu.json")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (tmp_path / "cpu.json").read_text() == "{"
 
 
 def test_disturbed_samples_are_ignored_if_enough_are_clean() -> None:

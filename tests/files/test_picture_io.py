@@ -17,9 +17,9 @@ from PIL import Image
 from tests.runtime.sample_images import SCALE, bytes_of, enlarge_file, exif, nearest, noise, put, repeated, sample_image
 from tinysr_kernels.errors import InputError, OutOfMemory
 from tinysr_kernels.files import encode
-from tinysr_kernels.files.bit16 import encode_png
 from tinysr_kernels.files.picture_io import read_image, upscale_image_file, write_image
-from tinysr_kernels.files.tiff import encode_tiff
+from tinysr_kernels.files.writing.png import encode_png
+from tinysr_kernels.files.writing.tiff import encode_tiff
 from tinysr_kernels.runtime.device import host_memory
 from tinysr_kernels.runtime.images.metadata import Metadata
 
@@ -52,10 +52,9 @@ def test_tiff_round_trips_through_tifffile(channels, dtype, width, height):
     tifffile = pytest.importorskip("tifffile")
     pixels = noise(height, width, channels, dtype)
     read = tifffile.imread(io.BytesIO(encode_tiff(pixels, Metadata())))
-    if channels == 2 and dtype == "uint16":
-        read = read[..., [0, 3]]
     assert np.array_equal(read.reshape(pixels.shape), pixels)
-    Image.open(io.BytesIO(encode_tiff(pixels, Metadata()))).load()
+    if channels != 2 or dtype == "uint8":  # Pillow has no mode for 16-bit gray + alpha
+        Image.open(io.BytesIO(encode_tiff(pixels, Metadata()))).load()
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])
@@ -113,13 +112,10 @@ def test_one_page_of_a_16bit_tiff(tmp_path):
 
 
 def test_reduction_to_8_bits_is_noticed(tmp_path, caplog):
-    codecs = pytest.importorskip("imagecodecs")
     pixels = noise(8, 9, 3, "uint16")
-    put(tmp_path, "a.ppm", b"P6 9 8 65535\n" + pixels.astype(">u2").tobytes())
-    put(tmp_path, "a.jp2", codecs.jpeg2k_encode(pixels, level=0))
-    for name in ("a.ppm", "a.jp2"):
-        assert read_image(tmp_path / name).size == (9, 8)
-    assert caplog.text.count("was read as 8 bits") == 2
+    put(tmp_path, "a.ppm", b"P3 9 8 65535 " + b" ".join(b"%d" % value for value in pixels.ravel()))
+    assert read_image(tmp_path / "a.ppm").size == (9, 8)
+    assert caplog.text.count("was read as 8 bits") == 1
     caplog.clear()
     write_image(tmp_path / "a.jpg", pixels)
     assert "JPEG stores 8 bits per channel" in caplog.text

@@ -18,9 +18,9 @@ from tests.runtime import sample_images
 from tests.runtime.sample_images import bytes_of, enlarge_file, exif, noise, put, repeated, sample_image
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.files import picture_io
-from tinysr_kernels.files.bit16 import encode_png
 from tinysr_kernels.files.encode import Encoding, has_alpha, unsupported_reason, writable
 from tinysr_kernels.files.picture_io import read_image, write_bytes, write_image
+from tinysr_kernels.files.writing.png import encode_png
 from tinysr_kernels.runtime.images.metadata import Metadata, collect
 
 XMP = (

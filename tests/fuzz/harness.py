@@ -47,7 +47,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """The report for a JSON file."""
-        return asdict(self)
+        return {**asdict(self), "outcomes": dict(self.outcomes)}  # asdict makes a Counter of pairs of a Counter
 
 
 def _bytes_of(key: str) -> int:

@@ -15,7 +15,7 @@ from tinysr_kernels.launch.device import GPUS, Gpu
 from tinysr_kernels.ops import REGISTRY
 
 H200 = GPUS[90]
-MEASURED = {"form": "tile", "rows": 1, "block_m": 16, "block_k": 32, "block_n": 64, "num_warps": 2, "num_stages": 3}
+MEASURED = {"form": "tile", "rows": 1, "block_m": 16, "block_k": 32, "block_n": 64, "num_warps": 4, "num_stages": 3}
 OPERATOR = REGISTRY["sepconv"]
 CALL = OPERATOR(
     torch.empty(1, 64, 32, 32, dtype=torch.float16, device="meta"),
@@ -69,7 +69,7 @@ def write(folder: Path, data: object, gpu: Gpu = H200) -> str:
 
 
 def choose(gpu: Gpu = H200) -> configs.Choice:
-    return configs.choose(CALL, gpu)
+    return CALL.choose(gpu)
 
 
 @contextlib.contextmanager

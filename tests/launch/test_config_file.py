@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ from tinysr_kernels.launch import config_file, configs
 from tinysr_kernels.ops import REGISTRY, Operator
 from tinysr_kernels.ops.conv.sepconv import Config
 
+MARCH = {**MEASURED, "form": "march", "rows": 2, "block_k": 16, "num_stages": 1}
 HARD: dict[str, tuple[dict, str]] = {
     "schema": ({"schema": 2}, "has schema 2, expected 1"),
     "schema of another type": ({"schema": True}, "has schema True"),
@@ -61,7 +63,7 @@ HARD: dict[str, tuple[dict, str]] = {
     ),
     "time": ({"operations": operation(entries={BUCKET: entry(time_us=-1)})}, "configuration is none"),
     "refused": (
-        {"operations": operation(entries={BUCKET: entry({**MEASURED, "form": "march", "block_k": 16})})},
+        {"operations": operation(entries={BUCKET: entry(MARCH)})},
         "march needs block_k of at least 64 channels",
     ),
     "older entry": (
@@ -140,7 +142,7 @@ def test_a_folder_with_the_name_of_the_file(folders: tuple[Path, Path]) -> None:
     (folders[0] / configs.file_name(H200.name)).mkdir()
     with notices() as messages:
         assert choose().source == "heuristic"
-    assert "is no file" in messages[0]
+    assert "is no regular file" in messages[0]
 
 
 @pytest.mark.parametrize("where", ["below a file", "no folder"])
@@ -159,14 +161,14 @@ def test_missing_folders(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_an_unreadable_file(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """One notice; the heuristic is used."""
     path = write(folders[0], content())
-    real = Path.stat
+    real = os.open
 
-    def refuse(self: Path, **options: Any) -> Any:
-        if str(self) == path:
+    def refuse(name: Any, *rest: Any, **options: Any) -> Any:
+        if str(name) == path:
             raise PermissionError(13, "Permission denied", path)
-        return real(self, **options)
+        return real(name, *rest, **options)
 
-    monkeypatch.setattr(Path, "stat", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with notices() as messages:
         assert choose().source == "heuristic"
     assert messages == [f"{path} cannot be read: Permission denied; ignored"]
@@ -217,19 +219,15 @@ def test_corrupt_values_are_never_used(folders: tuple[Path, Path], path: tuple, 
         assert choice.source == file
     else:
         assert choice.source == "heuristic"
-        no_entry = data is None or _entry_is_gone(data)
-        assert len(messages) == (0 if no_entry and isinstance(data, dict) and not _conflicts(data) else 1)
+        assert len(messages) == (0 if data == {} or _has_no_entries(data) else 1)
 
 
-def _entry_is_gone(data: Any) -> bool:
-    """Whether the file has no entry for this call."""
-    for name in ("operations", "sepconv", "entries"):
-        data = data.get(name) if isinstance(data, dict) else None
-    return not isinstance(data, dict) or BUCKET not in data
-
-
-def _conflicts(data: dict) -> bool:
-    return bool(data) and bool(config_file.conflicts(data, config_file.facts(H200)))
+def _has_no_entries(data: Any) -> bool:
+    """Whether the file is valid and holds no entry at all, so that nothing in it is ignored."""
+    if not isinstance(data, dict) or config_file.conflicts(data, config_file.facts(H200)):
+        return False
+    found = config_file.entries(data, config_file.facts(H200), REGISTRY)
+    return not found.valid and not found.invalid
 
 
 @given(data=st.data())

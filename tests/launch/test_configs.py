@@ -155,7 +155,7 @@ def test_a_choice_is_cached(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.ops.cases import CASES
 
     call = REGISTRY[op](**CASES[op][0].arguments(torch.float16))
-    first = configs.choose(call, H200)
+    first = call.choose(H200)
 
     def refuse(*_: object) -> None:
         raise AssertionError("chosen again")
@@ -164,14 +164,14 @@ def test_a_choice_is_cached(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(REGISTRY[op], name, refuse)
     monkeypatch.setattr(configs, "_from_files", refuse)
     again = REGISTRY[op](**CASES[op][0].arguments(torch.float16))
-    assert configs.choose(again, H200) is first
+    assert again.choose(H200) is first
 
 
 def test_the_cache_of_choices_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(configs, "WARM_LIMIT", 8)
     configs.forget()
     for rows in range(1, 30):
-        configs.choose(REGISTRY["layer_norm"](torch.empty(rows, 8), 1e-6), H200)
+        REGISTRY["layer_norm"](torch.empty(rows, 8), 1e-6).choose(H200)
         assert len(configs._warm) <= 8
 
 

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,8 @@ def _walk(root: Path) -> Iterable[Path]:
             continue
         seen.add(real)
         try:
-            children = list(os.scandir(folder))
+            with os.scandir(folder) as entered:
+                children = list(islice(entered, MAX_ENTRIES + 1))
         except OSError as error:
             raise CheckpointError(f"{folder}: cannot be listed: {error}") from error
         entries += len(children)
@@ -171,12 +173,20 @@ def _walk(root: Path) -> Iterable[Path]:
         for child in children:
             if child.name.startswith("."):
                 continue
-            if child.is_dir():
+            if _is_folder(child):
                 if depth < MAX_DEPTH:
                     pending.append((Path(child.path), depth + 1))
             elif child.name.endswith((*SUFFIXES, ".json")):
                 found.append(Path(child.path))
     return found
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder; a link in a circle is none, and reading it as a file says what is wrong."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _config(path: Path) -> dict[str, Any] | None:

@@ -53,6 +53,9 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="refuse larger inputs (default: limited by free memory)",
     )
+    formats.add_argument(
+        "--allow-truncated", action="store_true", help="decode damaged and cut-off images as far as they go"
+    )
     formats.add_argument("--format", choices=_IMAGE_FORMATS, help="format of all images in the output folder")
     formats.add_argument(
         "--quality", type=integer_between(1, 100), default=95, metavar="N", help="of JPEG, WebP and AVIF (default: 95)"
@@ -65,7 +68,11 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="video quality: 0 (best) to 51 (default: 18)",
     )
-    formats.add_argument("--strip-metadata", action="store_true", help="drop EXIF, XMP and resolution")
+    formats.add_argument(
+        "--strip-metadata",
+        action="store_true",
+        help="drop EXIF, XMP, IPTC, texts, comments and resolution; color stays",
+    )
     control = parser.add_argument_group("run control")
     control.add_argument(
         "--skip-existing", action="store_true", help="skip inputs whose result exists, to resume a run"
@@ -104,6 +111,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         encoding=Encoding(arguments.quality, arguments.lossless, arguments.strip_metadata),
         frame=arguments.frame,
         max_pixels=arguments.max_pixels,
+        allow_truncated=arguments.allow_truncated,
         skip_existing=arguments.skip_existing,
         strict=arguments.strict,
         crf=arguments.crf,
@@ -127,9 +135,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     from tinysr_kernels.files import batch
     from tinysr_kernels.files.jobs import plan_jobs
+    from tinysr_kernels.runtime.images.bounds import pillow_limit
 
-    # Sizes are checked against the free memory instead; Pillow's fixed limit would refuse large photos.
-    Image.MAX_IMAGE_PIXELS = None
+    # Sizes are checked against the free memory; Pillow's fixed limit would refuse large photos.
+    Image.MAX_IMAGE_PIXELS = pillow_limit(arguments.max_pixels)
     warnings.filterwarnings("ignore", module=r"PIL\.")
     suffix = f".{arguments.format}" if arguments.format else None
     jobs = plan_jobs(arguments.inputs, arguments.output, recursive=arguments.recursive, suffix=suffix)

@@ -75,15 +75,16 @@ class Settings:
     """Options of a run.
 
     encoding: of images. frame: index in files with several frames. max_pixels: limit on the pixels of an input; None
-    derives it from the free memory. skip_existing: do not process inputs whose result exists. strict: stop at the first
-    failure, including a failed video frame. crf: H.264 quality, 0 (lossless) to 51. target: the size of the results, if
-    not the network's factor. workers: images in flight; None
-    means GPU_WORKERS for a model on a GPU, at most one per CPU core, else 1. With strict it is 1.
+    derives it from the free memory. allow_truncated: decode damaged images as far as they go. skip_existing: do not
+    process inputs whose result exists. strict: stop at the first failure, including a failed video frame. crf: H.264
+    quality, 0 (lossless) to 51. target: the size of the results, if not the network's factor. workers: images in
+    flight; None means GPU_WORKERS for a model on a GPU, at most one per CPU core, else 1. With strict it is 1.
     """
 
     encoding: Encoding = field(default_factory=Encoding)
     frame: int | None = None
     max_pixels: int | None = None
+    allow_truncated: bool = False
     skip_existing: bool = False
     strict: bool = False
     crf: int = 18
@@ -137,7 +138,13 @@ def _upscale_image(job: Job, context: _Context, result: Result) -> None:
     assert job.output is not None
     assert job.fallback is not None
     settings, scale = context.settings, context.model.upscale
-    loaded = read_image(job.source, frame=settings.frame, max_pixels=settings.max_pixels, upscale=scale)
+    loaded = read_image(
+        job.source,
+        frame=settings.frame,
+        max_pixels=settings.max_pixels,
+        upscale=scale,
+        allow_truncated=settings.allow_truncated,
+    )
     result.input_size, result.mode = loaded.size, loaded.mode
     size = settings.target.output(*loaded.size, scale)
     progress = None if context.on_progress is None else partial(context.on_progress, job)
@@ -146,7 +153,7 @@ def _upscale_image(job: Job, context: _Context, result: Result) -> None:
             loaded, context.enlarge, scale, device=context.model.device, target=settings.target, progress=progress
         )
         output = job.output
-        reason = unsupported_reason(output.suffix, size, has_alpha(image))
+        reason = unsupported_reason(output.suffix, size, has_alpha(image), metadata.label)
         if reason and job.fallback != output:
             notice(f"{reason}: written as {job.fallback.name}")
             output = job.fallback

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, PngImagePlugin, features
+from PIL import Image, features
 
 from tinysr_kernels.errors import InputError
-from tinysr_kernels.files.bit16 import encode_png, to_8bit
-from tinysr_kernels.files.tiff import encode_tiff
+from tinysr_kernels.files.writing.metadata import fitted, save_options, stamp_avif
+from tinysr_kernels.files.writing.png import encode_png, to_8bit
+from tinysr_kernels.files.writing.tiff import encode_tiff
+from tinysr_kernels.runtime.images.color.h273 import Label
 from tinysr_kernels.runtime.images.metadata import Metadata
-from tinysr_kernels.runtime.images.pil import color_space, gray_16bit, lab_to_rgb
+from tinysr_kernels.runtime.images.pil import color_space, gray_16bit, lab_to_rgb, profile_to_srgb
 from tinysr_kernels.runtime.notices import notice
 
 FORMATS = {
@@ -31,14 +33,14 @@ FORMATS = {
 _MAX_SIDE = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65536}
 _NO_ALPHA = ("JPEG", "BMP")
 _RGB_ONLY = ("WEBP", "AVIF")
-_MARKER_LIMIT = 65533 - 29  # a JPEG segment minus the longest header that EXIF and XMP put in it
+_LABELLED = ("PNG", "AVIF")  # formats that can state PQ and HLG
 
 
 @dataclass(frozen=True)
 class Encoding:
     """Options of the encoders.
 
-    quality: of JPEG, WebP and AVIF, 1 to 100. lossless: for WebP. strip: drop EXIF, XMP and resolution.
+    quality: of JPEG, WebP and AVIF, 1 to 100. lossless: for WebP. strip: drop all metadata but that of color.
     """
 
     quality: int = 95
@@ -52,10 +54,10 @@ def writable(suffix: str) -> bool:
     return form is not None and (form not in ("WEBP", "AVIF") or bool(features.check(form.lower())))
 
 
-def unsupported_reason(suffix: str, size: tuple[int, int], alpha: bool) -> str | None:
+def unsupported_reason(suffix: str, size: tuple[int, int], alpha: bool, label: Label | None = None) -> str | None:
     """Why the format cannot store an image of this size (width, height); None if it can.
 
-    alpha: whether any pixel is not opaque.
+    alpha: whether any pixel is not opaque. label: of the colors, as in `Metadata`.
     """
     form = FORMATS[suffix.lower()]
     max_side = _MAX_SIDE.get(form)
@@ -63,6 +65,8 @@ def unsupported_reason(suffix: str, size: tuple[int, int], alpha: bool) -> str |
         return f"{form} is limited to {max_side} pixels per side, the image is {size[0]}x{size[1]}"
     if alpha and form in _NO_ALPHA:
         return f"{form} does not support transparency"
+    if label is not None and label.is_untouched and form not in _LABELLED:
+        return f"{form} cannot state that its values are {label.name}"
     return None
 
 
@@ -119,11 +123,12 @@ def encode(image: Image.Image | np.ndarray, suffix: str, metadata: Metadata, enc
         raise InputError(f"cannot write {suffix or 'a file without a suffix'}; choose one of {known}")
     size = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
     pixels = _to_array(image)
-    reason = unsupported_reason(suffix, size, has_alpha(pixels))
+    reason = unsupported_reason(suffix, size, has_alpha(pixels), metadata.label)
     if reason:
         raise InputError(f"{reason}; write PNG instead")
     if encoding.strip:
         metadata = metadata.stripped()
+    metadata = fitted(metadata, form)
     if form in _NO_ALPHA and pixels.shape[-1] in (2, 4):
         pixels = pixels[..., :-1]  # opaque: checked above
     if form == "TIFF":
@@ -136,9 +141,11 @@ def encode(image: Image.Image | np.ndarray, suffix: str, metadata: Metadata, enc
     if form in _RGB_ONLY and (metadata.icc or b"")[16:20] == b"GRAY":
         pixels, metadata = _gray_to_srgb(pixels, metadata)
     pil_image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
+    if form == "BMP" and metadata.icc:
+        pil_image = profile_to_srgb(pil_image, metadata.icc)
     stream = io.BytesIO()
     pil_image.save(stream, format=form, **_options(form, metadata, encoding))
-    return stream.getvalue()
+    return stamp_avif(stream.getvalue(), metadata) if form == "AVIF" else stream.getvalue()
 
 
 def _gray_to_srgb(pixels: np.ndarray, metadata: Metadata) -> tuple[np.ndarray, Metadata]:
@@ -149,32 +156,15 @@ def _gray_to_srgb(pixels: np.ndarray, metadata: Metadata) -> tuple[np.ndarray, M
         table = (space.to_srgb(levels)[0, 0, 0] * 255).round().to(torch.uint8).numpy()
         pixels = np.concatenate([table[pixels[..., :1]], pixels[..., 1:]], -1)
         notice("the gray ICC profile was applied and dropped, because the format stores RGB only")
-    return pixels, replace(metadata, icc=None)
+    return pixels, metadata.without_color()
 
 
 def _options(form: str, metadata: Metadata, encoding: Encoding) -> dict[str, Any]:
-    exif, xmp = metadata.exif, metadata.xmp
-    if form == "JPEG":
-        if exif and len(exif) > _MARKER_LIMIT:
-            notice("EXIF is too long for JPEG and was dropped")
-            exif = None
-        if xmp and len(xmp) > _MARKER_LIMIT:
-            notice("XMP is too long for JPEG and was dropped")
-            xmp = None
-    options: dict[str, Any] = {"exif": exif, "icc_profile": metadata.icc, "dpi": metadata.dpi}
-    if form == "PNG":
-        if xmp:
-            chunks = PngImagePlugin.PngInfo()
-            chunks.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
-            options["pnginfo"] = chunks
-    else:
-        options["xmp"] = xmp
+    options = save_options(metadata, form)
     if form == "JPEG":
         options |= {"quality": encoding.quality, "subsampling": 0}
     elif form == "WEBP":
         options |= {"quality": encoding.quality, "lossless": encoding.lossless}
     elif form == "AVIF":
         options |= {"quality": encoding.quality, "subsampling": "4:4:4"}
-    elif form == "BMP":
-        options = {"dpi": metadata.dpi}
-    return {key: value for key, value in options.items() if value is not None}
+    return options

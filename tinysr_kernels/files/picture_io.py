@@ -1,7 +1,7 @@
 """Read and write image files. The format of an input is detected from its content; outputs are written atomically.
 
-The header is checked against size limits before pixels are decoded. Reading keeps 16 bits per sample of PNG and TIFF
-(bit16.py). Writing chooses the format by suffix and keeps EXIF, XMP, ICC profile and resolution.
+Reading: files/reading/ has a file for each group of formats; sizes are checked before pixels are decoded, and all bits
+are kept where the decoder can. Writing chooses the format by suffix and keeps metadata (docs/images.md).
 `upscale_image_file` connects both to the network.
 """
 
@@ -10,43 +10,47 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from tinysr_kernels.errors import InputError, TinySRError
-from tinysr_kernels.files.bit16 import can_load_16bit, drops_bits, load_16bit
 from tinysr_kernels.files.encode import Encoding, encode
+from tinysr_kernels.files.reading.decoded import Decoded, damaged
+from tinysr_kernels.files.reading.heif import read_heif
+from tinysr_kernels.files.reading.pillow import read_pillow
+from tinysr_kernels.files.reading.sniff import HEAD_BYTES, is_heif, is_tiff, refused
+from tinysr_kernels.files.reading.tiff import read_tiff
 from tinysr_kernels.runtime.device.host_memory import check_size
 from tinysr_kernels.runtime.device.out_of_memory import typed_out_of_memory
 from tinysr_kernels.runtime.images import metadata as meta
 from tinysr_kernels.runtime.images.arrays import Enlarge, enlarge_pixels
+from tinysr_kernels.runtime.images.bounds import DECODE_ERRORS, check_structure
 from tinysr_kernels.runtime.images.metadata import Metadata
-from tinysr_kernels.runtime.images.pil import color_space, pick_frame, upscale_loaded
+from tinysr_kernels.runtime.images.pil import color_space, upscale_loaded
 from tinysr_kernels.runtime.images.scaling import NATIVE, Target
+from tinysr_kernels.runtime.images.structure import read_at
+from tinysr_kernels.runtime.images.tags.header import Header, read_header
+from tinysr_kernels.runtime.images.tags.png import without_long_texts
 from tinysr_kernels.runtime.notices import notice
 from tinysr_kernels.runtime.runner import Report, reporting
 
-# Formats that Pillow passes to other programs or system libraries, or that contain no pixels: never opened.
-_REFUSED = frozenset(["BUFR", "EPS", "FPX", "GRIB", "HDF5", "MIC", "MPEG", "PDF", "WMF"])
-
-# What Pillow's decoders raise on damaged data, in addition to the errors of metadata parsers.
-DECODE_ERRORS = (*meta.PARSE_ERRORS, EOFError, MemoryError, RuntimeError, AssertionError, zlib.error)
-
-_HINTS = (
-    (b"%PDF", "a PDF document; render its pages to images first"),
-    (b"%!PS", "a PostScript file; render it to an image first"),
-    (b"<svg", "an SVG drawing; render it at the wanted size instead"),
-    (b"PK\x03\x04", "a ZIP archive; unpack it first"),
-    (b"\xff\x0a", "a JPEG XL image; convert it to PNG first"),
-    (b"\0\0\0\x0cJXL ", "a JPEG XL image; convert it to PNG first"),
-)
-_HEIF_BRANDS = (b"heic", b"heix", b"mif1", b"msf1", b"hevc", b"heim", b"heis")
+_TRANSPOSED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How to turn an image upright, by its EXIF orientation."""
 
 
 @dataclass(frozen=True)
@@ -64,102 +68,74 @@ class LoadedImage:
     format: str
 
 
-def unknown_content(path: Path, head: bytes) -> InputError:
-    """The error for a file that no decoder recognizes, naming its likely type. head: the first bytes of the file."""
-    if not head:
-        return InputError(f"{path}: the file is empty")
-    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
-        return InputError(f"{path}: a HEIC image; convert it to JPEG or PNG first")
-    for start, what in _HINTS:
-        if start in head[:64]:
-            return InputError(f"{path}: {what}")
-    if _is_text(head):
-        return InputError(f"{path}: text, not an image (begins with {head[:24].decode(errors='replace')!r})")
-    return InputError(
-        f"{path}: not an image, or in a format that Pillow cannot read (begins with {head[:12].hex(' ')})"
-    )
-
-
-def _is_text(head: bytes) -> bool:
-    try:
-        text = head.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # a character may be cut off at the end
-            return False
-        text = head[: error.start].decode("utf-8")
-    return all(letter.isprintable() or letter in "\t\r\n\f\ufeff" for letter in text)
-
-
-def _open(path: Path, frame: int | None, max_pixels: int | None, upscale: int) -> Image.Image:
-    """Open by content, check the header, seek to the frame. Only seeking in GIF and WebP decodes pixels."""
-    Image.init()
-    formats = [name for name in Image.ID if name not in _REFUSED]
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise InputError(f"{path}: not a regular file")
-        with open(path, "rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    try:
-        image = Image.open(path, formats=formats)
-    except UnidentifiedImageError as error:
-        raise unknown_content(path, head) from error
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path}: {error}; raise PIL.Image.MAX_IMAGE_PIXELS if the image is genuine") from error
-    except DECODE_ERRORS as error:
-        raise InputError(f"{path}: corrupt: {error or type(error).__name__}") from error
-    try:
-        check_size(image.width, image.height, upscale, max_pixels=max_pixels, name=str(path))
-        return pick_frame(image, frame, str(path))
-    except TinySRError:
-        image.close()
-        raise
-    except DECODE_ERRORS as error:
-        image.close()
-        raise InputError(f"{path}: corrupt {image.format} file: {error or type(error).__name__}") from error
-
-
 def read_image(
-    path: str | os.PathLike[str], *, frame: int | None = None, max_pixels: int | None = None, upscale: int = 4
+    path: str | os.PathLike[str],
+    *,
+    frame: int | None = None,
+    max_pixels: int | None = None,
+    upscale: int = 4,
+    allow_truncated: bool = False,
 ) -> LoadedImage:
     """Read one image file. The format is detected from the content; the suffix is ignored.
 
     frame: index from 0, required for a file with several frames. max_pixels: limit on width * height; None derives the
-    limit from the free memory, for a result `upscale` times larger per side.
+    limit from the free memory, for a result `upscale` times larger per side. allow_truncated: decode damaged files as
+    far as they go, with a notice, where the format allows it (JPEG, PNG, TIFF, BMP, PPM, TGA).
     Raises InputError naming the file and the reason, OutOfMemory if the result would not fit into host memory.
     """
     path = Path(path)
-    with _open(path, frame, max_pixels, upscale) as image:
-        is_16bit = can_load_16bit(image) and (image.format == "TIFF" or getattr(image, "n_frames", 1) == 1)
-        if not is_16bit and drops_bits(image):
-            notice(f"{image.format} with more than 8 bits per channel was read as 8 bits")
-        form = image.format or "unknown"
+
+    def check(width: int, height: int) -> None:
+        if width <= 0 or height <= 0:
+            raise InputError(f"{path}: damaged: an image of {width}x{height} pixels")
+        check_size(width, height, upscale, max_pixels=max_pixels, name=str(path))
+
+    with _opened(path) as stream:
+        head = read_at(stream, 0, HEAD_BYTES)
+        refusal = refused(path, head)
+        if refusal is not None:
+            raise refusal
         try:
-            if is_16bit:
-                return _image_16bit(image, load_16bit(image, lambda: _open(path, frame, max_pixels, upscale)))
-            image.load()
-            key = image.info.get("transparency")
-            if image.mode in ("I;16", "I;16B") and isinstance(key, int):
-                # Pillow has no mode for 16-bit gray + alpha; an array keeps all bits.
-                gray = np.asarray(image).astype(np.uint16)
-                alpha = np.where(gray == key, 0, 65535).astype(np.uint16)
-                return _image_16bit(image, np.stack([gray, alpha], -1))
-            metadata = meta.collect(image)
-            oriented = ImageOps.exif_transpose(image) if meta.orientation(image) != 1 else image.copy()
+            check_structure(stream, str(path), upscale, frame=frame, max_pixels=max_pixels)
+            stream = without_long_texts(stream)
+            if is_tiff(head):
+                decoded = read_tiff(path, stream, frame, check, allow_truncated)
+            elif is_heif(head):
+                decoded = read_heif(path, stream, frame, check)
+            else:
+                decoded = read_pillow(path, stream, frame, check, allow_truncated)
+            return _loaded(decoded, read_header(stream, decoded.carrier.format))
         except TinySRError:
             raise
         except DECODE_ERRORS as error:
-            raise InputError(f"{path}: corrupt or truncated {form} file: {error or type(error).__name__}") from error
-        return LoadedImage(oriented, metadata, oriented.size, oriented.mode, form)
+            raise damaged(path, "image", error) from error
 
 
-def _image_16bit(image: Image.Image, pixels: np.ndarray) -> LoadedImage:
-    """Combine uint16 pixels [H,W,C] with the metadata of their file and apply the orientation."""
-    oriented = _oriented(pixels, meta.orientation(image))
-    mode = {2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[-1]]
-    size = (oriented.shape[1], oriented.shape[0])
-    return LoadedImage(oriented, meta.collect(image), size, f"{mode};16", image.format or "unknown")
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise InputError(f"{path}: not a regular file")
+        stream = open(path, "rb")  # noqa: SIM115  closed below
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    with stream:
+        yield stream
+
+
+def _loaded(decoded: Decoded, header: Header) -> LoadedImage:
+    """Apply the orientation, and collect the metadata while the file is open."""
+    pixels, carrier = decoded.pixels, decoded.carrier
+    form = carrier.format or "unknown"
+    orientation = 1 if decoded.upright else meta.orientation(carrier)
+    if isinstance(pixels, np.ndarray):
+        pixels = _oriented(pixels, orientation)
+        mode = {2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[-1]]
+        metadata = meta.collect(carrier, header, mode=mode)
+        return LoadedImage(pixels, metadata, (pixels.shape[1], pixels.shape[0]), f"{mode};16", form)
+    metadata = meta.collect(carrier, header, mode=pixels.mode)
+    upright = pixels.transpose(_TRANSPOSED[orientation]) if orientation != 1 else pixels.copy()
+    return LoadedImage(upright, metadata, upright.size, upright.mode, form)
 
 
 def _oriented(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -12,7 +12,8 @@ configurations measured; environment: versions, if they differ from the file's; 
 Hard metadata decide whether an entry is valid: schema, device, Triton's major and minor version, kernel source, search
 space, seal. If one conflicts or is missing, the entry is ignored and the reason reported. Soft metadata (memory, power
 limit, driver, torch, Triton's patch level) do not invalidate an entry: a difference is reported. What is unknown on
-this machine is not compared.
+this machine is not compared. The seal shows damage, not who wrote the entry, so nothing in a file is trusted:
+`limits.py` says which configurations can be launched at all.
 """
 
 from __future__ import annotations
@@ -22,24 +23,27 @@ import functools
 import hashlib
 import inspect
 import json
-import stat
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tinysr_kernels.launch import limits
 from tinysr_kernels.launch.device import Gpu
+from tinysr_kernels.launch.json_file import read_json
 from tinysr_kernels.launch.kernel import Kernel
 from tinysr_kernels.launch.plan import Tunable
 
 SCHEMA = 1
 WHAT = {"kernel_hash": "kernel source", "space_hash": "search space"}
 PDL = "programmatic_dependent_launch"
-LARGEST = 64 << 20
+LARGEST = 4 << 20
 """Bytes: a file for every shape of every network stays below 1 MB."""
+MOST = 1e12
+"""Microseconds, or candidates: eleven days."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,19 @@ class Entry:
     environment: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Entries:
+    """A file's valid entries by operator and bucket, and how many others there are.
+
+    reasons: why those are invalid. differences: soft metadata in which valid ones differ. No reason occurs twice.
+    """
+
+    valid: Mapping[tuple[str, str], Entry]
+    invalid: int
+    reasons: tuple[str, ...]
+    differences: tuple[str, ...]
+
+
 def facts(gpu: Gpu) -> Facts:
     """The facts known without asking the driver."""
     return Facts(gpu, installed("triton"), installed("torch"))
@@ -82,21 +99,14 @@ def installed(package: str) -> str:
 def read(path: Path) -> tuple[dict[str, Any], str]:
     """A file's content, or why it is unusable; neither for a missing file."""
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
-            return {}, f"is no file of at most {LARGEST >> 20} MiB"
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        content = read_json(path, LARGEST)
     except (FileNotFoundError, NotADirectoryError):
         return {}, ""
     except OSError as error:
         return {}, f"cannot be read: {error.strerror or error}"
-    except (ValueError, RecursionError) as error:
-        return {}, f"is not JSON: {error}"
+    except ValueError as error:
+        return {}, str(error)
     return (content, "") if isinstance(content, dict) else ({}, "is no JSON object")
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
 
 
 def conflicts(content: Mapping[str, Any], here: Facts, *, nearest: bool = False) -> str:
@@ -134,6 +144,37 @@ def pdl(content: Mapping[str, Any]) -> bool | None:
     return found if isinstance(found, bool) else None
 
 
+def entries(content: Mapping[str, Any], here: Facts, operators: Mapping[str, type[Tunable]]) -> Entries:
+    """Every entry of a file that `conflicts` accepts, checked against its operator."""
+    valid: dict[tuple[str, str], Entry] = {}
+    reasons: list[str] = []
+    for op, operation in _items(content.get("operations"), "operations", reasons):
+        if op not in operators:
+            reasons += [f"there is no operator {_short(op)}"] * max(len(_table(operation, "entries")), 1)
+            continue
+        for bucket in dict(_items(_items_of(operation), op, reasons)):
+            found, reason = entry(content, here, operators[op], bucket)
+            if found is None:
+                reasons.append(reason)
+            else:
+                valid[op, bucket] = found
+    differing = [difference for one in valid.values() for difference in differences(content, here, one)]
+    return Entries(valid, len(reasons), tuple(dict.fromkeys(reasons)), tuple(dict.fromkeys(differing)))
+
+
+def _items_of(operation: object) -> object:
+    return operation.get("entries", {}) if isinstance(operation, dict) else operation
+
+
+def _items(table: object, name: str, reasons: list[str]) -> Iterable[tuple[str, Any]]:
+    """A table's items; a reason for anything but a table that stands in its place."""
+    if isinstance(table, dict):
+        return table.items()
+    if table is not None:
+        reasons.append(f"{name}: is no JSON object")
+    return ()
+
+
 def entry(content: Mapping[str, Any], here: Facts, operator: type[Tunable], bucket: str) -> tuple[Entry | None, str]:
     """The file's entry for a bucket of an operator, and why one that is there is not valid."""
     op = operator.name
@@ -141,24 +182,32 @@ def entry(content: Mapping[str, Any], here: Facts, operator: type[Tunable], buck
     entries = _table(operation, "entries")
     if bucket not in entries:
         return None, ""
-    raw = entries[bucket]
+    raw, name = entries[bucket], f"{op} {_short(bucket)}"
     if not isinstance(raw, dict):
-        return None, f"{op} {bucket}: is no JSON object"
+        return None, f"{name}: is no JSON object"
     hashes = hashes_of(operator)
-    for name, expected in hashes.items():
-        if operation.get(name) != expected or not expected:
-            return None, f"{op}: measured with another {WHAT[name]}"
+    for kind, expected in hashes.items():
+        if operation.get(kind) != expected or not expected:
+            return None, f"{op}: measured with another {WHAT[kind]}"
     triton = {**content, **_table(raw, "environment")}.get("triton")
     if _minor(triton) != _minor(here.triton):
         return None, f"measured with Triton {_short(triton)}, here {here.triton}"
-    if raw.get("seal") != seal(op, bucket, hashes, raw):
-        return None, f"{op} {bucket}: was changed after it was measured"
+    if not is_sealed(op, bucket, hashes, raw):
+        return None, f"{name}: was changed after it was measured"
+    numbers = [raw.get(key) for key in ("time_us", "incumbent_us", "candidates")]
     config = parse(operator, raw.get("config"))
-    numbers = [raw.get(name) for name in ("time_us", "incumbent_us", "candidates")]
-    known = [n for n in numbers if isinstance(n, (int, float)) and n >= 0]
-    if config is None or len(known) < len(numbers):
-        return None, f"{op} {bucket}: its configuration is none of this operation"
-    return Entry(config, known[0], known[1], int(known[2]), _table(raw, "environment")), ""
+    if config is None or not all(map(_is_positive, numbers)):
+        return None, f"{name}: its configuration is none of this operation"
+    obstacle = limits.of_fields(vars(config))
+    if obstacle:
+        return None, f"{name}: {obstacle}"
+    time_us, incumbent_us, candidates = map(float, numbers)  # type: ignore[arg-type]
+    return Entry(config, time_us, incumbent_us, int(candidates), _table(raw, "environment")), ""
+
+
+def _is_positive(value: object) -> bool:
+    """Whether a JSON value is a number that can be one of microseconds or candidates."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < MOST
 
 
 def parse(operator: type[Tunable], fields: object) -> Any:
@@ -172,13 +221,19 @@ def parse(operator: type[Tunable], fields: object) -> Any:
 
 
 def seal(op: str, bucket: str, hashes: Mapping[str, str], raw: Mapping[str, Any]) -> str:
-    """A hash of an entry and of what it belongs to, so that damage is detected."""
-    content = {name: value for name, value in raw.items() if name != "seal"}
+    """A hash of an entry and of what it belongs to, so that damage is detected; empty if it cannot be written."""
+    content = [op, bucket, hashes["kernel_hash"], hashes["space_hash"], {k: v for k, v in raw.items() if k != "seal"}]
     try:
-        text = json.dumps([op, bucket, hashes["kernel_hash"], hashes["space_hash"], content], sort_keys=True)
-    except RecursionError:  # as deep as the reader still took it; no entry is written so
+        text = json.dumps(content, sort_keys=True, allow_nan=False)
+    except ValueError:  # numbers that could be read, but cannot be written: infinite, or of thousands of digits
         return ""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_sealed(op: str, bucket: str, hashes: Mapping[str, str], raw: Mapping[str, Any]) -> bool:
+    """Whether an entry is as it was written, and can be written again."""
+    expected = seal(op, bucket, hashes, raw)
+    return expected != "" and raw.get("seal") == expected
 
 
 def hashes_of(operator: type[Tunable]) -> dict[str, str]:
@@ -239,6 +294,8 @@ def _short(value: object) -> str:
     """A value for a message, at most 60 characters, whatever a damaged file holds."""
     if value is None:
         return "unknown"
+    if isinstance(value, int):
+        value = max(min(value, 10**50), -(10**50))  # longer ones cannot be printed from 4300 digits on
     text = value if isinstance(value, str) and value.isprintable() else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

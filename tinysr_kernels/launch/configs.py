@@ -3,7 +3,8 @@
 A file is named after the GPU that it was measured on, `NVIDIA H200.json`; `config_file.py` says what it holds and when
 it is valid. The user's files lie in $TINYSR_CONFIG_DIR, else in tinysr-kernels/ of the XDG configuration home. With
 TINYSR_CONFIG_NEAREST=1 the file of the most similar GPU of the same architecture is used if there is none for this one.
-Invalid files and entries are ignored, with one notice to the logger `tinysr_kernels`.
+Invalid files and entries are ignored, with one notice per file to the logger `tinysr_kernels`: whatever a file holds,
+no call fails for it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinysr_kernels.launch import config_file
-from tinysr_kernels.launch.config_file import Entry
+from tinysr_kernels.launch import config_file, limits
+from tinysr_kernels.launch.config_file import Entries, Entry
 from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.plan import Tunable
 
@@ -31,6 +32,10 @@ USER_FOLDER = "TINYSR_CONFIG_DIR"
 NEAREST = "TINYSR_CONFIG_NEAREST"
 WARM_LIMIT = 1 << 14
 """Cached choices; a video of ever new sizes must not fill the memory."""
+
+ANEW = "`python -m autotune run` measures anew"
+SHOWN = 3
+"""Reasons that a notice names."""
 
 PDL_CAPABILITY = (9, 0)
 
@@ -52,6 +57,7 @@ _lock = threading.Lock()
 _warm: dict[tuple[Any, ...], Choice] = {}
 _chosen: dict[tuple[str, str, str], str] = {}
 _noticed: set[str] = set()
+_entries: dict[tuple[Path, Gpu, bool], Entries | None] = {}
 
 
 @contextlib.contextmanager
@@ -96,10 +102,11 @@ def _pdl_of_files(gpu: Gpu) -> bool:
     return False
 
 
-def choose(call: Tunable, gpu: Gpu) -> Choice:
+def choose(call: Tunable, gpu: Gpu, operators: Mapping[str, type[Tunable]]) -> Choice:
     """The configuration for this call on this GPU. Nothing is measured here.
 
-    Every call of every operator comes through, so a choice is cached by shapes and flags.
+    Every call of every operator comes through, so a choice is cached by shapes and flags. operators: by name, all that
+    a file may have entries of.
     """
     overrides = _given.get()
     if overrides is not None and call.name in overrides:
@@ -110,13 +117,13 @@ def choose(call: Tunable, gpu: Gpu) -> Choice:
             return Choice(config, "given")
     key = (call.name, gpu.name, gpu.multiprocessors, *call.lookup_key())
     choice = _warm.get(key)
-    return _first_choice(key, call, gpu) if choice is None else choice
+    return _first_choice(key, call, gpu, operators) if choice is None else choice
 
 
-def _first_choice(key: tuple[Any, ...], call: Tunable, gpu: Gpu) -> Choice:
+def _first_choice(key: tuple[Any, ...], call: Tunable, gpu: Gpu, operators: Mapping[str, type[Tunable]]) -> Choice:
     """Choose for a key that is not in the cache, and cache it."""
     bucket = call.bucket()
-    choice = _from_files(call, gpu, bucket)
+    choice = _from_files(call, gpu, bucket, operators)
     if choice is None:
         choice = Choice(call.heuristic(gpu), "heuristic")
     with _lock:
@@ -139,6 +146,7 @@ def forget() -> None:
         _warm.clear()
         _noticed.clear()
         _read.cache_clear()
+        _entries.clear()
         _pdl_of_files.cache_clear()
 
 
@@ -151,6 +159,8 @@ def user_folder() -> Path:
     """The folder of the user's files; a relative XDG_CONFIG_HOME is ignored, as its specification says."""
     named = os.environ.get(USER_FOLDER)
     if named:
+        with contextlib.suppress(OSError):  # the working directory is gone
+            named = os.path.abspath(named)
         return Path(named)
     home = os.environ.get("XDG_CONFIG_HOME", "")
     return Path(home if os.path.isabs(home) else os.path.expanduser("~/.config")) / "tinysr-kernels"
@@ -161,56 +171,69 @@ def user_file(gpu: str) -> Path:
     return user_folder() / file_name(gpu)
 
 
-def _from_files(call: Tunable, gpu: Gpu, bucket: str) -> Choice | None:
+def _from_files(call: Tunable, gpu: Gpu, bucket: str, operators: Mapping[str, type[Tunable]]) -> Choice | None:
+    if os.path.isfile(user_folder()):
+        _notice(f"{USER_FOLDER} must name a folder, found the file {_printable(user_folder())}; ignored")
     for path in (user_file(gpu.name), BUNDLED / file_name(gpu.name)):
-        entry = _from_file(path, call, gpu, bucket)
+        entry = _from_file(path, call, gpu, bucket, operators)
         if entry is not None:
             return Choice(entry.config, str(path), entry)
     if os.environ.get(NEAREST, "0") not in ("", "0"):
         for path in _nearest(gpu):
-            entry = _from_file(path, call, gpu, bucket, nearest=True)
+            entry = _from_file(path, call, gpu, bucket, operators, nearest=True)
             if entry is not None:
                 return Choice(entry.config, f"{path} (nearest)", entry)
     return None
 
 
-def _from_file(path: Path, call: Tunable, gpu: Gpu, bucket: str, nearest: bool = False) -> Entry | None:
-    """The file's valid entry for the call; what invalidates it, or lowers its trust, is logged once."""
-    content, obstacle = _read(path)
-    if not content and not obstacle:
+def _from_file(
+    path: Path, call: Tunable, gpu: Gpu, bucket: str, operators: Mapping[str, type[Tunable]], nearest: bool = False
+) -> Entry | None:
+    """The file's valid entry for the call, if the call can be launched with it."""
+    if (path, gpu, nearest) not in _entries:
+        _entries[path, gpu, nearest] = _all_of(path, gpu, operators, nearest)
+    entries = _entries[path, gpu, nearest]
+    entry = None if entries is None else entries.valid.get((call.name, bucket))
+    if entry is None:
         return None
-    here = config_file.facts(gpu)
-    obstacle = obstacle or config_file.conflicts(content, here, nearest=nearest)
+    obstacle = limits.of_call(call, entry.config, gpu)
     if obstacle:
-        _notice(f"{path} {obstacle}; ignored")
+        example = f"such as {call.name} {bucket}: {obstacle}"
+        _notice(f"{_printable(path)}: entries that calls cannot use are ignored, {example}; {ANEW}", of=path)
         return None
-    entry, obstacle = config_file.entry(content, here, type(call), bucket)
-    if entry is not None:
-        obstacle = _refusal(call, entry.config)
-        obstacle = obstacle and f"{call.name} {bucket}: {obstacle}"
-    if obstacle:
-        _notice(f"{path}: {obstacle}; ignored, `python -m autotune run` measures anew")
-        return None
-    if entry is not None:
-        for difference in config_file.differences(content, here, entry):
-            _notice(f"{path}: measured with {difference}; used all the same")
     return entry
 
 
-def _refusal(call: Tunable, config: Any) -> str:
-    """Why the configuration cannot serve this very call of its bucket, or nothing."""
-    try:
-        call.on_meta().plan(config)
-    except (ValueError, ArithmeticError) as error:
-        return str(error)
-    return ""
+def _all_of(path: Path, gpu: Gpu, operators: Mapping[str, type[Tunable]], nearest: bool) -> Entries | None:
+    """The entries of a file, or None. What makes them invalid, or lowers their trust, is logged once."""
+    content, obstacle = _read(path)
+    if not content and not obstacle:
+        return None
+    here, name = config_file.facts(gpu), _printable(path)
+    obstacle = obstacle or config_file.conflicts(content, here, nearest=nearest)
+    if obstacle:
+        _notice(f"{name} {obstacle}; ignored")
+        return None
+    found = config_file.entries(content, here, operators)
+    if found.invalid:
+        ignored = f"{found.invalid} of {found.invalid + len(found.valid)} entries ignored"
+        _notice(f"{name}: {ignored} ({some(found.reasons)}); {ANEW}")
+    if found.differences:
+        _notice(f"{name}: measured with {some(found.differences)}; used all the same")
+    return found
+
+
+def some(messages: Sequence[str]) -> str:
+    """The first messages, and how many more there are."""
+    more = f"; and {len(messages) - SHOWN} more" if len(messages) > SHOWN else ""
+    return "; ".join(messages[:SHOWN]) + more
 
 
 def _nearest(gpu: Gpu) -> list[Path]:
     """Files of other devices of the same architecture, the nearest number of multiprocessors first."""
     found = []
     for folder in (user_folder(), BUNDLED):
-        for path in sorted(folder.glob("*.json")):
+        for path in _json_files(folder):
             device = _read(path)[0].get("device")
             if (
                 isinstance(device, dict)
@@ -221,12 +244,26 @@ def _nearest(gpu: Gpu) -> list[Path]:
     return [path for _, path in sorted(found, key=lambda pair: pair[0])]
 
 
-def _notice(message: str) -> None:
+def _json_files(folder: Path) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return [folder / name for name in sorted(os.listdir(folder)) if name.endswith(".json")]
+    return []
+
+
+def _notice(message: str, of: Path | None = None) -> None:
+    """Log a message once; of: or once for this file, whatever the message."""
+    key = message if of is None else f"of {of}"
     with _lock:
-        if message in _noticed:
+        if key in _noticed:
             return
-        _noticed.add(message)
+        _noticed.add(key)
     logger.warning(message)
+
+
+def _printable(path: Path) -> str:
+    """A path for a message: one line of bounded length, and no character that a terminal obeys or an encoding lacks."""
+    text = str(path) if str(path).isprintable() else repr(str(path))
+    return text if len(text) <= 400 else f"{text[:200]}...{text[-100:]}"
 
 
 @functools.cache

@@ -163,7 +163,7 @@ class Operator:
         if gpu.capability < self.capability:
             found, wanted = (".".join(map(str, c)) for c in (gpu.capability, self.capability))
             raise ValueError(f"{self.name} needs compute capability {wanted}, {gpu.name} has {found}")
-        return configs.choose(self, gpu)
+        return configs.choose(self, gpu, REGISTRY)
 
     def planned(self) -> tuple[Plan, configs.Choice]:
         """The launches for the GPU that the tensors lie on (or the one assumed), and their configuration.

@@ -18,6 +18,8 @@ from tinysr_kernels.runtime.device import host_memory
 from tinysr_kernels.runtime.dispatch import upscale_image
 from tinysr_kernels.runtime.images import arrays
 from tinysr_kernels.runtime.images.alpha import bleed, enlarge_alpha
+from tinysr_kernels.runtime.images.metadata import Metadata
+from tinysr_kernels.runtime.images.pil import upscale_loaded
 
 sides = st.integers(1, 60)
 
@@ -195,6 +197,12 @@ def test_refusals_state_a_remedy(image, message):
 def test_a_wrong_output_size_of_the_network_is_an_error():
     with pytest.raises(TinySRError, match=r"expected a result of shape \(1, 3, 12, 16\).*found \(1, 3, 6, 8\)"):
         upscale_image(noise(3, 4), lambda rgb: rgb.repeat(1, 1, 2, 2), SCALE)
+
+
+def test_a_decoded_image_without_rows_is_refused():
+    """Damaged files of some formats decode to one."""
+    with pytest.raises(InputError, match="found an image of 8x0"):
+        upscale_loaded(Image.new("RGB", (8, 0)), Metadata(), nearest, SCALE)
 
 
 # Size limits

@@ -16,7 +16,8 @@ from PIL import Image, ImageCms
 from tests.runtime import sample_images as samples
 from tests.runtime.sample_images import SCALE, nearest, noise, repeated, sample_image
 from tinysr_kernels.runtime.dispatch import upscale_image
-from tinysr_kernels.runtime.images import arrays, icc
+from tinysr_kernels.runtime.images import arrays
+from tinysr_kernels.runtime.images.color import icc
 
 
 def up(image):

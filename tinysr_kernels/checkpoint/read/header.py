@@ -11,49 +11,59 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinysr_kernels.checkpoint.read.paths import parse_json, read_bytes, regular_file
+import torch
+
+from tinysr_kernels.checkpoint.read.paths import JSON_LIMIT, MappedFile, is_shape, parse_json
 from tinysr_kernels.checkpoint.read.text import quoted
 from tinysr_kernels.errors import CheckpointError
 
-HEADER_LIMIT = 100_000_000  # the limit of the safetensors library itself
 TENSOR_LIMIT = 200_000
-ITEM_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
-    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+NAME_LIMIT = 1000
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
+    "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16,
+    "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor's entry: its shape, its dtype as the file names it and its byte range within the data."""
+    """One tensor's entry: its shape, its dtype and its byte range within the data."""
 
-    dtype: str
+    dtype: torch.dtype
     shape: tuple[int, ...]
     begin: int
     end: int
 
 
-def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """The entries and the metadata of a safetensors file.
+def read_header(file: MappedFile) -> tuple[dict[str, Entry], dict[str, str], int]:
+    """The entries and the metadata of a safetensors file, and where its data begin.
 
     Raises CheckpointError unless sizes, dtypes, shapes and offsets are valid and cover the file exactly.
     """
-    size = regular_file(path)
+    path, size = file.path, file.size
     if size < 8:
         raise CheckpointError(f"{path}: expected a safetensors file, found {size} bytes: truncated")
-    length = int.from_bytes(read_bytes(path, 0, 8), "little")
-    if length > min(size - 8, HEADER_LIMIT):
+    length = int.from_bytes(file.read(0, 8), "little")
+    if length > min(size - 8, JSON_LIMIT):
         raise CheckpointError(
-            f"{path}: the header claims {length} bytes, expected at most {min(size - 8, HEADER_LIMIT)} "
+            f"{path}: the header claims {length} bytes, expected at most {min(size - 8, JSON_LIMIT)} "
             f"in a file of {size}: truncated, damaged or not a safetensors file"
         )
-    header = parse_json(read_bytes(path, 8, length), f"{path}: header")
+    header = parse_json(file.read(8, length), f"{path}: header")
     metadata = _metadata(path, header.pop("__metadata__", {}))
     if len(header) > TENSOR_LIMIT:
         raise CheckpointError(f"{path}: expected at most {TENSOR_LIMIT} tensors, found {len(header)}")
     entries = {name: _entry(path, name, value) for name, value in header.items()}
     _check_cover(path, entries, size - 8 - length)
-    return entries, metadata
+    return entries, metadata, 8 + length
+
+
+def check_name(path: Path, name: str) -> None:
+    """CheckpointError for a tensor's name longer than any module's: looking at names takes time by their length."""
+    if len(name) > NAME_LIMIT:
+        raise CheckpointError(f"{path}: {quoted(name)}: expected names of at most {NAME_LIMIT} characters")
 
 
 def _metadata(path: Path, value: Any) -> dict[str, str]:
@@ -62,28 +72,25 @@ def _metadata(path: Path, value: Any) -> dict[str, str]:
     return value
 
 
-def _size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**48
-
-
 def _entry(path: Path, name: str, value: Any) -> Entry:
+    check_name(path, name)
     where = f"{path}: {quoted(name)}"
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{where}: expected dtype, shape and data_offsets, found {quoted(value)}")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise CheckpointError(f"{where}: expected one of the dtypes {sorted(ITEM_BYTES)}, found {quoted(dtype)}")
-    if not isinstance(shape, list) or len(shape) > 8 or not all(_size(n) for n in shape):
-        raise CheckpointError(f"{where}: expected a shape of at most 8 sizes, found {quoted(shape)}")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_size(n) for n in offsets):
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise CheckpointError(f"{where}: expected one of the dtypes {sorted(DTYPES)}, found {quoted(dtype)}")
+    if not is_shape(shape):
+        raise CheckpointError(f"{where}: expected a shape of at most 8 sizes and 2^48 elements, found {quoted(shape)}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(is_shape([n]) for n in offsets):
         raise CheckpointError(f"{where}: expected two data_offsets, found {quoted(offsets)}")
     begin, end = offsets
-    expected = math.prod(shape) * ITEM_BYTES[dtype]
+    expected = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != expected:
         raise CheckpointError(
             f"{where}: shape {shape} of {dtype} takes {expected} bytes, data_offsets {offsets} give {end - begin}"
         )
-    return Entry(dtype, tuple(shape), begin, end)
+    return Entry(DTYPES[dtype], tuple(shape), begin, end)
 
 
 def _check_cover(path: Path, entries: dict[str, Entry], data: int) -> None:

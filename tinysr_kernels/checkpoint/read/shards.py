@@ -5,14 +5,16 @@ The convention is that of diffusers and transformers. A shard lies beside its in
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
+from tinysr_kernels.checkpoint.read.header import check_name
 from tinysr_kernels.checkpoint.read.paths import read_json, regular_file
 from tinysr_kernels.checkpoint.read.tensor_file import SUFFIXES, TensorFile, read_file
 from tinysr_kernels.checkpoint.read.text import listed, quoted
 from tinysr_kernels.errors import CheckpointError
 
 INDEX_SUFFIX = ".index.json"
+SHARD_LIMIT = 10_000
 
 
 def is_index(path: Path) -> bool:
@@ -25,21 +27,24 @@ def shard_paths(index: Path) -> dict[Path, set[str]]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map: expected an object of file names, found {quoted(weight_map)}")
-    shards: dict[Path, set[str]] = {}
+    shards: dict[str, set[str]] = {}
     for key, name in weight_map.items():
-        shards.setdefault(index.parent / _file_name(index, key, name), set()).add(key)
-    return shards
+        check_name(index, key)
+        _check_shard(index, key, name)
+        shards.setdefault(name, set()).add(key)
+    if len(shards) > SHARD_LIMIT:
+        raise CheckpointError(f"{index}: expected at most {SHARD_LIMIT} files, found {len(shards)}")
+    return {index.parent / name: keys for name, keys in shards.items()}
 
 
-def _file_name(index: Path, key: str, name: object) -> str:
+def _check_shard(index: Path, key: str, name: object) -> None:
     where = f"{index}: {quoted(key)}"
     if not isinstance(name, str) or not name or "\0" in name:
         raise CheckpointError(f"{where}: expected the name of a file, found {quoted(name)}")
-    if name in (".", "..") or PurePosixPath(name).name != name or PureWindowsPath(name).name != name:
+    if name in (".", "..") or any(separator in name for separator in "/\\:"):
         raise CheckpointError(f"{where}: expected the name of a file beside the index, found {quoted(name)}")
     if not name.endswith(SUFFIXES):
         raise CheckpointError(f"{where}: expected a file of tensors ({', '.join(SUFFIXES)}), found {quoted(name)}")
-    return name
 
 
 def read_index(index: Path) -> TensorFile:
@@ -54,7 +59,7 @@ def read_index(index: Path) -> TensorFile:
     for path, expected in shards.items():
         part = read_file(path)
         found = set(part.only_tensors())
-        twice = found & set(merged.tensors)
+        twice = {name for name in found if name in merged.tensors}
         if twice:
             raise CheckpointError(f"{path}: {listed(twice)} also in another shard of {index.name}")
         if found != expected:

@@ -1,30 +1,28 @@
-"""One file of tensors: safetensors, or a PyTorch pickle opened with weights_only.
+"""One file of tensors: safetensors, or what torch.save wrote.
 
-Reading takes little memory: both kinds are memory-mapped, so a tensor costs nothing until it is looked at. Nothing in
-a file is executed, and a pickle that asks for more than tensors is refused with the way out.
+Reading takes little memory: both kinds are mapped, so that a tensor costs nothing until it is looked at. Nothing in a
+file is executed, and a pickle that asks for more than tensors is refused with the way out.
 """
 
 from __future__ import annotations
 
-import re
-import warnings
-import zipfile
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from tinysr_kernels.checkpoint.read.header import read_header
-from tinysr_kernels.checkpoint.read.paths import read_bytes, regular_file
+from tinysr_kernels.checkpoint.read.header import check_name, read_header
+from tinysr_kernels.checkpoint.read.paths import MappedFile, regular_file
+from tinysr_kernels.checkpoint.read.stored import Inert, StoredTensor, kind_of
 from tinysr_kernels.checkpoint.read.text import quoted
+from tinysr_kernels.checkpoint.read.torch_file import TorchFile
 from tinysr_kernels.errors import CheckpointError
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
+MAX_SHARING = 8
+"""How many times a file's size its tensors may take: a weight may have two or three names, or a stride of zero."""
 
 
 @dataclass
@@ -52,107 +50,47 @@ class TensorFile:
 
 def read_file(path: Path) -> TensorFile:
     """Read one file by its suffix; CheckpointError for a damaged, refused or unknown one."""
-    regular_file(path)
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return _read_safetensors(MappedFile(path))
     if path.suffix in PICKLE_SUFFIXES:
-        return _read_pickle(path)
+        return _read_pickle(MappedFile(path))
+    regular_file(path)
     raise CheckpointError(f"{path}: expected a file ending in one of {', '.join(SUFFIXES)}")
 
 
-def _read_safetensors(path: Path) -> TensorFile:
-    entries, metadata = read_header(path)
-    tensors = {}
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            for name in entries:
-                tensors[name] = file.get_tensor(name)
-    except Exception as error:  # the library raises its own, OSError, RuntimeError, MemoryError and others
-        raise CheckpointError(f"{path}: cannot be read: {_first_line(error)}") from error
-    return TensorFile(path, tensors, metadata)
+def _read_safetensors(file: MappedFile) -> TensorFile:
+    entries, metadata, data = read_header(file)
+    tensors = {
+        name: file.flat(entry.dtype, data + entry.begin, math.prod(entry.shape)).view(entry.shape)
+        for name, entry in entries.items()
+    }
+    return TensorFile(file.path, tensors, metadata)
 
 
-def _read_pickle(path: Path) -> TensorFile:
-    size = regular_file(path)
-    zipped = read_bytes(path, 0, min(4, size)) == b"PK\x03\x04"
-    if zipped:
-        _check_zip(path, size)
-    try:
-        # Mapping is more than thrift: torch then cuts each storage out of the mapped file, so a record shorter than
-        # its pickle claims is noticed instead of read past its end.
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # it loads, or it is refused below
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # a damaged pickle can raise anything
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if wanted:
-            raise _refusal(path, f"the object {wanted.group(1)}") from error
-        raise CheckpointError(f"{path}: damaged, truncated or not a PyTorch file: {_first_line(error)}") from error
-    return _tensor_file(path, content, size)
-
-
-def _check_zip(path: Path, size: int) -> None:
-    """torch.save stores its records uncompressed; a compressed one could grow without bound and cannot be mapped."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
-        raise CheckpointError(f"{path}: damaged or truncated PyTorch archive: {_first_line(error)}") from error
-    if any("/code/" in record.filename for record in records):
-        raise _refusal(path, "a TorchScript program")
-    for record in records:
-        if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
-            raise CheckpointError(
-                f"{path}: record {quoted(record.filename)} is compressed, expected it stored as torch.save does; "
-                "save the file again with torch.save or as safetensors"
-            )
-        if record.header_offset + record.file_size > size:
-            raise CheckpointError(
-                f"{path}: record {quoted(record.filename)} claims {record.file_size} bytes at "
-                f"{record.header_offset} in a file of {size}: truncated or damaged"
-            )
-
-
-def _refusal(path: Path, more: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: refused: besides tensors it holds {more}, and loading that could run code. Nothing was run. If you "
-        "trust where the file comes from, rewrite it once as plain tensors, in an environment that has what it needs: "
-        f'd = torch.load({path.name!r}, weights_only=False, map_location="cpu"); d = d.get("state_dict", d); '
-        'torch.save({k: v for k, v in d.items() if torch.is_tensor(v)}, "weights.pt")'
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).replace("\033[1m", "").replace("\033[0m", "")
-    text = text.rpartition("WeightsUnpickler error: ")[2].strip()
-    return quoted(text.splitlines()[0], 200) if text else type(error).__name__
-
-
-def _tensor_file(path: Path, content: Any, size: int) -> TensorFile:
-    """The tensors of a loaded pickle: a single tensor (named after the file), a state dict, or one in "state_dict"."""
-    if isinstance(content, Tensor):
-        content = {path.stem: content}
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+def _read_pickle(file: MappedFile) -> TensorFile:
+    """A single tensor (named after the file), a state dict, or one in "state_dict"."""
+    stored = TorchFile(file)
+    content = stored.content
+    if isinstance(content, StoredTensor):
+        content = {file.path.stem: content}
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    if not isinstance(content, Mapping):
-        return TensorFile(path, {}, {}, {path.stem: type(content).__name__})
-    found = TensorFile(path, {})
+    if not isinstance(content, dict):
+        return TensorFile(file.path, {}, {}, {file.path.stem: kind_of(content)})
+    found = TensorFile(file.path, {})
+    claimed = 0
     for name, value in content.items():
-        if isinstance(name, str) and isinstance(value, Tensor):
-            found.tensors[name] = _plain(path, name, value, size)
-        else:
-            found.others[str(name)[:200]] = type(value).__name__
+        if not isinstance(value, StoredTensor) or not isinstance(name, str):
+            if isinstance(value, Inert) and value.is_tensor:
+                raise CheckpointError(f"{file.path}: {quoted(name)}: expected a plain dense tensor, found {value.kind}")
+            found.others[str(name)[:200]] = kind_of(value)
+            continue
+        check_name(file.path, name)
+        claimed += math.prod(value.shape) * value.dtype.itemsize
+        if claimed > MAX_SHARING * file.size:
+            raise CheckpointError(
+                f"{file.path}: {quoted(name)}: shape {list(value.shape)} of {value.dtype}, with the tensors before it, "
+                f"takes more than {MAX_SHARING} times the file's {file.size} bytes; save copies of its tensors instead"
+            )
+        found.tensors[name] = stored.tensor(value)
     return found
-
-
-def _plain(path: Path, name: str, tensor: Tensor, size: int) -> Tensor:
-    """A dense CPU tensor no larger than the file it came from (strides of zero can claim any size)."""
-    where = f"{path}: {quoted(name)}"
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        kind = "quantized" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}"
-        raise CheckpointError(f"{where}: expected a plain dense tensor, found {kind}")
-    if tensor.numel() * tensor.element_size() > size:
-        raise CheckpointError(
-            f"{where}: shape {list(tensor.shape)} of {tensor.dtype} takes more than the file's {size} bytes"
-        )
-    return tensor.detach()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ class Weights:
 
     def __init__(self, tensors: Mapping[str, Tensor], origin: str | Callable[[str], str]) -> None:
         self._tensors = dict(tensors)
+        self._sorted = sorted(self._tensors)
         self._left = dict.fromkeys(self._tensors)
         self._origin = origin
         self.taken: dict[str, Tensor] = {}
@@ -53,7 +55,14 @@ class Weights:
 
     def has_under(self, prefix: str) -> bool:
         """Whether any tensor's name starts with `prefix.`."""
-        return any(name.startswith(prefix + ".") for name in self._tensors)
+        return any(True for _ in self._under(prefix))
+
+    def _under(self, prefix: str) -> Iterator[str]:
+        """The names that start with `prefix.`, in order; looks at no other: a file may have 100,000 blocks."""
+        for i in range(bisect_left(self._sorted, f"{prefix}."), len(self._sorted)):
+            if not self._sorted[i].startswith(f"{prefix}."):
+                return
+            yield self._sorted[i]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor; CheckpointError if it is missing."""
@@ -66,8 +75,9 @@ class Weights:
 
     def count(self, prefix: str) -> int:
         """How many children `prefix.0`, `prefix.1`, ... there are; CheckpointError if their numbers have a gap."""
-        pattern = re.compile(re.escape(prefix) + r"\.([0-9]{1,4})\.")
-        numbers = {int(found.group(1)) for name in self._tensors if (found := pattern.match(name))}
+        start = len(prefix) + 1
+        children = {name[start:].partition(".")[0] for name in self._under(prefix) if "." in name[start:]}
+        numbers = {int(child) for child in children if re.fullmatch("[0-9]{1,4}", child)}
         if numbers and max(numbers) != len(numbers) - 1:
             gap = min(set(range(max(numbers))) - numbers)
             raise CheckpointError(f"{self.where(f'{prefix}.{gap}')}: expected, since number {max(numbers)} is there")

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from tinysr_kernels.errors import InputError, TinySRError
 from tinysr_kernels.runtime.device.host_memory import check_size
 from tinysr_kernels.runtime.images.alpha import bleed, enlarge_alpha
-from tinysr_kernels.runtime.images.icc import ColorSpace
+from tinysr_kernels.runtime.images.color.icc import ColorSpace
 from tinysr_kernels.runtime.images.scaling import NATIVE, Target, resample
 
 Enlarge = Callable[..., Tensor]

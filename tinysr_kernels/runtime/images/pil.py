@@ -4,25 +4,30 @@ Resulting modes: 1 -> L; L, LA, La, RGB, RGBA, RGBa, RGBX, I, I;16 in any byte o
 color (tRNS) -> alpha; P -> RGB or RGBA; PA -> RGBA; CMYK -> RGB, with a notice; YCbCr, HSV, LAB -> the same mode,
 converted through RGB, with a notice; F -> refused. Mode I is treated as 16-bit data, 0 to 65535. The EXIF orientation
 is applied to the pixels. Pixels with an ICC profile are converted to sRGB for the network and back; the profile is
-kept. Other metadata (EXIF, XMP, resolution) is in the result's `info`.
+kept. Colors declared otherwise (PNG's gAMA, code points, Adobe RGB in EXIF) are handled like a profile of the same
+meaning, which the result then has. Other metadata is in the result's `info`, under Pillow's names.
 """
 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageOps
 
-from tinysr_kernels.errors import InputError
+from tinysr_kernels.errors import InputError, TinySRError
 from tinysr_kernels.runtime.device.host_memory import check_size
 from tinysr_kernels.runtime.images import metadata
 from tinysr_kernels.runtime.images.arrays import Enlarge, enlarge_pixels
-from tinysr_kernels.runtime.images.icc import ColorSpace, ProfileError, parse_profile
+from tinysr_kernels.runtime.images.bounds import DECODE_ERRORS, check_opened
+from tinysr_kernels.runtime.images.color.icc import ColorSpace, ProfileError, parse_profile
 from tinysr_kernels.runtime.images.scaling import NATIVE, Target
+from tinysr_kernels.runtime.images.tags.header import Header, read_header
 from tinysr_kernels.runtime.notices import notice
 
 # Files of these formats contain one main image; other frames are previews, gain maps or layers.
@@ -71,6 +76,17 @@ def _apply_profile(image: Image.Image, profile: bytes, mode: str, *, from_srgb: 
     result = ImageCms.profileToProfile(image, first, second, outputMode=mode)
     assert result is not None
     return result
+
+
+def profile_to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Mode L or RGB with a profile -> sRGB in 8 bits, mode RGB, for files that cannot hold a profile."""
+    try:
+        converted = _apply_profile(image, profile, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
+        notice(f"the ICC profile cannot be applied and was dropped ({error})")
+        return image
+    notice("the colors were converted to sRGB, because the format cannot store an ICC profile")
+    return converted
 
 
 def lab_to_rgb(image: Image.Image) -> Image.Image:
@@ -211,6 +227,9 @@ def _decode(image: Image.Image, profile: bytes | None) -> _Decoded:
         raise InputError(
             f"mode {mode} has no defined range; convert the image to L, RGB or I;16, or pass a float array in [0, 1]"
         )
+    if isinstance(image.info.get("transparency"), str):  # a text of this name in a PNG
+        image = image.copy()
+        del image.info["transparency"]
     direct = _to_direct_mode(image)
     if mode in ("YCbCr", "HSV", "LAB"):
         notice(f"{mode} was converted to RGB for the network and back")
@@ -228,6 +247,15 @@ def _decode(image: Image.Image, profile: bytes | None) -> _Decoded:
     return _Decoded(_array(direct), None if mode == "LAB" else space, restore)
 
 
+def _header(image: Image.Image) -> Header:
+    """What the file of an image states; if Pillow has closed it, by its name."""
+    stream, name = getattr(image, "fp", None), getattr(image, "filename", None)
+    if stream is None and isinstance(name, str) and os.path.isfile(name):
+        with suppress(OSError), open(name, "rb") as reopened:
+            return read_header(reopened, image.format)
+    return read_header(stream, image.format)
+
+
 def upscale_loaded(
     image: Image.Image,
     carried: metadata.Metadata,
@@ -240,12 +268,14 @@ def upscale_loaded(
     """Upscale a loaded and oriented image -> the new image and its metadata.
 
     carried: metadata of the new image; a CMYK profile is removed from it. target: another size of the result. Raises
-    InputError for a mode that is not accepted.
+    InputError for a mode that is not accepted, and for an image without pixels.
     """
+    if 0 in image.size:
+        raise InputError(f"expected at least one pixel, found an image of {image.width}x{image.height}")
     decoded = _decode(image, carried.icc)
     batch = decoded.pixels[None]
     pixels = enlarge_pixels(batch, enlarge, upscale, device=device, space=decoded.space, target=target)[0]
-    return decoded.restore(pixels), carried if decoded.keep_profile else replace(carried, icc=None)
+    return decoded.restore(pixels), carried if decoded.keep_profile else carried.without_color()
 
 
 def upscale_pil(
@@ -265,18 +295,22 @@ def upscale_pil(
     if image.width == 0 or image.height == 0:
         raise InputError(f"expected at least one pixel, found an image of {image.width}x{image.height}")
     check_size(image.width, image.height, upscale, max_pixels=max_pixels)
-    image = pick_frame(image, frame)
+    check_opened(image, upscale, frame=frame, max_pixels=max_pixels)
     try:
+        image = pick_frame(image, frame)
+        header = _header(image)
+        check_size(image.width, image.height, upscale, max_pixels=max_pixels)
         image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"the image cannot be decoded: {error}") from error
-    carried = metadata.collect(image)
+    except TinySRError:
+        raise
+    except DECODE_ERRORS as error:
+        raise InputError(f"the image cannot be decoded: {error or type(error).__name__}") from error
+    carried = metadata.collect(image, header)
     if metadata.orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     final = target.output(image.width, image.height, upscale)  # of the upright image
     check_size(image.width, image.height, upscale, result=final, max_pixels=max_pixels)
     carried = carried.resized(*final)
     result, carried = upscale_loaded(image, carried, enlarge, upscale, device=device, target=target)
-    fields = {"icc_profile": carried.icc, "exif": carried.exif, "xmp": carried.xmp, "dpi": carried.dpi}
-    result.info = {key: value for key, value in fields.items() if value is not None}
+    result.info = metadata.as_info(carried)
     return result

@@ -1,7 +1,7 @@
-"""8-bit and 16-bit TIFF files, gray or RGB, with or without alpha. Pillow cannot write 16-bit RGB.
+"""8-bit and 16-bit TIFF files, gray or RGB, with or without alpha; BigTIFF where 32-bit offsets do not suffice.
 
 Little endian, in strips, Deflate with the horizontal predictor (TIFF 6.0, sections 3 and 14; Adobe's technote on
-Deflate).
+Deflate). Pillow cannot write 16-bit RGB, and tifffile cannot write the directories of EXIF: the directory is Pillow's.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import io
 import zlib
 
 import numpy as np
-from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from tinysr_kernels.errors import InputError
-from tinysr_kernels.runtime.images.metadata import PARSE_ERRORS, Metadata
+from tinysr_kernels.runtime.images.metadata import PARSE_ERRORS, Metadata, report_lost
+from tinysr_kernels.runtime.images.tags.tiff import tags_of
 from tinysr_kernels.runtime.notices import notice
 
 _STRIP_BYTES = 1 << 20
-_LIMIT = (1 << 32) - (1 << 20)  # offsets are 32-bit
+_CLASSIC_LIMIT = (1 << 32) - (1 << 26)  # bytes of strips; offsets are 32-bit, and the metadata need room too
+_CLASSIC, _BIG = b"II*\0\x08\0\0\0", b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0"
+_LONG8 = 16
 
 
 def _strips(pixels: np.ndarray) -> tuple[list[bytes], int]:
@@ -32,24 +33,17 @@ def _strips(pixels: np.ndarray) -> tuple[list[bytes], int]:
     return strips, rows
 
 
-def _add_exif(directory: ImageFileDirectory_v2, exif: bytes) -> None:
-    loaded = Image.Exif()
-    loaded.load(exif)
-    groups = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
-    for tag, value in loaded.items():
-        if tag not in groups:
-            directory[tag] = value
-    for group in groups:
-        content = loaded.get_ifd(group)
-        if content:
-            directory[group] = {tag: value for tag, value in content.items() if tag != ExifTags.IFD.Interop}
-
-
 def _directory(pixels: np.ndarray, strips: list[bytes], rows: int, metadata: Metadata, exif: bool) -> bytes:
     height, width, channels = pixels.shape
-    directory = ImageFileDirectory_v2()
+    big = sum(map(len, strips)) > _CLASSIC_LIMIT
+    directory = ImageFileDirectory_v2(_BIG if big else _CLASSIC)
+    if big:
+        directory.tagtype[273] = _LONG8
     if exif and metadata.exif:
-        _add_exif(directory, metadata.exif)
+        tags, lost = tags_of(metadata.exif)
+        report_lost(lost, "because it cannot move to TIFF")
+        for tag, value in tags.items():
+            directory[tag] = value
     lengths = [len(strip) for strip in strips]
     directory[256], directory[257] = width, height
     directory[258] = (pixels.itemsize * 8,) * channels
@@ -69,6 +63,9 @@ def _directory(pixels: np.ndarray, strips: list[bytes], rows: int, metadata: Met
     if metadata.xmp:
         directory.tagtype[700] = 1
         directory[700] = metadata.xmp
+    if metadata.iptc:
+        directory.tagtype[33723] = 7
+        directory[33723] = metadata.iptc
     if metadata.icc:
         directory[34675] = metadata.icc
     stream = io.BytesIO()
@@ -79,13 +76,9 @@ def _directory(pixels: np.ndarray, strips: list[bytes], rows: int, metadata: Met
 def encode_tiff(pixels: np.ndarray, metadata: Metadata) -> bytes:
     """uint8 or uint16 [H,W,C], C = 1 gray, 2 gray + alpha, 3 RGB, 4 RGB + alpha -> the bytes of a TIFF file.
 
-    Raises InputError if the file would exceed the 4 GB that the format's 32-bit offsets can address.
+    Strips of more than 4 GB make a BigTIFF file.
     """
-    if pixels.shape[-1] == 2 and pixels.dtype == np.uint16:
-        pixels = pixels[..., [0, 0, 0, 1]]  # Pillow and others cannot open 16-bit gray + alpha
     strips, rows = _strips(pixels)
-    if sum(map(len, strips)) > _LIMIT:
-        raise InputError("the image exceeds the 4 GB limit of TIFF; write PNG instead")
     try:
         head = _directory(pixels, strips, rows, metadata, exif=True)
     except PARSE_ERRORS as error:

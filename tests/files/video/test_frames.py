@@ -7,14 +7,14 @@ import threading
 import pytest
 import torch
 
-from tests.files.test_video import enlarge, images, make, times
+from tests.files.video.films import enlarge, images, make, times
 from tests.runtime.sample_images import SCALE
 from tinysr_kernels.errors import NonFiniteOutput, OutOfMemory
 from tinysr_kernels.files import batch
 from tinysr_kernels.files.batch import Settings
 from tinysr_kernels.files.jobs import plan_jobs
 from tinysr_kernels.files.video import upscale_video
-from tinysr_kernels.files.video_in import Converter
+from tinysr_kernels.files.video.color import Converter
 from tinysr_kernels.runtime.streaming import in_order
 
 

@@ -1,0 +1,1 @@
+"""Image files to pixels: what is accepted, its limits, and the decoders."""

@@ -1,0 +1,1 @@
+"""Pixels to the bytes of image files that Pillow cannot write."""
