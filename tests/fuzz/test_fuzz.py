@@ -4,7 +4,7 @@ import pytest
 
 from tests.fuzz.harness import FUZZERS, run
 
-CASES = 60
+CASES = 40
 
 
 @pytest.mark.parametrize("name", FUZZERS)
