@@ -32,7 +32,6 @@ TOOLS = {"build", "ruff", "mypy", "pre-commit", "setuptools", "sphinx", "furo", 
 PLUGINS = {"pytest-xdist", "pytest-benchmark"}
 INDIRECT = {
     "transformers": "diffusers imports it where it is installed",
-    "pillow-heif": "files/reading/heif.py opens HEIC images with it",
 }
 OFFERED = {"accelerate", "lpips", "pyiqa"}
 """What compression uses where a user has installed it (docs/compression.md)."""
@@ -160,7 +159,7 @@ def hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
 
 
 def test_without_the_extra_for_video(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tinysr_kernels.files.video_in import pyav
+    from tinysr_kernels.files.video.opening import pyav
 
     hide(monkeypatch, "av")
     with pytest.raises(InputError, match=r"pip install .tinysr-kernels\[video\]"):
@@ -168,7 +167,8 @@ def test_without_the_extra_for_video(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_the_extra_for_heif(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    heif = pytest.importorskip("tinysr_kernels.files.reading.heif", exc_type=ImportError)
+    from tinysr_kernels.files.reading import heif
+
     hide(monkeypatch, "pillow_heif")
     path = tmp_path / "a.heic"
     path.write_bytes(b"")

@@ -14,39 +14,11 @@ from PIL import Image
 
 import tinysr_kernels
 from tests import ROOT
-from tests.runtime.sample_images import FakeModel, sample_image
+from tests.cli.command import upscale
+from tests.files.runs import written
+from tests.runtime.sample_images import FakeModel
 from tinysr_kernels.cli.main import main
-from tinysr_kernels.errors import CheckpointError, InputError
-
-
-@pytest.fixture
-def compiled(monkeypatch):
-    """Replace compile(); yields the arguments of its calls."""
-    calls = []
-
-    def fake(checkpoint, **options):
-        calls.append((checkpoint, options))
-        if checkpoint == "broken":
-            raise CheckpointError("broken: no such checkpoint")
-        return FakeModel()
-
-    monkeypatch.setattr(tinysr_kernels, "compile", fake)
-    monkeypatch.setattr(tinysr_kernels, "describe", lambda path: {"family": "fake", "notices": ["one", "two"]})
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # restored afterwards
-    return calls
-
-
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "in").mkdir()
-    sample_image("RGB", 3, 2).save(tmp_path / "in" / "a.png")
-    sample_image("CMYK", 3, 2).save(tmp_path / "in" / "b.jpg")
-    (tmp_path / "in" / "notes.txt").write_text("remember the milk")
-    return tmp_path
-
-
-def upscale(*arguments: object) -> int:
-    return main(["upscale", "--model", "demo", *map(str, arguments)])
+from tinysr_kernels.errors import InputError
 
 
 def test_one_file(compiled, folder, capsys):
@@ -64,11 +36,15 @@ def test_a_folder_with_a_file_that_is_not_an_image(compiled, folder, capsys):
     assert captured.out.splitlines() == [str(folder / "out" / "a.png"), str(folder / "out" / "b.jpg")]
     assert captured.err.splitlines() == [
         f"tinysr: {folder / 'in' / 'b.jpg'}: CMYK was converted to RGB",
-        f"tinysr: error: {folder / 'in' / 'notes.txt'}: text, not an image (begins with 'remember the milk')",
+        f"tinysr: error: {folder / 'in' / 'text.png'}: text, not an image (begins with 'remember the milk')",
         "tinysr: 2 done, 1 failed",
+        "tinysr: ignored: 1 not images or films",
     ]
     lines = [json.loads(line) for line in (folder / "report.jsonl").read_text().splitlines()]
-    assert [line["status"] for line in lines] == ["done", "done", "failed"]
+    assert [line.get("status") for line in lines] == [None, "done", "done", "failed", None]
+    assert lines[0]["run"]["model"] == "demo"
+    assert lines[0]["run"]["arguments"][0] == "upscale"
+    assert lines[-1] == {"summary": {"done": 2, "failed": 1, "ignored": {"not images or films": 1}}}
 
 
 def test_quiet_prints_errors_only(compiled, folder, capsys):
@@ -81,14 +57,14 @@ def test_quiet_prints_errors_only(compiled, folder, capsys):
 def test_resuming_a_finished_run_loads_no_model(compiled, folder, capsys):
     upscale(folder / "in", "-o", folder / "out")
     assert len(compiled) == 1
-    (folder / "in" / "notes.txt").unlink()
+    (folder / "in" / "text.png").unlink()
     assert upscale(folder / "in", "-o", folder / "out", "--skip-existing") == 0
     assert len(compiled) == 1
     assert "0 done, 2 skipped (exists)" in capsys.readouterr().err
 
 
 def test_strict_stops_and_counts_the_rest(compiled, folder, capsys):
-    (folder / "in" / "0.txt").write_text("first of all")
+    (folder / "in" / "0.png").write_text("first of all")
     assert upscale(folder / "in", "-o", folder / "out", "--strict") == 1
     assert "0 done, 1 failed, 3 not started" in capsys.readouterr().err
 
@@ -196,7 +172,8 @@ def test_interruption_exits_with_130(compiled, folder, capsys, monkeypatch):
     monkeypatch.setattr(FakeModel, "enlarge", interrupt)
     assert upscale(folder / "in", "-o", folder / "out", "--report", folder / "report.jsonl") == 130
     assert "resume with --skip-existing" in capsys.readouterr().err
-    assert json.loads((folder / "report.jsonl").read_text())["status"] == "interrupted"
+    lines = (folder / "report.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("status") for line in lines] == [None, "interrupted"]
 
 
 def test_info(compiled, capsys):
@@ -249,12 +226,31 @@ def test_help_imports_neither_torch_nor_image_libraries():
     assert version.stdout.strip() == f"tinysr {tinysr_kernels.__version__}"
 
 
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signals_leave_complete_files_and_set_the_exit_code(folder, number, code):
+posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+
+
+@posix
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)])
+def test_signals_set_the_exit_code(compiled, folder, monkeypatch, name, code):
+    number = getattr(signal, name)
+    monkeypatch.setattr(FakeModel, "enlarge", lambda _self, _rgb: os.kill(os.getpid(), number))
+    outer = signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
+    try:
+        assert upscale(folder / "in", "-o", folder / "out") == code
+        # Of nohup and of shells' background jobs: what is ignored stays so.
+        if name == "SIGHUP":
+            signal.signal(number, signal.SIG_IGN)
+            assert upscale(folder / "in", "-o", folder / "out") == 1
+            assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, outer)
+    assert not list((folder / "out").glob("*"))
+
+
+@posix
+def test_a_signal_while_the_network_runs_leaves_complete_files(folder):
     script = f"""
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it ignored
+import sys, time
 import tinysr_kernels
 from tests.runtime.sample_images import FakeModel
 from tinysr_kernels.cli.main import main
@@ -275,9 +271,9 @@ sys.exit(main(["upscale", {str(folder / "in")!r}, "-o", {str(folder / "out")!r},
     while process.stdout.readline().strip() != "second":
         assert process.poll() is None
     time.sleep(0.1)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
-    assert process.returncode == code
-    assert [path.name for path in (folder / "out").iterdir()] == ["a.png"]
+    assert process.returncode == 143
+    assert written(folder / "out") == ["a.png"]
     lines = [json.loads(line) for line in (folder / "report.jsonl").read_text().splitlines()]
-    assert [line["status"] for line in lines] == ["done", "interrupted"]
+    assert [line.get("status") for line in lines] == [None, "done", "interrupted"]

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 import tinysr_kernels
-from tests.files.test_batch import Failing, fill, save, three
-from tests.files.test_batch import run as run_all
+from tests.files.runs import Failing, contents, fill, save, three, written
+from tests.files.runs import run as run_all
 from tests.runtime.device.recorder import Recorder
 from tests.runtime.device.test_graphed_model import recorder  # noqa: F401  (a fixture)
 from tests.runtime.sample_images import FakeModel, noise, sample_image
@@ -26,10 +26,6 @@ from tinysr_kernels.files import batch
 from tinysr_kernels.files.batch import Result, Settings
 from tinysr_kernels.files.jobs import plan_jobs
 from tinysr_kernels.runtime.notices import notice
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def without_times(results: list[Result], folder: Path) -> list[dict[str, object]]:
@@ -110,7 +106,7 @@ def test_one_failure_never_stops_the_others(tmp_path, error):
     results = run_all([three(tmp_path / "in")], tmp_path / "out", Settings(workers=3), Failing(error))
     assert [result.status for result in results] == ["done", "failed", "done"]
     assert results[1].error["type"] == ("OutOfMemory" if isinstance(error, MemoryError) else type(error).__name__)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+    assert written(tmp_path / "out") == ["a.png", "c.png"]
 
 
 def test_strict_runs_sequentially(tmp_path):
@@ -133,13 +129,12 @@ def test_an_interruption_ends_all_workers_and_leaves_no_partial_file(tmp_path, e
     assert lines[-1]["input"].endswith("04.png")
     assert lines[-1]["output"] is None
     assert not any(thread.name.startswith("tinysr") for thread in threading.enumerate())
-    written = sorted((tmp_path / "out").iterdir())
-    assert all(path.name.endswith(".png") for path in written)
-    for path in written:
-        Image.open(path).load()
+    for name in written(tmp_path / "out"):
+        assert name.endswith(".png")
+        Image.open(tmp_path / "out" / name).load()
     results = run_all([tmp_path / "in"], tmp_path / "out", Settings(skip_existing=True, workers=3))
     assert {result.status for result in results} == {"skipped", "done"}
-    assert len(list((tmp_path / "out").iterdir())) == 12
+    assert len(written(tmp_path / "out")) == 12
 
 
 def test_the_pixels_in_flight_are_bounded(tmp_path, monkeypatch):

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
-import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from tests import ROOT
 from tests.runtime import sample_images
 from tests.runtime.sample_images import bytes_of, enlarge_file, exif, noise, put, repeated, sample_image
 from tinysr_kernels.errors import InputError
-from tinysr_kernels.files import picture_io
 from tinysr_kernels.files.encode import Encoding, has_alpha, unsupported_reason, writable
-from tinysr_kernels.files.picture_io import read_image, write_bytes, write_image
+from tinysr_kernels.files.picture_io import read_image, write_image
 from tinysr_kernels.files.writing.png import encode_png
 from tinysr_kernels.runtime.images.metadata import Metadata, collect
 
@@ -159,77 +153,6 @@ def test_unknown_suffixes_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="mode F"):
         write_image(tmp_path / "a.png", Image.new("F", (2, 2)))
-
-
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt(), SystemExit(143), MemoryError()])
-@pytest.mark.parametrize("where", ["encode", "replace", "write"])
-def test_an_interrupted_write_leaves_no_file(tmp_path, monkeypatch, error, where):
-    target = put(tmp_path, "a.png", b"as it was")
-
-    def fail(*_arguments, **_options):
-        raise error
-
-    if where == "encode":
-        monkeypatch.setattr(Image.Image, "save", fail)
-    elif where == "replace":
-        monkeypatch.setattr(picture_io.os, "replace", fail)
-    else:
-        opened = open
-
-        def broken(path, mode="r", *arguments, **options):
-            stream = opened(path, mode, *arguments, **options)
-            if "x" not in mode:
-                return stream
-            stream.write(b"half of it")
-            stream.close()
-            return fail()
-
-        monkeypatch.setattr("builtins.open", broken)
-    with pytest.raises(type(error)):
-        write_image(target, noise(4, 4))
-    monkeypatch.undo()
-    assert target.read_bytes() == b"as it was"
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
-
-
-def test_a_killed_write_leaves_no_image(tmp_path):
-    script = f"""
-import time
-from tinysr_kernels.files import picture_io
-def replace(a, b):
-    print("ready", flush=True)
-    time.sleep(600)
-picture_io.os.replace = replace
-picture_io.write_bytes(picture_io.Path({str(tmp_path / "a.png")!r}), b"x" * 100000)
-"""
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment())
-    assert process.stdout is not None
-    assert process.stdout.readline().strip() == b"ready"
-    process.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
-    process.wait()
-    process.stdout.close()
-    left = list(tmp_path.iterdir())
-    assert not (tmp_path / "a.png").exists()
-    assert all(path.name.startswith(".") and path.suffix == ".part" for path in left)
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-def test_permissions_and_links(tmp_path):
-    if os.name == "nt":
-        pytest.skip("POSIX permissions")
-    mask = os.umask(0o022)
-    try:
-        write_bytes(tmp_path / "a.png", b"x")
-    finally:
-        os.umask(mask)
-    assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == 0o644
-    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
-    write_bytes(tmp_path / "link.png", b"y")
-    assert (tmp_path / "link.png").is_symlink()
-    assert (tmp_path / "a.png").read_bytes() == b"y"
 
 
 def test_srgb_images_skip_the_conversion_and_keep_the_profile(tmp_path):

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
-from tinysr_kernels.cli.terminal import DTYPES, integer_between, number, say, width_height
-from tinysr_kernels.errors import InputError
+from tinysr_kernels.cli.terminal import DTYPES, integer_between, is_terminal, number, put, say, width_height
 
 if TYPE_CHECKING:  # imported lazily, so that --help does not wait for torch
     from tinysr_kernels.files.batch import Model, Result, Settings
-    from tinysr_kernels.files.jobs import Job
+    from tinysr_kernels.files.jobs import Job, Plan
 
 _IMAGE_FORMATS = ("png", "jpg", "jpeg", "webp", "tif", "tiff", "bmp", "avif")
 
@@ -78,7 +77,7 @@ def add_parser(commands: Any) -> None:
         "--skip-existing", action="store_true", help="skip inputs whose result exists, to resume a run"
     )
     control.add_argument("--strict", action="store_true", help="stop at the first failure")
-    control.add_argument("--report", metavar="FILE", help="write one line of JSON per input")
+    control.add_argument("--report", metavar="FILE", help="append one line of JSON per input; - for stdout")
     control.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     parser.set_defaults(command=run)
 
@@ -119,20 +118,64 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     )
 
 
-def _open_report(path: str, jobs: Sequence[Job]) -> Any:
-    if any(os.path.exists(path) and os.path.samefile(path, job.source) for job in jobs if job.source.exists()):
-        raise InputError(f"the report {path} is one of the inputs; choose another name")
-    try:
-        return open(path, "w", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"the report {path} cannot be written: {error.strerror or error}") from error
+class Progress:
+    """Tells a person what happens: a bar of files, one of a film's frames, messages, and finished paths on stdout."""
+
+    def __init__(self, total: int, quiet: bool, print_paths: bool) -> None:
+        from tqdm import tqdm
+
+        self.quiet, self.print_paths = quiet, print_paths
+        self.not_written = 0
+        self.hidden = quiet or not is_terminal(sys.stderr)
+        self._files = tqdm(total=total, unit="file", disable=self.hidden)
+        self._frames: Any = None
+
+    def frames(self, done: int, total: int | None) -> None:
+        """Show how far a film is: its frames, their rate and the time left."""
+        from tqdm import tqdm
+
+        if self.hidden:
+            return
+        if self._frames is None:
+            # A film that goes on where it was says nothing about the rate before.
+            self._frames = tqdm(total=total, initial=done - 1, unit="frame", leave=False, position=1)
+        self._frames.update(done - self._frames.n)
+
+    def tiles(self, _job: Job, done: int, total: int) -> None:
+        """Show how far a large image is."""
+        if total > 1:
+            self._files.set_postfix_str(f"tile {done}/{total}" if done < total else "")
+
+    def result(self, result: Result) -> None:
+        """Show a result."""
+        self._close_frames()
+        if not self.quiet:
+            for message in result.notices:
+                say(f"tinysr: {result.input}: {message}")
+            if result.status == "done" and self.print_paths:
+                put(result.output)
+        if result.error is not None and result.error["type"] == "DiskFull":
+            self.not_written += 1  # said once, with the first
+        elif result.error is not None:
+            say(f"tinysr: error: {result.error['message']}")
+        self._files.update()
+
+    def _close_frames(self) -> None:
+        if self._frames is not None:
+            self._frames.close()
+            self._frames = None
+
+    def close(self) -> None:
+        """Remove the bars."""
+        self._close_frames()
+        self._files.close()
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Upscale the inputs and print a summary; the exit code is 1 if any of them failed."""
     from PIL import Image
-    from tqdm import tqdm
 
+    from tinysr_kernels.cli.report import STDOUT, open_report
     from tinysr_kernels.files import batch
     from tinysr_kernels.files.jobs import plan_jobs
     from tinysr_kernels.runtime.images.bounds import pillow_limit
@@ -141,40 +184,43 @@ def run(arguments: argparse.Namespace) -> int:
     Image.MAX_IMAGE_PIXELS = pillow_limit(arguments.max_pixels)
     warnings.filterwarnings("ignore", module=r"PIL\.")
     suffix = f".{arguments.format}" if arguments.format else None
-    jobs = plan_jobs(arguments.inputs, arguments.output, recursive=arguments.recursive, suffix=suffix)
+    plan = plan_jobs(arguments.inputs, arguments.output, recursive=arguments.recursive, suffix=suffix)
     settings = _settings(arguments)
     with ExitStack() as stack:
-        report = stack.enter_context(_open_report(arguments.report, jobs)) if arguments.report else None
+        report = None
+        if arguments.report is not None:
+            report = stack.enter_context(closing(open_report(arguments.report, plan)))
+            report.begin(arguments.argv, arguments.model)
         # Loading the model is slow: skip it if all inputs are done or invalid.
-        model = _compile(arguments) if any(batch.needs_model(job, settings) for job in jobs) else None
-        hidden = arguments.quiet or not sys.stderr.isatty()
-        bar = stack.enter_context(tqdm(total=len(jobs), unit="file", disable=hidden))
-
-        def show(result: Result) -> None:
-            if not arguments.quiet:
-                for message in result.notices:
-                    say(f"tinysr: {result.input}: {message}")
-                if result.status == "done":
-                    tqdm.write(str(result.output), file=sys.stdout)
-            if result.error is not None:
-                say(f"tinysr: error: {result.error['message']}")
-            bar.update()
-
-        def tiles(_job: Job, done: int, total: int) -> None:
-            if total > 1:
-                bar.set_postfix_str(f"tile {done}/{total}" if done < total else "")
-
-        results = batch.run(jobs, model, settings, report=report, on_result=show, on_progress=None if hidden else tiles)
-    return _print_summary(results, len(jobs), arguments.quiet)
+        model = _compile(arguments) if batch.needs_model(plan, settings) else None
+        progress = stack.enter_context(
+            closing(Progress(len(plan), arguments.quiet, print_paths=arguments.report != STDOUT))
+        )
+        results = batch.run(
+            plan,
+            model,
+            settings,
+            report=report,
+            on_result=progress.result,
+            on_frames=progress.frames,
+            on_progress=None if progress.hidden else progress.tiles,
+        )
+        if report is not None:
+            report.end(results, plan)
+    if progress.not_written:
+        say(f"tinysr: error: the disk is full: {progress.not_written} more inputs were not tried")
+    return _print_summary(results, plan, arguments.quiet)
 
 
-def _print_summary(results: Sequence[Result], planned: int, quiet: bool) -> int:
-    counts = {status: sum(result.status == status for result in results) for status in ("done", "skipped", "failed")}
-    if not quiet and (planned > 1 or counts["failed"]):
-        remaining = planned - len(results)
+def _print_summary(results: Sequence[Result], plan: Plan, quiet: bool) -> int:
+    counts = Counter(result.status for result in results)
+    if not quiet and (len(plan) != 1 or counts["failed"] or counts["skipped"] or plan.ignored):
+        remaining = len(plan) - len(results)
         parts = [f"{counts['done']} done"]
         parts += [f"{counts['skipped']} skipped (exists)"] if counts["skipped"] else []
         parts += [f"{counts['failed']} failed"] if counts["failed"] else []
         parts += [f"{remaining} not started"] if remaining else []
         say(f"tinysr: {', '.join(parts)}")
+        if plan.ignored:
+            say(f"tinysr: ignored: {', '.join(f'{count} {reason}' for reason, count in plan.ignored.items())}")
     return 1 if counts["failed"] else 0

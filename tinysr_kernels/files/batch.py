@@ -1,7 +1,7 @@
 """Process many files: each one is done, skipped or failed, and a failure never stops the others.
 
 A run may be interrupted at any time (Ctrl-C, SIGTERM, power loss): finished results are complete files, the current one
-leaves no partial file, and `skip_existing` resumes the run.
+leaves no partial file, and `skip_existing` resumes the run. What a killed run has left, the next one removes.
 
 With several workers, threads read and write images while the network runs on others, and images of equal shape that
 wait for the network are batched.
@@ -15,18 +15,22 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from tinysr_kernels.errors import InputError, TinySRError
-from tinysr_kernels.files.encode import Encoding, has_alpha, unsupported_reason
-from tinysr_kernels.files.jobs import Job
-from tinysr_kernels.files.picture_io import read_image, upscale_image_file, write_image
+from tinysr_kernels.files.atomic import remove_abandoned
+from tinysr_kernels.files.encode import Encoding, encode, has_alpha, unsupported_reason
+from tinysr_kernels.files.jobs import Job, Plan
+from tinysr_kernels.files.picture_io import read_image, upscale_image_file
+from tinysr_kernels.files.plan.identity import Originals
+from tinysr_kernels.files.plan.places import Places
+from tinysr_kernels.files.plan.records import Source, source_of
 from tinysr_kernels.files.video import upscale_video
 from tinysr_kernels.runtime.images.arrays import DEVICE_PIXELS, Enlarge
 from tinysr_kernels.runtime.images.scaling import NATIVE, Target
@@ -38,7 +42,7 @@ from tinysr_kernels.runtime.streaming import OnError, in_order
 GPU_WORKERS = 8
 """Images in flight when the network runs on a GPU: reading and writing take longer than the network."""
 
-
+OnFrames = Callable[[int, int | None], Any]
 OnProgress = Callable[[Job, int, int], Any]
 
 
@@ -68,6 +72,16 @@ class Model(Protocol):
 
         scale, size, longest: given only where results have another size than the network's.
         """
+
+
+class Lines(Protocol):
+    """What a report is written to, such as a text file."""
+
+    def write(self, text: str, /) -> Any:
+        """Write a line with its line end. May raise OSError or ValueError."""
+
+    def flush(self) -> Any:
+        """Hand what has been written to the system."""
 
 
 @dataclass(frozen=True)
@@ -112,32 +126,44 @@ class Result:
     error: dict[str, str] | None = None
 
     def as_json(self) -> str:
-        """The result as one line of JSON."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        """The result as one line of ASCII; bytes of names that are not UTF-8 as escaped surrogates."""
+        return json.dumps(asdict(self))
 
 
 @dataclass
 class _Context:
     """What the jobs of a run share. budget: limits the low-resolution pixels in flight; None for no limit.
 
-    on_progress: see `run`.
+    model: None if no job needs it. on_frames, on_progress: see `run`.
     """
 
-    model: Model
+    model: Model | None
     settings: Settings
-    enlarge: Enlarge
-    budget: Budget | None = None
+    places: Places
+    on_frames: OnFrames | None = None
     on_progress: OnProgress | None = None
+    enlarge: Enlarge | None = None
+    budget: Budget | None = None
 
     def reserve(self, pixels: int) -> AbstractContextManager[None]:
         """Count the pixels as in flight inside the block; wait until the budget allows it."""
         return nullcontext() if self.budget is None else self.budget.reserve(pixels)
 
 
-def _upscale_image(job: Job, context: _Context, result: Result) -> None:
+def _source(path: Path) -> Source | None:
+    """The input before it is read; None if it cannot be, which reading it will explain."""
+    try:
+        return source_of(path)
+    except OSError:
+        return None
+
+
+def _upscale_image(job: Job, model: Model, context: _Context, result: Result) -> None:
     assert job.output is not None
     assert job.fallback is not None
-    settings, scale = context.settings, context.model.upscale
+    settings, scale = context.settings, model.upscale
+    source = _source(job.source)
+    context.places.prepare(job, job.output)
     loaded = read_image(
         job.source,
         frame=settings.frame,
@@ -150,52 +176,78 @@ def _upscale_image(job: Job, context: _Context, result: Result) -> None:
     progress = None if context.on_progress is None else partial(context.on_progress, job)
     with context.reserve(loaded.size[0] * loaded.size[1]):
         image, metadata = upscale_image_file(
-            loaded, context.enlarge, scale, device=context.model.device, target=settings.target, progress=progress
+            loaded,
+            context.enlarge or model.enlarge,
+            scale,
+            device=model.device,
+            target=settings.target,
+            progress=progress,
         )
         output = job.output
         reason = unsupported_reason(output.suffix, size, has_alpha(image), metadata.label)
         if reason and job.fallback != output:
             notice(f"{reason}: written as {job.fallback.name}")
             output = job.fallback
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_image(output, image, metadata, settings.encoding)
-    result.output, result.output_size = str(output), size
+        data = encode(image, output.suffix, metadata, settings.encoding)
+        written = context.places.write(job, output, data, source)
+    result.output, result.output_size = str(written), size
 
 
-def _upscale_video(job: Job, model: Model, settings: Settings, result: Result) -> None:
+def _upscale_video(job: Job, model: Model, context: _Context, result: Result) -> None:
     assert job.output is not None
-    job.output.parent.mkdir(parents=True, exist_ok=True)
+    settings, source = context.settings, _source(job.source)
+    output, overwrite = next(context.places.candidates(job, job.output))
+    context.places.prepare(job, output)
     on_error: OnError = "raise" if settings.strict else "yield"
-    stream = partial(model.stream, **settings.target.options(), on_error=on_error)
-    size = partial(settings.target.output, upscale=model.upscale)
-    report = upscale_video(job.source, job.output, stream, size, strict=settings.strict, crf=settings.crf)
+    report = upscale_video(
+        job.source,
+        output,
+        partial(model.stream, **settings.target.options(), on_error=on_error),
+        partial(settings.target.output, upscale=model.upscale),
+        strict=settings.strict,
+        crf=settings.crf,
+        strip=settings.encoding.strip,
+        progress=context.on_frames,
+        overwrite=overwrite,
+        follow_link=context.places.follows(job, output),
+        check=partial(context.places.check, job=job),
+    )
+    if source is not None and not context.places.follows(job, output):
+        context.places.record(output, output.stat().st_size, source)
+    if output != job.output:
+        notice(f"{job.output.name} is another file, which was kept: written as {output.name}")
     result.input_size, result.output_size = report.input_size, report.output_size
-    result.mode, result.frames, result.output = "video", report.frames, str(job.output)
+    result.mode, result.frames, result.output = "video", report.frames, str(output)
 
 
-def _existing_result(job: Job) -> Path | None:
-    return next((path for path in (job.output, job.fallback) if path is not None and path.exists()), None)
+def needs_model(jobs: Sequence[Job], settings: Settings) -> bool:
+    """Whether any job will run the network: it has no known problem and no existing result to skip."""
+    plan = _plan(jobs)
+    places = Places(plan)
+    return any(not job.problem and not (settings.skip_existing and places.existing(job)) for job in plan)
 
 
-def needs_model(job: Job, settings: Settings) -> bool:
-    """Whether a job will run the network: it has no known problem and no existing result to skip."""
-    return not job.problem and not (settings.skip_existing and _existing_result(job))
+def _plan(jobs: Sequence[Job]) -> Plan:
+    return jobs if isinstance(jobs, Plan) else Plan(tuple(jobs), originals=Originals(job.source for job in jobs))
 
 
-def _run_one(job: Job, context: _Context | None, settings: Settings, result: Result) -> None:
+def _run_one(job: Job, context: _Context, result: Result) -> None:
     """Run one job and fill in its result. Only KeyboardInterrupt and SystemExit propagate."""
     try:
         if job.problem:
             raise InputError(f"{job.source}: {job.problem}")
-        existing = _existing_result(job) if settings.skip_existing else None
+        existing = context.places.existing(job) if context.settings.skip_existing else None
         if existing is not None:
-            result.status, result.output = "skipped", str(existing)
+            path, known = existing
+            if not known:
+                notice(f"{path.name} is there, but nothing says that it was made from this input")
+            result.status, result.output = "skipped", str(path)
             return
-        assert context is not None
+        assert context.model is not None
         if job.video:
-            _upscale_video(job, context.model, settings, result)
+            _upscale_video(job, context.model, context, result)
         else:
-            _upscale_image(job, context, result)
+            _upscale_image(job, context.model, context, result)
         result.status = "done"
     except (TinySRError, OSError) as error:
         message = str(error)
@@ -211,14 +263,12 @@ def _result(job: Job) -> Result:
     return Result(str(job.source), str(job.output) if job.output else None)
 
 
-def _timed(
-    job: Job, context: _Context | None, settings: Settings, notices: AbstractContextManager[list[str]], result: Result
-) -> Result:
+def _timed(job: Job, context: _Context, notices: AbstractContextManager[list[str]], result: Result) -> Result:
     """Run one job and return its result with notices and wall-clock time."""
     started = time.perf_counter()
     with notices as messages:
         try:
-            _run_one(job, context, settings, result)
+            _run_one(job, context, result)
         except BaseException:
             result.status = "interrupted"
             raise
@@ -230,26 +280,24 @@ def _timed(
     return result
 
 
-def _run_sequential(jobs: Iterable[Job], context: _Context | None, settings: Settings) -> Iterator[Result]:
+def _run_sequential(jobs: Iterable[Job], context: _Context) -> Iterator[Result]:
     for job in jobs:
         result = _result(job)
         try:
-            _timed(job, context, settings, collect_notices(), result)
+            _timed(job, context, collect_notices(), result)
         except BaseException:
             yield result
             raise
         yield result
 
 
-def _run_parallel(
-    jobs: Sequence[Job], model: Model, settings: Settings, workers: int, on_progress: OnProgress | None
-) -> Iterator[Result]:
+def _run_parallel(jobs: Sequence[Job], model: Model, context: _Context, workers: int) -> Iterator[Result]:
     """Process images in several threads; results come in the order of the jobs."""
     batcher = MicroBatcher(model.enlarge, BATCH_PIXELS)
-    context = _Context(model, settings, batcher, Budget(DEVICE_PIXELS), on_progress)
+    batched = replace(context, enlarge=batcher, budget=Budget(DEVICE_PIXELS))
 
     def work(job: Job) -> Result:
-        return _timed(job, context, settings, defer_notices(), _result(job))
+        return _timed(job, batched, defer_notices(), _result(job))
 
     finished = 0
     try:
@@ -277,17 +325,26 @@ def _workers(model: Model | None, settings: Settings) -> int:
     return min(GPU_WORKERS, os.cpu_count() or 1) if model.device.type == "cuda" else 1
 
 
-def _results(
-    jobs: Sequence[Job], model: Model | None, settings: Settings, on_progress: OnProgress | None
-) -> Generator[Result, None, None]:
-    workers = _workers(model, settings)
-    context = None if model is None else _Context(model, settings, model.enlarge, on_progress=on_progress)
+def _results(plan: Plan, context: _Context) -> Generator[Result, None, None]:
+    workers = _workers(context.model, context.settings)
     # Videos run one at a time: each one saturates the device.
-    for video, group in itertools.groupby(jobs, key=lambda job: job.video):
-        if video or workers == 1 or model is None:
-            yield from _run_sequential(group, context, settings)
+    for video, group in itertools.groupby(plan, key=lambda job: job.video):
+        if video or workers == 1 or context.model is None:
+            yield from _run_sequential(group, context)
         else:
-            yield from _run_parallel(list(group), model, settings, workers, on_progress)
+            yield from _run_parallel(list(group), context.model, context, workers)
+
+
+def _write_report(report: Lines, result: Result) -> bool:
+    """Write a line -> whether the report can still be written. It never decides about the work."""
+    try:
+        report.write(result.as_json() + "\n")
+        report.flush()
+    except (OSError, ValueError) as error:  # a full disk, a closed stream
+        with collect_notices():
+            notice(f"the report cannot be written, the run goes on without it: {error}")
+        return False
+    return True
 
 
 def run(
@@ -295,25 +352,30 @@ def run(
     model: Model | None,
     settings: Settings | None = None,
     *,
-    report: TextIO | None = None,
+    report: Lines | None = None,
     on_result: Callable[[Result], Any] | None = None,
+    on_frames: OnFrames | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[Result]:
     """Run all jobs and return their results in the order of the jobs; with `strict` up to the first failure.
 
-    model: may be None if no job `needs_model`. report: a text stream that receives one line of JSON per job as soon as
-    the job ends. on_result: is called with each result at the same time, except for interrupted ones.
-    on_progress: is called with (job, done, total) after every tile of an image, by the thread that computes it.
+    jobs: of `plan_jobs`. model: may be None unless `needs_model`. report: a stream that receives one line of JSON
+    per job as soon as the job ends; if it cannot be written, a notice says so and the run goes on. on_result: is called
+    with each result at the same time, except for interrupted ones. on_frames: is called after each frame of a film with
+    the frames done and their total, None if the film does not say. on_progress: is called with (job, done, total) after
+    every tile of an image, by the thread that computes it.
     KeyboardInterrupt and SystemExit propagate after the current file is discarded and reported as interrupted.
     """
     settings = settings or Settings()
+    plan = _plan(jobs)
+    for folder in dict.fromkeys(job.output.parent for job in plan if job.output is not None):
+        remove_abandoned(folder)
     results: list[Result] = []
-    with closing(_results(jobs, model, settings, on_progress)) as source:
+    with closing(_results(plan, _Context(model, settings, Places(plan), on_frames, on_progress))) as source:
         for result in source:
             results.append(result)
-            if report is not None:
-                report.write(result.as_json() + "\n")
-                report.flush()
+            if report is not None and not _write_report(report, result):
+                report = None
             if on_result is not None and result.status != "interrupted":
                 on_result(result)
             if settings.strict and result.status == "failed":

@@ -8,10 +8,9 @@ are kept where the decoder can. Writing chooses the format by suffix and keeps m
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +20,7 @@ import torch
 from PIL import Image
 
 from tinysr_kernels.errors import InputError, TinySRError
+from tinysr_kernels.files.atomic import write_bytes
 from tinysr_kernels.files.encode import Encoding, encode
 from tinysr_kernels.files.reading.decoded import Decoded, damaged
 from tinysr_kernels.files.reading.heif import read_heif
@@ -204,22 +204,3 @@ def write_image(
     path = Path(path)
     data = encode(image, path.suffix, metadata or Metadata(), encoding or Encoding())
     write_bytes(path, data)
-
-
-def temporary_path(path: Path) -> Path:
-    """An unused hidden name in the same folder, so that renaming it to `path` is atomic."""
-    return path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.part")
-
-
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Write a file atomically: it is complete or absent, also after an interruption. Raises OSError."""
-    path = Path(os.path.realpath(path))  # keep a symbolic link; replace its target
-    temporary = temporary_path(path)
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise

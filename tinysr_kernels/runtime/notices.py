@@ -11,12 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from tinysr_kernels.errors import shorten
+
 logger = logging.getLogger("tinysr_kernels")
 _deferred: ContextVar[list[str] | None] = ContextVar("deferred", default=None)
+_LONGEST = 2000  # characters
 
 
 def notice(message: str) -> None:
-    """Report a lossy or unusual step of the current image."""
+    """Report a lossy or unusual step of the current image.
+
+    What is not printable is escaped, because names and metadata may hold anything.
+    """
+    message = shorten(message, _LONGEST)
     deferred = _deferred.get()
     if deferred is None:
         logger.warning(message)

@@ -136,11 +136,11 @@ def check_output(source: Path, plan: Plan, suffix: str, strip: bool) -> None:
 def write_film(
     part: Path, source: Path, plan: Plan, folder: WorkFolder, suffix: str, interval: int, strip: bool
 ) -> int:
-    """Write the result to `part`, which must not exist, and return the number of its audio streams.
+    """Write the result to `part`, an empty file, and return the number of its audio streams.
 
     interval: between frames in the encoder's time base, for the duration of the last one.
     """
-    with opened(source) as container, open(part, "xb") as file:
+    with opened(source) as container, open(part, "wb") as file:
         video = main_video(container)
         output = _open_output(file, container, video, plan, suffix, strip)
         with output.container:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tinysr_kernels._version import __version__
 from tinysr_kernels.errors import InputError, OutOfMemory, TinySRError
-from tinysr_kernels.files.picture_io import temporary_path
+from tinysr_kernels.files.atomic import Check, replacing
 from tinysr_kernels.files.video import segments
 from tinysr_kernels.files.video.color import frame_format, warn_of_color
 from tinysr_kernels.files.video.encoding import CONTAINERS, Plan, make_plan, open_encoder
@@ -63,6 +64,9 @@ def upscale_video(
     codec: str | None = None,
     strip: bool = False,
     progress: Progress | None = None,
+    overwrite: bool = True,
+    follow_link: bool = True,
+    check: Check | None = None,
 ) -> VideoReport:
     """Upscale a film and return what was written.
 
@@ -72,7 +76,8 @@ def upscale_video(
     from the (width, height) of frames to that of results. target: .mp4, .m4v, .mov, .mkv or .webm. strict: raise
     InputError for a corrupt frame instead of repeating the previous one, and for a film that is cut off. crf: quality,
     0 (best) to 51. codec: name of the encoder; None chooses by container. strip: drop tags, such as the location, and
-    covers. progress: is called after each frame, see Progress.
+    covers. progress: is called after each frame, see Progress. overwrite, follow_link,
+    check: what may be replaced, see atomic.replacing.
 
     Raises InputError if the source cannot be read or the target's format cannot be written, OutOfMemory if a frame does
     not fit, TinySRError if frames are missing from the result, OSError. After an interruption or one of the last two,
@@ -86,7 +91,9 @@ def upscale_video(
         if strict:
             raise InputError(f"{source}: the film is cut off: {survey.cut_off}; without --strict what is there is kept")
         notice(f"the film is cut off: {survey.cut_off}; what is there was kept")
-    film = _Film(source, Path(os.path.realpath(target)), upscale, strict, crf, codec, strip, survey)
+    target = Path(os.path.realpath(target)) if follow_link else target
+    replace = partial(replacing, target, overwrite=overwrite, follow_link=follow_link, check=check)
+    film = _Film(source, target, replace, upscale, strict, crf, codec, strip, survey)
     try:
         try:
             return film.upscale(stream, progress)
@@ -99,10 +106,11 @@ def upscale_video(
 
 @dataclass(frozen=True)
 class _Film:
-    """An input, an output and the settings between them."""
+    """An input, an output, how the one written becomes it, and the settings between them."""
 
     source: Path
     target: Path
+    replace: Callable[[], AbstractContextManager[Path]]
     factor: int | Callable[[int, int], tuple[int, int]]
     strict: bool
     crf: int
@@ -182,14 +190,8 @@ class _Film:
         }
 
     def _join(self, reader: VideoReader, plan: Plan, folder: WorkFolder, frames: int) -> int:
-        part = temporary_path(self.target)
         interval = max(1, round(reader.frame_interval * reader.video.time_base / plan.time_base))
-        try:
+        with self.replace() as part:
             audio = write_film(part, self.source, plan, folder, self.suffix, interval, self.strip)
             check_film(part, self.source, plan, frames, self.suffix, self.strip)
-            os.replace(part, self.target)
-        except BaseException:
-            with suppress(OSError):
-                part.unlink()
-            raise
         return audio
