@@ -47,7 +47,7 @@ class FakeModel:
     def info(self) -> dict[str, object]:
         return {"family": "fake", "parameters": 0}
 
-    def save(self, path: str) -> None:
+    def save(self, path, replace=True) -> None:
         with open(path, "wb") as file:
             file.write(b"weights")
 

@@ -20,6 +20,7 @@ from tests import ROOT
 from tests.layouts.adcsr import write_adcsr
 from tests.layouts.tinysr import write_tinysr
 from tests.layouts.unet import write_unet
+from tinysr_kernels.checkpoint.manifest import manifest
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch import configs
 
@@ -258,7 +259,7 @@ def test_a_folded_file_whose_tensors_do_not_fit_is_refused(damage, message: str,
         metadata = file.metadata()
     tensors = load_file(path)
     damage(tensors)
-    save_file(tensors, path, metadata)
+    save_file(tensors, path, metadata | {"tensors": manifest(tensors)})  # a list that fits: the network must notice
     with pytest.raises(tinysr_kernels.CheckpointError, match=message):
         tinysr_kernels.compile(path, device="cpu")
 

@@ -7,6 +7,20 @@ unusual is a `CheckpointError` naming file, key, expected and found. No family i
 whole way from a path to a `Checkpoint`.
 """
 
-from tinysr_kernels.checkpoint.folded import folded_metadata, own_metadata, write_safetensors
+from tinysr_kernels.checkpoint.folded import (
+    check_replaceable,
+    check_target,
+    folded_metadata,
+    own_metadata,
+    write_folded,
+    write_safetensors,
+)
 
-__all__ = ["folded_metadata", "own_metadata", "write_safetensors"]
+__all__ = [
+    "check_replaceable",
+    "check_target",
+    "folded_metadata",
+    "own_metadata",
+    "write_folded",
+    "write_safetensors",
+]

@@ -85,7 +85,7 @@ def _scale(file: TensorFile) -> float:
     """alpha / rank, 1 unless the file's own metadata or peft's adapter_config.json beside it says otherwise."""
     where, values = f"{file.where}: lora_adapter_metadata", {}
     if "lora_adapter_metadata" in file.metadata:
-        values = parse_json(file.metadata["lora_adapter_metadata"].encode(), where)
+        values = parse_json(file.metadata["lora_adapter_metadata"].encode("utf-8", "surrogatepass"), where)
         values = {name.removeprefix("transformer."): value for name, value in values.items()}
     elif file.path.is_file() and (config := file.path.parent / "adapter_config.json").is_file():
         where, values = str(config), read_json(config)
@@ -96,7 +96,7 @@ def _scale(file: TensorFile) -> float:
     alpha, rank = values.get("lora_alpha"), values.get("r")
     if alpha is None or rank is None:
         return 1.0
-    if not all(isinstance(v, (int, float)) and 0 < v < 1e9 for v in (alpha, rank)):
+    if not all(type(v) in (int, float) and 1e-3 <= v <= 1e6 for v in (alpha, rank)):
         raise CheckpointError(f"{where}: expected positive lora_alpha and r, found {quoted(alpha)} and {quoted(rank)}")
     return float(alpha) / float(rank)
 

@@ -12,11 +12,23 @@ from torch import Tensor, nn
 
 from tinysr_kernels.checkpoint.detect import EMBEDDINGS, OTHER, Folder, Roles, config_for, narrow, scan
 from tinysr_kernels.checkpoint.embeddings import Candidate
+from tinysr_kernels.checkpoint.plain import (
+    is_a,
+    kind_of,
+    module_config,
+    module_state,
+    plain_list,
+    plain_mapping,
+    plain_tensor,
+)
 from tinysr_kernels.checkpoint.read.paths import read_json
 from tinysr_kernels.checkpoint.read.shards import read_weights
 from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
 from tinysr_kernels.checkpoint.read.text import quoted
-from tinysr_kernels.errors import CheckpointError
+from tinysr_kernels.errors import CheckpointError, shorten
+
+NESTING = 2
+"""Levels of lists and dicts in `embeddings`, which may contain itself."""
 
 
 @dataclass
@@ -32,15 +44,15 @@ class FoundPart:
 
 def is_path(value: object) -> bool:
     """Whether a value names a file or folder."""
-    return isinstance(value, (str, os.PathLike))
+    return is_a(value, str) or is_a(value, os.PathLike)
 
 
 def as_path(value: Any) -> Path:
     """The path with `~` expanded; CheckpointError for bytes and other oddities."""
     try:
         return Path(value).expanduser()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"expected a path, found {quoted(value)}: {error}") from error
+    except Exception as error:  # an object's own __fspath__ may raise anything
+        raise CheckpointError(f"expected a path, found {kind_of(value)}: {shorten(error)}") from error
 
 
 def is_folder(path: Path) -> bool:
@@ -52,30 +64,25 @@ def is_folder(path: Path) -> bool:
 
 
 def module_file(module: nn.Module, label: str) -> TensorFile:
-    """A snapshot of a module's state dict on the CPU: copies, so that training on changes nothing."""
+    """A module's state dict, still in the module's own memory where that is the CPU's; see `snapshot`."""
     file = TensorFile(Path(label), {})
-    for name, value in module.state_dict().items():
-        if not isinstance(value, Tensor):
-            file.others[name] = type(value).__name__
-            continue
-        if value.is_meta or value.is_sparse or value.is_quantized:
-            raise CheckpointError(
-                f"{label}: {quoted(name)}: expected a plain dense tensor, found {value.layout} on {value.device}"
-            )
-        file.tensors[name] = value.detach().to("cpu", copy=True)
+    for name, value in module_state(module, label).items():
+        if is_a(value, Tensor):
+            file.tensors[name] = plain_tensor(value, f"{label}: {quoted(name)}")
+        else:
+            file.others[name] = kind_of(value)
     return file
+
+
+def snapshot(file: TensorFile) -> None:
+    """Copy the tensors, so that a module which is trained on changes nothing."""
+    file.tensors = {name: tensor.clone() for name, tensor in file.tensors.items()}
 
 
 def module_part(module: nn.Module, label: str) -> FoundPart:
     """A module's tensors and configuration: a family's own, or a mapping as diffusers' modules have."""
-    values, own = module_config(module)
+    values, own = module_config(module, label)
     return FoundPart(module_file(module, label), values, f"{label}.config", own)
-
-
-def module_config(module: nn.Module) -> tuple[dict[str, Any] | None, Any]:
-    """A module's `config`: (its values, None) where it is a mapping, else (None, itself), which may be None."""
-    config = getattr(module, "config", None)
-    return (dict(config), None) if isinstance(config, Mapping) else (None, config)
 
 
 def find_part(value: Any, role: str, name: str, roles: Roles, class_name: str | None = None) -> FoundPart:
@@ -84,12 +91,14 @@ def find_part(value: Any, role: str, name: str, roles: Roles, class_name: str | 
     name: what the caller called it, for messages. class_name: asks for the configuration of that class too: beside the
     file, in the folder, or of the module.
     """
-    if isinstance(value, nn.Module):
-        return module_part(value, f"module {name!r}")
-    if isinstance(value, Mapping):
+    if is_a(value, nn.Module):
+        part = module_part(value, f"module {name!r}")
+        snapshot(part.file)
+        return part
+    if is_a(value, Mapping):
         return FoundPart(mapping_file(value, f"dict {name!r}"))
     if not is_path(value):
-        raise CheckpointError(f"{name}: expected a path, a module or a dict of tensors, found {type(value).__name__}")
+        raise CheckpointError(f"{name}: expected a path, a module or a dict of tensors, found {kind_of(value)}")
     path = as_path(value)
     if is_folder(path):
         folder = scan(path, roles)
@@ -118,36 +127,36 @@ def folder_part(folder: Folder, role: str, class_name: str | None) -> FoundPart:
 
 
 def mapping_file(tensors: Mapping[Any, Any], label: str) -> TensorFile:
-    """A state dict as if it were a file; CheckpointError if it holds anything but tensors."""
-    file = TensorFile(Path(label), {})
-    for name, value in tensors.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(f"{label}: {quoted(name)}: expected a tensor, found {type(value).__name__}")
-        file.tensors[name] = value.detach().cpu()
-    return file
+    """A state dict as if it were a file; CheckpointError if it holds anything but plain dense tensors."""
+    items = plain_mapping(tensors, label).items()
+    return TensorFile(Path(label), {name: plain_tensor(value, f"{label}: {quoted(name)}") for name, value in items})
 
 
-def embedding_files(value: Any, roles: Roles) -> list[TensorFile]:
+def embedding_files(value: Any, roles: Roles, levels: int = NESTING) -> list[TensorFile]:
     """The files of tensors that an `embeddings` value stands for.
 
-    A tensor; a path to a file or folder; a mapping from names to tensors or paths; or a sequence of these.
+    A tensor; a path to a file or folder; a mapping from names to tensors or paths; or a list or tuple of these, nested
+    at most `levels` times.
     """
     if value is None:
         return []
-    if isinstance(value, Tensor):
-        return [TensorFile(Path("embeddings"), {"embeddings": value.detach().cpu()})]
-    if isinstance(value, Mapping):
+    if is_a(value, Tensor):
+        return [TensorFile(Path("embeddings"), {"embeddings": plain_tensor(value, "embeddings")})]
+    listed = is_a(value, list) or is_a(value, tuple)
+    if (listed or is_a(value, Mapping)) and not levels:
+        raise CheckpointError(f"embeddings: expected at most {NESTING} levels of lists and dicts, found more")
+    if is_a(value, Mapping):
         files = []
-        for name, item in value.items():
-            if isinstance(item, Tensor):
+        for name, item in plain_mapping(value, "embeddings").items():
+            if is_a(item, Tensor):
                 files.append(mapping_file({name: item}, "embeddings"))
             else:
-                files += [_renamed(file, str(name)) for file in embedding_files(item, roles)]
+                files += [_renamed(file, name) for file in embedding_files(item, roles, levels - 1)]
         return files
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return [file for item in value for file in embedding_files(item, roles)]
+    if listed:
+        return [file for item in plain_list(value, "embeddings") for file in embedding_files(item, roles, levels - 1)]
     if not is_path(value):
-        raise CheckpointError(f"embeddings: expected a tensor, a path or a dict, found {type(value).__name__}")
+        raise CheckpointError(f"embeddings: expected a tensor, a path or a dict, found {kind_of(value)}")
     path = as_path(value)
     if is_folder(path):
         folder = scan(path, roles)

@@ -11,6 +11,10 @@ from tinysr_kernels.checkpoint.read.weights import Weights, conv, linear, norm
 from tinysr_kernels.errors import CheckpointError
 
 IMAGE_CHANNELS = 3
+LEVELS = 8
+"""Most times that a network halves an image, which is padded to a multiple of what it is reduced by."""
+BLOCKS, WIDTH, GAIN = 1 << 10, 1 << 16, (1e-4, 1e4)
+"""Most blocks of a level; largest width or factor; range of a factor that is no whole number."""
 
 
 def _resnet(weights: Weights, name: str, inputs: int) -> int:
@@ -95,6 +99,8 @@ def check_unet(weights: Weights, head_dim: int, inputs: int) -> int:
                 _transformer(weights, f"{block}.attentions.{j}", channels, head_dim)
             skips.append((channels, level))
         if weights.has_under(f"{block}.downsamplers"):
+            if level == LEVELS:
+                raise CheckpointError(f"{weights.where(f'{block}.downsamplers')}: expected at most {LEVELS} reductions")
             channels, level = conv(weights, f"{block}.downsamplers.0.conv", channels), level + 1
             skips.append((channels, level))
     channels, attentions = _middle(weights, "unet.mid_block", channels)

@@ -103,9 +103,10 @@ def _cached(tensors: dict[str, Tensor], where: str) -> bool:
 
 def _geometry(weights: Weights, parts: Parts) -> Geometry:
     dim, channels, patch, second = weights.take("pos_embed.proj.weight", [None] * 4).shape
-    if patch != second:
+    if patch != second or patch > WINDOW:
         raise CheckpointError(
-            f"{weights.where('pos_embed.proj.weight')}: patch of {patch} x {second}, expected a square"
+            f"{weights.where('pos_embed.proj.weight')}: patch of {patch} x {second}, expected a square of at most "
+            f"{WINDOW}"
         )
     depth = weights.count("transformer_blocks")
     if not depth:
@@ -127,7 +128,7 @@ def _geometry(weights: Weights, parts: Parts) -> Geometry:
         shape = weights.shape(f"{EMBEDDER}.text_embedder.linear_1.weight")
         found["pooled_projection_dim"] = shape[-1] if shape else 0
     for name, size in found.items():
-        if values.get(name) is not None and values[name] != size:
+        if values.get(name) is not None and (type(values[name]) is not int or values[name] != size):
             raise CheckpointError(
                 f"{parts.config_where}: {name}: the weights in {parts.weights.where} say {size}, "
                 f"found {quoted(values[name])}"
@@ -136,7 +137,7 @@ def _geometry(weights: Weights, parts: Parts) -> Geometry:
 
 
 def _positive(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**20
+    return type(value) is int and 0 < value <= 1 << 16
 
 
 def _take_blocks(weights: Weights, size: Geometry) -> None:
@@ -198,7 +199,7 @@ def _text_inputs(weights: Weights, parts: Parts) -> int | None:
     if weights.has(name):
         return (*weights.shape(name), 0, 0)[1]
     declared = (parts.config or {}).get("pooled_projection_dim")
-    return declared if isinstance(declared, int) else None
+    return declared if _positive(declared) else None
 
 
 def _take_embedders(weights: Weights, size: Geometry) -> None:
@@ -265,7 +266,7 @@ def _computed_table(weights: Weights, size: Geometry, parts: Parts, notices: lis
             f"the weights, or pos_embed_max_size and sample_size in {parts.config_where}; found none of them"
         )
     base = sample // size.patch
-    if full < side or base < 1 or size.dim % 4 or size.patch > WINDOW:
+    if full < side or base < 1 or size.dim % 4:
         raise CheckpointError(
             f"{parts.config_where}: pos_embed_max_size: expected at least {side}, found {full} "
             f"(sample_size {sample}, patch_size {size.patch}, width {size.dim})"

@@ -6,7 +6,6 @@ and upsampling layers included; any convolution may be dense or separable.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from typing import Any
 from tinysr_kernels.checkpoint.detect import Part
 from tinysr_kernels.checkpoint.read.text import quoted
 from tinysr_kernels.checkpoint.read.weights import Weights, conv
-from tinysr_kernels.errors import CheckpointError
+from tinysr_kernels.checkpoint.structure import BLOCKS, GAIN, LEVELS, WIDTH
+from tinysr_kernels.errors import CheckpointError, shorten
 
 CHANNELS = 3
 TINY_VAE = Part(
@@ -45,21 +45,23 @@ def layout_from_config(values: dict[str, Any], where: str) -> TinyLayout:
     Raises CheckpointError for a value that is missing or that would make another network.
     """
     for name, expected in (("in_channels", 3), ("out_channels", 3), ("upsampling_scaling_factor", 2)):
-        if values.get(name, expected) != expected:
+        if type(values.get(name, expected)) is not int or values.get(name, expected) != expected:
             raise CheckpointError(f"{where}: {name}: expected {expected}, found {quoted(values[name])}")
     for name, text in (("act_fn", "relu"), ("upsample_fn", "nearest")):
         if values.get(name, text) != text:
             raise CheckpointError(f"{where}: {name}: expected {text!r}, found {quoted(values[name])}")
     scaling = values.get("scaling_factor")
-    if isinstance(scaling, bool) or not isinstance(scaling, (int, float)) or not 0 < scaling < math.inf:
-        raise CheckpointError(f"{where}: scaling_factor: expected a positive number, found {quoted(scaling)}")
+    if isinstance(scaling, bool) or not isinstance(scaling, (int, float)) or not GAIN[0] <= scaling <= GAIN[1]:
+        raise CheckpointError(
+            f"{where}: scaling_factor: expected a number from {GAIN[0]:g} to {GAIN[1]:g}, found {quoted(scaling)}"
+        )
     latent = values.get("latent_channels")
-    if latent is not None and (not isinstance(latent, int) or latent < 1):
+    if latent is not None and (type(latent) is not int or latent < 1):
         raise CheckpointError(f"{where}: latent_channels: expected a positive integer, found {quoted(latent)}")
-    encoder, decoder = (_sizes(values, f"num_{part}_blocks", where) for part in ("encoder", "decoder"))
+    encoder, decoder = (_sizes(values, f"num_{part}_blocks", where, BLOCKS) for part in ("encoder", "decoder"))
     if encoder is None or decoder is None:
         raise CheckpointError(f"{where}: expected num_encoder_blocks and num_decoder_blocks, found neither or one")
-    widths = [_sizes(values, f"{part}_block_out_channels", where) for part in ("encoder", "decoder")]
+    widths = [_sizes(values, f"{part}_block_out_channels", where, WIDTH) for part in ("encoder", "decoder")]
     for part, blocks, found in (("encoder", encoder, widths[0]), ("decoder", decoder, widths[1])):
         if found is not None and len(found) != len(blocks):
             raise CheckpointError(
@@ -68,13 +70,15 @@ def layout_from_config(values: dict[str, Any], where: str) -> TinyLayout:
     return TinyLayout(encoder, decoder, float(scaling), widths[0], widths[1], latent)
 
 
-def _sizes(values: dict[str, Any], name: str, where: str) -> tuple[int, ...] | None:
+def _sizes(values: dict[str, Any], name: str, where: str, most: int) -> tuple[int, ...] | None:
     found = values.get(name)
     if found is None:
         return None
-    valid = isinstance(found, (list, tuple)) and 0 < len(found) <= 16
-    if not valid or not all(isinstance(n, int) and not isinstance(n, bool) and 0 < n < 2**20 for n in found):
-        raise CheckpointError(f"{where}: {name}: expected a list of positive integers, found {quoted(found)}")
+    if not isinstance(found, (list, tuple)) or not 0 < len(found) <= LEVELS:
+        length = f"{len(found)} entries" if isinstance(found, (list, tuple)) else quoted(found)
+        raise CheckpointError(f"{where}: {name}: expected a list of 1 to {LEVELS} positive integers, found {length}")
+    if not all(type(n) is int and 0 < n <= most for n in found):
+        raise CheckpointError(f"{where}: {name}: expected positive integers up to {most}, found {quoted(found)}")
     return tuple(found)
 
 
@@ -84,8 +88,8 @@ def _check_blocks(weights: Weights, prefix: str, blocks: Sequence[int], expected
     found = sorted({int(m.group(1)) for name in weights.names() if (m := pattern.match(name))})
     if found != expected:
         raise CheckpointError(
-            f"{weights.where(prefix)}: block counts {tuple(blocks)} put residual blocks at layers {expected}, "
-            f"found them at {found}"
+            f"{weights.where(prefix)}: block counts {tuple(blocks)} put residual blocks at layers "
+            f"{shorten(expected)}, found them at {shorten(found)}"
         )
 
 

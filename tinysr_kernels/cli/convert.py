@@ -3,38 +3,37 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import Any
 
-from tinysr_kernels.cli.terminal import DTYPES
-from tinysr_kernels.errors import CheckpointError, InputError
+from tinysr_kernels.cli.terminal import DTYPES, put
 
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand to argparse's subparsers."""
     parser = commands.add_parser("convert", help="fold a checkpoint into one safetensors file")
     parser.add_argument("checkpoint", metavar="CKPT")
-    parser.add_argument("out", metavar="OUT", help="the file to write")
+    parser.add_argument("out", metavar="OUT", help="the file to write, ending in .safetensors")
     parser.add_argument("--dtype", choices=DTYPES, help="dtype of the stored weights (default: float32)")
     parser.add_argument("--quantize", choices=("fp8",), help="store TinySR's transformer in FP8 (E4M3)")
+    parser.add_argument(
+        "--force", action="store_true", help="replace OUT if it is a folded file; no other file ever is"
+    )
     parser.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the folded file and print its path.
 
-    Raises InputError if it would overwrite the checkpoint, CheckpointError if it cannot be written.
+    Raises InputError, before the checkpoint is read, where OUT cannot be written or must not be replaced;
+    CheckpointError if writing fails.
     """
-    if os.path.exists(arguments.out) and os.path.samefile(arguments.out, arguments.checkpoint):
-        raise InputError(f"{arguments.out} is the checkpoint itself; choose another name")
     import tinysr_kernels
+    from tinysr_kernels.runtime.argument_types import check_save
 
+    check_save(arguments.out, replace=arguments.force)
     model = tinysr_kernels.compile(
         arguments.checkpoint, device="cpu", dtype=arguments.dtype, quantize=arguments.quantize
     )
-    try:
-        model.save(arguments.out)
-    except OSError as error:
-        raise CheckpointError(f"{arguments.out} cannot be written: {error}") from error
-    print(arguments.out)
+    model.save(arguments.out, replace=arguments.force)
+    put(arguments.out)
     return 0

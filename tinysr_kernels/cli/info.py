@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from tinysr_kernels.cli.terminal import print_facts
+from tinysr_kernels.errors import shorten
 
 
 def add_parser(commands: Any) -> None:
@@ -20,5 +21,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the description of the checkpoint."""
     import tinysr_kernels
 
-    print_facts(tinysr_kernels.describe(arguments.checkpoint), arguments.json)
+    print_facts(_printable(tinysr_kernels.describe(arguments.checkpoint)), arguments.json)
     return 0
+
+
+def _printable(value: Any) -> Any:
+    """The same facts with the control characters of every text escaped: names come from files nobody vouches for."""
+    if isinstance(value, dict):
+        return {_printable(name): _printable(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_printable(one) for one in value]
+    return shorten(value, 10_000) if isinstance(value, str) else value

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinysr_kernels.errors import InputError
+from tinysr_kernels.checkpoint.read.text import listed, quoted
+from tinysr_kernels.checkpoint.read.weights import check_finite
+from tinysr_kernels.errors import CheckpointError, InputError
 from tinysr_kernels.families.adcsr import AdcSR
 from tinysr_kernels.families.base import COLOR_FIXES, Adain, Checkpoint, ColorFix, Config, Family, Found
 from tinysr_kernels.families.config import config_from_values, config_to_dict
@@ -40,6 +42,7 @@ __all__ = [
     "TinySRConfig",
     "UNetConfig",
     "build",
+    "check_built",
     "check_quantize",
     "config_from_dict",
     "config_to_dict",
@@ -102,6 +105,27 @@ def fold(
 def build(family: str, config: Any, folded: Mapping[str, Tensor]) -> Network:
     """A family's network over folded tensors. KeyError names a tensor that is missing."""
     return FAMILIES[family].build(config, folded)
+
+
+def check_built(network: Network, folded: Mapping[str, Tensor], source: str, dtype: torch.dtype) -> None:
+    """CheckpointError unless a network holds every one of its folded tensors and all are finite in `dtype`.
+
+    What `read` checked is finite as stored, and may overflow when constants are multiplied in or when it is rounded.
+    """
+    used = {id(tensor) for tensor in network.buffers()}
+    left = [name for name, tensor in folded.items() if id(tensor) not in used]
+    if left:
+        raise CheckpointError(f"{source}: {listed(left)}: unexpected, they have no place in this network")
+    for name, buffer in network.named_buffers():
+        try:
+            check_finite(buffer, "")
+        except CheckpointError as error:
+            kind = str(dtype).removeprefix("torch.")
+            wider = {"float16": "bfloat16", "float64": None}.get(kind, "float64")
+            remedy = f"use dtype={wider!r}" if wider else "its weights are too large for any dtype"
+            raise CheckpointError(
+                f"{source}: {quoted(name)}: not finite once folded and rounded to {kind}; {remedy}"
+            ) from error
 
 
 def check_quantize(family: str, quantize: str) -> None:

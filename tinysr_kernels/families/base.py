@@ -11,6 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -94,6 +95,8 @@ class Checkpoint:
     """What was merged into the weights while loading, one phrase each."""
     source: str = ""
     """Where the checkpoint came from, for messages."""
+    file: Path | None = None
+    """The folded file it was read from, which `save` never replaces; None for every other kind."""
     metadata: dict[str, str] = field(default_factory=dict)
     """The metadata of a folded file, as stored; empty for every other kind."""
 

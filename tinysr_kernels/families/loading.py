@@ -7,10 +7,13 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tinysr_kernels.checkpoint.detect import EMBEDDINGS, FOLDED, LORA, OTHER, OWN, Folder, Roles, narrow, scan
 from tinysr_kernels.checkpoint.folded import OwnMetadata, read_metadata
+from tinysr_kernels.checkpoint.manifest import check_manifest
+from tinysr_kernels.checkpoint.plain import check_number, is_a, kind_of, plain_mapping
 from tinysr_kernels.checkpoint.read.shards import read_weights
 from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
 from tinysr_kernels.checkpoint.read.text import listed, quoted
@@ -24,10 +27,12 @@ from tinysr_kernels.checkpoint.sources import (
     is_folder,
     is_path,
     module_part,
+    snapshot,
 )
 from tinysr_kernels.errors import CheckpointError
 from tinysr_kernels.families.base import Checkpoint, Family, Found
-from tinysr_kernels.families.config import config_from_values
+from tinysr_kernels.families.config import checked_config, config_from_values
+from tinysr_kernels.nets.fold import placed_dtype
 
 DEMO = "demo"
 EMBEDDINGS_FILE = "embeddings.safetensors"
@@ -52,16 +57,14 @@ class Loader:
 
     def load(self, ckpt: Any, embeddings: Any) -> Checkpoint:
         """See `families.load`."""
-        if isinstance(ckpt, nn.Module):
+        if is_a(ckpt, nn.Module):
             return self._module(ckpt, embeddings)
-        if isinstance(ckpt, Mapping):
-            return self._dict(dict(ckpt), embeddings)
-        if isinstance(ckpt, str) and ckpt == DEMO:
+        if is_a(ckpt, Mapping):
+            return self._dict(plain_mapping(ckpt, "the dict of parts"), embeddings)
+        if is_a(ckpt, str) and str.__str__(ckpt) == DEMO:
             return self._demo(embeddings)
         if not is_path(ckpt):
-            raise CheckpointError(
-                f"expected a path, {DEMO!r}, a dict of parts or a module, found {type(ckpt).__name__}"
-            )
+            raise CheckpointError(f"expected a path, {DEMO!r}, a dict of parts or a module, found {kind_of(ckpt)}")
         path = as_path(ckpt)
         return self._folder(path, embeddings) if is_folder(path) else self._file(path, embeddings)
 
@@ -118,11 +121,20 @@ class Loader:
         return family, config, own
 
     def _folded(self, file: TensorFile, embeddings: Any) -> Checkpoint:
-        """A folded file as it is: metadata and finiteness checked, the tensors' meaning left to the network."""
+        """A folded file as it is, every tensor as its metadata list it; what they mean is left to the network."""
         family, config, own = self._own(file)
-        for name, tensor in file.only_tensors().items():
-            check_finite(tensor, f"{file.where}: {quoted(name)}")
+        check_number(len(file.only_tensors()), file.where)
         ignored = [] if embeddings is None else ["the embeddings given are ignored: the file is folded"]
+        if own.tensors is not None:
+            check_manifest(own.tensors, file.tensors, file.where)
+        else:
+            ignored.append(
+                f"{file.where}: folded by a version that listed no tensors, so whether all are there and undamaged "
+                "cannot be checked; `tinysr convert` it once"
+            )
+        _check_dtypes(file, str(own.folded_dtype))
+        for name, tensor in file.tensors.items():
+            check_finite(tensor, f"{file.where}: {quoted(name)}")
         return Checkpoint(
             family.name,
             config,
@@ -131,6 +143,7 @@ class Loader:
             folded_dtype=own.folded_dtype,
             notices=ignored,
             source=file.where,
+            file=file.path,
             metadata=dict(file.metadata),
         )
 
@@ -146,7 +159,12 @@ class Loader:
             found.named = embedding_files(embeddings, self.roles)
         elif embeddings is not None:
             found.notices.append(f"the embeddings given are ignored: {family.name} takes none")
-        return family.read(found)
+        lora = [] if found.lora is None else [found.lora]
+        for file in [*(part.file for part in found.parts.values()), *lora, *found.named, *found.beside]:
+            check_number(len(file.tensors), file.where)
+        checkpoint = family.read(found)
+        checkpoint.config = checked_config(family.config_class, checkpoint.config, f"{found.source}: configuration")
+        return checkpoint
 
     # ----------------------------------------------------------------------------------------- folders
     def _folder(self, path: Path, embeddings: Any) -> Checkpoint:
@@ -193,8 +211,8 @@ class Loader:
 
     # ----------------------------------------------------------------------------------- dicts and modules
     def _dict(self, parts: dict[Any, Any], embeddings: Any) -> Checkpoint:
-        names = {str(name) for name in parts if parts[name] is not None}
-        if parts and all(isinstance(value, Tensor) for value in parts.values()):
+        names = {name for name in parts if parts[name] is not None}
+        if parts and all(is_a(value, Tensor) for value in parts.values()):
             raise CheckpointError(
                 "expected a dict of parts, found a state dict; pass it as one part, or the module itself"
             )
@@ -217,7 +235,7 @@ class Loader:
         )
 
     def _module(self, module: nn.Module, embeddings: Any) -> Checkpoint:
-        label = f"module {type(module).__name__}"
+        label = f"module {kind_of(module)}"
         whole = module_part(module, label)
         role = self.roles.of(whole.file)
         family = self._family(role, whole.file)
@@ -227,7 +245,19 @@ class Loader:
                 f"{label}: expected a module with the tensors of {', or of '.join(kinds)}; found "
                 f"{listed(whole.file.tensors, 4) or 'no tensors'}"
             )
+        snapshot(whole.file)
         return self._read(family, Found(label, family.split(whole, module, label)), embeddings)
+
+
+def _check_dtypes(file: TensorFile, dtype: str) -> None:
+    """Every tensor of a folded file has the dtype in which `save` writes it; e4m3 where a scale lies beside."""
+    for name, tensor in file.tensors.items():
+        plain = placed_dtype(name, tensor, getattr(torch, dtype))
+        expected = torch.float8_e4m3fn if f"{name}_scale" in file.tensors else plain
+        if tensor.dtype != expected:
+            raise CheckpointError(
+                f"{file.where}: {quoted(name)}: expected {expected} in a file folded for {dtype}, found {tensor.dtype}"
+            )
 
 
 def _chosen(family: Family[Any], names: set[str]) -> list[str] | None:

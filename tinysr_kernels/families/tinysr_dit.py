@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from tinysr_kernels import nets
 from tinysr_kernels.checkpoint import transformer, vae
 from tinysr_kernels.checkpoint.detect import Part
+from tinysr_kernels.checkpoint.plain import is_a, module_config
 from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
 from tinysr_kernels.checkpoint.read.text import listed, quoted
 from tinysr_kernels.checkpoint.read.weights import Weights
-from tinysr_kernels.checkpoint.sources import FoundPart, candidates, mapping_file, module_config
+from tinysr_kernels.checkpoint.sources import FoundPart, candidates, mapping_file
 from tinysr_kernels.errors import CheckpointError
 from tinysr_kernels.families.base import Adain, Checkpoint, ColorFix, Family, Found
+from tinysr_kernels.families.config import Blocks, Within, checked_config
 from tinysr_kernels.nets import LatentNetwork, fp8, tiny_vae, tinysr_dit
 
 TRANSFORMER = Part(
@@ -36,9 +38,9 @@ class TinySRConfig:
     """What TinySR's weights leave open; widths, depths and the number of heads are in their shapes."""
 
     head_dim: int = 64
-    patch_size: int = 2
-    encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
-    decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+    patch_size: Annotated[int, Within(1, transformer.WINDOW)] = 2
+    encoder_blocks: Blocks = (1, 3, 3, 3)
+    decoder_blocks: Blocks = (3, 3, 3, 1)
     scaling_factor: float = 1.0
     overlap: int = 8
     """Latent pixels that neighboring windows of the transformer share per axis."""
@@ -82,7 +84,9 @@ class TinySR(Family[TinySRConfig]):
     def read(self, found: Found) -> Checkpoint:
         """Transformer with its LoRA merged and its modulation evaluated, and VAE; both hold the same latents."""
         main, half = found.parts[TRANSFORMER.role], found.parts[VAE.role]
-        stated = next((part.own for part in (main, half) if isinstance(part.own, TinySRConfig)), None)
+        stated = next((part.own for part in (main, half) if is_a(part.own, TinySRConfig)), None)
+        if stated is not None:
+            stated = checked_config(TinySRConfig, stated, main.config_where)
         if stated is None and (main.config is None or half.config is None):
             found.notices.append(
                 "a part has no configuration: head width 64, VAE blocks (1,3,3,3) and (3,3,3,1), scale 1 assumed"
@@ -165,9 +169,17 @@ def _prefix(names: list[str], pattern: str) -> str | None:
 def _sub_part(whole: FoundPart, module: nn.Module, prefix: str, names: list[str], label: str) -> FoundPart:
     """The tensors of one part without their prefix, and the part's configuration if it has one of its own."""
     tensors = {name.removeprefix(prefix): whole.file.tensors[name] for name in names}
-    values, own = module_config(module.get_submodule(prefix[:-1])) if prefix else (None, None)
+    values, own = _config_of(module, prefix, label) if prefix else (None, None)
     stated = own if isinstance(own, TinySRConfig) else whole.own
     return FoundPart(mapping_file(tensors, label), values, f"{label}: {prefix}config", stated)
+
+
+def _config_of(module: nn.Module, prefix: str, label: str) -> tuple[dict[str, Any] | None, Any]:
+    """The configuration of a sub-module; none where the state dict has names that no sub-module goes with."""
+    part: Any = module
+    for name in prefix[:-1].split("."):
+        part = getattr(part, "_modules", {}).get(name)
+    return module_config(part, label) if part is not None else (None, None)
 
 
 def _vae_tensors(file: TensorFile) -> dict[str, Tensor]:

@@ -10,20 +10,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tinysr_kernels.checkpoint.detect import Part
+from tinysr_kernels.checkpoint.plain import is_a, kind_of
 from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
 from tinysr_kernels.checkpoint.read.text import quoted
 from tinysr_kernels.checkpoint.read.weights import Weights
-from tinysr_kernels.checkpoint.structure import check_kl_decoder, check_scale, check_unet
+from tinysr_kernels.checkpoint.structure import LEVELS, check_kl_decoder, check_scale, check_unet
 from tinysr_kernels.checkpoint.vae import check_decoder, check_encoder
 from tinysr_kernels.errors import CheckpointError
 from tinysr_kernels.families.base import Checkpoint, ColorFix, Family, Found
+from tinysr_kernels.families.config import Blocks, Epsilon, Within, checked_config
 from tinysr_kernels.nets import unet_sr
 from tinysr_kernels.nets.unet_sr import UPSCALE
 
@@ -41,22 +43,22 @@ class UNetConfig:
     """What the weights of a pruned UNet and its KL or tiny decoder leave open. The defaults are AdcSR's."""
 
     input: Literal["unshuffle", "vae"] = "unshuffle"
-    unshuffle: int = 2
+    unshuffle: Annotated[int, Within(1, 1 << LEVELS)] = 2
     head_dim: int = 48
     groups: tuple[int, ...] = GROUP_CANDIDATES
     """GroupNorm takes the first of these that divides its channel count."""
-    unet_eps: float = 1e-5
-    transformer_norm_eps: float = 1e-6
-    layer_norm_eps: float = 1e-5
-    decoder_eps: float = 1e-6
+    unet_eps: Epsilon = 1e-5
+    transformer_norm_eps: Epsilon = 1e-6
+    layer_norm_eps: Epsilon = 1e-5
+    decoder_eps: Epsilon = 1e-6
     prediction: Literal["direct", "subtract"] = "direct"
     """What the decoder receives with VAE input: the UNet's output, or the latent minus it."""
     residual: Literal["none", "bicubic"] = "none"
     """Whether the bicubic enlargement of the input is added to the decoder's output."""
     color_fix: ColorFix = "adain"
     scaling_factor: float = 1.0
-    encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
-    decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+    encoder_blocks: Blocks = (1, 3, 3, 3)
+    decoder_blocks: Blocks = (3, 3, 3, 1)
 
 
 class TinySRUNet(Family[UNetConfig]):
@@ -73,10 +75,11 @@ class TinySRUNet(Family[UNetConfig]):
     def read(self, found: Found) -> Checkpoint:
         """Check the structure and evaluate the time projections; embeddings take precedence over the file's own."""
         part = found.parts[UNET.role]
-        if not isinstance(part.own, UNetConfig):  # of a module, for a file has been asked for its metadata
-            raise CheckpointError(f"{part.file.where}: config: expected a UNetConfig, found {quoted(part.own)}")
-        tensors = _checked(part.file, part.own, _combined(found.named or found.beside))
-        return Checkpoint(self.name, part.own, tensors, notices=found.notices, source=found.source)
+        if not is_a(part.own, UNetConfig):  # of a module, for a file has been asked for its metadata
+            raise CheckpointError(f"{part.file.where}: config: expected a UNetConfig, found {kind_of(part.own)}")
+        config = checked_config(UNetConfig, part.own, f"{part.file.where}: config")
+        tensors = _checked(part.file, config, _combined(found.named or found.beside))
+        return Checkpoint(self.name, config, tensors, notices=found.notices, source=found.source)
 
     def fold(self, config: UNetConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         """As every pruned UNet."""

@@ -30,16 +30,19 @@ def place(folded: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
     Matrices and kernels come in `dtype`; vectors (biases, norm weights, gates, scales, position tables, depthwise taps)
     in float32 or wider. Kernels and depthwise taps have the channels last in memory. What is quantized stays so.
     """
-    wide = torch.promote_types(dtype, torch.float32)
     placed = {}
     for name, tensor in folded.items():
-        vector = tensor.dim() == 1 or name.endswith(VECTORS)
-        kind = tensor.dtype if tensor.dtype == E4M3 else wide if vector else dtype
-        moved = tensor.to(device, kind)
+        moved = tensor.to(device, tensor.dtype if tensor.dtype == E4M3 else placed_dtype(name, tensor, dtype))
         # Kernels are [O,C,K,K], or [4,O,C,2,2] as phases; depthwise taps are [C,3,3].
         image = tensor.dim() > 3 or name.endswith(".depthwise")
         placed[name] = moved.movedim(-3, -1).contiguous().movedim(-1, -3) if image else moved.contiguous()
     return placed
+
+
+def placed_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """What `place` makes of a folded tensor that is not quantized: vectors stay in float32 or wider."""
+    vector = tensor.dim() == 1 or name.endswith(VECTORS)
+    return torch.promote_types(dtype, torch.float32) if vector else dtype
 
 
 def folds(folded: Mapping[str, Tensor]) -> list[str]:

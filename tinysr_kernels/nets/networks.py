@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from tinysr_kernels.nets.layers import ops
 
+SMALLEST_WINDOW = 32
+"""Sides of a transformer's windows in enlarged pixels; the released network has 512."""
+
 
 def resize(image: Tensor, factor: int, dtype: torch.dtype) -> Tensor:
     """[N,3,H,W] in [0,1], or uint8 that holds 255 times as much -> [N,3,factor*H,factor*W] in `dtype`."""
@@ -38,7 +41,10 @@ class LatentNetwork(nn.Module):
         overlap: int,
         halo: int,
     ) -> None:
+        """ValueError for windows so small that an ordinary image would take thousands of them."""
         super().__init__()
+        if window * factor < SMALLEST_WINDOW:
+            raise ValueError(f"windows of {window * factor} pixels a side, expected at least {SMALLEST_WINDOW}")
         self.encoder = encoder
         self.transformer = transformer
         self.decoder = decoder

@@ -1,16 +1,16 @@
-"""The arguments of `compile` that can be checked, and filled in, without a checkpoint."""
+"""The arguments of `compile` filled in by what they leave open, and as another process would need them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tinysr_kernels.errors import InputError
-from tinysr_kernels.families import COLOR_FIXES, FAMILIES
+from tinysr_kernels.families import FAMILIES
 from tinysr_kernels.ops.linear.quantize import CAPABILITY
 
 DTYPES = {
@@ -19,19 +19,15 @@ DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
 }
-QUANTIZATIONS = (None, "fp8")
 
 
 def choose_dtype(dtype: str | torch.dtype | None, family: str, device: torch.device) -> torch.dtype:
-    """The dtype asked for; None takes the family's own on a GPU, float32 elsewhere. Raises InputError."""
+    """The dtype asked for; None takes the family's own on a GPU, float32 elsewhere."""
     if dtype is None:
         if device.type != "cuda":
             return torch.float32
         return DTYPES[FAMILIES[family].dtype]
-    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in DTYPES.values():
-        raise InputError(f"dtype must be one of {sorted(DTYPES)}, found {dtype!r}")
-    return cast(torch.dtype, found)
+    return DTYPES[dtype] if isinstance(dtype, str) else dtype
 
 
 def check_fp8(device: torch.device) -> None:
@@ -43,23 +39,6 @@ def check_fp8(device: torch.device) -> None:
         f"fp8 needs compute capability {wanted} or higher, {torch.cuda.get_device_name(device)} has {found}; "
         "use quantize=None with a checkpoint that is not quantized, or device='cpu'"
     )
-
-
-def check_arguments(
-    quantize: str | None, color_fix: str | None, upscale: object, tile: object, max_graph_shapes: object
-) -> None:
-    """InputError for what no checkpoint and no device makes right."""
-    if quantize not in QUANTIZATIONS:
-        raise InputError(f"quantize must be one of {QUANTIZATIONS}, found {quantize!r}")
-    if color_fix is not None and color_fix not in COLOR_FIXES:
-        raise InputError(f"color_fix must be one of {COLOR_FIXES}, found {color_fix!r}")
-    if not isinstance(upscale, int) or isinstance(upscale, bool):
-        raise InputError(f"upscale must be a whole number, found {upscale!r}")
-    for name, value, least in (("tile", tile, 16), ("max_graph_shapes", max_graph_shapes, 1)):
-        if value is None and name == "tile":
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(f"{name} must be a whole number of at least {least}, found {value!r}")
 
 
 def portable(source: Any) -> Any:

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinysr_kernels.checkpoint import folded_metadata, write_safetensors
-from tinysr_kernels.errors import CheckpointError, InputError, OutOfMemory
+from tinysr_kernels.checkpoint import folded_metadata, write_folded
+from tinysr_kernels.errors import CheckpointError, OutOfMemory, TinySRError, shorten
 from tinysr_kernels.families import (
     FAMILIES,
     Checkpoint,
     ColorFix,
+    check_built,
     check_quantize,
     config_to_dict,
     fold,
@@ -29,7 +30,8 @@ from tinysr_kernels.launch.backend import choose_backend
 from tinysr_kernels.launch.device import assume, gpu_at
 from tinysr_kernels.nets import LatentNetwork, Network, is_fp8, place
 from tinysr_kernels.ops.trace import Call, trace
-from tinysr_kernels.runtime.arguments import check_arguments, check_fp8, choose_dtype, dtype_name, noise, recipe_of
+from tinysr_kernels.runtime.argument_types import check_types
+from tinysr_kernels.runtime.arguments import check_fp8, choose_dtype, dtype_name, noise, recipe_of
 from tinysr_kernels.runtime.color_fix import fix_colors
 from tinysr_kernels.runtime.device.choose import choose_device
 from tinysr_kernels.runtime.device.cuda import engine_for
@@ -91,7 +93,7 @@ class CompiledSR:
         self._folded = place(folded, device, dtype)
         self._networks = {dtype: self._family.build(self.config, self._folded)}
         check_upscale(self.network, upscale)
-        _check_all_used(self.network, self._folded)
+        check_built(self.network, self._folded, checkpoint.source, dtype)
         self._lock = threading.Lock()
         self.launches = self._trace()
         """Every operator call for one 128x128 image in order, the color fix included; counted on meta tensors."""
@@ -262,15 +264,16 @@ class CompiledSR:
     def _launches_early(self) -> bool:
         return self.backend == "triton" and self.device.type == "cuda" and configs.pdl(gpu_at(self.device))
 
-    def save(self, path: str | PathLike[str]) -> None:
+    def save(self, path: str | PathLike[str], *, replace: bool = True) -> None:
         """Write the folded weights as one safetensors file that `compile(path)` loads without folding again.
 
-        Quantized weights are written as they are, and come back so.
+        Quantized weights are written as they are, and come back so. The file appears whole or not at all. An existing
+        one is only replaced if it is a folded file, another than the model's own, and `replace` is true. Raises
+        InputError where the path cannot be written, CheckpointError when writing fails.
         """
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self._folded.items()}
-        write_safetensors(
-            path, tensors, folded_metadata(self.family, self.config, dtype_name(self.dtype), self.quantize)
-        )
+        metadata = folded_metadata(self.family, self.config, dtype_name(self.dtype), tensors, self.quantize)
+        write_folded(path, tensors, metadata, replace=replace, source=self._checkpoint.file)
 
     def __copy__(self) -> CompiledSR:
         return self
@@ -339,8 +342,8 @@ def compile(
     Raises CheckpointError for a checkpoint that cannot be used, InputError for other arguments, and OutOfMemory when
     the weights do not fit on the device.
     """
+    check_types(device, dtype, backend, quantize, cuda_graphs, color_fix, upscale, tile, max_graph_shapes)
     run_device = choose_device(device)
-    check_arguments(quantize, color_fix, upscale, tile, max_graph_shapes)
     chosen = choose_backend(backend, run_device)
     checkpoint = load(ckpt, embeddings=embeddings)
     for message in checkpoint.notices:
@@ -370,24 +373,16 @@ def compile(
         )
     except KeyError as error:
         raise CheckpointError(f"{checkpoint.source}: expected a tensor named {error}, found none") from error
-    except InputError:
+    except TinySRError:
         raise
-    except (ValueError, RuntimeError, MemoryError, StopIteration, ZeroDivisionError) as error:
+    except Exception as error:
         if is_out_of_memory(error):
             reason = str(error).strip().partition("\n")[0][:200]
             raise OutOfMemory(
                 f"the weights do not fit on {run_device}: {reason}; use another device or dtype"
             ) from error
         # only a folded file gets here: what a public checkpoint holds was checked while it was read
-        raise CheckpointError(f"{checkpoint.source}: the tensors do not fit together: {error}") from error
-
-
-def _check_all_used(network: Network, folded: dict[str, Tensor]) -> None:
-    """Raise ValueError for a tensor that no part of the network holds."""
-    used = {id(tensor) for tensor in network.buffers()}
-    left = [name for name, tensor in folded.items() if id(tensor) not in used]
-    if left:
-        raise ValueError(f"expected no tensor named {left[0]!r} ({len(left)} without use)")
+        raise CheckpointError(f"{checkpoint.source}: the tensors do not fit together: {shorten(error)}") from error
 
 
 def describe(ckpt: str | PathLike[str] | dict[str, Any] | nn.Module) -> dict[str, Any]:

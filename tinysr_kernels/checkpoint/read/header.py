@@ -17,7 +17,7 @@ from tinysr_kernels.checkpoint.read.paths import JSON_LIMIT, MappedFile, is_shap
 from tinysr_kernels.checkpoint.read.text import quoted
 from tinysr_kernels.errors import CheckpointError
 
-TENSOR_LIMIT = 200_000
+TENSOR_LIMIT = 10_000  # of a file; the largest networks of this kind have about 2,000
 NAME_LIMIT = 1000
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -51,7 +51,10 @@ def read_header(file: MappedFile) -> tuple[dict[str, Entry], dict[str, str], int
             f"{path}: the header claims {length} bytes, expected at most {min(size - 8, JSON_LIMIT)} "
             f"in a file of {size}: truncated, damaged or not a safetensors file"
         )
-    header = parse_json(file.read(8, length), f"{path}: header")
+    text = file.read(8, length)
+    if text.count(b'"dtype"') > TENSOR_LIMIT:  # each entry has it; parsing many more would take seconds
+        raise CheckpointError(f"{path}: expected at most {TENSOR_LIMIT} tensors, found more")
+    header = parse_json(text, f"{path}: header")
     metadata = _metadata(path, header.pop("__metadata__", {}))
     if len(header) > TENSOR_LIMIT:
         raise CheckpointError(f"{path}: expected at most {TENSOR_LIMIT} tensors, found {len(header)}")
