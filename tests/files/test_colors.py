@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+from tests.runtime.images.raw_files import png
 from tests.runtime.images.test_declared_color import LINEAR, PATCHES, means, srgb_curve
-from tests.runtime.raw_files import png
 from tests.runtime.sample_images import FakeModel, enlarge_file, put
 from tinysr_kernels.files.batch import Settings, run
 from tinysr_kernels.files.jobs import Job

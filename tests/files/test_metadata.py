@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from tests.runtime.raw_files import bmp_v4, box, jp2, png
+from tests.runtime.images.raw_files import bmp_v4, box, jp2, png
 from tests.runtime.sample_images import bytes_of, enlarge_file, exif, nearest, noise, put
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.files.encode import Encoding, writable

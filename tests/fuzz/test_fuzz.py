@@ -4,7 +4,7 @@ import pytest
 
 from tests.fuzz.harness import FUZZERS, run
 
-CASES = 40
+CASES = 25
 
 
 @pytest.mark.parametrize("name", FUZZERS)

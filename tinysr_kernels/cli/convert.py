@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     CheckpointError if writing fails.
     """
     import tinysr_kernels
-    from tinysr_kernels.runtime.argument_types import check_save
+    from tinysr_kernels.runtime.arguments import check_save
 
     check_save(arguments.out, replace=arguments.force)
     model = tinysr_kernels.compile(

@@ -30,8 +30,7 @@ from tinysr_kernels.launch.backend import choose_backend
 from tinysr_kernels.launch.device import assume, gpu_at
 from tinysr_kernels.nets import LatentNetwork, Network, is_fp8, place
 from tinysr_kernels.ops.trace import Call, trace
-from tinysr_kernels.runtime.argument_types import check_types
-from tinysr_kernels.runtime.arguments import check_fp8, choose_dtype, dtype_name, noise, recipe_of
+from tinysr_kernels.runtime.arguments import check_fp8, check_types, choose_dtype, dtype_name, noise, recipe_of
 from tinysr_kernels.runtime.color_fix import fix_colors
 from tinysr_kernels.runtime.device.choose import choose_device
 from tinysr_kernels.runtime.device.cuda import engine_for

@@ -69,7 +69,7 @@ class Limits:
         return cls(
             tile=tile,
             pixels=pixels,
-            batch_pixels=BATCH_PIXELS if backend == "triton" else 1,
+            batch_pixels=BATCH_PIXELS if backend == "triton" or device.type == "meta" else 1,
             tile_batch=TILE_BATCH if device.type == "cuda" else 1,
         )
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, features
 
-from tests.runtime.raw_files import bmp_v4, jp2, png, with_nclx
+from tests.runtime.images.raw_files import bmp_v4, jp2, png, with_nclx
 from tests.runtime.sample_images import SCALE, bytes_of, nearest
 from tinysr_kernels.runtime.dispatch import upscale_image
 from tinysr_kernels.runtime.images.color import icc

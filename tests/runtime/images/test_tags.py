@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.runtime.raw_files import box
+from tests.runtime.images.raw_files import box
 from tests.runtime.sample_images import SCALE, bytes_of, exif, nearest
 from tinysr_kernels.runtime.dispatch import upscale_image
 from tinysr_kernels.runtime.images.tags import exif as exif_tags

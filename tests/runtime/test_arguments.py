@@ -12,7 +12,7 @@ import torch
 import tinysr_kernels
 from tests.fuzz.odd import OBJECTS
 from tinysr_kernels.errors import InputError
-from tinysr_kernels.runtime.argument_types import check_types
+from tinysr_kernels.runtime.arguments import check_types
 
 GOOD: dict[str, Any] = {
     "device": None, "dtype": None, "backend": "auto", "quantize": None, "cuda_graphs": True, "color_fix": None,
