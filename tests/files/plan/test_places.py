@@ -46,6 +46,11 @@ def test_a_fallback_does_not_replace_what_nobody_named(here):
     assert written(here) == ["in", "logo.png", "logo_2.png", "logo_3.png"]
 
 
+def test_an_output_that_the_user_named_needs_no_record(here):
+    run([save(Path("in/a.png"))], "b.png")
+    assert sorted(path.name for path in here.iterdir()) == ["b.png", "in"]
+
+
 def test_in_a_folder_only_the_name_of_the_input_replaces(here):
     save(Path("in/a.png"))
     save(Path("in/b.gif"))

@@ -93,9 +93,11 @@ class Places:
 
     def _write_at(self, path: Path, overwrite: bool, job: Job, data: bytes, source: Source | None) -> None:
         self.prepare(job, path)  # the folder may have gone while the network ran
-        check = partial(self._just_before, overwrite=overwrite, job=job, size=len(data), source=source)
+        follow = self.follows(job, path)
+        recorded = None if follow else source  # a path that the user wrote needs no record
+        check = partial(self._just_before, overwrite=overwrite, job=job, size=len(data), source=recorded)
         try:
-            atomic.write_bytes(path, data, overwrite=overwrite, follow_link=self.follows(job, path), check=check)
+            atomic.write_bytes(path, data, overwrite=overwrite, follow_link=follow, check=check)
         except OSError as error:
             if error.errno in atomic.DISK_FULL:
                 self._full[path.parent] = len(data)
@@ -113,7 +115,7 @@ class Places:
         self.check(path, job=job)
         if not overwrite and os.path.lexists(path):  # its record stays
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-        if source is not None and not self.follows(job, path):
+        if source is not None:
             self.record(path, size, source)
 
     def record(self, path: Path, size: int, source: Source) -> None:
