@@ -160,26 +160,50 @@ def _reachable(kernel: Kernel, seen: set[str]) -> Iterator[Kernel]:
             yield from _reachable(called, seen)
 
 
-def build(v: Variant) -> Any:
-    """Compile and return Triton's CompiledKernel."""
-    import triton
-    from triton.backends.compiler import GPUTarget
+def _source_of(v: Variant) -> Any:
+    """The variant as Triton's compiler takes it."""
     from triton.compiler import ASTSource
 
     kernel = v.source_kernel.made
     index = {name: i for i, name in enumerate(kernel.arg_names)}
+    return ASTSource(
+        fn=kernel,
+        signature=dict(v.signature),
+        constexprs={(index[name],): value for name, value in v.constants},
+        attrs={(index[name],): ALIGNED for name in v.aligned},
+    )
+
+
+def build(v: Variant) -> Any:
+    """Compile and return Triton's CompiledKernel."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
     target = GPUTarget("cuda", v.arch, 32)
     with _as_active_device(target):
-        return triton.compile(
-            ASTSource(
-                fn=kernel,
-                signature=dict(v.signature),
-                constexprs={(index[name],): value for name, value in v.constants},
-                attrs={(index[name],): ALIGNED for name in v.aligned},
-            ),
-            target=target,
-            options={"num_warps": v.warps, "num_stages": v.stages},
-        )
+        return triton.compile(_source_of(v), target=target, options={"num_warps": v.warps, "num_stages": v.stages})
+
+
+def front_end_error(v: Variant) -> str:
+    """What Triton's front end says of the variant, nothing if it accepts it: no code is generated."""
+    import triton
+    from triton._C.libtriton import ir
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import make_backend
+
+    target = GPUTarget("cuda", v.arch, 32)
+    backend, source = make_backend(target), _source_of(v)
+    options = backend.parse_options({"num_warps": v.warps, "num_stages": v.stages, **source.parse_options()})
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    functions = backend.get_codegen_implementation(options)
+    try:
+        with _as_active_device(target):
+            source.make_ir(target, options, functions, backend.get_module_map(), context)
+    except triton.TritonError as error:
+        return str(error)
+    return ""
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ CUDA = torch.device("cuda", 0)
 def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> dict:
     """A fake GPU; tests may change its capability."""
     facts = {"capability": (9, 0)}
+    backend._capability.cache_clear()
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: facts["capability"])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
@@ -71,6 +72,14 @@ def test_without_triton(fake_gpu: dict, monkeypatch: pytest.MonkeyPatch) -> None
 def test_unknown(run) -> None:
     with pytest.raises(InputError, match="found 'cuda'"):
         run()
+
+
+@pytest.mark.parametrize("name", backend.BACKENDS)
+def test_host_tensors_beside_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the interpreter, a model with the backend "triton" computes on the host by the reference."""
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with using(name):
+        assert not kernels_run_on(CPU)
 
 
 def test_using_is_thread_local() -> None:

@@ -7,6 +7,7 @@ The backend belongs to the calling thread. Without `using`, it is `auto`: kernel
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from contextvars import ContextVar
 
@@ -47,8 +48,14 @@ def choose_backend(backend: str, device: torch.device) -> str:
 
 
 def kernels_run_on(device: torch.device) -> bool:
-    """Whether operators called now by this thread run their kernels on tensors of this device."""
-    return choose_backend(_current.get(), device) == "triton"
+    """Whether operators called now by this thread run their kernels on tensors of this device.
+
+    A model whose backend is "triton" also computes on the host, on parts of images that are too large for the GPU.
+    """
+    backend = _current.get()
+    if backend == "reference" or (backend == "auto" and device.type == "cpu"):
+        return False
+    return not _obstacle(device)
 
 
 def _check(backend: str) -> None:
@@ -64,8 +71,14 @@ def _obstacle(device: torch.device) -> str:
         return "" if interpreting() else "on the CPU it needs TRITON_INTERPRET=1 in the environment"
     if device.type != "cuda" or torch.version.cuda is None:
         return f"there are no kernels for {device.type} devices of this build of torch"
-    found = torch.cuda.get_device_capability(device)
+    found = _capability(device)
     if found < MINIMUM_CAPABILITY:
         wanted = ".".join(map(str, MINIMUM_CAPABILITY))
         return f"{torch.cuda.get_device_name(device)} has compute capability {found[0]}.{found[1]}, needed is {wanted}"
     return ""
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    """Cached, because every call of an operator asks for it."""
+    return torch.cuda.get_device_capability(device)

@@ -17,6 +17,9 @@ from torch import Tensor
 from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.kernel import Kernel
 
+GRID_LIMITS = ((1 << 31) - 1, 65535, 65535)
+"""Programs per dimension of a grid, on every architecture."""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -30,6 +33,13 @@ class Launch:
     arguments: Mapping[str, Any]
     num_warps: int
     num_stages: int
+
+    def __post_init__(self) -> None:
+        """ValueError for a grid that CUDA refuses (CUDA programming guide, "Technical Specifications")."""
+        for size, most in zip(self.grid, GRID_LIMITS, strict=False):
+            if size > most:
+                name = self.kernel.function.__name__
+                raise ValueError(f"{name}: the grid {self.grid} exceeds {GRID_LIMITS}; split the batch")
 
     def run(self, pdl: bool = False) -> None:
         """Launch on the device of the tensors, which need not be the current one.

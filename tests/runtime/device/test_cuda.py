@@ -129,6 +129,11 @@ def test_work_runs_on_the_side_stream_in_order_with_the_caller(fake: FakeCuda, e
     assert fake.current is fake.caller
 
 
+def test_results_in_other_memory_have_no_stream(fake: FakeCuda, engine: CudaEngine) -> None:
+    engine.launch(lambda: (torch.rand(2), torch.empty(2, device="meta")), ())
+    assert fake.notes.count("recorded for caller") == 1
+
+
 def test_captures_share_a_pool_kept_alive_by_a_graph(fake: FakeCuda, engine: CudaEngine) -> None:
     seen: list[Tensor] = []
 

@@ -140,7 +140,7 @@ class ResizeBicubic(Operator):
             "BLOCK_M": config.block_m,
         }
         # Between h rows and around them lie h + 1 gaps.
-        grid = (cdiv(w * self.factor * c, config.block_n), cdiv(h + 1, config.block_m), n)
+        grid = (cdiv(h + 1, config.block_m) * cdiv(w * self.factor * c, config.block_n), n)
         return Launch(kernels.enlarge, grid, arguments, config.num_warps, 1)
 
     def space(self, gpu: Gpu) -> Iterator[Config]:

@@ -111,7 +111,7 @@ class WaveletFix(ColorFix):
                 # The result is narrower than the bands: as many bytes per thread.
                 "BLOCK_SIZE": row_block(x, 4 * config.block_size) if last else config.block_size,
             }
-            grid = (1 if last else cdiv(w * c, config.block_size), h, n)
+            grid = (h * (1 if last else cdiv(w * c, config.block_size)), n)
             launches.append(Launch(kernels.blur, grid, arguments, config.num_warps, 1))
         return Plan((out, finite), tuple(launches))
 

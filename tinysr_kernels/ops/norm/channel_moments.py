@@ -36,7 +36,9 @@ def channel_moments_of(out: Tensor) -> Tensor:
     parts = [part.to(compute_dtype(out.dtype)) for part in pixels.split(block, 1)]
     means = torch.stack([part.mean(1) for part in parts], 1)
     squares = torch.stack([(part - part.mean(1, keepdim=True)).square_().sum(1) for part in parts], 1)
-    counts = torch.tensor([part.shape[1] for part in parts], dtype=means.dtype, device=out.device)[:, None]
+    # Made on the device: a copy from the host cannot be captured in a CUDA graph.
+    counts = torch.full((len(parts), 1), block, dtype=means.dtype, device=out.device)
+    counts[-1].fill_(parts[-1].shape[1])
     mean = (means * counts).sum(1, keepdim=True) / pixels.shape[1]
     square = squares.sum(1) + ((means - mean).square() * counts).sum(1)
     return torch.stack([mean[:, 0], square / pixels.shape[1]], 1)

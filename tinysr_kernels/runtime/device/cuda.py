@@ -66,7 +66,8 @@ class CudaEngine:
             outputs = step(*inputs)
         caller = torch.cuda.current_stream(self.device)
         for t in outputs:  # allocated on the side stream: must not be reused there while the caller reads it
-            t.record_stream(caller)
+            if self.holds(t):  # parts of large images lie in host memory, which has no streams
+                t.record_stream(caller)
         return outputs
 
     def capture(self, step: Step, inputs: Sequence[Tensor]) -> CudaGraph:

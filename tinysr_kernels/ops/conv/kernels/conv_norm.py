@@ -110,7 +110,7 @@ def merge_splits_norm(  # type: ignore[no-untyped-def]
     # Each tile row has seen `steps` values, or one less where the last step is past the end of the image.
     seen = ((pixels - lane + BLOCK_M - 1) // BLOCK_M).to(tl.float32)[:, None]
     seen = tl.where(inner < GROUP_SIZE, 1.0, 0.0)[None, :] * seen
-    total = pixels.to(tl.float32) * GROUP_SIZE
+    total = tl.cast(pixels, tl.float32) * GROUP_SIZE
     center = tl.sum(tl.sum(mean * seen, 1), 0) / total
     deviation = mean - center
     rstd = rstd_of(tl.sum(tl.sum(squares + seen * deviation * deviation, 1), 0) / total, eps)

@@ -61,12 +61,14 @@ def enlarge(  # type: ignore[no-untyped-def]
 ):
     """out = mul * bicubic(x) + add, or with base the difference clamp(that) - clamp(base), both clamped to [0,1].
 
-    Grid: blocks of BLOCK_N elements of an output row, blocks of BLOCK_M gaps between input rows, samples.
+    Grid: blocks of BLOCK_M gaps between input rows x blocks of BLOCK_N elements of an output row, samples.
     """
     await_inputs()
-    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    sample = tl.program_id(2).to(tl.int64)
     length = width * FACTOR * channels
+    # Both on one axis: the others end at 65535.
+    blocks = tl.cdiv(length, BLOCK_N)
+    offs_n = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    sample = tl.program_id(1).to(tl.int64)
     # Output columns FACTOR * left + HALF + 0, 1, ... lie between the input columns left and left + 1.
     HALF: tl.constexpr = FACTOR // 2
     column = offs_n // channels - HALF
@@ -84,7 +86,7 @@ def enlarge(  # type: ignore[no-untyped-def]
         base += sample * base_sample_stride + (offs_n % channels).to(tl.int64) * base_channel_stride
         base += (offs_n // channels).to(tl.int64) * base_column_stride
 
-    top = tl.program_id(1) * BLOCK_M - 1
+    top = tl.program_id(0) // blocks * BLOCK_M - 1
     above = _interpolate_row(x, top - 1, height, row_stride, c0, c1, c2, c3, w0, w1, w2, w3)
     upper = _interpolate_row(x, top, height, row_stride, c0, c1, c2, c3, w0, w1, w2, w3)
     lower = _interpolate_row(x, top + 1, height, row_stride, c0, c1, c2, c3, w0, w1, w2, w3)

@@ -29,14 +29,16 @@ def blur(  # type: ignore[no-untyped-def]
 ):
     """One level of the chain, with replicate padding; the last level also writes out = clamp(clamp(x) + blurred).
 
-    Grid: blocks of BLOCK_SIZE elements of a row (on the last level one program per row), rows, samples.
+    Grid: rows x blocks of BLOCK_SIZE elements of a row (on the last level one program per row), samples.
     """
     await_inputs()
     length = width * channels
-    y = tl.program_id(1)
-    sample = tl.program_id(2).to(tl.int64)
+    # Both on one axis: the others end at 65535.
+    blocks = tl.num_programs(0) // height
+    y = tl.program_id(0) // blocks
+    sample = tl.program_id(1).to(tl.int64)
     bad = tl.full((BLOCK_SIZE,), 0, tl.int32)
-    for start in range(tl.program_id(0) * BLOCK_SIZE, length, tl.num_programs(0) * BLOCK_SIZE):
+    for start in range(tl.program_id(0) % blocks * BLOCK_SIZE, length, blocks * BLOCK_SIZE):
         offs = start + tl.arange(0, BLOCK_SIZE)
         # Offsets past the end of the row read its last element and store nothing.
         column = tl.minimum(offs, length - 1)

@@ -96,7 +96,7 @@ def single(  # type: ignore[no-untyped-def]
     # Each tile row has seen `steps` values, or one less where the last step is past the end of the image.
     counted = tl.where(inner < group_size, 1.0, 0.0)[None, :]
     seen = counted * ((pixels - row + BLOCK_M - 1) // BLOCK_M).to(tl.float32)[:, None]
-    total = pixels.to(tl.float32) * group_size
+    total = tl.cast(pixels, tl.float32) * group_size
     center = tl.sum(tl.sum(mean * seen, 1), 0) / total
     deviation = mean - center
     variance = tl.sum(tl.sum(squares + seen * deviation * deviation, 1), 0) / total
@@ -171,7 +171,7 @@ def merge_chunks(  # type: ignore[no-untyped-def]
     inner = tl.arange(0, BLOCK_N)
     chan = tl.program_id(0) * group_size + inner
     sample = tl.program_id(1).to(tl.int64)
-    total = pixels.to(tl.float32) * group_size
+    total = tl.cast(pixels, tl.float32) * group_size
     center = tl.full((BLOCK_CHUNKS, BLOCK_N), 0.0, tl.float32)
     for start in range(0, chunks, BLOCK_CHUNKS):
         number = start + tl.arange(0, BLOCK_CHUNKS)
