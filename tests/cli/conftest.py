@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from PIL import Image
 
 import tinysr_kernels
 from tests.runtime.sample_images import FakeModel, sample_image
@@ -23,7 +22,6 @@ def compiled(monkeypatch):
 
     monkeypatch.setattr(tinysr_kernels, "compile", fake)
     monkeypatch.setattr(tinysr_kernels, "describe", lambda path: {"family": "fake", "notices": ["one", "two"]})
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # restored afterwards
     return calls
 
 

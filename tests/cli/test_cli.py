@@ -99,6 +99,13 @@ def test_results_of_any_size(compiled, folder, option: str, size: tuple[int, int
     assert result["output_size"] == list(size)
 
 
+def test_the_limit_of_pillow_is_as_before(compiled, folder) -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    assert upscale(folder / "in" / "a.png", "-o", folder / "b.png", "--max-pixels", "3") == 1
+    assert upscale(folder / "in", "-o", folder / "none" / ".." / "b.exr") == 2
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
 def test_a_size_that_an_image_cannot_have_fails_that_image(compiled, folder, capsys) -> None:
     assert upscale(folder / "in" / "a.png", "-o", folder / "b.png", "--longest", "25") == 1
     assert "3x2 cannot become 25x17: the most is 8 times per side" in capsys.readouterr().err
@@ -106,7 +113,6 @@ def test_a_size_that_an_image_cannot_have_fails_that_image(compiled, folder, cap
 
 def test_the_bar_shows_the_tiles_of_an_image(folder, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # restored afterwards
     Image.new("RGB", (40, 16)).save(folder / "wide.png")
     arguments = ["--model", "demo", "--device", "cpu", "--tile", "16", "-o", str(folder / "b.png")]
     assert main(["upscale", str(folder / "wide.png"), *arguments]) == 0

@@ -180,13 +180,14 @@ def run(arguments: argparse.Namespace) -> int:
     from tinysr_kernels.files.jobs import plan_jobs
     from tinysr_kernels.runtime.images.bounds import pillow_limit
 
-    # Sizes are checked against the free memory; Pillow's fixed limit would refuse large photos.
-    Image.MAX_IMAGE_PIXELS = pillow_limit(arguments.max_pixels)
     warnings.filterwarnings("ignore", module=r"PIL\.")
     suffix = f".{arguments.format}" if arguments.format else None
-    plan = plan_jobs(arguments.inputs, arguments.output, recursive=arguments.recursive, suffix=suffix)
-    settings = _settings(arguments)
     with ExitStack() as stack:
+        # Sizes are checked against the free memory; Pillow's fixed limit would refuse large photos.
+        stack.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = pillow_limit(arguments.max_pixels)
+        plan = plan_jobs(arguments.inputs, arguments.output, recursive=arguments.recursive, suffix=suffix)
+        settings = _settings(arguments)
         report = None
         if arguments.report is not None:
             report = stack.enter_context(closing(open_report(arguments.report, plan)))
