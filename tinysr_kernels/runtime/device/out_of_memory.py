@@ -56,7 +56,7 @@ def free_memory(device: torch.device) -> int | None:
 def empty_host_caches() -> None:
     """Free what only reference cycles hold (tensors in tracebacks), and give back what the C library keeps of it."""
     gc.collect()
-    with suppress(OSError, AttributeError):  # glibc alone has it
+    with suppress(OSError, AttributeError, TypeError):  # glibc alone has it
         ctypes.CDLL(None).malloc_trim(0)
 
 
