@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tinysr_kernels.launch import configs
+from tinysr_kernels.launch import configs, guard
 from tinysr_kernels.launch.backend import kernels_run_on
 from tinysr_kernels.launch.device import MINIMUM_CAPABILITY, Gpu, gpu_of
 from tinysr_kernels.launch.plan import Plan
@@ -176,11 +176,19 @@ class Operator:
 
     def compute(self) -> Any:
         """The result, by the kernels where the backend and the dtypes allow it, else by the reference."""
-        first = self.first
-        if kernels_run_on(first.device) and self.kernels_apply:
-            return self.planned()[0].run(configs.pdl(gpu_of(first)))
+        device = self.first.device
+        if kernels_run_on(device) and self.kernels_apply and not self._is_barred:
+            try:
+                return self.planned()[0].run(configs.pdl(gpu_of(self.first)))
+            except Exception as error:  # noqa: BLE001  the guard raises what is not the kernels' failure
+                guard.bar(self.name, device, self.bucket(), error)
         self.check()
         return self.reference()
+
+    @property
+    def _is_barred(self) -> bool:
+        """Whether the kernels failed before (launch/guard.py); without any failure it costs nothing."""
+        return guard.anything_barred() and guard.is_barred(self.name, self.first.device, self.bucket())
 
     @classmethod
     def overload(cls) -> Any:
