@@ -12,7 +12,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tinysr_kernels._version import __version__
-from tinysr_kernels.errors import CheckpointError, InputError, NonFiniteOutput, OutOfMemory, TinySRError
+from tinysr_kernels.errors import (
+    CheckpointError,
+    DeviceError,
+    InputError,
+    NonFiniteOutput,
+    OutOfMemory,
+    TinySRError,
+)
 
 if TYPE_CHECKING:
     from tinysr_kernels import ops
@@ -21,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointError",
     "CompiledSR",
+    "DeviceError",
     "InputError",
     "NonFiniteOutput",
     "OutOfMemory",

@@ -29,6 +29,10 @@ class OutOfMemory(TinySRError, MemoryError):
     """The smallest unit of work does not fit into memory. The message states the needed and the free amount."""
 
 
+class DeviceError(TinySRError, RuntimeError):
+    """A GPU or its driver failed. The message states the driver's words and the remedy."""
+
+
 class NonFiniteOutput(TinySRError, ArithmeticError):
     """The network's output contains NaN or infinity, also in the widest dtype tried."""
 

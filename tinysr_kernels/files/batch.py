@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from tinysr_kernels.errors import InputError, TinySRError
+from tinysr_kernels.errors import DeviceError, InputError, TinySRError
 from tinysr_kernels.files.atomic import remove_abandoned
 from tinysr_kernels.files.encode import Encoding, encode, has_alpha, unsupported_reason
 from tinysr_kernels.files.jobs import Job, Plan
@@ -347,6 +347,11 @@ def _write_report(report: Lines, result: Result) -> bool:
     return True
 
 
+def _device_is_lost(result: Result) -> bool:
+    """Whether the GPU failed: the same would happen to every other input."""
+    return result.error is not None and result.error["type"] == DeviceError.__name__
+
+
 def run(
     jobs: Sequence[Job],
     model: Model | None,
@@ -357,7 +362,8 @@ def run(
     on_frames: OnFrames | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[Result]:
-    """Run all jobs and return their results in the order of the jobs; with `strict` up to the first failure.
+    """Run all jobs and return their results in the order of the jobs; up to a failure of the GPU,
+    with `strict` up to the first failure.
 
     jobs: of `plan_jobs`. model: may be None unless `needs_model`. report: a stream that receives one line of JSON
     per job as soon as the job ends; if it cannot be written, a notice says so and the run goes on. on_result: is called
@@ -378,6 +384,6 @@ def run(
                 report = None
             if on_result is not None and result.status != "interrupted":
                 on_result(result)
-            if settings.strict and result.status == "failed":
+            if result.status == "failed" and (settings.strict or _device_is_lost(result)):
                 break
     return results

@@ -34,6 +34,7 @@ from tinysr_kernels.runtime.arguments import check_fp8, check_types, choose_dtyp
 from tinysr_kernels.runtime.color_fix import fix_colors
 from tinysr_kernels.runtime.device.choose import choose_device
 from tinysr_kernels.runtime.device.cuda import engine_for
+from tinysr_kernels.runtime.device.device_error import device_error
 from tinysr_kernels.runtime.device.engine import Outputs
 from tinysr_kernels.runtime.device.graphs import Graphs
 from tinysr_kernels.runtime.device.modes import without_autocast
@@ -133,7 +134,8 @@ class CompiledSR:
         the result is the network's. progress: called with (done, total) after every tile, or image in one piece, on the
         calling thread; what it raises ends the call and comes out of it. max_pixels: refuse larger inputs. frame: which
         frame of a multi-frame PIL image. out: for tensors, where the result goes, of the image's dtype and device; in
-        pinned host memory it is written by the device itself. Raises InputError, OutOfMemory, NonFiniteOutput.
+        pinned host memory it is written by the device itself. Raises InputError, OutOfMemory, NonFiniteOutput,
+        DeviceError.
         """
         return upscale_image(
             image,
@@ -380,6 +382,9 @@ def compile(
             raise OutOfMemory(
                 f"the weights do not fit on {run_device}: {reason}; use another device or dtype"
             ) from error
+        lost = device_error(error)
+        if lost is not None:
+            raise lost from error
         # only a folded file gets here: what a public checkpoint holds was checked while it was read
         raise CheckpointError(f"{checkpoint.source}: the tensors do not fit together: {shorten(error)}") from error
 

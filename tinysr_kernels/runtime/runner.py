@@ -18,6 +18,7 @@ from torch import Tensor
 from tinysr_kernels.errors import InputError, NonFiniteOutput, OutOfMemory
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.nets import Network
+from tinysr_kernels.runtime.device.device_error import device_error
 from tinysr_kernels.runtime.device.engine import Outputs, free_graphs
 from tinysr_kernels.runtime.device.graphs import Graphs
 from tinysr_kernels.runtime.device.out_of_memory import empty_host_caches, is_out_of_memory, shortage
@@ -115,7 +116,7 @@ class Runner:
         out: receives the result. now: capture graphs at once instead of when a shape repeats. progress: called with
         (done, total) after every tile or image in one piece, on this thread; what it raises ends the call. The total
         grows where memory runs out. Raises OutOfMemory if the smallest tiles do not fit, NonFiniteOutput if the result
-        is not finite in any dtype.
+        is not finite in any dtype, DeviceError if the GPU fails.
         """
         count, _, height, width = rgb.shape
         parts: list[Tensor] = []
@@ -135,6 +136,9 @@ class Runner:
                     raise ended.error from None
                 except Exception as error:
                     if not is_out_of_memory(error):
+                        lost = device_error(error)
+                        if lost is not None:
+                            raise lost from error
                         raise
                     # Only what is needed: the traceback of the error holds the tensors of the failed attempt.
                     failure = str(error), isinstance(error, PartOutOfMemory)

@@ -16,7 +16,8 @@ from tinysr_kernels.runtime.device.host_memory import available_memory
 # How allocators without an exception type of their own report it: PyTorch's for the CPU (Linux, Windows), C++'s, CUDA's
 # and its libraries' outside PyTorch's caching allocator.
 _MESSAGES = re.compile(
-    r"DefaultCPUAllocator: (can't allocate|not enough) memory|std::bad_alloc|(CUDA|CUDA driver) error: out of memory"
+    r"DefaultCPUAllocator: (can't allocate|not enough) memory|std::bad_alloc"
+    r"|(CUDA|CUDA driver) error: out of memory|Triton Error \[CUDA\]: out of memory"
     r"|CU(DNN|BLAS|SPARSE|SOLVER)_STATUS_(ALLOC_FAILED|INTERNAL_ERROR_\w*ALLOCATION_FAILED)"
 )
 # oneDNN's words for every failure, the memory of its generated code and scratch pads among them.
