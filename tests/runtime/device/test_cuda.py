@@ -140,7 +140,7 @@ def test_captures_share_a_pool_kept_alive_by_a_graph(fake: FakeCuda, engine: Cud
     def step(x: Tensor) -> tuple[Tensor]:
         fake.notes.append("step")
         seen.append(x)
-        return (x + 1,)
+        return (torch.ones_like(x),)  # not of x, which the capture leaves uninitialized
 
     image = torch.rand(2, 3)
     graph = engine.capture(step, (image,))
