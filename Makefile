@@ -14,11 +14,11 @@ OTHER_TRITON := $(addprefix build/triton-,$(TRITON))
 
 # Two pytest workers with one thread each: the tests are many and small, so intra-op threads cost more than they gain.
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder --benchmark-disable
-PYTEST_ARGS ?= $(WORKERS) -m "not mutation"
+PYTEST_ARGS ?= $(WORKERS) -m "not mutation and not long"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick mutations processors fuzz lint audit static tables benchmarks cpu-benchmarks docs examples format \
+.PHONY: help demo test quick long mutations processors fuzz lint audit static tables benchmarks cpu-benchmarks docs examples format \
     wheel check-wheel clean
 
 help: ## list the targets
@@ -37,12 +37,15 @@ QUICK := tests/test_house.py tests/families tests/launch tests/ops/norm tests/op
     tests/ops/conv/test_sepconv.py tests/ops/conv/test_sepconv_kernel.py tests/ops/attention/test_attention.py \
     tests/runtime/test_compiled.py::test_one_by_one_equals_the_batch
 
-test quick mutations processors fuzz: export OMP_NUM_THREADS ?= 1
+test quick long mutations processors fuzz: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.ready-test ## run the tests (PYTEST_ARGS="-n 0 tests/test_house.py" runs a subset)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 quick: $(VENV)/.ready-test ## run a one-minute selection of the tests
 	$(BIN)/python -m pytest $(WORKERS) -k "numeric and not float16 or test_house or test_compiled or families or launch" $(QUICK)
+
+long: $(VENV)/.ready-test ## tests that take too long for `make test`: the tutorial, whole networks, compression
+	$(BIN)/python -m pytest $(WORKERS) -m long
 
 mutations: $(VENV)/.ready-test ## mutation tests: every mutated kernel must make a test fail
 	$(BIN)/python -m pytest $(WORKERS) -m mutation

@@ -35,6 +35,7 @@ def command(path: Path, line: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
+@pytest.mark.long
 def test_tutorial_runs(tmp_path: Path) -> None:
     """Every block, in order, in a folder that holds what the tutorial uses of a checkout."""
     programs = tmp_path / "bin"

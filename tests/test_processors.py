@@ -11,7 +11,9 @@ from tests.processors import CHECKOUT, ENVIRONMENTS, environment, numeric_files,
 
 
 def test_numbers_on_the_oldest_processor() -> None:
-    done = run("oldest", "-n", "0", "-x", *numeric_files())
+    """Of one kind of operators: a process of its own, with the variables set, runs them."""
+    files = [name for name in numeric_files() if "/linear/" in name]
+    done = run("oldest", "-n", "0", "-x", *files)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
 
 

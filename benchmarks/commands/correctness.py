@@ -21,7 +21,7 @@ SUMMARY = "The kernels' tests on this GPU, and the compute sanitizer if it is th
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests" / "ops"
 SMALL = ("test_patch_embed_kernel.py",)
-EXPRESSION = "not mutation and not float32"
+EXPRESSION = "not mutation and not long and not float32"
 """float16 and bfloat16; mutations run in the interpreter only."""
 SANITIZER_SECONDS = 60.0
 ONE_CALL = """

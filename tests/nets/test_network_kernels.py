@@ -87,6 +87,7 @@ def test_network_equals_its_reference(name: str, tmp_path: Path) -> None:
     assert run == {call.op for call in model.launches if call.op in REGISTRY}
 
 
+@pytest.mark.long
 def test_programmatic_dependent_launch_changes_no_bit(tmp_path: Path) -> None:
     """On a GPU of capability 9.0 launches do begin early; the interpreter takes the option and goes on in order."""
     path = NETWORKS["TinySR"][0](tmp_path).folder
@@ -99,6 +100,7 @@ def test_programmatic_dependent_launch_changes_no_bit(tmp_path: Path) -> None:
     assert all(torch.equal(one, found[0]) for one in found)
 
 
+@pytest.mark.long
 def test_demo_is_the_same_picture() -> None:
     """To within one step of 256, and where the configurations came from is told."""
     image = torch.rand(3, 5, 7)

@@ -83,6 +83,7 @@ def test_a_folded_file_is_quantized_on_request(folder: Path, tmp_path: Path) -> 
     assert relative(later, direct) < relative(direct, exact)
 
 
+@pytest.mark.long
 def test_the_kernels_compute_what_the_cpu_emulates(folder: Path) -> None:
     """The whole network in the interpreter: apart only where a sum that rounds otherwise tips an e4m3 rounding."""
     lr = random_image(8, 8)[0]

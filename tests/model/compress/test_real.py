@@ -57,6 +57,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_all_stages_lead_to_a_student_that_compiles(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(place / "recipe.json")
     assert main(["restore", "--config", config]) == 2

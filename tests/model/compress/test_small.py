@@ -77,6 +77,7 @@ def test_four_fifths_of_parameters_and_multiplications_are_gone(
     assert (out / "masks.png").exists()
 
 
+@pytest.mark.long
 def test_a_finished_run_is_not_trained_again(
     done: tuple[Path, Outcome, dict[str, Student]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ def least_of(seeds: int, share: float, chance: float) -> int:
     return seeds
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_learner_ends_within_the_best_percent(family: str) -> None:
     """Where no fixed grouping reaches the best 1 %, fixed groups never do.
@@ -48,6 +49,7 @@ def test_learner_ends_within_the_best_percent(family: str) -> None:
         assert found.outcomes["fixed groups"].within(found.best) == 0
 
 
+@pytest.mark.long
 def test_learner_meets_its_bar() -> None:
     """In 80 % of the 250 seeds: 90 % do, which is five standard errors above."""
     within = [proved(family).outcomes["learned"].within(9) for family in FAMILIES]
