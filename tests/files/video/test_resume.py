@@ -116,7 +116,7 @@ def test_segments_of_something_else_are_not_used(tmp_path, change):
     elif change == "manifest":
         (work / "manifest.json").write_text("[]")
     elif change == "segment":
-        (work / "000001.packets").write_bytes(b"")
+        (work / "000000.packets").write_bytes(b"")  # the one that is complete, however far behind the encoder was
     else:
         target = "c.mp4"
     upscale_video(tmp_path / "a.mp4", tmp_path / target, stream, scale, **options)
