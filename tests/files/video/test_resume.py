@@ -38,6 +38,7 @@ class Counting:
             self.frames += 1
             yield frame if not self.gain else frame // 2
             if self.frames == self.until:
+                time.sleep(0.2)  # the encoder, in a thread of its own, catches up
                 raise self.error
 
 
