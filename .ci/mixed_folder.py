@@ -31,7 +31,9 @@ EXPECTED = {
     "white.png": ((20, 20), "RGB"),
     "black.png": ((20, 20), "RGB"),
 }
-CORRUPT = ("truncated.jpg", "empty.png", "text.jpg", "Thumbs.db")
+CORRUPT = ("truncated.jpg", "empty.png", "text.jpg")
+RECORDS = ".tinysr-results"
+"""Which input made which result; see docs/command-line.md."""
 
 
 def png_16bit(pixels: np.ndarray) -> bytes:
@@ -87,7 +89,9 @@ def make(folder: Path) -> None:
 def problems(output: Path, errors: str) -> list[str]:
     """Descriptions of all problems of the results; empty if they are correct."""
     found = [f"{name} is not named in the errors" for name in CORRUPT if name not in errors]
-    present = {path.name for path in output.iterdir()}
+    if "Thumbs.db" in errors or "ignored: 1 not images or films" not in errors:
+        found.append("Thumbs.db is named, or not counted as ignored")
+    present = {path.name for path in output.iterdir() if path.name != RECORDS}
     found += [f"{name}: unexpected" for name in sorted(present - EXPECTED.keys())]
     found += [f"{name}: missing" for name in sorted(EXPECTED.keys() - present)]
     for name in sorted(EXPECTED.keys() & present):
