@@ -17,7 +17,7 @@ PACKAGE = "tinysr_kernels"
 LINE_LIMIT = 400
 
 # What each layer may import of the package, besides itself and the leaves: imports run downward only.
-LEAVES = {"errors", "_version"}
+LEAVES = {"atomic", "errors", "_version"}
 BELOW = {
     "cli": {"files", "runtime", "launch", ""},
     "integrations": {"files", "runtime", ""},
@@ -29,6 +29,7 @@ BELOW = {
     "ops": {"launch"},
     "launch": set(),
     "checkpoint": set(),
+    "atomic": set(),
     "errors": set(),
     "_version": set(),
 }

@@ -19,7 +19,7 @@ from PIL import Image
 from tests import ROOT
 from tests.files.runs import contents, save
 from tests.runtime.sample_images import sample_image
-from tinysr_kernels.files.atomic import is_temporary
+from tinysr_kernels.atomic import is_temporary
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/dev/full") or not hasattr(os, "fork"), reason="needs /dev/full")
 

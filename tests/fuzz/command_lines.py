@@ -25,8 +25,8 @@ from PIL import Image
 import tinysr_kernels
 from tests.files.video.films import make
 from tests.runtime.sample_images import FakeModel, noise, sample_image
+from tinysr_kernels.atomic import is_temporary
 from tinysr_kernels.cli.main import main
-from tinysr_kernels.files.atomic import is_temporary
 from tinysr_kernels.files.jobs import plan_jobs
 from tinysr_kernels.files.plan.records import FILE_NAME
 

@@ -39,16 +39,6 @@ def tinysr(dtype: torch.dtype) -> tuple[Network, TinySRConfig]:
     return compiled("tinysr-dit", config, transformer.normalized_state() | vae.state_dict(), dtype), config
 
 
-@pytest.fixture(scope="module")
-def small() -> Network:
-    return unet(torch.float32)
-
-
-@pytest.fixture(scope="module")
-def latent() -> Network:
-    return tinysr(torch.float32)[0]
-
-
 def running(
     networks: Network | Callable[[torch.dtype], Network],
     engine: Engine | None = None,

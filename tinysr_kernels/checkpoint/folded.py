@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tinysr_kernels.atomic import sync_folder
 from tinysr_kernels.checkpoint.manifest import manifest
 from tinysr_kernels.checkpoint.plain import kind_of
 from tinysr_kernels.checkpoint.read.header import read_header
@@ -208,7 +209,7 @@ def write_safetensors(
             os.fsync(file.fileno())
         check(target)
         os.replace(beside, target)
-        _synchronize(target.parent)
+        sync_folder(target.parent)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{shorten(target)} cannot be written: {shorten(error)}; nothing was left there. Free some space or choose "
@@ -217,16 +218,6 @@ def write_safetensors(
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
-
-
-def _synchronize(folder: Path) -> None:
-    """Make a rename survive a power cut; on file systems whose folders cannot be synchronized it is left to them."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ def plain_tensor(value: object, where: str, *, copy: bool = False) -> Tensor:
     kind = type(value)
     if not issubclass(kind, Tensor):
         raise CheckpointError(f"{where}: expected a tensor, found {kind_of(value)}")
-    if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:  # FakeTensor, DTensor: no plain memory behind it
+    if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:  # FakeTensor, DTensor: without plain memory
         raise CheckpointError(f"{where}: expected a plain dense tensor, found {kind_of(value)}")
     try:
         with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():

@@ -23,8 +23,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from tinysr_kernels.atomic import remove_abandoned
 from tinysr_kernels.errors import DeviceError, InputError, TinySRError
-from tinysr_kernels.files.atomic import remove_abandoned
 from tinysr_kernels.files.encode import Encoding, encode, has_alpha, unsupported_reason
 from tinysr_kernels.files.jobs import Job, Plan
 from tinysr_kernels.files.picture_io import read_image, upscale_image_file

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tinysr_kernels.atomic import write_bytes
 from tinysr_kernels.errors import InputError, TinySRError
-from tinysr_kernels.files.atomic import write_bytes
 from tinysr_kernels.files.encode import Encoding, encode
 from tinysr_kernels.files.reading.decoded import Decoded, damaged
 from tinysr_kernels.files.reading.heif import read_heif

@@ -25,7 +25,7 @@ _LAUNCH_ERRORS = ("no kernel image", "invalid device function", "kernel image is
 """Of CUDA's errors in a launch, those that concern this kernel alone."""
 
 logger = logging.getLogger("tinysr_kernels")
-_barred: dict[tuple[str, torch.device, str], str] = {}
+_barred: set[tuple[str, torch.device, str]] = set()
 
 
 def is_barred(name: str, device: torch.device, variant: str) -> bool:
@@ -38,11 +38,6 @@ def anything_barred() -> bool:
     return bool(_barred)
 
 
-def barred() -> dict[str, str]:
-    """What is barred and why, for reports: "operator device variant" -> reason."""
-    return {f"{name} {device} {variant}".strip(): reason for (name, device, variant), reason in _barred.items()}
-
-
 def bar(name: str, device: torch.device, variant: str, error: Exception) -> None:
     """Bar what failed with this error, and say so once. Raises the error itself if it is not the kernels'."""
     found = None if interpreting() or os.environ.get(SWITCH) == "0" or _capturing(device) else _judge(error)
@@ -52,7 +47,8 @@ def bar(name: str, device: torch.device, variant: str, error: Exception) -> None
     key = (EVERYTHING, device, "") if general else (name, device, variant)
     if key in _barred:
         return
-    reason = _barred[key] = shorten(f"{type(error).__name__}: {error}", 500)
+    _barred.add(key)
+    reason = shorten(f"{type(error).__name__}: {error}", 500)
     what = "Triton cannot build kernels" if general else f"{name} ({variant}): its kernels cannot run"
     logger.warning(f"{what} on {device}: {reason}. PyTorch computes instead, slower. {remedy}")
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tinysr_kernels.launch.device import Gpu
-from tinysr_kernels.launch.plan import Launch, Plan, Tunable
+from tinysr_kernels.launch.plan import Tunable
 
 LARGEST = 1 << 16
 """Of any field. Tiles have at most 2**20 elements in Triton."""
@@ -19,8 +19,6 @@ LEAST_TILE = 16
 MOST_WARPS = 32
 """1024 threads per block (CUDA C++ Programming Guide, technical specifications)."""
 MOST_STAGES = 8
-GRID = (2**31 - 1, 65535, 65535)
-"""Blocks per dimension of a grid (the same table)."""
 MOST_PARTS = 16
 """Counts up to this one are accepted even where the call's own space has smaller ones: calls of a bucket differ in
 shape, and with it in the number of parts that suits them."""
@@ -45,15 +43,15 @@ def of_call(call: Tunable, config: Any, gpu: Gpu) -> str:
     """Why this call cannot be launched with the configuration on this GPU, or nothing.
 
     The configuration must need no more than the heuristic's or one of the operator's own search space, which ends where
-    registers and shared memory do; the operator must accept it; its grids must exist.
+    registers and shared memory do; the operator and its launches must accept it.
     """
     if not any(_covers(vars(known), vars(config)) for known in _known(call, gpu)):
         return "is outside of the search space"
     try:
-        plan = call.on_meta().plan(config)
+        call.on_meta().plan(config)
     except (ValueError, ArithmeticError, RuntimeError) as error:
         return str(error)[:200]
-    return _grids(plan)
+    return ""
 
 
 def _known(call: Tunable, gpu: Gpu) -> Iterator[Any]:
@@ -78,15 +76,6 @@ def _field_covers(name: str, known: Any, wanted: Any) -> bool:
     if "block" in name:
         return bool(min(known, LEAST_TILE) <= wanted < known)
     return bool(wanted <= max(2 * known, MOST_PARTS))
-
-
-def _grids(plan: Plan) -> str:
-    for launch in plan.launches:
-        if isinstance(launch, Launch) and not all(
-            1 <= blocks <= most for blocks, most in zip(launch.grid, GRID, strict=False)
-        ):
-            return f"has the grid {launch.grid}, possible is {GRID}"
-    return ""
 
 
 def _is_size(name: str) -> bool:

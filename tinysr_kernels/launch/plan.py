@@ -37,9 +37,9 @@ class Launch:
     def __post_init__(self) -> None:
         """ValueError for a grid that CUDA refuses (CUDA programming guide, "Technical Specifications")."""
         for size, most in zip(self.grid, GRID_LIMITS, strict=False):
-            if size > most:
+            if not 1 <= size <= most:
                 name = self.kernel.function.__name__
-                raise ValueError(f"{name}: the grid {self.grid} exceeds {GRID_LIMITS}; split the batch")
+                raise ValueError(f"{name} has the grid {self.grid}, possible is up to {GRID_LIMITS}; split the batch")
 
     def run(self, pdl: bool = False) -> None:
         """Launch on the device of the tensors, which need not be the current one.

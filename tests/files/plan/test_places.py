@@ -12,7 +12,7 @@ from PIL import Image
 from tests.files.runs import run, save, written
 from tests.files.video.films import make
 from tests.runtime.sample_images import FakeModel, sample_image
-from tinysr_kernels.files import atomic
+from tinysr_kernels import atomic
 from tinysr_kernels.files.batch import Settings
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX links")

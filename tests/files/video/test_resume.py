@@ -38,7 +38,7 @@ class Counting:
             self.frames += 1
             yield frame if not self.gain else frame // 2
             if self.frames == self.until:
-                time.sleep(0.2)  # the encoder, in a thread of its own, catches up
+                time.sleep(0.2)  # until the encoder thread has caught up
                 raise self.error
 
 
@@ -117,7 +117,7 @@ def test_segments_of_something_else_are_not_used(tmp_path, change):
     elif change == "manifest":
         (work / "manifest.json").write_text("[]")
     elif change == "segment":
-        (work / "000000.packets").write_bytes(b"")  # the one that is complete, however far behind the encoder was
+        (work / "000000.packets").write_bytes(b"")  # the one that is always complete
     else:
         target = "c.mp4"
     upscale_video(tmp_path / "a.mp4", tmp_path / target, stream, scale, **options)

@@ -1,4 +1,4 @@
-"""Damage to files as a whole: what stands in their place, what lies beside them, what they are called."""
+"""Whole files damaged: other kinds of files in their place, odd neighbors, odd names."""
 
 from __future__ import annotations
 

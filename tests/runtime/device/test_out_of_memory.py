@@ -16,7 +16,7 @@ from torch import Tensor
 import tinysr_kernels
 from tests import ROOT
 from tests.runtime.device.recorder import Recorder
-from tests.runtime.test_runner import photo, running, tinysr, unet
+from tests.runtime.test_runner import photo, running
 from tinysr_kernels.errors import OutOfMemory
 from tinysr_kernels.nets import LatentNetwork, Network
 from tinysr_kernels.nets.unet_sr import UNetSR
@@ -29,16 +29,6 @@ ALLOCATOR = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
     "750000000 bytes. Error code 12 (Cannot allocate memory)"
 )
-
-
-@pytest.fixture(scope="module")
-def small() -> Network:
-    return unet(torch.float32)
-
-
-@pytest.fixture(scope="module")
-def latent() -> Network:
-    return tinysr(torch.float32)[0]
 
 
 def limit_memory(

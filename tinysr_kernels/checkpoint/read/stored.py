@@ -134,7 +134,7 @@ def kind_of(value: Any) -> str:
 
 
 def called(name: str, arguments: tuple[Any, ...]) -> Any:
-    """What stands for the result of a call that weights_only would make."""
+    """The description that replaces the result of a call that weights_only would make."""
     if name == _REBUILD_SUBCLASS and len(arguments) == 4:
         function, kind, inner, _ = arguments  # a tensor with attributes, or of a subclass
         plain = type(kind) is Global and kind.name in _PLAIN_CLASSES

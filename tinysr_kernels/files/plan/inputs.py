@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tinysr_kernels.atomic import is_temporary
 from tinysr_kernels.errors import InputError
-from tinysr_kernels.files.atomic import is_temporary
 from tinysr_kernels.files.plan.globs import expand, fixed_part, has_magic
 from tinysr_kernels.files.plan.identity import entry, identities
 from tinysr_kernels.files.plan.recognize import Content, claims_to_be, recognize

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
+from tinysr_kernels import atomic
 from tinysr_kernels.errors import InputError
-from tinysr_kernels.files import atomic
 from tinysr_kernels.files.jobs import Job, Plan
 from tinysr_kernels.files.plan.identity import Originals
 from tinysr_kernels.files.plan.outputs import name_key, numbered

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tinysr_kernels.files.atomic import lock, replacing
+from tinysr_kernels.atomic import lock, replacing
 
 FILE_NAME = ".tinysr-results"
 _HEADER = b'{"tinysr_results": 1}\n'

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from tinysr_kernels._version import __version__
+from tinysr_kernels.atomic import Check, replacing
 from tinysr_kernels.errors import InputError, OutOfMemory, TinySRError
-from tinysr_kernels.files.atomic import Check, replacing
 from tinysr_kernels.files.video import segments
 from tinysr_kernels.files.video.color import frame_format, warn_of_color
 from tinysr_kernels.files.video.encoding import CONTAINERS, Plan, make_plan, open_encoder

@@ -74,7 +74,7 @@ def _create(target: Path) -> tuple[Path, int]:
         os.close(descriptor)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Flush a rename to the disk. Not every system can; the file is complete either way."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
@@ -127,7 +127,7 @@ def replacing(
     finally:
         if descriptor != -1:
             os.close(descriptor)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def write_bytes(

@@ -18,8 +18,8 @@ from PIL import Image
 
 from tests import ROOT
 from tests.runtime.sample_images import noise, put
-from tinysr_kernels.files import atomic
-from tinysr_kernels.files.atomic import is_temporary, remove_abandoned, replacing, write_bytes
+from tinysr_kernels import atomic
+from tinysr_kernels.atomic import is_temporary, remove_abandoned, replacing, write_bytes
 from tinysr_kernels.files.picture_io import write_image
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX locks, links and permissions")
@@ -159,7 +159,7 @@ def test_another_process_keeps_its_temporary_file_until_it_dies(tmp_path):
 import time
 from functools import partial
 from pathlib import Path
-from tinysr_kernels.files.atomic import replacing
+from tinysr_kernels.atomic import replacing
 with replacing(Path({str(tmp_path / "a.png")!r})) as part:
     part.write_bytes(b"half")
     print("ready", flush=True)
@@ -185,7 +185,7 @@ def test_twenty_kills_leave_only_whole_files(tmp_path):
     for seed in range(20):
         process = python(f"""
 from pathlib import Path
-from tinysr_kernels.files.atomic import write_bytes
+from tinysr_kernels.atomic import write_bytes
 print("ready", flush=True)
 for i in range(10**9):
     write_bytes(Path({str(tmp_path)!r}) / f"{{i % 5}}.png", b"x" * {sizes}[i % 2])
