@@ -19,13 +19,14 @@ LINE_LIMIT = 400
 # What each layer may import of the package, besides itself and the leaves: imports run downward only.
 LEAVES = {"atomic", "errors", "_version"}
 BELOW = {
-    "cli": {"files", "runtime", "launch", ""},
+    "cli": {"files", "runtime", "first_use", "launch", ""},
     "integrations": {"files", "runtime", ""},
     "": {"runtime", "ops"},
     "files": {"runtime"},
-    "runtime": {"families", "nets", "ops", "launch", "checkpoint"},
+    "runtime": {"families", "nets", "first_use", "ops", "launch", "checkpoint"},
     "families": {"nets", "checkpoint"},
     "nets": {"ops", "launch"},
+    "first_use": {"ops", "launch"},
     "ops": {"launch"},
     "launch": set(),
     "checkpoint": set(),

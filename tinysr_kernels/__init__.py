@@ -23,7 +23,8 @@ from tinysr_kernels.errors import (
 
 if TYPE_CHECKING:
     from tinysr_kernels import ops
-    from tinysr_kernels.runtime.compiled import CompiledSR, compile, describe
+    from tinysr_kernels.runtime.compiled import CompiledSR
+    from tinysr_kernels.runtime.compiling import compile, describe
 
 __all__ = [
     "CheckpointError",
@@ -39,7 +40,7 @@ __all__ = [
     "ops",
 ]
 
-_LAZY = {"compile": "runtime.compiled", "describe": "runtime.compiled", "CompiledSR": "runtime.compiled"}
+_LAZY = {"compile": "runtime.compiling", "describe": "runtime.compiling", "CompiledSR": "runtime.compiled"}
 
 
 def __getattr__(name: str) -> Any:

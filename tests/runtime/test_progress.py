@@ -22,9 +22,9 @@ from tinysr_kernels.files.batch import Settings
 from tinysr_kernels.files.jobs import Job, plan_jobs
 from tinysr_kernels.nets import Network
 from tinysr_kernels.nets.unet_sr import UNetSR
-from tinysr_kernels.runtime.limits import Limits
 from tinysr_kernels.runtime.micro_batch import MicroBatcher, Stopped
-from tinysr_kernels.runtime.tiled_inference import pieces
+from tinysr_kernels.runtime.tiles.limits import Limits
+from tinysr_kernels.runtime.tiles.tiled_inference import pieces
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from tinysr_kernels.runtime import runner
 from tinysr_kernels.runtime.color_fix import fix_colors
 from tinysr_kernels.runtime.device.engine import EagerEngine, Engine
 from tinysr_kernels.runtime.device.graphs import Graphs
-from tinysr_kernels.runtime.limits import Limits
 from tinysr_kernels.runtime.runner import Runner
+from tinysr_kernels.runtime.tiles.limits import Limits
 
 CPU = torch.device("cpu")
 

@@ -34,10 +34,10 @@ from tinysr_kernels.files.plan.records import Source, source_of
 from tinysr_kernels.files.video import upscale_video
 from tinysr_kernels.runtime.images.arrays import DEVICE_PIXELS, Enlarge
 from tinysr_kernels.runtime.images.scaling import NATIVE, Target
-from tinysr_kernels.runtime.limits import BATCH_PIXELS
 from tinysr_kernels.runtime.micro_batch import Budget, MicroBatcher
 from tinysr_kernels.runtime.notices import collect_notices, defer_notices, notice
 from tinysr_kernels.runtime.streaming import OnError, in_order
+from tinysr_kernels.runtime.tiles.limits import BATCH_PIXELS
 
 GPU_WORKERS = 8
 """Images in flight when the network runs on a GPU: reading and writing take longer than the network."""

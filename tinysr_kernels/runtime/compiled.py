@@ -1,4 +1,4 @@
-"""compile(): a checkpoint becomes a CompiledSR that takes images of any kind and size and enlarges them."""
+"""CompiledSR: a network on a device that takes images of any kind and size and enlarges them."""
 
 from __future__ import annotations
 
@@ -11,41 +11,31 @@ from os import PathLike
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tinysr_kernels.checkpoint import folded_metadata, write_folded
-from tinysr_kernels.errors import CheckpointError, OutOfMemory, TinySRError, shorten
 from tinysr_kernels.families import (
     FAMILIES,
     Checkpoint,
     ColorFix,
     check_built,
-    check_quantize,
     config_to_dict,
-    fold,
-    load,
 )
 from tinysr_kernels.launch import configs
-from tinysr_kernels.launch.backend import choose_backend
 from tinysr_kernels.launch.device import assume, gpu_at
 from tinysr_kernels.nets import LatentNetwork, Network, is_fp8, place
 from tinysr_kernels.ops.trace import Call, trace
-from tinysr_kernels.runtime.arguments import check_fp8, check_types, choose_dtype, dtype_name, noise, recipe_of
+from tinysr_kernels.runtime.arguments import dtype_name, noise
 from tinysr_kernels.runtime.color_fix import fix_colors
-from tinysr_kernels.runtime.device.choose import choose_device
 from tinysr_kernels.runtime.device.cuda import engine_for
-from tinysr_kernels.runtime.device.device_error import device_error
 from tinysr_kernels.runtime.device.engine import Outputs
 from tinysr_kernels.runtime.device.graphs import Graphs
-from tinysr_kernels.runtime.device.modes import without_autocast
-from tinysr_kernels.runtime.device.out_of_memory import is_out_of_memory, typed_out_of_memory
 from tinysr_kernels.runtime.dispatch import Kind, upscale_image
 from tinysr_kernels.runtime.images.scaling import Target
-from tinysr_kernels.runtime.limits import UNLIMITED, Limits
-from tinysr_kernels.runtime.notices import notice
 from tinysr_kernels.runtime.runner import Report, Runner, reporting
 from tinysr_kernels.runtime.streaming import OnError, Stopped, in_order
-from tinysr_kernels.runtime.tiled_inference import check_upscale, restore, window_weights
+from tinysr_kernels.runtime.tiles.limits import UNLIMITED, Limits
+from tinysr_kernels.runtime.tiles.tiled_inference import check_upscale, restore, window_weights
 
 TRACE_SIDE = 128
 
@@ -282,9 +272,13 @@ class CompiledSR:
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledSR:
         return self
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def settings(self) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+        """The arguments of `compile` that give this model again.
+
+        For a checkpoint that was in memory: the other arguments of `CompiledSR`, and the folded weights on the CPU.
+        """
         limits, graphs = self._runner.limits, self._runner.graphs.limit
-        settings = {
+        settings: dict[str, Any] = {
             "device": str(self.device),
             "dtype": self.dtype,
             "backend": self.backend,
@@ -293,104 +287,6 @@ class CompiledSR:
             "tile": limits.tile,
         }
         if self._recipe is not None:
-            kept = {"cuda_graphs": graphs > 0, "max_graph_shapes": max(graphs, 1)}
-            return _compile_again, (self._recipe | settings | kept,)
+            return self._recipe | settings | {"cuda_graphs": graphs > 0, "max_graph_shapes": max(graphs, 1)}, None
         tensors = {name: tensor.cpu() for name, tensor in self._folded.items()}
-        return _from_folded, (self._checkpoint, tensors, settings | {"graphs": graphs})
-
-
-def _compile_again(arguments: dict[str, Any]) -> CompiledSR:
-    """Unpickle a model whose checkpoint is in files. Raises what `compile` raises."""
-    return compile(**arguments)
-
-
-def _from_folded(checkpoint: Checkpoint, tensors: dict[str, Tensor], settings: dict[str, Any]) -> CompiledSR:
-    """Unpickle a model whose checkpoint was in memory. Raises InputError where its device or backend is not there."""
-    device = choose_device(settings["device"])
-    choose_backend(settings["backend"], device)
-    return CompiledSR(checkpoint, tensors, **settings | {"device": device})
-
-
-@without_autocast()
-@typed_out_of_memory("the checkpoint does not fit into host memory", "close other programs")
-def compile(
-    ckpt: str | PathLike[str] | dict[str, Any] | nn.Module,
-    *,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    backend: str = "auto",
-    quantize: str | None = None,
-    cuda_graphs: bool = True,
-    color_fix: ColorFix | None = None,
-    upscale: int = 4,
-    embeddings: str | PathLike[str] | dict[str, Tensor] | None = None,
-    max_graph_shapes: int = 8,
-    tile: int | None = None,
-) -> CompiledSR:
-    """Load a checkpoint, fold every constant into its weights and return the model that runs it.
-
-    ckpt: a file or folder, "demo" (the small checkpoint inside the package), a dict naming the parts, or an nn.Module.
-    device: default cuda if present, else cpu. dtype: default on cuda the family's own (float16; AdcSR: bfloat16),
-    float32 elsewhere.
-    backend: "auto", "reference" or "triton". quantize: "fp8" for TinySR's transformer in e4m3 (docs/fp8.md): on GPUs of
-    compute capability 8.9 or higher, or emulated on the CPU; None leaves it as the checkpoint has it. color_fix:
-    "adain", "wavelet", "none"; None takes the family's own. upscale: whole factor (UNet families: what the network
-    gives); `model(image, scale=...)` gives other sizes. embeddings: overrides the checkpoint's. tile: low-resolution
-    side of a UNet's tiles; None runs an image whole up to a size that follows from the network and the device's total
-    memory (`info()["whole_image_pixels"]`), and a larger one in tiles that follow from them too. cuda_graphs: on a GPU,
-    replay work of a shape that has occurred before from a CUDA graph. max_graph_shapes: how many graphs are kept; the
-    least recently used goes first.
-    Raises CheckpointError for a checkpoint that cannot be used, InputError for other arguments, and OutOfMemory when
-    the weights do not fit on the device.
-    """
-    check_types(device, dtype, backend, quantize, cuda_graphs, color_fix, upscale, tile, max_graph_shapes)
-    run_device = choose_device(device)
-    chosen = choose_backend(backend, run_device)
-    checkpoint = load(ckpt, embeddings=embeddings)
-    for message in checkpoint.notices:
-        notice(message)
-    run_dtype = choose_dtype(dtype, checkpoint.family, run_device)
-    folded = checkpoint.tensors
-    if quantize is not None:
-        check_quantize(checkpoint.family, quantize)
-    if quantize is not None or is_fp8(folded):
-        check_fp8(run_device)
-    try:
-        if not checkpoint.folded:
-            folded = fold(checkpoint.family, checkpoint.config, folded, run_dtype, quantize)
-        elif quantize is not None:
-            folded = FAMILIES[checkpoint.family].quantize(folded, quantize)
-        return CompiledSR(
-            checkpoint,
-            folded,
-            device=run_device,
-            dtype=run_dtype,
-            backend=chosen,
-            color_fix=color_fix or checkpoint.config.color_fix,
-            upscale=upscale,
-            tile=tile,
-            graphs=max_graph_shapes if cuda_graphs else 0,
-            recipe=recipe_of(ckpt, embeddings, quantize),
-        )
-    except KeyError as error:
-        raise CheckpointError(f"{checkpoint.source}: expected a tensor named {error}, found none") from error
-    except TinySRError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            reason = str(error).strip().partition("\n")[0][:200]
-            raise OutOfMemory(
-                f"the weights do not fit on {run_device}: {reason}; use another device or dtype"
-            ) from error
-        lost = device_error(error)
-        if lost is not None:
-            raise lost from error
-        # only a folded file gets here: what a public checkpoint holds was checked while it was read
-        raise CheckpointError(f"{checkpoint.source}: the tensors do not fit together: {shorten(error)}") from error
-
-
-def describe(ckpt: str | PathLike[str] | dict[str, Any] | nn.Module) -> dict[str, Any]:
-    """What a checkpoint holds, as `CompiledSR.info` of the model it compiles to on the CPU."""
-    model = compile(ckpt, device="cpu", backend="reference")
-    keys = ("device", "backend", "tile", "whole_image_pixels", "launch_configurations", "non_finite_retries")
-    return {k: v for k, v in model.info().items() if k not in keys and not k.startswith("graph")}
+        return settings | {"checkpoint": self._checkpoint, "graphs": graphs}, tensors

@@ -23,9 +23,16 @@ from tinysr_kernels.runtime.device.engine import Outputs, free_graphs
 from tinysr_kernels.runtime.device.graphs import Graphs
 from tinysr_kernels.runtime.device.out_of_memory import empty_host_caches, is_out_of_memory, shortage
 from tinysr_kernels.runtime.images.arrays import DEVICE_PIXELS
-from tinysr_kernels.runtime.limits import Limits
 from tinysr_kernels.runtime.notices import notice
-from tinysr_kernels.runtime.tiled_inference import CallPart, PartOutOfMemory, in_one_piece, part_of, pieces, restore
+from tinysr_kernels.runtime.tiles.limits import Limits
+from tinysr_kernels.runtime.tiles.tiled_inference import (
+    CallPart,
+    PartOutOfMemory,
+    in_one_piece,
+    part_of,
+    pieces,
+    restore,
+)
 
 WIDER_DTYPES = {torch.float16: (torch.bfloat16, torch.float32), torch.bfloat16: (torch.float32,)}
 """Dtypes to retry in if a result is not finite: first more range, then also more precision."""

@@ -20,10 +20,10 @@ from tests.runtime.test_runner import photo, running
 from tinysr_kernels.errors import OutOfMemory
 from tinysr_kernels.nets import LatentNetwork, Network
 from tinysr_kernels.nets.unet_sr import UNetSR
-from tinysr_kernels.runtime import limits
 from tinysr_kernels.runtime.device import host_memory, out_of_memory
 from tinysr_kernels.runtime.device.out_of_memory import is_out_of_memory, shortage
-from tinysr_kernels.runtime.limits import Limits
+from tinysr_kernels.runtime.tiles import limits
+from tinysr_kernels.runtime.tiles.limits import Limits
 
 ALLOCATOR = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
@@ -250,7 +250,7 @@ LIMITED = """
     import resource
     import numpy as np
     import tinysr_kernels
-    from tinysr_kernels.runtime import limits
+    from tinysr_kernels.runtime.tiles import limits
 
     limits.HOST_SHARE = 1.0  # the whole image, whatever it takes
     model = tinysr_kernels.compile("demo", device="cpu")

@@ -14,9 +14,9 @@ from tests.runtime.test_runner import photo, running, tinysr, unet
 from tinysr_kernels.errors import OutOfMemory
 from tinysr_kernels.nets import Network
 from tinysr_kernels.nets.unet_sr import UNetSR
-from tinysr_kernels.runtime import limits as limits_module
 from tinysr_kernels.runtime.device import host_memory
-from tinysr_kernels.runtime.limits import GPU_SHARE, HOST_SHARE, UNLIMITED, Limits, memory_class, rung
+from tinysr_kernels.runtime.tiles import limits as limits_module
+from tinysr_kernels.runtime.tiles.limits import GPU_SHARE, HOST_SHARE, UNLIMITED, Limits, memory_class, rung
 
 CPU = torch.device("cpu")
 GIB = 1 << 30

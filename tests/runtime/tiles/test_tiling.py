@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tinysr_kernels.nets.tiny_vae import Decoder, Encoder, halo
-from tinysr_kernels.runtime.tiling import (
+from tinysr_kernels.runtime.tiles.tiling import (
     apply_with_halo,
     batch_sizes,
     batched,

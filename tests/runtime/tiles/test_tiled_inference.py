@@ -10,10 +10,10 @@ from model.reference import pipelines as oracle
 from tests.nets.test_networks import compiled, tinysr_parts, unet_parts
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.families import FAMILIES, TinySRConfig
-from tinysr_kernels.runtime import tiled_inference
 from tinysr_kernels.runtime.color_fix import fix_colors
-from tinysr_kernels.runtime.limits import Limits
-from tinysr_kernels.runtime.tiled_inference import check_upscale, restore
+from tinysr_kernels.runtime.tiles import tiled_inference
+from tinysr_kernels.runtime.tiles.limits import Limits
+from tinysr_kernels.runtime.tiles.tiled_inference import check_upscale, restore
 
 
 def image(height: int, width: int, batch: int = 1) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.nets import LatentNetwork, Network, PixelNetwork, resize
 from tinysr_kernels.runtime.device.out_of_memory import is_out_of_memory
-from tinysr_kernels.runtime.limits import Limits
-from tinysr_kernels.runtime.tiling import (
+from tinysr_kernels.runtime.tiles.limits import Limits
+from tinysr_kernels.runtime.tiles.tiling import (
     apply_with_halo,
     blend_windows,
     gaussian_window,
