@@ -20,6 +20,7 @@ from tinysr_kernels.launch.kernel import jit
 from tinysr_kernels.launch.plan import GRID_LIMITS, Launch
 from tinysr_kernels.ops import REGISTRY
 from tinysr_kernels.runtime.images.arrays import DEVICE_PIXELS
+from tinysr_kernels.runtime.tiles.limits import BATCH_IMAGES, BATCH_PIXELS, Limits
 
 SMALL = ((1, 1), (1, 7), (3, 2), (8, 8), (16, 16), (17, 33))
 ORDINARY = (
@@ -40,6 +41,14 @@ def test_every_size_has_grids_that_exist(family: str, name: str) -> None:
     """Planning makes the launches, and a launch refuses what CUDA would."""
     for size in SMALL + ORDINARY:
         assert calls(model(family, name), *size)
+
+
+@pytest.mark.parametrize(("family", "name"), FAMILIES)
+def test_the_largest_batch_has_grids_that_exist(family: str, name: str) -> None:
+    """A batch holds many images of a pixel."""
+    assert Limits(batch_pixels=BATCH_PIXELS).images(1) == BATCH_IMAGES
+    for size in ((1, 1), (32, 32)):
+        assert calls(model(family, name), *size, batch=BATCH_IMAGES)
 
 
 @pytest.mark.parametrize("size", [(DEVICE_PIXELS // 16, 1), (1, DEVICE_PIXELS // 16)])
