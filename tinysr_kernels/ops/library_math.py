@@ -28,18 +28,24 @@ def conv2d(
 
     On a GPU the bias is a step of its own, as torch itself adds it after cuDNN's convolution; in float32, if it is.
     """
-    if x.device.type == "cpu":
-        own = None if bias is None else bias.to(x.dtype)
-        return F.conv2d(x, weight, own, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    if x.is_cuda and torch.version.cuda is not None and torch.backends.cudnn.is_available():
-        # benchmark False, deterministic True: always the same algorithm; allow_tf32 False.
+    if x.dtype == torch.float32 and _by_cudnn(x):
+        # benchmark False, deterministic True, allow_tf32 False.
         sizes = ([padding] * 2, [stride] * 2, [dilation] * 2)
         y = torch.ops.aten.cudnn_convolution(x, weight, *sizes, groups, False, True, False)
+    elif x.device.type == "cpu":
+        own = None if bias is None else bias.to(x.dtype)
+        return F.conv2d(x, weight, own, stride=stride, padding=padding, dilation=dilation, groups=groups)
     else:
         y = F.conv2d(x, weight, None, stride=stride, padding=padding, dilation=dilation, groups=groups)
     if y.is_meta:  # it comes as planes, which hold what libraries return in channels_last memory
         y = y.as_strided(y.shape, empty_nhwc(y, tuple(y.shape)).stride())
     return y if bias is None else y.add_(bias.view(-1, 1, 1))
+
+
+def _by_cudnn(x: Tensor) -> bool:
+    """Whether torch would convolve x by cuDNN, and so float32 in tf32 unless that is switched off for all."""
+    cudnn = torch.backends.cudnn
+    return x.is_cuda and torch.version.hip is None and cudnn.is_available() and cudnn.enabled
 
 
 def add_1x1(y: Tensor, shortcut: Tensor | None, skip: Tensor | None, weight: Tensor | None) -> Tensor:
