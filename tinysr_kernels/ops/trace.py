@@ -121,6 +121,7 @@ class _Recorder(ReadingOnes):
         self.weights = weights
         self.part = part
         self.calls: list[Call] = []
+        self._known: dict[tuple[Any, ...], tuple[Step, ...]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -147,8 +148,9 @@ class _Recorder(ReadingOnes):
     def _operator(self, call: Operator, results: tuple[Tensor, ...]) -> None:
         cost = call.cost()
         if self.library and call.library_applies:
-            steps = _assigned(self._steps_of(call.library), cost.flops)
-            self._note(call.name, call.tensors, results, cost, "library", steps, call)
+            self._note(
+                call.name, call.tensors, results, cost, "library", _assigned(self._library(call), cost.flops), call
+            )
             return
         if not (self.kernels and call.kernels_apply):
             self._note(call.name, call.tensors, results, cost, operator=call)
@@ -164,11 +166,19 @@ class _Recorder(ReadingOnes):
         """All steps of all calls, without their FLOPs."""
         return tuple(replace(step, flops=0) for call in self.calls for step in call.steps)
 
-    def _steps_of(self, function: Callable[[], Any]) -> tuple[Step, ...]:
-        """What a function launches."""
-        with _Recorder(self.weights) as inside:
-            function()
-        return inside.steps
+    def _library(self, call: Operator) -> tuple[Step, ...]:
+        """What a call's library form launches, found once for all calls of equal arguments."""
+        key = (call.name, *(self._described(value) for value in call.arguments.values()))
+        if key not in self._known:
+            with _Recorder(self.weights) as inside:
+                call.library()
+            self._known[key] = inside.steps
+        return self._known[key]
+
+    def _described(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.shape, value.stride(), value.dtype, _storage(value) in self.weights
 
     def _launches(self, plan: Plan) -> Iterator[Step]:
         """One step per kernel. A launch writes the plan's results, and scratch tensors not written before."""

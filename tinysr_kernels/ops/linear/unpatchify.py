@@ -76,8 +76,8 @@ class UnpatchifySubtract(Operator):
         return self._subtracted(self._projection(dtype).reference(), dtype)
 
     def library(self) -> Tensor:
-        """linear's library form, subtracted in float32: few features."""
-        return self._subtracted(self._projection(self.t.dtype).library(), compute_dtype(self.t.dtype))
+        """linear's library form, subtracted in z's dtype."""
+        return self._subtracted(self._projection(self.t.dtype).library(), self.z.dtype)
 
     def _projection(self, dtype: torch.dtype) -> Linear:
         """The matmul in a dtype."""
