@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import tinysr_kernels.ops  # noqa: F401  (registers torch.ops.tinysr)
+from tinysr_kernels.launch.backend import statistics_pay
 from tinysr_kernels.ops.conv.conv_few import MAX_OUTPUTS
 from tinysr_kernels.ops.norm.group_norm import splits
 
 Folded = Mapping[str, Tensor]
-Rows = tuple[Tensor, Tensor]
-"""Tokens [N,T,D] that go to a LayerNorm next, and their row statistics [N,T,2,ceil(D/32)]."""
+Rows = tuple[Tensor, Tensor | None]
+"""Tokens [N,T,D] that go to a LayerNorm next, and their row statistics [N,T,2,ceil(D/32)] where these pay."""
 ops = torch.ops.tinysr
 
 
@@ -88,9 +89,12 @@ class Conv(Layer):
         groups: candidates for the number of groups; the first that divides the channels is used. next_norm: that
         GroupNorm, if known; next_skip: the image it concatenates. moments: ask for channel statistics. A dense
         convolution fuses next_norm, unless the concatenation is so large that a separate launch is better, or moments
-        are asked for. A separable one returns statistics if GroupNorm would otherwise read its result twice.
+        are asked for. A separable one returns statistics if GroupNorm would otherwise read its result twice. Where
+        statistics do not pay, nothing is fused.
         """
         rest = (x, residual, shortcut, skip)
+        if not statistics_pay():
+            return Features(self._call("", *rest))
         pixels = x.shape[2] * x.shape[3] * (4 if self.upsample else 1) // self.stride**2
         outputs = self.outputs
         large = splits(pixels, outputs // group_count(groups, outputs))
@@ -204,6 +208,7 @@ class Linear(Layer):
     """
 
     weight: Tensor
+    weight_sums: Tensor | None
 
     def __init__(self, folded: Folded, prefix: str, activation: str = "none", *, norm_eps: float | None = None) -> None:
         super().__init__(folded, prefix, ("weight", "bias"), ("gate", "weight2"))
@@ -218,7 +223,9 @@ class Linear(Layer):
         x2: Tensor | None = None,
         row_moments: Tensor | None = None,
     ) -> Tensor:
-        """residual + gate * act(norm(x) W^T + x2 W2^T + bias) on [...,K]; norm takes x's row_moments."""
+        """residual + gate * act(norm(x) W^T + x2 W2^T + bias) on [...,K]; norm takes x's row_moments, if given."""
+        if self.weight_sums is not None and row_moments is None:
+            x = ops.layer_norm(x, self.norm_eps)
         found: Tensor = ops.linear(x, self.weight, **self._options(residual, x2, row_moments))
         return found
 
@@ -229,14 +236,17 @@ class Linear(Layer):
         x2: Tensor | None = None,
         row_moments: Tensor | None = None,
     ) -> Rows:
-        """The same, and row statistics of the result, for the LayerNorm that follows."""
+        """The same, and row statistics of the result for the LayerNorm that follows, where they pay."""
+        if not statistics_pay():
+            return self(x, residual, x2, row_moments), None
         out, moments = ops.linear_row_moments(x, self.weight, **self._options(residual, x2, row_moments))
         return out, moments
 
     def _options(self, residual: Tensor | None, x2: Tensor | None, row_moments: Tensor | None) -> dict[str, Any]:
         """The optional arguments of the operator."""
         second = {"x2": x2, "weight2": self.weight2}
-        norm = {"row_moments": row_moments, "weight_sums": self.weight_sums, "eps": self.norm_eps}
+        sums = None if row_moments is None else self.weight_sums
+        norm = {"row_moments": row_moments, "weight_sums": sums, "eps": self.norm_eps}
         return {
             "bias": self.bias,
             "residual": residual,

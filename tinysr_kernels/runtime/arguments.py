@@ -18,6 +18,7 @@ from tinysr_kernels.checkpoint import check_replaceable, check_target
 from tinysr_kernels.errors import InputError, shorten
 from tinysr_kernels.families import COLOR_FIXES, FAMILIES
 from tinysr_kernels.launch.backend import BACKENDS
+from tinysr_kernels.launch.device import has_bfloat16
 from tinysr_kernels.ops.linear.quantize import CAPABILITY
 
 DTYPES = {
@@ -91,12 +92,17 @@ def _shown(value: Any) -> str:
 
 
 def choose_dtype(dtype: str | torch.dtype | None, family: str, device: torch.device) -> torch.dtype:
-    """The dtype asked for; None takes the family's own on a GPU, float32 elsewhere."""
-    if dtype is None:
-        if device.type != "cuda":
-            return torch.float32
-        return DTYPES[FAMILIES[family].dtype]
-    return DTYPES[dtype] if isinstance(dtype, str) else dtype
+    """The dtype asked for; None takes the family's own on a GPU, float32 elsewhere.
+
+    Where a GPU does not compute in bfloat16, float16 takes its place; what overflows in it is computed again in a wider
+    dtype (`runtime/runner.py`).
+    """
+    if dtype is not None:
+        return DTYPES[dtype] if isinstance(dtype, str) else dtype
+    if device.type != "cuda":
+        return torch.float32
+    own = DTYPES[FAMILIES[family].dtype]
+    return torch.float16 if own == torch.bfloat16 and not has_bfloat16(device) else own
 
 
 def check_fp8(device: torch.device) -> None:

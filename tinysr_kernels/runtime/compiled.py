@@ -22,6 +22,7 @@ from tinysr_kernels.families import (
     config_to_dict,
 )
 from tinysr_kernels.launch import configs
+from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import assume, gpu_at
 from tinysr_kernels.nets import LatentNetwork, Network, is_fp8, place
 from tinysr_kernels.ops.trace import Call, trace
@@ -212,8 +213,8 @@ class CompiledSR:
 
         if isinstance(meta, LatentNetwork):
             window_weights(meta.window, lr.device)  # kept from then on: no part of an image's work
-        with assume(gpu_at(self.device)):
-            return trace(enlarge, kernels=self.backend == "triton")
+        with assume(gpu_at(self.device)), using(self.backend):
+            return trace(enlarge, kernels=self.backend == "triton", library=self.backend == "library")
 
     def info(self) -> dict[str, Any]:
         """What this model is and how it runs, as a JSON-serializable dictionary.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tinysr_kernels.errors import CheckpointError, OutOfMemory, TinySRError, shorten
 from tinysr_kernels.families import FAMILIES, ColorFix, check_quantize, fold, load
-from tinysr_kernels.launch.backend import choose_backend
+from tinysr_kernels.launch.backend import choose_backend, obstacle
 from tinysr_kernels.nets import is_fp8
 from tinysr_kernels.runtime.arguments import check_fp8, check_types, choose_dtype, recipe_of
 from tinysr_kernels.runtime.compiled import CompiledSR
@@ -41,9 +41,11 @@ def compile(
     """Load a checkpoint, fold every constant into its weights and return the model that runs it.
 
     ckpt: a file or folder, "demo" (the small checkpoint inside the package), a dict naming the parts, or an nn.Module.
-    device: default cuda if present, else cpu. dtype: default on cuda the family's own (float16; AdcSR: bfloat16),
-    float32 elsewhere.
-    backend: "auto", "reference" or "triton". quantize: "fp8" for TinySR's transformer in e4m3 (docs/fp8.md): on GPUs of
+    device: default cuda if present, else cpu. dtype: default on cuda the family's own (float16; AdcSR: bfloat16, or
+    float16 on a GPU without it), float32 elsewhere.
+    backend: "triton" (the kernels), "library" (cuDNN, cuBLAS and PyTorch's attention in the dtype), "reference"
+    (float32 or wider) or "auto": on a GPU the first, or the second where kernels cannot run; the last on a CPU.
+    quantize: "fp8" for TinySR's transformer in e4m3 (docs/fp8.md): on GPUs of
     compute capability 8.9 or higher, or emulated on the CPU; None leaves it as the checkpoint has it. color_fix:
     "adain", "wavelet", "none"; None takes the family's own. upscale: whole factor (UNet families: what the network
     gives); `model(image, scale=...)` gives other sizes. embeddings: overrides the checkpoint's. tile: low-resolution
@@ -60,6 +62,8 @@ def compile(
     checkpoint = load(ckpt, embeddings=embeddings)
     for message in checkpoint.notices:
         notice(message)
+    if backend == "auto" and chosen == "library":
+        notice(f"kernels cannot run: {obstacle(run_device)}; PyTorch's libraries compute instead, slower")
     run_dtype = choose_dtype(dtype, checkpoint.family, run_device)
     folded = checkpoint.tensors
     if quantize is not None:

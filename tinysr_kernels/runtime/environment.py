@@ -58,6 +58,8 @@ def _driver() -> str:
 def _devices() -> dict[str, Any]:
     import torch
 
+    from tinysr_kernels.launch.backend import obstacle
+
     facts: dict[str, Any] = {"cuda": torch.version.cuda or "none (CPU build)", "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         facts["driver"] = _driver()
@@ -68,6 +70,8 @@ def _devices() -> dict[str, Any]:
                 f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.multi_processor_count} SMs, "
                 f"{gpu.total_memory / 2**30:.1f} GiB"
             )
+            missing = obstacle(torch.device("cuda", index))
+            facts[f"kernels on gpu {index}"] = f"no: {missing}; PyTorch's libraries compute" if missing else "yes"
     else:
         facts["gpu"] = "none usable by torch"
     return facts

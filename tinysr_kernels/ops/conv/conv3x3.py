@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu, gpu_of
@@ -40,6 +39,7 @@ from tinysr_kernels.ops.conv import conv_few, implicit_gemm
 from tinysr_kernels.ops.conv.conv_norm import NormAfter
 from tinysr_kernels.ops.conv.implicit_gemm import Config, Convolution
 from tinysr_kernels.ops.layout import as_rows, dtype_name, empty_nhwc, nbytes, nhwc, widest_dtype
+from tinysr_kernels.ops.library_math import add_1x1, conv2d
 from tinysr_kernels.ops.norm.channel_moments import ChannelMoments
 from tinysr_kernels.ops.norm.group_norm import GroupNorm
 from tinysr_kernels.ops.reference_math import add_shortcut_1x1, compute_dtype, epilogue
@@ -104,9 +104,17 @@ class Conv3x3(Convolution):
         norm = self.norm_before(u)
         if norm is not None:
             u = norm.reference()
-        y = F.conv2d(u, nhwc(self.weight.to(u.dtype)), stride=self.stride, padding=1)
+        y = conv2d(u, nhwc(self.weight.to(u.dtype)), stride=self.stride, padding=1)
         y = add_shortcut_1x1(y, self.shortcut, self.skip, self.shortcut_weight)
         return epilogue(y, self.bias, self.residual, self.activation, self.activate_residual, self.x.dtype)
+
+    def library(self) -> Any:
+        """The norm, the library's convolution, a GEMM per shortcut, and the epilogue in place."""
+        norm = self.norm_before(self.x)
+        x = nhwc(self.x) if norm is None else norm.library()
+        y = nhwc(conv2d(x, nhwc(self.weight.to(x.dtype)), self.bias, stride=self.stride, padding=1))
+        y = add_1x1(y, self.shortcut, self.skip, self.shortcut_weight)
+        return epilogue(y, None, self.residual, self.activation, self.activate_residual, x.dtype)
 
     def cost(self) -> Cost:
         """FLOPs of convolution and shortcut, 6 per element of x for a norm prologue; bytes of every tensor once."""

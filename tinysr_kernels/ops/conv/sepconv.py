@@ -29,6 +29,7 @@ from tinysr_kernels.ops.call import Cost, Operator, register
 from tinysr_kernels.ops.checks import check, check_choice, check_epilogue, check_rank, check_shape, check_shortcut
 from tinysr_kernels.ops.conv.kernels import sepconv as kernels
 from tinysr_kernels.ops.layout import as_rows, contiguous_as, dtype_name, empty_nhwc, nbytes, nhwc, widest_dtype
+from tinysr_kernels.ops.library_math import add_1x1, conv2d
 from tinysr_kernels.ops.norm.channel_moments import ChannelMoments, scratch
 from tinysr_kernels.ops.reference_math import add_shortcut_1x1, compute_dtype, epilogue, matmul
 
@@ -147,11 +148,24 @@ class SepConv(Operator):
         if self.upsample:
             u = F.interpolate(u, scale_factor=2, mode="nearest")
         taps = contiguous_as(self.depthwise, u.dtype)[:, None]
-        d = F.conv2d(u, taps, stride=self.stride, padding=1, groups=u.shape[1])
+        d = conv2d(u, taps, stride=self.stride, padding=1, groups=u.shape[1])
         y = matmul(as_rows(nhwc(d)), contiguous_as(self.pointwise, u.dtype))
         y = y.view(d.shape[0], *d.shape[2:], -1).permute(0, 3, 1, 2)
         y = add_shortcut_1x1(y, self.shortcut, self.skip, self.shortcut_weight)
         return epilogue(y, self.bias, self.residual, self.activation, self.activate_residual, self.x.dtype)
+
+    def library(self) -> Tensor:
+        """The library's depthwise convolution, a GEMM over pixels with its bias, one per shortcut, the epilogue."""
+        x, dtype = nhwc(self.x), self.x.dtype
+        if self.upsample:
+            x = nhwc(F.interpolate(x, scale_factor=2, mode="nearest"))
+        taps = contiguous_as(self.depthwise, dtype)[:, None]
+        d = nhwc(conv2d(x, taps, stride=self.stride, padding=1, groups=x.shape[1]))
+        bias = None if self.bias is None else self.bias.to(dtype)
+        y = F.linear(as_rows(d), contiguous_as(self.pointwise, dtype), bias)
+        y = y.view(d.shape[0], *d.shape[2:], -1).permute(0, 3, 1, 2)
+        y = add_1x1(y, self.shortcut, self.skip, self.shortcut_weight)
+        return epilogue(y, None, self.residual, self.activation, self.activate_residual, dtype)
 
     def empty(self) -> Tensor:
         """[N,O,H',W'] in channels_last memory, of x's dtype."""

@@ -28,6 +28,7 @@ from tinysr_kernels.ops.image.color import ColorFix, in_unit_range, is_dense, is
 from tinysr_kernels.ops.image.kernels import wavelet as kernels
 from tinysr_kernels.ops.image.resize import ResizeBicubic
 from tinysr_kernels.ops.layout import empty_nhwc
+from tinysr_kernels.ops.library_math import conv2d
 from tinysr_kernels.ops.reference_math import compute_dtype
 
 LEVELS = 5
@@ -127,5 +128,5 @@ def _blur(x: Tensor, taps: Tensor, dilation: int) -> Tensor:
     row = taps.view(1, 1, 1, 3).expand(c, 1, 1, 3)
     column = taps.view(1, 1, 3, 1).expand(c, 1, 3, 1)
     x = F.pad(x, (dilation,) * 4, mode="replicate")
-    x = F.conv2d(x, row, groups=c, dilation=dilation)
-    return F.conv2d(x, column, groups=c, dilation=dilation)
+    x = conv2d(x, row, groups=c, dilation=dilation)
+    return conv2d(x, column, groups=c, dilation=dilation)
