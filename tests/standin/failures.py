@@ -1,4 +1,4 @@
-"""Every way in which Triton may fail on a GPU, through the launch guard to a picture: `python -m tests.standin.failures`.
+"""Every way in which Triton may fail on a GPU, through the guard to a picture: `python -m tests.standin.failures`.
 
 Most errors are Triton's own: where they come from is broken, not the call. Prints JSON.
 """
