@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from tinysr_kernels.first_use.compile_worker import describe
+from tinysr_kernels.first_use.compile_worker import ANSWERS, describe
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.device import assume, gpu_at
 from tinysr_kernels.launch.kernel import Kernel, interpreting
@@ -37,7 +37,7 @@ FEW = 4
 """Kernels that are left to the first launch: a worker needs longer to start than these to compile."""
 MOST_WORKERS = 8
 """Each takes about 0.5 GB."""
-STALL = 120.0
+STALL = 60.0
 """Seconds without a finished kernel after which the workers are ended."""
 
 logger = logging.getLogger("tinysr_kernels")
@@ -202,7 +202,7 @@ def _feed(worker: subprocess.Popen[str], arch: int, waiting: deque[str], answers
         print(arch, file=worker.stdin)
         while True:
             print(waiting.popleft(), file=worker.stdin, flush=True)
-            answer = worker.stdout.readline()
+            answer = next((line for line in worker.stdout if line.startswith(ANSWERS)), "")
             if not answer:
                 break
             answers.put(answer)

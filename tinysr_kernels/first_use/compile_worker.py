@@ -17,6 +17,9 @@ import torch
 from tinysr_kernels.first_use.target import TargetDriver
 from tinysr_kernels.launch.plan import Launch
 
+ANSWERS = ("compiled", "failed")
+"""How an answer begins; whatever else is printed is none."""
+
 
 def describe(launch: Launch, options: dict[str, Any]) -> str:
     """The launch as a line of JSON. options: of the launch, as Triton names them."""
@@ -51,7 +54,7 @@ def main() -> None:
     """Compile what the input names."""
     from triton.runtime import driver
 
-    # Kernels, and whatever Triton prints, must not write between the answers.
+    # What kernels or Triton print goes nowhere: Triton prints the whole PTX where ptxas fails.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     driver.set_active(TargetDriver(int(sys.stdin.readline())))
@@ -59,7 +62,8 @@ def main() -> None:
         try:
             compile_line(line)
         except Exception as error:  # noqa: BLE001  the first launch meets it again, where it is handled
-            print(f"{type(error).__name__}: {error}".replace("\n", " ")[:500], file=answers, flush=True)
+            reason = f"{type(error).__name__}: {error}".replace("\n", " ")[:500]
+            print(f"failed: {reason}", file=answers, flush=True)
         else:
             print("compiled", file=answers, flush=True)
 
