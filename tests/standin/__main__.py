@@ -30,12 +30,14 @@ def main() -> int:
 def _run(options: argparse.Namespace) -> int:
     import triton
 
-    from tests.standin.sizes import FAMILIES, ORDINARY, SMALL, run
+    from tests.standin.sizes import FAMILIES, ORDINARY, SMALL, run, too_many
 
     sizes = SMALL + ORDINARY if options.sizes == "all" else SMALL[::2]
     seen = {family: run(family, name, sizes, options.stop, options.arch) for family, name in FAMILIES}
     lines = []
     for family, one in seen.items():
+        if options.sizes == "all":
+            one.faults += too_many(family, one)
         lines.append(f"{family}: {one.images} sizes, {one.launches} launches, {one.compiled} kernels")
         lines += [f"    {fault}" for fault in one.faults]
     faults = sum(len(one.faults) for one in seen.values())

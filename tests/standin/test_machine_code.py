@@ -2,53 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
-
 import pytest
-import torch
 
-from benchmarks.static.machine_code import Variant, compile_all, sass, variant
-from benchmarks.static.network_calls import CALLS
+from benchmarks.static.machine_code import compile_all, sass
+from tests.standin.machine_code import merges, one_of_each
 from tests.standin.sass import EARLY, WAIT, barrier_before_reloading, instructions, waits_first
-from tinysr_kernels.launch.device import GPUS, assume
-from tinysr_kernels.launch.plan import Launch
-from tinysr_kernels.ops import REGISTRY
 
 ARCHS = (90, 120)
 """Where a launch may begin before the one before it has finished."""
-MERGING = ("conv3x3_norm", "upsample_conv_norm")
-
-
-def launches(arch: int, ops: tuple[str, ...], dtype: torch.dtype) -> Iterator[Launch]:
-    """Of all calls of the networks."""
-    for op in ops:
-        if GPUS[arch].capability >= REGISTRY[op].capability:
-            for call in CALLS[op](dtype):
-                with assume(GPUS[arch]):
-                    plan, _ = call.planned()
-                yield from (launch for launch in plan.launches if isinstance(launch, Launch))
-
-
-@functools.cache
-def one_of_each(arch: int) -> dict[str, Variant]:
-    """A variant of each kernel."""
-    found: dict[str, Variant] = {}
-    for launch in launches(arch, tuple(CALLS), torch.float16):
-        found.setdefault(
-            f"{launch.kernel.function.__module__}.{launch.kernel.function.__name__}", variant(arch, launch)
-        )
-    return found
-
-
-def merging(arch: int) -> list[Variant]:
-    """The kernels that read again what other threads of their block have stored."""
-    found = dict.fromkeys(
-        variant(arch, launch)
-        for launch in launches(arch, MERGING, torch.bfloat16)
-        if launch.arguments.get("WHOLE") is False and launch.kernel.function.__name__ == "merge_splits_norm"
-    )
-    return list(found)[:1]
 
 
 @pytest.mark.long
@@ -63,7 +24,7 @@ def test_kernels_wait_before_they_touch_memory(arch: int) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_barrier_before_what_others_stored(arch: int) -> None:
-    variants = merging(arch)
+    variants = merges(arch)
     assert variants
     for code in compile_all(variants, 1, None, sass):
         assert barrier_before_reloading(instructions(code))
