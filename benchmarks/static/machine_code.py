@@ -36,7 +36,7 @@ POINTERS = {
     torch.float8_e4m3fn: "*fp8e4nv",
     torch.uint8: "*u8",
     torch.int32: "*i32",
-    torch.bool: "*i1",
+    torch.bool: "*u1",
 }
 ALIGNED = [["tt.divisibility", 16]]
 WIDE_BYTES = 16

@@ -21,6 +21,7 @@ from tinysr_kernels.families import (
     check_built,
     config_to_dict,
 )
+from tinysr_kernels.first_use.compile_ahead import Prepared, compile_ahead
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import assume, gpu_at
@@ -39,6 +40,7 @@ from tinysr_kernels.runtime.tiles.limits import UNLIMITED, Limits
 from tinysr_kernels.runtime.tiles.tiled_inference import check_upscale, restore, window_weights
 
 TRACE_SIDE = 128
+UNTILED = Limits()
 
 
 class CompiledSR:
@@ -86,7 +88,8 @@ class CompiledSR:
         check_upscale(self.network, upscale)
         check_built(self.network, self._folded, checkpoint.source, dtype)
         self._lock = threading.Lock()
-        self.launches = self._trace()
+        self._prepared = Prepared()
+        self.launches = self._trace((1, 3, TRACE_SIDE, TRACE_SIDE), torch.uint8, UNTILED)
         """Every operator call for one 128x128 image in order, the color fix included; counted on meta tensors."""
         limits = Limits.of(self.network, self.launches, TRACE_SIDE**2, device, backend, tile)
         self._runner = Runner(
@@ -163,11 +166,35 @@ class CompiledSR:
     def warmup(self, shapes: Iterable[Sequence[int]], dtype: torch.dtype = torch.uint8) -> None:
         """Run once for each shape (H, W) or (N, H, W), in low-resolution pixels, so that later calls start warm.
 
-        Compiles kernels and, on a GPU, captures CUDA graphs at once, of which the last max_graph_shapes stay. dtype:
-        of the images to come; uint8 is also that of PIL images.
+        Compiles kernels, several at once (first_use/compile_ahead.py), and, on a GPU, captures CUDA graphs at once, of
+        which the last max_graph_shapes stay. dtype: of the images to come; uint8 is also that of PIL images.
         """
-        for shape in shapes:
-            self._runner(noise(shape, dtype), now=True)
+        images = [noise(shape, dtype) for shape in shapes]
+        self.prepare(call for batch in images for call in self._planned(batch))
+        for batch in images:
+            self._runner(batch, now=True)
+
+    def prepare(self, calls: Iterable[Call] | None = None) -> None:
+        """Compile the kernels of these operator calls, unless they are on disk: see first_use/compile_ahead.py.
+
+        calls: by default those of an image of 128x128, and of one in four tiles where a tile was asked for.
+        """
+        if self.backend == "triton":
+            operators = (call.operator for call in calls or self._usual() if call.operator is not None)
+            self._prepared = compile_ahead(operators, self.device)
+
+    def _usual(self) -> Iterator[Call]:
+        yield from self.launches
+        tile = self._runner.limits.tile
+        if tile is not None:
+            yield from self._planned(torch.empty((1, 3, 2 * tile, 2 * tile), dtype=torch.uint8, device="meta"))
+
+    def _planned(self, images: Tensor) -> Iterator[Call]:
+        """The operator calls for these images, which the runner takes in batches of at most so many."""
+        count, _, height, width = images.shape
+        most = min(self._runner.limits.images(height * width), count)
+        for size in {most, count % most} - {0}:
+            yield from self._trace((size, 3, height, width), images.dtype, self._runner.limits)
 
     def stream(
         self,
@@ -202,14 +229,14 @@ class CompiledSR:
         workers = buffers if engine.overlaps else 1
         return in_order(engine.bound(call), frames, workers=workers, ahead=buffers, on_error=on_error, stop=stopped.set)
 
-    def _trace(self) -> list[Call]:
-        """Enlarge one image without memory or time, which also proves that the tensors' shapes fit together."""
+    def _trace(self, shape: tuple[int, ...], dtype: torch.dtype, limits: Limits) -> list[Call]:
+        """Enlarge images without memory or time, which also proves that the tensors' shapes fit together."""
         meta = self._family.build(self.config, {k: v.to("meta") for k, v in self._folded.items()})
-        lr = torch.empty((1, 3, TRACE_SIDE, TRACE_SIDE), dtype=torch.uint8, device="meta")
+        single = dtype == torch.float64 and self.dtype != torch.float64  # as the runner has it
+        lr = torch.empty(shape, dtype=torch.float32 if single else dtype, device="meta")
 
         def enlarge() -> Outputs:
-            sr = restore(meta, lr, self.upscale, Limits(), dtype=self.dtype)  # unlimited: whole
-            return self._fix(sr, lr, lr.dtype)
+            return self._fix(restore(meta, lr, self.upscale, limits, dtype=self.dtype), lr, dtype)
 
         if isinstance(meta, LatentNetwork):
             window_weights(meta.window, lr.device)  # kept from then on: no part of an image's work
@@ -219,10 +246,12 @@ class CompiledSR:
     def info(self) -> dict[str, Any]:
         """What this model is and how it runs, as a JSON-serializable dictionary.
 
-        parameters: numbers in the folded weights; launches, flops and macs: for one 128x128 image; graphs_held: CUDA
-        graphs now, graph_captures, graph_replays and graph_fallbacks (captures that failed) so far; folded: what was
-        merged and folded into the weights. tile: of a UNet, as asked for; whole_image_pixels: up to how many pixels an
-        image runs whole where no tile was asked for, None for a network whose tiles change nothing.
+        parameters: numbers in the folded weights; launches, flops and macs: for one 128x128 image; kernels_planned:
+        distinct kernels of the images that `compile` or `warmup` planned last, kernels_compiled: those of them that lay
+        in Triton's cache on disk then, both 0 where kernels are not compiled ahead; graphs_held: CUDA graphs now,
+        graph_captures, graph_replays and graph_fallbacks (captures that failed) so far; folded: what was merged and
+        folded into the weights. tile: of a UNet, as asked for; whole_image_pixels: up to how many pixels an image runs
+        whole where no tile was asked for, None for a network whose tiles change nothing.
         """
         flops = sum(call.cost.flops for call in self.launches)
         graphs, limits = self._runner.graphs.statistics, self._runner.limits
@@ -242,6 +271,8 @@ class CompiledSR:
             "launches_per_image": sum(len(call.steps) for call in self.launches),
             "flops_128x128": flops,
             "macs_128x128": flops // 2,
+            "kernels_planned": self._prepared.planned,
+            "kernels_compiled": self._prepared.compiled,
             "graphs_held": len(self._runner.graphs),
             "graph_captures": graphs.captures,
             "graph_replays": graphs.replays,

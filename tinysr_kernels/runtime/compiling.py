@@ -75,7 +75,7 @@ def compile(
             folded = fold(checkpoint.family, checkpoint.config, folded, run_dtype, quantize)
         elif quantize is not None:
             folded = FAMILIES[checkpoint.family].quantize(folded, quantize)
-        return CompiledSR(
+        model = CompiledSR(
             checkpoint,
             folded,
             device=run_device,
@@ -87,6 +87,8 @@ def compile(
             graphs=max_graph_shapes if cuda_graphs else 0,
             recipe=recipe_of(ckpt, embeddings, quantize),
         )
+        model.prepare()
+        return model
     except KeyError as error:
         raise CheckpointError(f"{checkpoint.source}: expected a tensor named {error}, found none") from error
     except TinySRError:
@@ -108,7 +110,7 @@ def describe(ckpt: str | PathLike[str] | dict[str, Any] | nn.Module) -> dict[str
     """What a checkpoint holds, as `CompiledSR.info` of the model it compiles to on the CPU."""
     model = compile(ckpt, device="cpu", backend="reference")
     keys = ("device", "backend", "tile", "whole_image_pixels", "launch_configurations", "non_finite_retries")
-    return {k: v for k, v in model.info().items() if k not in keys and not k.startswith("graph")}
+    return {k: v for k, v in model.info().items() if k not in keys and not k.startswith(("graph", "kernels"))}
 
 
 def _reduce(model: CompiledSR) -> tuple[Any, ...]:
