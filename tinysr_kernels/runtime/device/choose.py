@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from tinysr_kernels.errors import InputError
+from tinysr_kernels.errors import DeviceError, InputError
+from tinysr_kernels.runtime.device.device_error import FORKED
 
 _LONGEST_QUOTE = 60
 
@@ -15,8 +16,11 @@ def choose_device(device: Any = None) -> torch.device:
     """The given device, checked, or cuda if present, else cpu.
 
     device: "cpu", "cuda", "cuda:N", a torch.device, or a number N of a GPU. Raises InputError naming what is wrong and
-    what is available.
+    what is available, DeviceError where a GPU is meant in a process that was forked after CUDA was initialized: there
+    it seems to be absent.
     """
+    if device is None and torch.cuda._is_in_bad_fork():
+        raise DeviceError(f"{FORKED}; device='cpu' works here")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     quoted = repr(str(device) if isinstance(device, torch.device) else device)
@@ -36,6 +40,8 @@ def choose_device(device: Any = None) -> torch.device:
         raise InputError(f"device {quoted} holds no data; {_available()}")
     if chosen.type != "cuda":
         raise InputError(f"device {quoted} is not supported: networks run on the CPU and on CUDA GPUs; {_available()}")
+    if torch.cuda._is_in_bad_fork():
+        raise DeviceError(FORKED)
     if not torch.cuda.is_available():
         built = "this torch is a CPU build" if torch.version.cuda is None else "torch finds no CUDA device here"
         raise InputError(f"device {quoted} was asked for, but {built}; {_available()}")

@@ -12,6 +12,10 @@ import torch
 
 from tinysr_kernels.errors import DeviceError
 
+FORKED = (
+    "a GPU cannot be used in a process that was forked after CUDA was initialized; start processes with "
+    "multiprocessing.get_context('spawn'), or compile the model in the child alone"
+)
 _MESSAGES = re.compile(
     r"CUDA error: |CUDA driver error: |Triton Error \[CUDA\]: "
     r"|CU(DNN|BLAS)_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR)"
@@ -36,6 +40,8 @@ def device_error(error: BaseException) -> DeviceError | None:
     if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):
         return None
     text = str(error).strip().partition("\n")[0]
+    if "forked subprocess" in text:
+        return DeviceError(FORKED)
     if "out of memory" in text or not (isinstance(error, torch.AcceleratorError) or _MESSAGES.search(text)):
         return None
     remedy = next((remedy for words, remedy in _REMEDIES if re.search(words, text, re.IGNORECASE)), _OTHERWISE)
