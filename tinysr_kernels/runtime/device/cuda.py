@@ -50,7 +50,7 @@ class CudaEngine:
         self._stream = _side_stream(device)
         self._computes = False
         self._copy_streams: list[torch.cuda.Stream] = []
-        self._staging = Staging()
+        self._staging = Staging(device)
         self._pool: Any = None
         self._pool_keeper: CudaGraph | None = None
 
@@ -105,14 +105,15 @@ class CudaEngine:
 
     def capture(self, step: Step, inputs: Sequence[Tensor]) -> CudaGraph:
         with self._computing():
-            # Dense and aligned like the static inputs, because kernels are specialized on strides and alignment.
-            inputs = tuple(torch.empty_like(t).copy_(t) for t in inputs)
+            # Dense and aligned like the static inputs, because kernels are specialized on strides and alignment. The
+            # inputs themselves must live until the caller's stream waits for this one.
+            dense = tuple(torch.empty_like(t).copy_(t) for t in inputs)
             # Warm-up: compiles and loads kernels and allocates library workspaces, which is not allowed during capture.
-            step(*inputs)
+            step(*dense)
             try:
                 if self._pool_keeper is None:
                     self._open_pool()
-                return self._captured(step, inputs)
+                return self._captured(step, dense)
             except BaseException as error:
                 # The failed capture may have left the pool and the stream unusable. Existing graphs keep the old pool.
                 self._pool, self._pool_keeper = None, None

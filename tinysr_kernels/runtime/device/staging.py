@@ -25,16 +25,17 @@ class _Slot:
 
 
 class Staging:
-    """Copies of one device's engine, on the current stream of the calling thread."""
+    """Copies from and to one device, on the current stream of the calling thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self.pins = True
         """Whether pinned memory can be allocated, as far as is known."""
 
     def to_device(self, target: Tensor, source: Tensor) -> None:
         """Copy host memory to the device; both dense with equal strides. The source may be changed afterwards."""
         into, of = _bytes(target), _bytes(source)
-        slots = self._slots(len(of))
+        slots, stream = self._slots(len(of)), torch.cuda.current_stream(self._device)
         if not slots:
             into.copy_(of)
         for number, start in enumerate(range(0, len(of), SLICE) if slots else ()):
@@ -42,12 +43,12 @@ class Staging:
             slot.copied.synchronize()
             staged = slot.bytes[: len(part)].copy_(part)
             into[start : start + SLICE].copy_(staged, non_blocking=True)
-            slot.copied.record()
+            slot.copied.record(stream)
 
     def to_host(self, target: Tensor, source: Tensor) -> None:
         """Copy device memory to the host; both dense with equal strides. The target is complete on return."""
         into, of = _bytes(target), _bytes(source)
-        slots = self._slots(len(of))
+        slots, stream = self._slots(len(of)), torch.cuda.current_stream(self._device)
         if not slots:
             into.copy_(of)
             return
@@ -56,7 +57,7 @@ class Staging:
             if number < len(starts):
                 slot, part = slots[number % len(slots)], of[starts[number] : starts[number] + SLICE]
                 slot.bytes[: len(part)].copy_(part, non_blocking=True)
-                slot.copied.record()
+                slot.copied.record(stream)
             done = number - len(slots) + 1
             if done >= 0:
                 slot, part = slots[done % len(slots)], into[starts[done] : starts[done] + SLICE]

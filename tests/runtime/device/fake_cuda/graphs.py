@@ -95,9 +95,7 @@ class CUDAGraph:
 
 
 @contextlib.contextmanager
-def graph(
-    graph: CUDAGraph, *, pool: Pool, stream: Stream, capture_error_mode: str = "global"
-) -> Iterator[None]:
+def graph(graph: CUDAGraph, *, pool: Pool, stream: Stream, capture_error_mode: str = "global") -> Iterator[None]:
     """In place of torch.cuda.graph. Where the capture was broken, the current stream stays what it was inside."""
     machine = graph.machine
     lane = stream.lane
@@ -108,13 +106,16 @@ def graph(
     before = machine.current_stream(lane.device)
     machine.set_stream(stream)
     capture = lane.capture = machine.local.capture = Capture(lane, pool, capture_error_mode, machine.thread())
+    machine.captures_under_way.append(capture)
     pool.opened = True
     pool.graphs += 1
     try:
         yield
     finally:
         lane.capture = machine.local.capture = None
+        machine.captures_under_way.remove(capture)
         if capture.broken:
+            lane.broken = True
             pool.release()
             machine.stuck = machine.gets_stuck
             raise torch.AcceleratorError(NOT_IN_CAPTURE.replace("not permitted when stream is capturing", "failed"))

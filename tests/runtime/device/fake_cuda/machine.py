@@ -82,6 +82,8 @@ class Machine:
 
     def begin(self, lane: Lane) -> Point:
         """The point of new work, launched by this thread."""
+        if lane.broken:
+            raise self.fault(f"{lane} is used after a capture on it failed")
         if lane.capture is not None and lane.capture is not self.capture():
             raise self.fault(f"another thread's work on {lane} becomes part of a capture")
         if self.capture() is not None and lane.capture is None:

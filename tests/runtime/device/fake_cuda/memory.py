@@ -55,9 +55,9 @@ class Block(Accesses):
         self.machine, self.lane, self.pool = machine, lane, pool
         self.nbytes = storage.nbytes()
         self.recorded: set[Lane] = set()
-        self.written = lane.tick()  # what was there before may still be in use by earlier work of the lane
         if pool is None:
             machine.take(lane.device, self.nbytes)
+            self.written = lane.tick()  # what was there before may still be in use by earlier work of the lane
         else:
             pool.take(self.nbytes)
 

@@ -24,13 +24,14 @@ class Fault(BaseException):
 
 
 class Lane:
-    """A CUDA stream of one device. done: the number of the last work enqueued."""
+    """A CUDA stream of one device. broken: a capture on it failed, after which PyTorch may allocate on it wrongly."""
 
     def __init__(self, device: torch.device, name: str) -> None:
         self.device = device
         self.name = f"{name} of {device}"
         self.clock: dict[Lane, int] = {}
         self.capture: Capture | None = None
+        self.broken = False
 
     def __repr__(self) -> str:
         return self.name

@@ -175,6 +175,8 @@ class Watch(TorchDispatchMode):
             other = machine.current_stream(target.device).lane
             lane.clock.update({k: max(v, lane.clock.get(k, 0)) for k, v in other.clock.items()})
         for t, writes in ((source, False), (target, True)):
+            if capture is not None:
+                continue
             if _is_gpu(t):
                 machine.access(lane, point, t.block, "copy", writes)
             else:
@@ -218,14 +220,14 @@ class Watch(TorchDispatchMode):
         if not makes and not views:
             point = machine.begin(lane)
             machine.load(name, leaves[0].dtype, capture)
-            for t, writes in accesses:
+            for t, writes in accesses if capture is None else ():  # what is captured runs later
                 machine.access(lane, point, t.block, name, writes)
         data = func(*self._data(args), **self._data(kwargs) | options)
         result = _mapped(data, lambda t: self._wrapped(t, lane, capture, leaves))
         if not views and not name.startswith(("empty", "new_empty")):
             point = point if not makes else machine.begin(lane)
             made = tensors_in(result)
-            for t in made:
+            for t in made if capture is None else ():
                 t.block.note(point, writes=True)
             if capture is not None:
                 reads = [t for t, writes in accesses if not writes]
