@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.runtime.device.fake_cuda import Machine, fake_cuda
+from tests.runtime.device.fake_cuda import Machine, captured, fake_cuda
 from tinysr_kernels.errors import DeviceError, InputError
 from tinysr_kernels.runtime.device import staging
 from tinysr_kernels.runtime.device.choose import choose_device
@@ -267,8 +267,8 @@ def test_a_call_within_the_caller_s_capture_is_refused_before_it_harms_it(machin
     x * 2
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
-    with torch.cuda.graph(graph, pool=torch.cuda.graph_pool_handle(), stream=torch.cuda.Stream(GPU)):
-        with pytest.raises(InputError, match="while a CUDA graph is captured.*before or after"):
+    with captured(graph, torch.cuda.Stream(GPU)):
+        with pytest.raises(InputError, match=r"while a CUDA graph is captured.*before or after"):
             engine.check()
         y = x * 2
     graph.replay()
@@ -276,9 +276,8 @@ def test_a_call_within_the_caller_s_capture_is_refused_before_it_harms_it(machin
     engine.check()
     other = torch.cuda.Stream(torch.device("cuda", 1))
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=torch.cuda.graph_pool_handle(), stream=other):
-        with pytest.raises(InputError, match="while a CUDA graph is captured"):
-            engine.check()
+    with captured(graph, other), pytest.raises(InputError, match="while a CUDA graph is captured"):
+        engine.check()
 
 
 def test_a_forked_process_is_told_to_spawn(machine: Machine, engine: CudaEngine, monkeypatch) -> None:

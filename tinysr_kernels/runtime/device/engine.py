@@ -30,8 +30,8 @@ class Engine(Protocol):
     """A device as the runtime uses it. Hold `lock` to call `launch`, `capture`, `replay`, `drop` and `trim`.
 
     Work is stream-ordered with what the calling thread enqueued before and enqueues afterwards. can_capture: whether
-    steps can be captured, which a failed capture ends for the device. overlaps: whether copies of one thread overlap the work of another. users: the graph
-    holders.
+    steps can be captured, which a failed capture ends for the device. overlaps: whether copies of one thread overlap
+    the work of another. users: the graph holders.
     """
 
     device: torch.device

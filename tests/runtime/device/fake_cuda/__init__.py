@@ -10,7 +10,7 @@ a fault. The machine notes the faults and raises `Fault`, which no handler of er
 - machine.py: the GPUs as a whole, in place of torch.cuda.
 """
 
-from tests.runtime.device.fake_cuda.machine import Machine, fake_cuda
+from tests.runtime.device.fake_cuda.machine import Machine, captured, fake_cuda
 from tests.runtime.device.fake_cuda.streams import Fault
 
-__all__ = ["Fault", "Machine", "fake_cuda"]
+__all__ = ["Fault", "Machine", "captured", "fake_cuda"]

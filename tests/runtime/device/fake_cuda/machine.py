@@ -105,9 +105,10 @@ class Machine:
 
     def synchronize(self, device: Any = None) -> None:
         self.refuse_in_capture()
-        for lane in [self._default[self.devices[self.index(device)]], *sum(self._lanes.values(), [])]:
-            if lane.device.index == self.index(device):
-                self.wait_on_host(lane)
+        at = self.devices[self.index(device)]
+        lanes = [lane for (where, _), some in self._lanes.items() if where == at for lane in some]
+        for lane in (self._default[at], *lanes):
+            self.wait_on_host(lane)
 
     def load(self, name: str, dtype: torch.dtype, capture: Capture | None) -> None:
         """Load a kernel, which a capture forbids."""
@@ -199,7 +200,7 @@ class Machine:
     def properties(self, device: Any = None) -> Any:
         return SimpleNamespace(
             name="Fake GPU", major=9, minor=0, multi_processor_count=132, total_memory=self.capacity,
-            index=self.index(device),
+            uuid="fake", index=self.index(device),
         )  # fmt: skip
 
     def lazy_init(self) -> None:
@@ -241,6 +242,11 @@ class Machine:
             ),
             "is_current_stream_capturing": self.is_current_stream_capturing,
         }  # fmt: skip
+
+
+def captured(graph: CUDAGraph, stream: Stream) -> contextlib.AbstractContextManager[None]:
+    """A capture of the caller's own, in a pool of its own."""
+    return graphs.graph(graph, pool=torch.cuda.graph_pool_handle(), stream=stream)
 
 
 @contextlib.contextmanager

@@ -103,8 +103,7 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         leaves = tensors_in((args, kwargs))
-        asked = kwargs.get("device")
-        asked = None if asked is None else torch.device(asked)
+        asked = next((a for a in (kwargs.get("device"), *args) if isinstance(a, torch.device)), None)
         pinned = bool(kwargs.get("pin_memory"))
         on_gpu = any(map(_is_gpu, leaves)) or (asked is not None and asked.type == "cuda")
         name = func._schema.name
