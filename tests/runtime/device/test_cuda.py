@@ -185,6 +185,7 @@ def test_copies_use_separate_streams_that_are_reused(machine: Machine, engine: C
 def test_copies_in_slices(slice_bytes: int, pinned: bool, machine: Machine, engine: CudaEngine, monkeypatch) -> None:
     """Any layout and dtype, with pinned memory or without, in memory that does not grow with the image."""
     monkeypatch.setattr(staging, "SLICE", slice_bytes)
+    monkeypatch.setattr(staging, "IN_FLIGHT", 2 * slice_bytes)
     machine.pinned = pinned
     x = image()
     images = [x, x.contiguous(memory_format=torch.channels_last), x[..., 1:4], x.transpose(1, 3), x.double(), x[:0]]
@@ -205,7 +206,7 @@ def test_copies_in_slices(slice_bytes: int, pinned: bool, machine: Machine, engi
             ):
                 assert engine.download((device,), out)[0] is out
                 assert torch.equal(out, host)
-    assert machine.memory.most_pinned <= (2 * slice_bytes if pinned else 0)
+    assert machine.memory.most_pinned <= (4 * slice_bytes if pinned else 0)  # rounded up
 
 
 def test_without_pinned_memory_it_says_so_once(machine: Machine, engine: CudaEngine, caplog) -> None:

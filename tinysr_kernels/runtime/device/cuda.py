@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tinysr_kernels.errors import DeviceError, InputError
-from tinysr_kernels.runtime.device.device_error import FORKED
+from tinysr_kernels.runtime.device.device_error import FORKED, typed_device_error
 from tinysr_kernels.runtime.device.engine import EagerEngine, Engine, GraphHolder, Outputs, Step, Work, into_out
 from tinysr_kernels.runtime.device.out_of_memory import is_out_of_memory
 from tinysr_kernels.runtime.device.staging import Staging
@@ -57,9 +57,11 @@ class CudaEngine:
     def check(self) -> None:
         if os.getpid() != self._process:
             raise DeviceError(FORKED)
-        with torch.cuda.device(self.device):
+        with typed_device_error():  # after an illegal memory access and the like every call of CUDA fails
             capturing = torch.cuda.is_current_stream_capturing()
-        if capturing or torch.cuda.is_current_stream_capturing():
+            with torch.cuda.device(self.device):
+                capturing |= torch.cuda.is_current_stream_capturing()
+        if capturing:
             raise InputError(
                 "a model cannot be called while a CUDA graph is captured: it captures graphs of its own and waits for "
                 "the GPU; call it before or after the capture"
@@ -175,20 +177,22 @@ class CudaEngine:
         return uploaded
 
     def download(self, outputs: Sequence[Tensor], out: Tensor | None = None) -> Outputs:
-        first, *rest = outputs
-        results = [self._downloaded(first, out), *(self._downloaded(t, None) for t in rest)]
-        torch.cuda.current_stream(self.device).synchronize()
-        return tuple(results)
-
-    def _downloaded(self, t: Tensor, out: Tensor | None) -> Tensor:
         if out is not None and out.is_pinned():
-            return out.copy_(t, non_blocking=True)
-        # Pinned memory is scarce: results must not hold it.
-        host = torch.empty_like(t, device="cpu")
-        if out is not None and out.stride() == host.stride():
-            host = out
-        self._staging.to_host(host, dense_like(host, t))
-        return host if out is None or host is out else out.copy_(host)
+            out.copy_(outputs[0], non_blocking=True)
+            rest = self._downloaded(outputs[1:])
+            torch.cuda.current_stream(self.device).synchronize()
+            return (out, *rest)
+        return into_out(self._downloaded(outputs, out), out)
+
+    def _downloaded(self, outputs: Sequence[Tensor], out: Tensor | None = None) -> Outputs:
+        """Copies in pageable memory, the first in `out` if its strides allow it: results must not hold pinned memory,
+        which is scarce.
+        """
+        hosts = [torch.empty_like(t, device="cpu") for t in outputs]
+        if out is not None and out.stride() == hosts[0].stride():
+            hosts[0] = out
+        self._staging.to_host([(host, dense_like(host, t)) for host, t in zip(hosts, outputs, strict=True)])
+        return tuple(hosts)
 
     @contextlib.contextmanager
     def copies(self) -> Iterator[None]:

@@ -1,11 +1,14 @@
 """Copies between pageable host memory and a GPU, through pinned memory in slices.
 
 PyTorch rounds pinned allocations up to powers of two and keeps them for the life of the process: an image of 805 MB
-would hold 1 GiB of it. Slices bound that to two of SLICE bytes for each copy under way, and one slice travels while the
+would hold 1 GiB of it. Slices bound what a copy holds at a time to IN_FLIGHT bytes, and one slice travels while the
 processor copies another. Where the driver gives no pinned memory (WSL, a limit on locked memory), copies are pageable.
 """
 
 from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,11 +16,12 @@ from torch import Tensor
 from tinysr_kernels.runtime.notices import notice
 
 SLICE = 32 << 20
-"""Bytes; a power of two, so that all slices come from one size of PyTorch's cache."""
+"""Bytes; a power of two, so that all whole slices come from one size of PyTorch's cache."""
+IN_FLIGHT = 2 * SLICE
 
 
 class _Slot:
-    """Pinned bytes, and the event that says when their last copy has finished."""
+    """A slice of pinned memory, and the event that says when its copy has finished."""
 
     def __init__(self, nbytes: int) -> None:
         self.bytes = torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
@@ -34,49 +38,58 @@ class Staging:
 
     def to_device(self, target: Tensor, source: Tensor) -> None:
         """Copy host memory to the device; both dense with equal strides. The source may be changed afterwards."""
-        into, of = _bytes(target), _bytes(source)
-        slots, stream = self._slots(len(of)), torch.cuda.current_stream(self._device)
-        if not slots:
-            into.copy_(of)
-        for number, start in enumerate(range(0, len(of), SLICE) if slots else ()):
-            slot, part = slots[number % len(slots)], of[start : start + SLICE]
-            slot.copied.synchronize()
-            staged = slot.bytes[: len(part)].copy_(part)
-            into[start : start + SLICE].copy_(staged, non_blocking=True)
+        stream, under_way = torch.cuda.current_stream(self._device), deque[_Slot]()
+        for into, of in _slices(target, source):
+            while under_way and sum(len(slot.bytes) for slot in under_way) + len(of) > IN_FLIGHT:
+                under_way.popleft().copied.synchronize()
+            slot = self._slot(len(of))
+            if slot is None:
+                into.copy_(of)
+                continue
+            into.copy_(slot.bytes.copy_(of), non_blocking=True)
             slot.copied.record(stream)
+            under_way.append(slot)
 
-    def to_host(self, target: Tensor, source: Tensor) -> None:
-        """Copy device memory to the host; both dense with equal strides. The target is complete on return."""
-        into, of = _bytes(target), _bytes(source)
-        slots, stream = self._slots(len(of)), torch.cuda.current_stream(self._device)
-        if not slots:
-            into.copy_(of)
-            return
-        starts = list(range(0, len(of), SLICE))
-        for number in range(len(starts) + len(slots) - 1):
-            if number < len(starts):
-                slot, part = slots[number % len(slots)], of[starts[number] : starts[number] + SLICE]
-                slot.bytes[: len(part)].copy_(part, non_blocking=True)
+    def to_host(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Copy device memory to the host: (target, source), dense with equal strides. Targets are complete on return.
+
+        Everything that fits is under way before the host waits for the first.
+        """
+        stream, under_way = torch.cuda.current_stream(self._device), deque[tuple[_Slot, Tensor]]()
+
+        def arrive() -> None:
+            slot, into = under_way.popleft()
+            slot.copied.synchronize()
+            into.copy_(slot.bytes)
+
+        for target, source in pairs:
+            for into, of in _slices(target, source):
+                while under_way and sum(len(slot.bytes) for slot, _ in under_way) + len(of) > IN_FLIGHT:
+                    arrive()
+                slot = self._slot(len(of))
+                if slot is None:
+                    into.copy_(of)
+                    continue
+                slot.bytes.copy_(of, non_blocking=True)
                 slot.copied.record(stream)
-            done = number - len(slots) + 1
-            if done >= 0:
-                slot, part = slots[done % len(slots)], into[starts[done] : starts[done] + SLICE]
-                slot.copied.synchronize()
-                part.copy_(slot.bytes[: len(part)])
+                under_way.append((slot, into))
+        while under_way:
+            arrive()
 
-    def _slots(self, nbytes: int) -> list[_Slot]:
-        """Two slots for copies of more than a slice, else one; none where there is no pinned memory."""
-        if not self.pins or nbytes == 0:
-            return []
+    def _slot(self, nbytes: int) -> _Slot | None:
+        """A new slot, whose memory PyTorch takes from its cache; None where there is no pinned memory."""
+        if not self.pins:
+            return None
         try:
-            return [_Slot(min(nbytes, SLICE)) for _ in range(1 if nbytes <= SLICE else 2)]
+            return _Slot(nbytes)
         except RuntimeError as error:
             self.pins = False
             reason = str(error).strip().partition("\n")[0]
             notice(f"no pinned host memory ({reason}); copies from and to the GPU use pageable memory and are slower")
-            return []
+            return None
 
 
-def _bytes(t: Tensor) -> Tensor:
-    """The bytes of a dense tensor in the order of memory."""
-    return t.as_strided((t.numel(),), (1,)).view(torch.uint8)
+def _slices(target: Tensor, source: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The bytes of two dense tensors in the order of memory, a slice at a time."""
+    into, of = (t.as_strided((t.numel(),), (1,)).view(torch.uint8) for t in (target, source))
+    return [(into[start : start + SLICE], of[start : start + SLICE]) for start in range(0, len(of), SLICE)]
