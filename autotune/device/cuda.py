@@ -49,7 +49,7 @@ class GpuRunner:
         self.device = torch.device("cuda", index)
         torch.cuda.set_device(self.device)
         self.properties = torch.cuda.get_device_properties(self.device)
-        torch.zeros(1, device=self.device)  # creates the context before NVML lists the processes
+        torch.zeros(1, device=self.device)  # creates the context, see Monitor
         self.monitor = Monitor(str(self.properties.uuid))
         self.item = ""
         self.inputs: list[Operator] = []

@@ -28,7 +28,8 @@ def place(folded: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
     """Folded tensors for one device and compute dtype.
 
     Matrices and kernels come in `dtype`; vectors (biases, norm weights, gates, scales, position tables, depthwise taps)
-    in float32 or wider. Kernels and depthwise taps have the channels last in memory. What is quantized stays so.
+    in float32 or wider. Kernels and depthwise taps have the channels last in memory. What is quantized stays so. They
+    are complete on return, for threads that read them on streams of their own.
     """
     placed = {}
     for name, tensor in folded.items():
@@ -36,6 +37,8 @@ def place(folded: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
         # Kernels are [O,C,K,K], or [4,O,C,2,2] as phases; depthwise taps are [C,3,3].
         image = tensor.dim() > 3 or name.endswith(".depthwise")
         placed[name] = moved.movedim(-3, -1).contiguous().movedim(-1, -3) if image else moved.contiguous()
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
     return placed
 
 

@@ -91,6 +91,10 @@ class Call:
 class ReadingOnes(TorchDispatchMode):
     """Inside, a number that the host reads from a meta tensor reads 1; otherwise reading it fails."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # PyTorch would import its compiler for that, which takes seconds at the first `compile`
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

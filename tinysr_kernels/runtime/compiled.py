@@ -131,6 +131,7 @@ class CompiledSR:
         pinned host memory it is written by the device itself. Raises InputError, OutOfMemory, NonFiniteOutput,
         DeviceError.
         """
+        self._runner.graphs.engine.check()  # before images are copied to the device
         return upscale_image(
             image,
             self.enlarge if progress is None else reporting(self.enlarge, progress),
