@@ -27,7 +27,7 @@ SANITIZER_SECONDS = 60.0
 ONE_CALL = """
 import torch
 from benchmarks.static.network_calls import main_calls
-from benchmarks.subjects.inputs import random_call
+from tinysr_kernels.first_use.inputs import random_call
 from tinysr_kernels.ops import REGISTRY
 device = torch.device("cuda", torch.cuda.current_device())
 for name in REGISTRY:

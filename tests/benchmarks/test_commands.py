@@ -23,10 +23,10 @@ from benchmarks.reports import plots, report
 from benchmarks.static.network_calls import CALLS
 from benchmarks.subjects import peers
 from benchmarks.subjects.eager import base_of, eager, has_eager, in_own_dtype
-from benchmarks.subjects.inputs import random_call
 from benchmarks.subjects.models import image, model
 from benchmarks.subjects.networks import VARIANTS
 from tinysr_kernels.families import FAMILIES
+from tinysr_kernels.first_use.inputs import random_call
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.device import GPUS, assume, gpu_at
 from tinysr_kernels.ops import REGISTRY
