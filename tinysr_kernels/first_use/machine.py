@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
+import importlib.util
 import os
+import re
 import shutil
 import sysconfig
 from pathlib import Path
@@ -74,11 +77,11 @@ def triton_cache() -> Path:
 
 
 def obstacle_to_writing(folder: Path, size: int = CACHE_BYTES) -> str:
-    """Why files of `size` bytes cannot be written to a folder, which is made if it is not there; or nothing."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return str(error.strerror or error)
+    """Why files of `size` bytes cannot be written to a folder, or made with it if it is not there; or nothing."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        return f"{folder} is no folder"
     if not os.access(folder, os.W_OK | os.X_OK):
         return "not writable"
     return "" if has_room(folder, size) else f"less than {size >> 20} MiB are free"
@@ -89,9 +92,17 @@ def ptxas() -> str:
     named = os.environ.get("TRITON_PTXAS_PATH")
     if named:
         return named if os.access(named, os.X_OK) else ""
-    import importlib.util
-
     spec = importlib.util.find_spec("triton")
     roots = list(spec.submodule_search_locations or ()) if spec is not None else []
     found = [Path(root, "backends", "nvidia", "bin", name) for root in roots for name in ("ptxas", "ptxas.exe")]
     return next((str(path) for path in found if os.access(path, os.X_OK)), "")
+
+
+def triton_of_torch() -> str:
+    """The version of Triton that this torch was built for; empty where its metadata name none, as of CPU builds."""
+    try:
+        wanted = importlib.metadata.requires("torch") or []
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    found = (re.match(r"(?:pytorch-)?triton\s*==\s*([\w.]+)", line) for line in wanted)
+    return next((match[1] for match in found if match), "")

@@ -8,11 +8,13 @@ at every compile. Items that nothing was found out about, because time ran out o
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +39,7 @@ _found: dict[tuple[Any, ...], dict[str, Verdict]] = {}
 """What this process knows, by environment: the cache folder may be unwritable."""
 _ended: dict[torch.device, Outcome] = {}
 """Why a check could not be done to the end: not tried again at every compile."""
+_postponed: ContextVar[bool] = ContextVar("postponed", default=False)
 _said: set[tuple[torch.device, str]] = set()
 
 
@@ -44,13 +47,15 @@ _said: set[tuple[torch.device, str]] = set()
 class Findings:
     """One verdict per item, in order; general and obstacle as in `supervise.Outcome`; checked: how many just now.
 
-    An item without a verdict has that on another item which condemns its operator, if there is one.
+    An item without a verdict has that on another item which condemns its operator, if there is one. unkept: why the
+    verdicts could not be written, or nothing.
     """
 
     verdicts: tuple[Verdict, ...]
     general: str = ""
     obstacle: str = ""
     checked: int = 0
+    unkept: str = ""
 
     @property
     def barred(self) -> tuple[Verdict, ...]:
@@ -66,14 +71,25 @@ def at_compile(calls: Iterable[Operator | None], device: torch.device) -> None:
     if not applies(device):
         return
     try:
-        check(calls, device, again=os.environ.get(SWITCH, "").strip().lower() == "always")
+        found = check(calls, device, again=os.environ.get(SWITCH, "").strip().lower() == "always")
+        _report(found, device, gpu_at(device).name)
     except Exception as error:  # noqa: BLE001  a check that fails must not keep anybody from working
         _say(device, f"the self-check of the kernels failed: {shorten(f'{type(error).__name__}: {error}', 300)}")
 
 
+@contextlib.contextmanager
+def postponed() -> Iterator[None]:
+    """Inside, `compile` checks nothing: the caller does."""
+    token = _postponed.set(True)
+    try:
+        yield
+    finally:
+        _postponed.reset(token)
+
+
 def applies(device: torch.device) -> bool:
     """Whether kernels on this device are checked: on GPUs, unless the environment says otherwise."""
-    asked = os.environ.get(SWITCH, "").strip() != "0"
+    asked = os.environ.get(SWITCH, "").strip() != "0" and not _postponed.get()
     return asked and device.type == "cuda" and not interpreting() and not guard.is_off()
 
 
@@ -84,7 +100,7 @@ def check(
     again: bool = False,
     run: Callable[[Sequence[Item], torch.device], Outcome] = supervise.run,
 ) -> Findings:
-    """Check the distinct calls that this machine has no verdict on, bar what fails, and say so once.
+    """Check the distinct calls that this machine has no verdict on, and bar what fails. Says nothing of it.
 
     again: check all of them. run: checks items on a device (`supervise.run`).
     """
@@ -100,12 +116,11 @@ def check(
         lost = {one.op for one in known.values() if one.kind in (CRASHED, HUNG)}
         outcome = _run([item for item in items if item.key not in known and item.op not in lost], device, run)
         known |= outcome.verdicts
-        kept = verdicts.write(here, outcome.verdicts) if outcome.verdicts else ""
+        unkept = verdicts.write(here, outcome.verdicts) if outcome.verdicts else ""
         condemned = {one.op: one for one in known.values() if one.kind in UNTRUSTED}
         each = (known.get(item.key) or condemned.get(item.op) or verdict(item, UNCHECKED) for item in items)
-        found = Findings(tuple(each), outcome.general, outcome.obstacle, len(outcome.verdicts))
+        found = Findings(tuple(each), outcome.general, outcome.obstacle, len(outcome.verdicts), unkept)
         _bar(found, device)
-    _report(found, device, gpu.name, kept)
     return found
 
 
@@ -140,7 +155,7 @@ def _bar(found: Findings, device: torch.device) -> None:
         guard.bar_known(one.op, device, guard.EVERY_VARIANT if one.kind in UNTRUSTED else one.variant)
 
 
-def _report(found: Findings, device: torch.device, gpu: str, kept: str) -> None:
+def _report(found: Findings, device: torch.device, gpu: str) -> None:
     """One notice of everything."""
     if found.general:
         _say(device, f"kernels cannot be used on {gpu}: {found.general}. PyTorch computes instead, slower")
@@ -155,11 +170,11 @@ def _report(found: Findings, device: torch.device, gpu: str, kept: str) -> None:
         )
     if found.obstacle:
         _say(device, f"the kernels could not all be checked on {gpu}: {found.obstacle}. They are used unchecked")
-    elif kept:
+    elif found.unkept:
         _say(
             device,
-            f"the self-check's verdicts cannot be kept in {verdicts.folder()}: {kept}. Make it writable, or name "
-            f"another folder in {verdicts.FOLDER}",
+            f"the self-check's verdicts cannot be kept in {verdicts.folder()}: {found.unkept}. Make it writable, or "
+            f"name another folder in {verdicts.FOLDER}",
         )
 
 

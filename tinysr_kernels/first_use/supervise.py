@@ -236,11 +236,21 @@ class _Child:
             for raw in stream:
                 line = raw.decode("utf-8", "replace").strip()
                 if line.startswith(MARK):
-                    with contextlib.suppress(ValueError):
-                        self.messages.put(json.loads(line.removeprefix(MARK)))
+                    message = _parsed(line.removeprefix(MARK))
+                    if message is not None:
+                        self.messages.put(message)
                 elif line:
                     self.last.append(line)
         self.messages.put(None)
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    """A message; None for anything else that begins with the mark."""
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return message if isinstance(message, dict) else None
 
 
 def _request(items: Any, device: torch.device) -> bytes:
