@@ -69,6 +69,7 @@ def _exit_with_parent() -> NoReturn:
 def _device(where: dict[str, Any]) -> torch.device:
     """The device of the request. RuntimeError where this process does not see it."""
     if where["type"] != "cuda":
+        os.environ["TRITON_INTERPRET"] = "1"  # nothing else runs kernels there
         return torch.device(where["type"])
     indices = range(torch.cuda.device_count())
     same = [i for i in indices if where["uuid"] and uuid_of(torch.device("cuda", i)) == where["uuid"]]
