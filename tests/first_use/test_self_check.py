@@ -21,10 +21,11 @@ import torch
 import tinysr_kernels
 from tests.first_use.test_supervise import CHILD
 from tinysr_kernels.first_use import self_check, supervise, verdicts
-from tinysr_kernels.first_use.items import Item
+from tinysr_kernels.first_use.items import Item, item_of
 from tinysr_kernels.first_use.self_check import SWITCH, check
 from tinysr_kernels.first_use.supervise import Bounds, Outcome
 from tinysr_kernels.launch import guard
+from tinysr_kernels.launch.device import GPUS
 from tinysr_kernels.ops import Operator
 from tinysr_kernels.runtime import compiled
 
@@ -286,6 +287,20 @@ def test_another_model_has_its_own_launches_checked(monkeypatch: pytest.MonkeyPa
     assert second
     assert not {item.key for item in first} & {item.key for item in second}
     assert "sepconv" not in {item.op for item in second}  # it need not crash again
+
+
+def test_an_operator_is_barred_for_models_whose_own_launches_nobody_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, "sepconv")
+    machine.kind = "crashed"
+    first_use()
+    tried = {item.key for item in machine.checks[0]}
+    others = [call for call in calls(2 * SIDE) if item_of(call, GPUS[90]).key not in tried]
+    again()
+    assert not guard.is_barred("sepconv", CPU, "any")
+    found = check([call for call in others if call.name == "sepconv"][:1], CPU)
+    assert guard.is_barred("sepconv", CPU, "any")
+    assert [one.kind for one in found.verdicts] == ["crashed"]
+    assert len(machine.checks) == 1
 
 
 def test_daemonic_processes_check_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
