@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tinysr_kernels.errors import CheckpointError, OutOfMemory, TinySRError, shorten
 from tinysr_kernels.families import FAMILIES, ColorFix, check_quantize, fold, load
+from tinysr_kernels.first_use import self_check
 from tinysr_kernels.launch.backend import choose_backend, obstacle
 from tinysr_kernels.nets import is_fp8
 from tinysr_kernels.runtime.arguments import check_fp8, check_types, choose_dtype, recipe_of
@@ -104,6 +105,14 @@ def compile(
             raise lost from error
         # only a folded file gets here: what a public checkpoint holds was checked while it was read
         raise CheckpointError(f"{checkpoint.source}: the tensors do not fit together: {shorten(error)}") from error
+    return _checked(model)
+
+
+def _checked(model: CompiledSR) -> CompiledSR:
+    """The model, its kernels checked on this GPU at their first use."""
+    if model.backend == "triton":
+        self_check.at_compile((call.operator for call in model.launches), model.device)
+    return model
 
 
 def describe(ckpt: str | PathLike[str] | dict[str, Any] | nn.Module) -> dict[str, Any]:
@@ -127,7 +136,7 @@ def _from_folded(settings: dict[str, Any], folded: dict[str, Tensor]) -> Compile
     """Unpickle a model whose checkpoint was in memory. Raises InputError where its device or backend is not there."""
     device = choose_device(settings["device"])
     choose_backend(settings["backend"], device)
-    return CompiledSR(folded=folded, **settings | {"device": device})
+    return _checked(CompiledSR(folded=folded, **settings | {"device": device}))
 
 
 copyreg.pickle(CompiledSR, _reduce)
