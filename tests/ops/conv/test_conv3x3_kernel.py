@@ -150,7 +150,11 @@ class TestConv3x3MomentsKernels(KernelContract):
     kernels = conv3x3_kernel
     configs: ClassVar = TestConv3x3Kernels.configs
     mutations: ClassVar = {
-        "pixels outside counted": ("tile_moments(stored.to(tl.float32), inside)", "tile_moments(stored, lane >= 0)"),
+        "pixels outside counted": (
+            "tile_moments(stored.to(tl.float32), inside, count)",
+            "tile_moments(stored, lane >= 0, count)",
+        ),
+        "whole tiles counted": ("inside, count)", "inside, BLOCK_M * 1.0)"),
         "the first tile's place for all": ("number = tile * PHASES + phase", "number = phase"),
     }
 

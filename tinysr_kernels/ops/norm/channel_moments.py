@@ -86,7 +86,8 @@ def launch_merge(parts: Tensor, mean: Tensor, variance: Tensor) -> Launch:
         "stride": mean.stride(0),
         "channels": channels,
         "parts": count,
-        "BLOCK_PARTS": next_power_of_2(count, least=32, most=512),
+        # Two sizes, for the number of parts is the image's: one or four per thread.
+        "BLOCK_PARTS": 128 if count <= 128 else 512,
     }
     return Launch(moments_kernel.merge, (channels, n), arguments, 4, 1)
 

@@ -12,7 +12,7 @@ Accumulators are float32.
 
 from __future__ import annotations
 
-from tinysr_kernels.launch.kernel import jit, tl
+from tinysr_kernels.launch.kernel import extent, jit, tl
 from tinysr_kernels.ops.device_functions import accumulate_matmul, await_inputs, bias_row, epilogue, round_to, tile_dot
 from tinysr_kernels.ops.norm.kernels.channel_moments import group_moments, store_moments, tile_moments
 from tinysr_kernels.ops.norm.kernels.norm_silu_prologue import norm_silu
@@ -98,10 +98,10 @@ def conv(  # type: ignore[no-untyped-def]
     scratch_scale,  # [N,2,CHANNELS] float32, mean and gain per channel of a GroupNorm and SiLU prologue, or None
     norm_bias,  # [CHANNELS], the GroupNorm's bias, or None
     scratch_moments,  # [N,3,OUT_CHANNELS // GROUP_SIZE,tiles * phases] float32, statistics per tile, or None
-    height,
-    width,
-    out_height,
-    out_width,
+    height: extent,
+    width: extent,
+    out_height: extent,
+    out_width: extent,
     k_per_split,  # reduction length per split, a multiple of BLOCK_K
     CHANNELS: tl.constexpr,
     OUT_CHANNELS: tl.constexpr,  # channels of out
@@ -209,7 +209,9 @@ def conv(  # type: ignore[no-untyped-def]
         beta = bias_row(bias, outs, OUT_CHANNELS, BLOCK_N)
         stored = epilogue(acc, beta, residual, out, base * OUT_CHANNELS, at, known, ACTIVATION, ACTIVATE_RESIDUAL)
         if scratch_moments is not None:
-            count, mean, squares = tile_moments(stored.to(tl.float32), inside)
+            down = tl.minimum(tl.cdiv(out_height, SCALE) - top, BLOCK_M // TILE_WIDTH)
+            count = (down * tl.minimum(tl.cdiv(out_width, SCALE) - left, TILE_WIDTH)).to(tl.float32)
+            mean, squares = tile_moments(stored.to(tl.float32), inside, count)
             tiles = tl.num_programs(0) // tl.cdiv(OUT_CHANNELS, BLOCK_N)
             if GROUP_SIZE > 1:
                 mean, squares = group_moments(count, mean, squares, GROUP_SIZE)
@@ -226,7 +228,7 @@ def merge_splits(  # type: ignore[no-untyped-def]
     bias,  # [OUT_CHANNELS] or None
     residual,  # [N,pixels,OUT_CHANNELS] or None
     out,  # [N,pixels,OUT_CHANNELS]; scratch_partials itself for an epilogue in place (SPLIT_K = 1)
-    pixels,
+    pixels: extent,
     OUT_CHANNELS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     ACTIVATE_RESIDUAL: tl.constexpr,

@@ -7,7 +7,7 @@ element and interpolates them horizontally once; four such rows give the FACTOR 
 
 from __future__ import annotations
 
-from tinysr_kernels.launch.kernel import jit, tl
+from tinysr_kernels.launch.kernel import extent, extent_or_1, jit, tl
 from tinysr_kernels.ops.device_functions import await_inputs, round_to, unit_range
 
 
@@ -44,17 +44,17 @@ def enlarge(  # type: ignore[no-untyped-def]
     out,  # [N,height*FACTOR,width*FACTOR,channels]
     mul,
     add,
-    height,  # of x
-    width,  # of x
+    height: extent,  # of x
+    width: extent,  # of x
     channels,
-    sample_stride,
-    channel_stride,
-    row_stride,
-    column_stride,
-    base_sample_stride,
-    base_channel_stride,
-    base_row_stride,
-    base_column_stride,
+    sample_stride: extent,
+    channel_stride: extent_or_1,
+    row_stride: extent,
+    column_stride: extent_or_1,
+    base_sample_stride: extent,
+    base_channel_stride: extent_or_1,
+    base_row_stride: extent,
+    base_column_stride: extent_or_1,
     FACTOR: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,  # gaps between input rows per program
