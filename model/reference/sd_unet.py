@@ -100,6 +100,9 @@ class Sampler(nn.Module):
         super().__init__()
         self.conv = convolution(under(shapes, "conv"), stride)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
 
 class Level(nn.Module):
     """The modules of one down, middle or up block."""
@@ -152,6 +155,7 @@ class SDUNet(nn.Module):
     def temb(self, t: float) -> Tensor:
         """The time step's embedding, [1,E]."""
         first = self.time_embedding["linear_1"]
+        assert isinstance(first, nn.Linear)
         hidden = F.silu(first(time_features(first.in_features, t, first.weight)))
         return self.time_embedding["linear_2"](hidden)
 
@@ -164,7 +168,7 @@ class SDUNet(nn.Module):
                 x = level.step(x, i, temb, prompt)
                 skips.append(x)
             for sampler in level.downsamplers:
-                x = sampler.conv(x)
+                x = sampler(x)
                 skips.append(x)
         for i in range(len(self.mid_block.resnets)):
             x = self.mid_block.step(x, i, temb, prompt)
@@ -174,7 +178,7 @@ class SDUNet(nn.Module):
             for sampler in level.upsamplers:
                 # An odd side was rounded up on the way down. What is too much goes before the convolution pads.
                 height, width = skips[-1].shape[2:]
-                x = sampler.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")[..., :height, :width])
+                x = sampler(F.interpolate(x, scale_factor=2.0, mode="nearest")[..., :height, :width])
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 

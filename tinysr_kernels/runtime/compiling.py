@@ -35,6 +35,7 @@ def compile(
     color_fix: ColorFix | None = None,
     upscale: int = 4,
     embeddings: str | PathLike[str] | dict[str, Tensor] | None = None,
+    prompt: str | None = None,
     max_graph_shapes: int = 8,
     tile: int | None = None,
 ) -> CompiledSR:
@@ -46,7 +47,8 @@ def compile(
     backend: "auto", "reference" or "triton". quantize: "fp8" for TinySR's transformer in e4m3 (docs/fp8.md): on GPUs of
     compute capability 8.9 or higher, or emulated on the CPU; None leaves it as the checkpoint has it. color_fix:
     "adain", "wavelet", "none"; None takes the family's own. upscale: whole factor (UNet families: what the network
-    gives); `model(image, scale=...)` gives other sizes. embeddings: overrides the checkpoint's. tile: low-resolution
+    gives); `model(image, scale=...)` gives other sizes. embeddings: overrides the checkpoint's. prompt: for
+    families with a text encoder, which embeds it once (docs/checkpoints.md). tile: low-resolution
     side of a UNet's tiles; None runs an image whole up to a size that follows from the network and the device's total
     memory (`info()["whole_image_pixels"]`), and a larger one in tiles that follow from them too. cuda_graphs: on a GPU,
     replay work of a shape that has occurred before from a CUDA graph. max_graph_shapes: how many graphs are kept; the
@@ -54,10 +56,10 @@ def compile(
     Raises CheckpointError for a checkpoint that cannot be used, InputError for other arguments, and OutOfMemory when
     the weights do not fit on the device.
     """
-    check_types(device, dtype, backend, quantize, cuda_graphs, color_fix, upscale, tile, max_graph_shapes)
+    check_types(device, dtype, backend, quantize, cuda_graphs, color_fix, upscale, tile, max_graph_shapes, prompt)
     run_device = choose_device(device)
     chosen = choose_backend(backend, run_device)
-    checkpoint = load(ckpt, embeddings=embeddings)
+    checkpoint = load(ckpt, embeddings=embeddings, prompt=prompt)
     for message in checkpoint.notices:
         notice(message)
     run_dtype = choose_dtype(dtype, checkpoint.family, run_device)
@@ -81,7 +83,7 @@ def compile(
             upscale=upscale,
             tile=tile,
             graphs=max_graph_shapes if cuda_graphs else 0,
-            recipe=recipe_of(ckpt, embeddings, quantize),
+            recipe=recipe_of(ckpt, embeddings, quantize, prompt),
         )
     except KeyError as error:
         raise CheckpointError(f"{checkpoint.source}: expected a tensor named {error}, found none") from error
