@@ -12,10 +12,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from model.reference.kl_vae import KLVAE
-from model.reference.pipelines import UPSCALE, adain, pad_to, predict, wavelet
+from model.reference.pipelines import UPSCALE, adain, pad_to, pillow_bicubic, predict, wavelet
 from model.reference.sd_unet import SDUNet
 from tinysr_kernels.families import ColorFix, OSEDiffConfig
 
@@ -23,12 +22,6 @@ TIMESTEP = 999.0
 LORA_ALPHA = 8
 """peft's default, which the release stores nowhere."""
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-def pillow_bicubic(image: Tensor, factor: int = UPSCALE) -> Tensor:
-    """Enlarge [N,C,H,W] in [0,1] as Pillow does: a = -0.5, taps outside the image dropped, then clamped to [0,1]."""
-    size = (image.shape[2] * factor, image.shape[3] * factor)
-    return F.interpolate(image, size=size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def merge(state: Mapping[str, Tensor], lora: Mapping[str, Tensor]) -> dict[str, Tensor]:

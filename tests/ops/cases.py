@@ -311,6 +311,9 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "by 2, one row": _resize(3, 1, 1, 6, 2),
         "by 1": _resize(1, 3, 3, 2, 1, mul=-1.0),
         "one pixel": _resize(1, 48, 1, 1, 4, add=0.25),
+        "as Pillow": _resize(2, 3, 5, 2, 4, pillow=True),
+        "as Pillow, clamped": _resize(1, 3, 3, 4, 3, mul=1.2, add=-0.1, pillow=True, clamp=True),
+        "one pixel as Pillow": _resize(1, 3, 1, 1, 2, pillow=True, clamp=True),
     },
     "adain_fix": {
         "image": lambda d: {"x": d.unit(2, 3, 9, 7), "style": d.unit(2, 3, 5, 4) * 0.5, "eps": 1e-5, "least": 0.0},

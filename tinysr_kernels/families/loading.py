@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tinysr_kernels.checkpoint.detect import EMBEDDINGS, FOLDED, LORA, OTHER, OWN, Folder, Roles, narrow, scan
 from tinysr_kernels.checkpoint.folded import OwnMetadata, read_metadata
+from tinysr_kernels.checkpoint.known import hint
 from tinysr_kernels.checkpoint.manifest import check_manifest
 from tinysr_kernels.checkpoint.plain import check_number, is_a, kind_of, plain_mapping
 from tinysr_kernels.checkpoint.read.shards import read_weights
@@ -95,7 +96,7 @@ class Loader:
             return self._single(family, part, embeddings, Found(file.where, {}, beside=found))
         if role == OTHER:
             content = listed([*file.tensors, *(f"{k} ({v})" for k, v in file.others.items())], 4)
-            raise CheckpointError(f"{path}: {self._expected()}; found {content or 'nothing'}")
+            raise CheckpointError(f"{path}: {self._expected()}; found {content or 'nothing'}{hint(file.tensors)}")
         dicts = [_dict_example(family) for family in self.families.values() if _has_part(family, role)]
         raise CheckpointError(
             f"{path}: {self.roles.description(role)} is only one part of a checkpoint; "
@@ -219,7 +220,7 @@ class Loader:
 
     def _hints(self, folder: Folder) -> str:
         """What is missing to the parts of checkpoints that a folder without a whole one holds."""
-        hints = ""
+        hints = hint(name for file in folder.of(OTHER) for name in file.tensors)
         for family in self.families.values():
             found = [part.description for part in family.parts[1:] if folder.of(part.role)]
             if found:

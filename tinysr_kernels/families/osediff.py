@@ -38,26 +38,25 @@ LORA = Part(
 TIMESTEP = 999
 LORA_ALPHA = 8
 """peft's default, with which it was trained and which the file does not state: the scale is 8 / rank, 2 as released."""
+WINDOW, OVERLAP, LEAST = 96, 32, 64
+"""In latent pixels: side of the UNet's windows in latents of more pixels, what neighbors share, the smallest side."""
 REPLACED = "conv_in.base_layer."
 """The UNet's first convolution as trained, which replaces the base model's before its own update is added."""
 
 
 @dataclass(frozen=True)
 class OSEDiffConfig:
-    """What OSEDiff's folded weights leave open; the number of heads is in the prompt's keys.
+    """What OSEDiff's folded weights leave open; the number of heads is in the prompt's keys."""
 
-    window, overlap, least: in latent pixels: side of the UNet's windows in latents of more pixels, what neighbors
-    share, and the smallest side.
-    """
-
-    alpha: Annotated[float, Within(1e-6, 0.999)] = 0.004660098513077238
+    alpha: Annotated[float, Within(1e-6, 0.999)] = scheduler.alpha_of(TIMESTEP)
+    """The share of the image in a latent's variance."""
     scaling_factor: float = kl_vae.SCALING_FACTOR
     groups: tuple[int, ...] = (32,)
     vae_groups: tuple[int, ...] = (32,)
     unet_eps: Epsilon = 1e-5
-    window: Annotated[int, Within(8, 1024)] = 96
-    overlap: Annotated[int, Within(1, 512)] = 32
-    least: Annotated[int, Within(1, 1024)] = 64
+    window: Annotated[int, Within(8, 1024)] = WINDOW
+    overlap: Annotated[int, Within(1, 512)] = OVERLAP
+    least: Annotated[int, Within(1, 1024)] = LEAST
 
     @property
     def color_fix(self) -> ColorFix:
@@ -106,6 +105,9 @@ class OSEDiff(Family[OSEDiffConfig]):
             (size.groups,),
             (layout.groups,),
             size.eps,
+            WINDOW,
+            OVERLAP,
+            LEAST,
         )
         tensors = _Normalized(network, vae, size, embedding)
         merged = [f"LoRA {lora.file.where} into the UNet and the VAE's encoder, at scale {LORA_ALPHA} / rank"]
@@ -258,8 +260,8 @@ def _embedding(found: Found, features: int) -> Tensor:
     if encoder is None:
         raise CheckpointError(
             f"{found.source}: expected the embedding of a prompt, found neither a file of one tensor [1,T,{features}] "
-            "nor a text encoder; put text_encoder/ and tokenizer/ of Stable Diffusion 2.1-base into the folder, or save "
-            'the encoder\'s last_hidden_state for a prompt with torch.save(P, "prompt_embeds.pt") and put that there, '
+            "nor a text encoder; put text_encoder/ and tokenizer/ of Stable Diffusion 2.1-base into the folder, or "
+            'save the last_hidden_state of its text encoder with torch.save(P, "prompt_embeds.pt") and put that there, '
             "or pass it as embeddings="
         )
     text = found.prompt or ""
@@ -282,7 +284,7 @@ def _only(found: list[Candidate], features: int, where: str, strict: bool = Fals
                 f"{one.where}: expected the embedding of a prompt, [1,T,{features}] or [T,{features}] in floating "
                 f"point, found {list(one.tensor.shape)} of {one.tensor.dtype}"
             )
-    if not all(torch.equal(one.tensor.flatten(), found[0].tensor.flatten()) for one in found):
+    if not all(torch.equal(one.tensor.flatten(), found[0].tensor.flatten()) for one in found[1:]):
         raise CheckpointError(
             f"{where}: expected the embedding of one prompt, found several: {listed(one.where for one in found)}; pass "
             "one with embeddings="

@@ -3,8 +3,8 @@
     out = clamp(u + L(bicubic(style) - u), 0, 1)
 
 u and the bicubic enlargement, Pillow's (`resize.py`), are clamped to [0,1]. L: five blurs in sequence with
-[1,2,1]x[1,2,1]/16 dilated by 2^i, i = 0..4, replicate padding. The high bands of a five-level decomposition telescope, so this equals x's high bands over
-style's lowest band at the cost of one blur chain.
+[1,2,1]x[1,2,1]/16 dilated by 2^i, i = 0..4, replicate padding. The high bands of a five-level decomposition telescope,
+so this equals x's high bands over style's lowest band at the cost of one blur chain.
 
 Also returns flags [N,H] that are True where all of a row of x was finite. Layouts as in `ops/image/color.py`:
 x [N,C,H,W], style [N,C,h,w] with H = factor * h and W = factor * w.
