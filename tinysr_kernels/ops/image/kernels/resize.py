@@ -29,14 +29,13 @@ def _cubic_weights(t, A: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @jit
 def _inside(w0, w1, w2, w3, at, size):  # type: ignore[no-untyped-def]
-    """The weights of the pixels at-1, at, at+1 and at+2 that lie in [0,size), of a sum of one; the others' zero."""
+    """The weights of the pixels at-1, at, at+1 and at+2, zero for those outside [0,size), and their sum."""
     w0 = tl.where((at >= 1) & (at - 1 < size), w0, 0.0)
     w1 = tl.where((at >= 0) & (at < size), w1, 0.0)
     w2 = tl.where((at >= -1) & (at + 1 < size), w2, 0.0)
     w3 = tl.where((at >= -2) & (at + 2 < size), w3, 0.0)
     total = w0 + w1 + w2 + w3
-    total = tl.where(total == 0.0, 1.0, total)  # places past the end, which nobody stores
-    return tl.div_rn(w0, total), tl.div_rn(w1, total), tl.div_rn(w2, total), tl.div_rn(w3, total)
+    return w0, w1, w2, w3, tl.where(total == 0.0, 1.0, total)  # zero past the end, where nothing is stored
 
 
 @jit
@@ -91,7 +90,7 @@ def enlarge(  # type: ignore[no-untyped-def]
     t = tl.div_rn((2 * (column - left * FACTOR + HALF) + 1 - FACTOR).to(tl.float32), 2.0 * FACTOR)
     w0, w1, w2, w3 = _cubic_weights(t, A)
     if PILLOW:
-        w0, w1, w2, w3 = _inside(w0, w1, w2, w3, left, width)
+        w0, w1, w2, w3, across = _inside(w0, w1, w2, w3, left, width)
     # Elements past the end of the row read the last column: no load needs a mask.
     c0 = tl.minimum(tl.maximum(left - 1, 0), width - 1) * column_stride
     c1 = tl.minimum(tl.maximum(left, 0), width - 1) * column_stride
@@ -112,9 +111,11 @@ def enlarge(  # type: ignore[no-untyped-def]
         for k in tl.static_range(FACTOR):
             v0, v1, v2, v3 = _cubic_weights(tl.full((), (2 * (HALF + k) + 1 - FACTOR) / (2 * FACTOR), tl.float32), A)
             if PILLOW:
-                v0, v1, v2, v3 = _inside(v0, v1, v2, v3, top + step, height)
+                v0, v1, v2, v3, down = _inside(v0, v1, v2, v3, top + step, height)
             y = (top + step) * FACTOR + HALF + k
             v = above * v0 + upper * v1 + lower * v2 + below * v3
+            if PILLOW:
+                v = tl.div_rn(v, across * down)  # one rounding, where normalized weights would be eight
             mask = (offs_n < length) & (y >= 0) & (y < height * FACTOR)
             v = v * mul + add
             if CLAMP:
