@@ -20,7 +20,7 @@ subnormals lose digits (measured: relative error 8.5e-3 at gates of 1e-4). The r
 that one folded file serves all of them."""
 
 
-VECTORS = (".table", ".depthwise")
+VECTORS = (".table", ".depthwise", ".wide")
 """Endings of the names of folded tensors that stay in float32 or wider although they have several dimensions."""
 
 
@@ -55,6 +55,7 @@ def folds(folded: Mapping[str, Tensor]) -> list[str]:
     """
     kinds = (
         (".qkv.weight", "q, k and v of {} attentions into one matrix each"),
+        (".cross.keys", "the prompt's keys and values of {} cross-attentions, which are constants"),
         (".weight2", "the last feed-forward of {} transformers into their output projection"),
         (".shortcut_weight", "{} 1x1 shortcuts into the convolutions they are added to"),
         (".phases", "{} nearest enlargements into 2x2 phases"),
@@ -137,10 +138,12 @@ class Folder:
         extra_bias: Tensor | float = 0.0,
         shortcut: str | None = None,
         upsample: bool = False,
+        uncut: bool = False,
     ) -> None:
         """A 3x3 convolution: scale * conv(in_scale * x) + extra_bias, plus `shortcut`, a 1x1 convolution.
 
-        A dense convolution after a nearest enlargement becomes its four 2x2 phases.
+        A dense convolution after a nearest enlargement becomes its four 2x2 phases. uncut: it is kept beside them, for
+        images whose enlargement is cropped.
         """
         if self.has(f"{source}.depthwise.weight"):
             pointwise = self.get(f"{source}.pointwise.weight").flatten(1)
@@ -151,7 +154,7 @@ class Folder:
             weight, bias = self.dense_weight(source)
             if upsample:
                 self.matrix(f"{name}.phases", phase_weights(weight * (scale * in_scale)))
-            else:
+            if uncut or not upsample:
                 self.matrix(f"{name}.weight", weight * (scale * in_scale))
         # Whether there is a bias follows from the layers, not from values, so that shapes alone can be folded too.
         biased = self._has_bias(source) or isinstance(extra_bias, Tensor) or extra_bias != 0

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import tinysr_kernels.ops  # noqa: F401  (registers torch.ops.tinysr)
 from tinysr_kernels.launch.backend import statistics_pay
@@ -42,12 +43,17 @@ class Layer(nn.Module):
 
 
 class Conv(Layer):
-    """A 3x3 convolution, dense or separable depending on the tensors; `upsample`: nearest x2 before it."""
+    """A 3x3 convolution, dense or separable depending on the tensors; `upsample`: nearest x2 before it.
+
+    one_sided: zeros only on the right and the bottom, where the stride is 2.
+    """
 
     bias: Tensor | None
     shortcut_weight: Tensor | None
 
-    def __init__(self, folded: Folded, prefix: str, *, stride: int = 1, upsample: bool = False) -> None:
+    def __init__(
+        self, folded: Folded, prefix: str, *, stride: int = 1, upsample: bool = False, one_sided: bool = False
+    ) -> None:
         self_kinds = {"separable": ("depthwise", "pointwise"), "phases": ("phases",), "dense": ("weight",)}
         kind = "dense"
         if f"{prefix}.depthwise" in folded:
@@ -55,8 +61,11 @@ class Conv(Layer):
         elif upsample:
             kind = "phases"
         super().__init__(folded, prefix, self_kinds[kind], ("bias", "shortcut_weight"))
+        # Beside phases, for images whose enlargement is cropped.
+        self.register_buffer("uncut", folded.get(f"{prefix}.weight") if kind == "phases" else None)
         self.kind = kind
         self.stride = stride
+        self.one_sided = one_sided
         self.upsample = upsample
 
     def forward(
@@ -106,6 +115,15 @@ class Conv(Layer):
         image, normed = self._call("_norm", *rest, **norm, normed_silu=next_norm.silu, normed_skip=next_skip)
         return Features(image, None, normed)
 
+    def cropped(self, x: Tensor, height: int, width: int) -> Tensor:
+        """The convolution of the nearest x2 enlargement's first rows and columns: [N,C,H,W] -> [N,O,height,width].
+
+        Its zero padding lies at the crop, so that the last row and column are no phases of the low resolution.
+        """
+        enlarged = F.interpolate(x, scale_factor=2.0, mode="nearest")[:, :, :height, :width]
+        found: Tensor = ops.conv3x3(enlarged, self.uncut, self.bias)
+        return found
+
     @property
     def can_fuse_norm(self) -> bool:
         """Whether a GroupNorm of its input can be its prologue at no further cost."""
@@ -147,11 +165,28 @@ class Conv(Layer):
             operator = getattr(ops, f"sepconv{variant}")
             return operator(x, self.depthwise, self.pointwise, upsample=self.upsample, **options)
         operator = getattr(ops, f"conv3x3{variant}")
+        if self.one_sided:
+            options["one_sided"] = True
         return operator(x, self.weight, **options)
 
 
+class WideConv(Layer):
+    """A 3x3 convolution in float32 or wider, whatever the network's dtype: latents tolerate little rounding."""
+
+    wide: Tensor
+    bias: Tensor
+
+    def __init__(self, folded: Folded, prefix: str) -> None:
+        super().__init__(folded, prefix, ("wide", "bias"))
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """conv(x) + bias + residual; x [N,C,H,W] of any dtype, the residual and the result of the weight's."""
+        found: Tensor = ops.conv3x3(x.to(self.wide.dtype), self.wide, self.bias, residual=residual)
+        return found
+
+
 class InputConv(Layer):
-    """The first convolution, on the image itself, with a constant border."""
+    """The first convolution, on an image or a latent of any dtype, with a constant border."""
 
     weight: Tensor
 
@@ -161,7 +196,7 @@ class InputConv(Layer):
         self.border = border
 
     def forward(self, image: Tensor) -> Tensor:
-        """[N,3,H,W] -> [N,O,H/stride,W/stride]."""
+        """[N,C,H,W] -> [N,O,H/stride,W/stride]."""
         return ops.input_conv(
             image, self.weight, self.bias, stride=self.stride, padding=self.stride, border=self.border
         )

@@ -28,6 +28,7 @@ DTYPES = {
     "float64": torch.float64,
 }
 LARGEST_SCALE = 8
+LONGEST_PROMPT = 1 << 16
 LARGEST = 1 << 20
 """Of sides of tiles and numbers of graphs."""
 
@@ -42,6 +43,7 @@ def check_types(
     upscale: Any,
     tile: Any,
     max_graph_shapes: Any,
+    prompt: Any = None,
 ) -> None:
     """InputError for the first argument of `compile` of another type, or with a value outside its choices or range."""
     _check_device(device)
@@ -59,6 +61,8 @@ def check_types(
     if tile is not None:
         _check_whole("tile", tile, 16, LARGEST)
     _check_whole("max_graph_shapes", max_graph_shapes, 1, LARGEST)
+    if prompt is not None and (type(prompt) is not str or len(prompt) > LONGEST_PROMPT):
+        raise InputError(f"prompt must be a text of at most {LONGEST_PROMPT} characters, found {_shown(prompt)}")
 
 
 def check_save(path: Any, *, replace: bool) -> None:
@@ -130,12 +134,12 @@ def portable(source: Any) -> Any:
     return None
 
 
-def recipe_of(ckpt: Any, embeddings: Any, quantize: str | None) -> dict[str, Any] | None:
+def recipe_of(ckpt: Any, embeddings: Any, quantize: str | None, prompt: str | None = None) -> dict[str, Any] | None:
     """What `compile` takes to load the same weights again in another process; None where they are only in memory."""
     source, extra = portable(ckpt), portable(embeddings)
     if source is None or (extra is None and embeddings is not None):
         return None
-    return {"ckpt": source, "embeddings": extra, "quantize": quantize}
+    return {"ckpt": source, "embeddings": extra, "quantize": quantize, "prompt": prompt}
 
 
 def noise(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

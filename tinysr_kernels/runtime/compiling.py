@@ -36,6 +36,7 @@ def compile(
     color_fix: ColorFix | None = None,
     upscale: int = 4,
     embeddings: str | PathLike[str] | dict[str, Tensor] | None = None,
+    prompt: str | None = None,
     max_graph_shapes: int = 8,
     tile: int | None = None,
 ) -> CompiledSR:
@@ -49,7 +50,8 @@ def compile(
     quantize: "fp8" for TinySR's transformer in e4m3 (docs/fp8.md): on GPUs of
     compute capability 8.9 or higher, or emulated on the CPU; None leaves it as the checkpoint has it. color_fix:
     "adain", "wavelet", "none"; None takes the family's own. upscale: whole factor (UNet families: what the network
-    gives); `model(image, scale=...)` gives other sizes. embeddings: overrides the checkpoint's. tile: low-resolution
+    gives); `model(image, scale=...)` gives other sizes. embeddings: overrides the checkpoint's. prompt: for
+    families with a text encoder, which embeds it once (docs/checkpoints.md). tile: low-resolution
     side of a UNet's tiles; None runs an image whole up to a size that follows from the network and the device's total
     memory (`info()["whole_image_pixels"]`), and a larger one in tiles that follow from them too. cuda_graphs: on a GPU,
     replay work of a shape that has occurred before from a CUDA graph. max_graph_shapes: how many graphs are kept; the
@@ -57,10 +59,10 @@ def compile(
     Raises CheckpointError for a checkpoint that cannot be used, InputError for other arguments, and OutOfMemory when
     the weights do not fit on the device.
     """
-    check_types(device, dtype, backend, quantize, cuda_graphs, color_fix, upscale, tile, max_graph_shapes)
+    check_types(device, dtype, backend, quantize, cuda_graphs, color_fix, upscale, tile, max_graph_shapes, prompt)
     run_device = choose_device(device)
     chosen = choose_backend(backend, run_device)
-    checkpoint = load(ckpt, embeddings=embeddings)
+    checkpoint = load(ckpt, embeddings=embeddings, prompt=prompt)
     for message in checkpoint.notices:
         notice(message)
     if backend == "auto" and chosen == "library":
@@ -86,10 +88,8 @@ def compile(
             upscale=upscale,
             tile=tile,
             graphs=max_graph_shapes if cuda_graphs else 0,
-            recipe=recipe_of(ckpt, embeddings, quantize),
+            recipe=recipe_of(ckpt, embeddings, quantize, prompt),
         )
-        model.prepare()
-        return model
     except KeyError as error:
         raise CheckpointError(f"{checkpoint.source}: expected a tensor named {error}, found none") from error
     except TinySRError:
@@ -105,11 +105,12 @@ def compile(
             raise lost from error
         # only a folded file gets here: what a public checkpoint holds was checked while it was read
         raise CheckpointError(f"{checkpoint.source}: the tensors do not fit together: {shorten(error)}") from error
-    return _checked(model)
+    return _ready(model)
 
 
-def _checked(model: CompiledSR) -> CompiledSR:
-    """The model, its kernels checked on this GPU at their first use."""
+def _ready(model: CompiledSR) -> CompiledSR:
+    """The model, its kernels compiled and, at their first use on this GPU, checked."""
+    model.prepare()
     if model.backend == "triton":
         self_check.at_compile((call.operator for call in model.launches), model.device)
     return model
@@ -136,7 +137,7 @@ def _from_folded(settings: dict[str, Any], folded: dict[str, Tensor]) -> Compile
     """Unpickle a model whose checkpoint was in memory. Raises InputError where its device or backend is not there."""
     device = choose_device(settings["device"])
     choose_backend(settings["backend"], device)
-    return _checked(CompiledSR(folded=folded, **settings | {"device": device}))
+    return _ready(CompiledSR(folded=folded, **settings | {"device": device}))
 
 
 copyreg.pickle(CompiledSR, _reduce)

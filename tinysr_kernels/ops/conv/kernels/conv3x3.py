@@ -108,6 +108,7 @@ def conv(  # type: ignore[no-untyped-def]
     SHORTCUT_C: tl.constexpr,  # channels of shortcut
     SKIP_C: tl.constexpr,  # channels of skip
     STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,  # zeros above and left of the image; below and right of it as many as the last tap needs
     SCALE: tl.constexpr,  # 1, or 2 after a nearest x2 upsampling
     ACTIVATION: tl.constexpr,
     ACTIVATE_RESIDUAL: tl.constexpr,
@@ -146,11 +147,14 @@ def conv(  # type: ignore[no-untyped-def]
     pixel = (lane // TILE_WIDTH * out_width + lane % TILE_WIDTH) * SCALE
     begin = split * k_per_split
     end = begin + k_per_split
+    # The first tap's pixel relative to the output pixel's.
+    down -= PADDING
+    right -= PADDING
     acc = _accumulate_taps(
         tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32),
-        x + ((sample * height + (top * STRIDE - 1 + down)) * width + (left * STRIDE - 1 + right)) * CHANNELS,
+        x + ((sample * height + (top * STRIDE + down)) * width + (left * STRIDE + right)) * CHANNELS,
         (lane // TILE_WIDTH * width + lane % TILE_WIDTH) * (STRIDE * CHANNELS),
-        _valid_taps(row * STRIDE - 1 + down, column * STRIDE - 1 + right, inside, height, width, KERNEL_SIZE),
+        _valid_taps(row * STRIDE + down, column * STRIDE + right, inside, height, width, KERNEL_SIZE),
         weight + phase * OUT_CHANNELS * DEPTH,
         outs,
         OUT_CHANNELS,
