@@ -7,8 +7,8 @@ grow after the first rounds. Exits with 1 otherwise.
 from __future__ import annotations
 
 import argparse
+import math
 import random
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -52,9 +52,13 @@ def mixed_images(unit: int, seed: int = 0) -> list[Image]:
 
 
 def held_mib(made: Session) -> float:
-    """MiB of GPU memory reserved by the process, or the peak of its resident memory on a CPU."""
+    """MiB of GPU memory reserved by the process, or the peak of its resident memory on a CPU; NaN on Windows there."""
     if made.cuda:
         return torch.cuda.memory_reserved(made.device) / 2**20
+    if sys.platform == "win32":
+        return math.nan
+    import resource
+
     # macOS counts bytes, Linux KiB.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 

@@ -14,12 +14,13 @@ stride of the innermost axis or a loop of one step, else not specialized).
 from __future__ import annotations
 
 import functools
-import importlib.util
 import inspect
 import os
 import types
 from collections.abc import Callable
 from typing import Any, TypeAlias
+
+from tinysr_kernels.versions import NONE, triton_version
 
 
 class _Language:
@@ -99,10 +100,7 @@ def jit(function: Callable[..., Any]) -> Kernel:
 @functools.cache
 def triton_is_installed() -> bool:
     """Whether Triton can be imported; asking does not import it."""
-    try:
-        return importlib.util.find_spec("triton") is not None
-    except ImportError:
-        return False
+    return triton_version() != NONE
 
 
 def interpreting() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 from tinysr_kernels._version import __version__
 from tinysr_kernels.first_use.machine import driver_version, triton_cache
 from tinysr_kernels.runtime.device.host_memory import available_memory
+from tinysr_kernels.versions import NONE, installed, triton_distributions
 
 _PACKAGES = ("torch", "triton", "numpy", "pillow", "safetensors", "av", "tqdm", "nvidia-ml-py")
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET", "TRITON_CACHE_DIR", "OMP_NUM_THREADS")
@@ -24,10 +24,11 @@ def without_home(text: str) -> str:
 
 
 def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+    found = installed(package)
+    brought = triton_distributions() if package == "triton" else {}
+    if brought and set(brought) != {"triton"}:
+        return f"{found} ({', '.join(f'{name} {number}' for name, number in brought.items())})"
+    return "not installed" if found == NONE else found
 
 
 def _processor() -> str:
