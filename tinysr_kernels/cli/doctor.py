@@ -129,7 +129,7 @@ def _needs(device: Any, lacking: str) -> Iterator[Finding]:
     """What kernels need besides PyTorch, and the launch configurations for this GPU."""
     from tinysr_kernels.first_use import machine
     from tinysr_kernels.first_use.verdicts import folder
-    from tinysr_kernels.launch.config_file import installed
+    from tinysr_kernels.versions import installed
 
     here, wanted = installed("triton"), machine.triton_of_torch()
     if here == "none":

@@ -24,11 +24,12 @@ from tinysr_kernels.atomic import write_bytes
 from tinysr_kernels.errors import shorten
 from tinysr_kernels.first_use.items import Item
 from tinysr_kernels.first_use.machine import driver_version
-from tinysr_kernels.launch.config_file import hashes_of, installed
+from tinysr_kernels.launch.config_file import hashes_of
 from tinysr_kernels.launch.configs import file_name
 from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.json_file import read_json
 from tinysr_kernels.ops import REGISTRY
+from tinysr_kernels.versions import installed
 
 SCHEMA = 1
 FOLDER = "TINYSR_CACHE_DIR"
