@@ -25,7 +25,9 @@ from tinysr_kernels.runtime.compiled import CompiledSR
 
 SUMMARY = "1000 images of mixed sizes through one model by eight threads: equal bits, constant memory."
 IMAGES, THREADS, ROUNDS = 1000, 8, 10
-DIFFERENT = 24
+UNIT = 48
+"""Pixels of the shortest side on a GPU."""
+DIFFERENT = 40
 """Number of different images (size, alpha, content): far more than the model's graphs and buffers hold."""
 WARM = 4
 """Rounds after which all buffers, graphs and cached plans exist."""
@@ -110,7 +112,7 @@ def main(options: argparse.Namespace) -> int:
     import tinysr_kernels
 
     with session("soak", options) as made, made.guarded("soak", {}):
-        unit = 48 if made.cuda else 12
+        unit = UNIT if made.cuda else 12
         model = tinysr_kernels.compile(options.ckpt, device=made.device, max_graph_shapes=GRAPHS, tile=3 * unit)
         soak(made, model, options.images, options.threads, unit)
     for one in made.sink.results.records:

@@ -1,4 +1,7 @@
-"""What the interpreter hides and a first run on a GPU would meet: grids, integers of one, captures."""
+"""What the interpreter hides and a first run on a GPU would meet: grids, integers of one, captures.
+
+The families at many sizes: tests/standin/.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,8 @@ from tinysr_kernels.launch.kernel import jit
 from tinysr_kernels.launch.plan import GRID_LIMITS, Launch
 from tinysr_kernels.ops import REGISTRY
 from tinysr_kernels.runtime.images.arrays import DEVICE_PIXELS
+from tinysr_kernels.runtime.tiles.limits import BATCH_IMAGES, BATCH_PIXELS, Limits
 
-SMALL = ((1, 1), (1, 7), (3, 2), (8, 8), (16, 16), (17, 33))
-ORDINARY = (
-    (64, 110), (85, 128), (88, 156), (96, 96), (100, 75), (116, 206), (128, 128), (144, 256), (164, 219), (183, 326),
-    (200, 150), (219, 164), (240, 320), (256, 256), (290, 218), (317, 423), (373, 373), (400, 300), (480, 270),
-    (512, 512),
-)  # fmt: skip
 FAMILIES = [(family, variants[0]) for family, variants in VARIANTS.items()]
 
 
@@ -36,10 +34,11 @@ def model(family: str, name: str) -> Any:
 
 
 @pytest.mark.parametrize(("family", "name"), FAMILIES)
-def test_every_size_has_grids_that_exist(family: str, name: str) -> None:
-    """Planning makes the launches, and a launch refuses what CUDA would."""
-    for size in SMALL + ORDINARY:
-        assert calls(model(family, name), *size)
+def test_the_largest_batch_has_grids_that_exist(family: str, name: str) -> None:
+    """A batch holds many images of a pixel."""
+    assert Limits(batch_pixels=BATCH_PIXELS).images(1) == BATCH_IMAGES
+    for size in ((1, 1), (32, 32)):
+        assert calls(model(family, name), *size, batch=BATCH_IMAGES)
 
 
 @pytest.mark.parametrize("size", [(DEVICE_PIXELS // 16, 1), (1, DEVICE_PIXELS // 16)])
@@ -109,12 +108,13 @@ class _HostData(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("form", ["library", "reference"])
 @pytest.mark.parametrize("op", sorted(REGISTRY))
-def test_references_can_be_captured(op: str) -> None:
-    """On GPUs without kernels the references are captured."""
+def test_other_forms_can_be_captured(op: str, form: str) -> None:
+    """On GPUs without kernels the library forms are captured, and the references in float64."""
     for call in itertools.islice(CALLS[op](torch.float16), 4):
         with _HostData():
-            call.reference()
+            getattr(call, form)()
 
 
 @pytest.mark.parametrize(("family", "name"), FAMILIES)

@@ -73,10 +73,10 @@ def compilation_error() -> BaseException:
 
 KERNEL = {
     "too large": (out_of_resources, "autotune show"),
-    "does not compile": (compilation_error, "tinysr env"),
+    "does not compile": (compilation_error, "tinysr doctor"),
     "no code for this GPU": (
         lambda: RuntimeError("Triton Error [CUDA]: no kernel image is available for execution on the device"),
-        "tinysr env",
+        "tinysr doctor",
     ),
 }
 EVERYTHING = {

@@ -50,11 +50,15 @@ class Launch:
         """
         tensors = (v for v in self.arguments.values() if isinstance(v, Tensor))
         device = next(tensors).device
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            self.kernel.made[self.grid](**self.arguments, **self.options(pdl))
+
+    def options(self, pdl: bool = False) -> dict[str, Any]:
+        """The launch's options, as Triton names them; pdl: see `run`."""
         options: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
         if pdl:
             options["launch_pdl"] = True
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            self.kernel.made[self.grid](**self.arguments, **options)
+        return options
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ def contiguous_as(t: Tensor | None, dtype: torch.dtype | None = None) -> Tensor 
     """
     if t is None:
         return None
-    return t.to(dtype or t.dtype).contiguous().view(-1).view(t.shape)
+    # Converted and laid out in one copy, and no second one.
+    t = t.to(dtype or t.dtype, memory_format=torch.contiguous_format)
+    return t.contiguous().view(-1).view(t.shape)
 
 
 @typing.overload

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -21,9 +21,12 @@ from tinysr_kernels.families import (
     check_built,
     config_to_dict,
 )
+from tinysr_kernels.first_use.compile_ahead import Prepared, compile_ahead
 from tinysr_kernels.launch import configs
+from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import assume, gpu_at
 from tinysr_kernels.nets import LatentNetwork, Network, is_fp8, place
+from tinysr_kernels.nets.windows import window_weights
 from tinysr_kernels.ops.trace import Call, trace
 from tinysr_kernels.runtime.arguments import dtype_name, noise
 from tinysr_kernels.runtime.color_fix import fix_colors
@@ -35,9 +38,10 @@ from tinysr_kernels.runtime.images.scaling import Target
 from tinysr_kernels.runtime.runner import Report, Runner, reporting
 from tinysr_kernels.runtime.streaming import OnError, Stopped, in_order
 from tinysr_kernels.runtime.tiles.limits import UNLIMITED, Limits
-from tinysr_kernels.runtime.tiles.tiled_inference import check_upscale, restore, window_weights
+from tinysr_kernels.runtime.tiles.tiled_inference import restore, use_upscale
 
 TRACE_SIDE = 128
+UNTILED = Limits()
 
 
 class CompiledSR:
@@ -51,7 +55,7 @@ class CompiledSR:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        folded: dict[str, Tensor],
+        folded: Mapping[str, Tensor],
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -81,11 +85,11 @@ class CompiledSR:
         self.notices = list(checkpoint.notices)
         self._merged = list(checkpoint.merged)
         self._folded = place(folded, device, dtype)
-        self._networks = {dtype: self._family.build(self.config, self._folded)}
-        check_upscale(self.network, upscale)
+        self._networks = {dtype: self._build(self._folded)}
         check_built(self.network, self._folded, checkpoint.source, dtype)
         self._lock = threading.Lock()
-        self.launches = self._trace()
+        self._prepared = Prepared()
+        self.launches = self._trace((1, 3, TRACE_SIDE, TRACE_SIDE), torch.uint8, UNTILED)
         """Every operator call for one 128x128 image in order, the color fix included; counted on meta tensors."""
         limits = Limits.of(self.network, self.launches, TRACE_SIDE**2, device, backend, tile)
         self._runner = Runner(
@@ -127,6 +131,7 @@ class CompiledSR:
         pinned host memory it is written by the device itself. Raises InputError, OutOfMemory, NonFiniteOutput,
         DeviceError.
         """
+        self._runner.graphs.engine.check()  # before images are copied to the device
         return upscale_image(
             image,
             self.enlarge if progress is None else reporting(self.enlarge, progress),
@@ -156,17 +161,47 @@ class CompiledSR:
         with self._lock:
             if dtype not in self._networks:
                 placed = place(self._folded, self.device, dtype)
-                self._networks[dtype] = self._family.build(self.config, placed)
+                self._networks[dtype] = self._build(placed)
             return self._networks[dtype]
+
+    def _build(self, folded: dict[str, Tensor]) -> Network:
+        """The network over folded tensors, for the model's factor. InputError where it has another."""
+        network = self._family.build(self.config, folded)
+        use_upscale(network, self.upscale)
+        return network
 
     def warmup(self, shapes: Iterable[Sequence[int]], dtype: torch.dtype = torch.uint8) -> None:
         """Run once for each shape (H, W) or (N, H, W), in low-resolution pixels, so that later calls start warm.
 
-        Compiles kernels and, on a GPU, captures CUDA graphs at once, of which the last max_graph_shapes stay. dtype:
-        of the images to come; uint8 is also that of PIL images.
+        Compiles kernels, several at once (first_use/compile_ahead.py), and, on a GPU, captures CUDA graphs at once, of
+        which the last max_graph_shapes stay. dtype: of the images to come; uint8 is also that of PIL images.
         """
-        for shape in shapes:
-            self._runner(noise(shape, dtype), now=True)
+        images = [noise(shape, dtype) for shape in shapes]
+        self.prepare(call for batch in images for call in self._planned(batch))
+        for batch in images:
+            self._runner(batch, now=True)
+
+    def prepare(self, calls: Iterable[Call] | None = None) -> None:
+        """Compile the kernels of these operator calls, unless they are on disk: see first_use/compile_ahead.py.
+
+        calls: by default those of an image of 128x128, and of one in four tiles where a tile was asked for.
+        """
+        if self.backend == "triton":
+            operators = (call.operator for call in calls or self._usual() if call.operator is not None)
+            self._prepared = compile_ahead(operators, self.device)
+
+    def _usual(self) -> Iterator[Call]:
+        yield from self.launches
+        tile = self._runner.limits.tile
+        if tile is not None:
+            yield from self._planned(torch.empty((1, 3, 2 * tile, 2 * tile), dtype=torch.uint8, device="meta"))
+
+    def _planned(self, images: Tensor) -> Iterator[Call]:
+        """The operator calls for these images, which the runner takes in batches of at most so many."""
+        count, _, height, width = images.shape
+        most = min(self._runner.limits.images(height * width), count)
+        for size in {most, count % most} - {0}:
+            yield from self._trace((size, 3, height, width), images.dtype, self._runner.limits)
 
     def stream(
         self,
@@ -201,27 +236,29 @@ class CompiledSR:
         workers = buffers if engine.overlaps else 1
         return in_order(engine.bound(call), frames, workers=workers, ahead=buffers, on_error=on_error, stop=stopped.set)
 
-    def _trace(self) -> list[Call]:
-        """Enlarge one image without memory or time, which also proves that the tensors' shapes fit together."""
-        meta = self._family.build(self.config, {k: v.to("meta") for k, v in self._folded.items()})
-        lr = torch.empty((1, 3, TRACE_SIDE, TRACE_SIDE), dtype=torch.uint8, device="meta")
+    def _trace(self, shape: tuple[int, ...], dtype: torch.dtype, limits: Limits) -> list[Call]:
+        """Enlarge images without memory or time, which also proves that the tensors' shapes fit together."""
+        meta = self._build({k: v.to("meta") for k, v in self._folded.items()})
+        single = dtype == torch.float64 and self.dtype != torch.float64  # as the runner has it
+        lr = torch.empty(shape, dtype=torch.float32 if single else dtype, device="meta")
 
         def enlarge() -> Outputs:
-            sr = restore(meta, lr, self.upscale, Limits(), dtype=self.dtype)  # unlimited: whole
-            return self._fix(sr, lr, lr.dtype)
+            return self._fix(restore(meta, lr, self.upscale, limits, dtype=self.dtype), lr, dtype)
 
         if isinstance(meta, LatentNetwork):
             window_weights(meta.window, lr.device)  # kept from then on: no part of an image's work
-        with assume(gpu_at(self.device)):
-            return trace(enlarge, kernels=self.backend == "triton")
+        with assume(gpu_at(self.device)), using(self.backend):
+            return trace(enlarge, kernels=self.backend == "triton", library=self.backend == "library")
 
     def info(self) -> dict[str, Any]:
         """What this model is and how it runs, as a JSON-serializable dictionary.
 
-        parameters: numbers in the folded weights; launches, flops and macs: for one 128x128 image; graphs_held: CUDA
-        graphs now, graph_captures, graph_replays and graph_fallbacks (captures that failed) so far; folded: what was
-        merged and folded into the weights. tile: of a UNet, as asked for; whole_image_pixels: up to how many pixels an
-        image runs whole where no tile was asked for, None for a network whose tiles change nothing.
+        parameters: numbers in the folded weights; launches, flops and macs: for one 128x128 image; kernels_planned:
+        distinct kernels of the images that `compile` or `warmup` planned last, kernels_compiled: those of them that lay
+        in Triton's cache on disk then, both 0 where kernels are not compiled ahead; graphs_held: CUDA graphs now,
+        graph_captures, graph_replays and graph_fallbacks (captures that failed) so far; folded: what was merged and
+        folded into the weights. tile: of a UNet, as asked for; whole_image_pixels: up to how many pixels an image runs
+        whole where no tile was asked for, None for a network whose tiles change nothing.
         """
         flops = sum(call.cost.flops for call in self.launches)
         graphs, limits = self._runner.graphs.statistics, self._runner.limits
@@ -241,6 +278,8 @@ class CompiledSR:
             "launches_per_image": sum(len(call.steps) for call in self.launches),
             "flops_128x128": flops,
             "macs_128x128": flops // 2,
+            "kernels_planned": self._prepared.planned,
+            "kernels_compiled": self._prepared.compiled,
             "graphs_held": len(self._runner.graphs),
             "graph_captures": graphs.captures,
             "graph_replays": graphs.replays,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tinysr_kernels._version import __version__
+from tinysr_kernels.first_use.machine import driver_version, triton_cache
 from tinysr_kernels.runtime.device.host_memory import available_memory
 from tinysr_kernels.versions import NONE, installed, triton_distributions
 
@@ -40,28 +41,14 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _driver() -> str:
-    try:
-        import pynvml
-    except ImportError:
-        return "unknown (nvidia-ml-py is not installed)"
-    try:
-        pynvml.nvmlInit()
-        try:
-            version = pynvml.nvmlSystemGetDriverVersion()
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError as error:
-        return f"unknown ({error})"
-    return version.decode() if isinstance(version, bytes) else str(version)
-
-
 def _devices() -> dict[str, Any]:
     import torch
 
+    from tinysr_kernels.launch.backend import obstacle
+
     facts: dict[str, Any] = {"cuda": torch.version.cuda or "none (CPU build)", "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
-        facts["driver"] = _driver()
+        facts["driver"] = driver_version()
         facts["cudnn"] = torch.backends.cudnn.version()
         for index in range(torch.cuda.device_count()):
             gpu = torch.cuda.get_device_properties(index)
@@ -69,6 +56,8 @@ def _devices() -> dict[str, Any]:
                 f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.multi_processor_count} SMs, "
                 f"{gpu.total_memory / 2**30:.1f} GiB"
             )
+            missing = obstacle(torch.device("cuda", index))
+            facts[f"kernels on gpu {index}"] = f"no: {missing}; PyTorch's libraries compute" if missing else "yes"
     else:
         facts["gpu"] = "none usable by torch"
     return facts
@@ -87,7 +76,7 @@ def environment() -> dict[str, Any]:
     facts |= {package: _version(package) for package in _PACKAGES}
     facts |= _devices()
     facts["package folder"] = without_home(str(Path(__file__).resolve().parents[1]))
-    facts["triton cache"] = without_home(os.environ.get("TRITON_CACHE_DIR", os.path.expanduser("~/.triton/cache")))
+    facts["triton cache"] = without_home(str(triton_cache()))
     for name in _VARIABLES:
         if name in os.environ:
             facts[name] = without_home(os.environ[name])

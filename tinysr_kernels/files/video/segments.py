@@ -157,7 +157,7 @@ def _lock(folder: Path) -> BinaryIO | None:
         else:
             import msvcrt
 
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     except OSError as error:
         if file is not None and error.errno in _NO_LOCKS:
             return file
