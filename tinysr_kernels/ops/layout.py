@@ -24,7 +24,20 @@ def contiguous_as(t: Tensor | None, dtype: torch.dtype | None = None) -> Tensor 
     """
     if t is None:
         return None
-    return t.to(dtype or t.dtype).contiguous().view(-1).view(t.shape)
+    if dtype is not None and t.dtype != dtype:
+        t = t.to(dtype)
+    # Every launch asks for every operand, which nearly always is what it should be: views cost microseconds.
+    return t if _is_canonical(t) else t.contiguous().view(-1).view(t.shape)
+
+
+def _is_canonical(t: Tensor) -> bool:
+    """Whether the strides of all dimensions are those of new memory, those of one element too."""
+    expected = 1
+    for size, stride in zip(reversed(t.shape), reversed(t.stride()), strict=True):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 @typing.overload
