@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.commands.micro import Case, cases, runs
 from benchmarks.measure.timing import captured
-from benchmarks.subjects.inputs import random_call
+from tinysr_kernels.first_use.inputs import random_call
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.ops import REGISTRY
 

@@ -93,7 +93,7 @@ def test_the_page_has_every_file() -> None:
 
 def test_the_operator_passes_its_contracts(tree: Path) -> None:
     """Reference, kernels and mutations; and what is asked of every operator by itself."""
-    every = ["tests/ops/test_registry.py", "tests/launch/test_configs.py", "tests/autotune/test_correctness.py"]
+    every = ["tests/ops/test_registry.py", "tests/launch/test_configs.py", "tests/first_use/test_correctness.py"]
     chosen = "ChannelGain or channel_gain or test_every_operator_has_cases"
     told = run(tree, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "tests/ops/image", *every, "-k", chosen)
     passed = re.search(r"^(\d+) passed, \d+ deselected", told, re.MULTILINE)

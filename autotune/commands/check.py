@@ -26,8 +26,8 @@ from autotune.items.candidates import Candidate, candidates
 from autotune.items.cost_model import Built, predict
 from autotune.items.work import Item, Target, all_items
 from benchmarks.hardware import Ceilings, ceilings
-from tinysr_kernels.launch.config_file import installed
 from tinysr_kernels.launch.device import Gpu
+from tinysr_kernels.versions import installed
 
 SUMMARY = "Compile all candidates: how many there are and why some are removed before timing; needs no GPU."
 CHUNK = 8

@@ -139,6 +139,6 @@ def append_cache(cache: Path, digest: str, usage: Usage) -> None:
 
 
 def _triton() -> str:
-    from tinysr_kernels.launch.config_file import installed
+    from tinysr_kernels.versions import installed
 
     return installed("triton")

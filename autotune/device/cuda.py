@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from autotune.device.correctness import Expected, check_results, expected_results
 from autotune.device.worker import StickyError
 from autotune.items.results import Failure, Sample
 from autotune.items.work import Item, Target, model_of
 from benchmarks.measure.nvml import Monitor
 from benchmarks.measure.timing import READING_MS, captured, rotation
-from benchmarks.subjects.inputs import random_call, random_inputs
 from tinysr_kernels.families import Checkpoint
+from tinysr_kernels.first_use.correctness import Expected, check_results, expected_results
+from tinysr_kernels.first_use.inputs import random_call, random_inputs
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.plan import Plan
 from tinysr_kernels.ops import Operator
@@ -49,7 +49,7 @@ class GpuRunner:
         self.device = torch.device("cuda", index)
         torch.cuda.set_device(self.device)
         self.properties = torch.cuda.get_device_properties(self.device)
-        torch.zeros(1, device=self.device)  # creates the context before NVML lists the processes
+        torch.zeros(1, device=self.device)  # creates the context, see Monitor
         self.monitor = Monitor(str(self.properties.uuid))
         self.item = ""
         self.inputs: list[Operator] = []
@@ -72,8 +72,9 @@ class GpuRunner:
         def check() -> Failure | None:
             self._switch_to(item)
             if draw not in self.expected:
-                self.expected[draw] = expected_results(item, self.device, draw)
-            return check_results(item, config, self.expected[draw])
+                self.expected[draw] = expected_results(item.call, self.device, draw)
+            wrong = check_results(config, self.expected[draw])
+            return None if wrong is None else Failure("wrong", wrong)
 
         return self._catch_errors(check)
 

@@ -15,8 +15,9 @@ from autotune.items.results import Failure, Sample
 from autotune.items.work import Item, Target
 from benchmarks.hardware import Ceilings, ceilings
 from tinysr_kernels.errors import InputError
-from tinysr_kernels.launch.config_file import Facts, installed
+from tinysr_kernels.launch.config_file import Facts
 from tinysr_kernels.launch.device import Gpu
+from tinysr_kernels.versions import installed
 
 CHECK_SECONDS = 120.0
 """For compiling a candidate, running it, and the float64 reference on GPUs with slow float64."""

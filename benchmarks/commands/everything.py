@@ -2,6 +2,7 @@
 
 Each stage is a separate process with its share of the time and writes results as it measures. A stage that fails, hangs
 or is interrupted does not affect other stages, and keeps its results. The same command with the same DIR resumes.
+--count estimates what compiling kernels takes of that time (`compilations.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.commands import compilations
 from benchmarks.measure.results import read
 
 SUMMARY = "All measurements within 9 minutes on one GPU; can be interrupted and resumed."
@@ -38,10 +40,10 @@ class Stage:
 STAGES = (
     Stage("ceilings", 0.04),
     Stage("correctness", 0.16),
-    Stage("e2e", 0.44),
-    Stage("micro", 0.26),
+    Stage("e2e", 0.42),
+    Stage("micro", 0.22),
     Stage("quality", 0.06),
-    Stage("soak", 0.04),
+    Stage("soak", 0.10),
 )
 Run = Callable[[list[str], float], int]
 
@@ -106,10 +108,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"), metavar="DIR", help="(build/benchmarks)")
     parser.add_argument("--budget", type=float, default=BUDGET, metavar="S", help=f"seconds in all ({BUDGET:.0f})")
     parser.add_argument("--cpu", action="store_true", help="on the CPU, in reduced sizes, although there is a GPU")
+    parser.add_argument("--count", action="store_true", help="only count the kernels that the stages would compile")
 
 
 def main(options: argparse.Namespace) -> int:
     """Run, write the report, print each stage's outcome. 1 unless all are done; 130 if interrupted."""
+    if options.count:
+        print("\n".join(compilations.table(compilations.count(compilations.stages()))))
+        return 0
     outcomes = everything(options.out, options.budget, cpu=options.cpu)
     if any(options.out.glob("*.json")):
         run_stage([sys.executable, "-m", "benchmarks", "report", str(options.out.absolute())], 60.0)

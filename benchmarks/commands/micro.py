@@ -24,7 +24,7 @@ from benchmarks.measure.session import add_arguments as add_common
 from benchmarks.measure.timing import Work, graphed, record, rotation, sequential
 from benchmarks.static.network_calls import main_calls
 from benchmarks.subjects.eager import eager, has_eager, in_own_dtype
-from benchmarks.subjects.inputs import random_call
+from tinysr_kernels.first_use.inputs import random_call
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import gpu_at
 from tinysr_kernels.launch.plan import Library

@@ -7,8 +7,8 @@ grow after the first rounds. Exits with 1 otherwise.
 from __future__ import annotations
 
 import argparse
+import math
 import random
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -25,7 +25,9 @@ from tinysr_kernels.runtime.compiled import CompiledSR
 
 SUMMARY = "1000 images of mixed sizes through one model by eight threads: equal bits, constant memory."
 IMAGES, THREADS, ROUNDS = 1000, 8, 10
-DIFFERENT = 24
+UNIT = 48
+"""Pixels of the shortest side on a GPU."""
+DIFFERENT = 40
 """Number of different images (size, alpha, content): far more than the model's graphs and buffers hold."""
 WARM = 4
 """Rounds after which all buffers, graphs and cached plans exist."""
@@ -50,9 +52,13 @@ def mixed_images(unit: int, seed: int = 0) -> list[Image]:
 
 
 def held_mib(made: Session) -> float:
-    """MiB of GPU memory reserved by the process, or the peak of its resident memory on a CPU."""
+    """MiB of GPU memory reserved by the process, or the peak of its resident memory on a CPU; NaN on Windows there."""
     if made.cuda:
         return torch.cuda.memory_reserved(made.device) / 2**20
+    if sys.platform == "win32":
+        return math.nan
+    import resource
+
     # macOS counts bytes, Linux KiB.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
@@ -106,7 +112,7 @@ def main(options: argparse.Namespace) -> int:
     import tinysr_kernels
 
     with session("soak", options) as made, made.guarded("soak", {}):
-        unit = 48 if made.cuda else 12
+        unit = UNIT if made.cuda else 12
         model = tinysr_kernels.compile(options.ckpt, device=made.device, max_graph_shapes=GRAPHS, tile=3 * unit)
         soak(made, model, options.images, options.threads, unit)
     for one in made.sink.results.records:

@@ -38,7 +38,11 @@ class State:
 
 @dataclass
 class Monitor:
-    """Monitors one GPU, named by its UUID. known_processes: those that ran before the first sample."""
+    """Monitors one GPU, named by its UUID. Made when this process has a context on it.
+
+    known_processes: those that ran before the first sample, this one among them: in a container the driver gives the
+    host's process numbers, by which it does not know itself.
+    """
 
     uuid: str
     handle: Any = None

@@ -79,6 +79,13 @@ class Unwatched:
         return ""
 
 
+def _monitor(device: torch.device) -> Monitor:
+    """NVML's monitor of a GPU on which this process has a context by then."""
+    torch.zeros(1, dtype=torch.float32, device=device)
+    torch.cuda.synchronize(device)
+    return Monitor(str(torch.cuda.get_device_properties(device).uuid))
+
+
 class Stopwatch:
     """Times work on one device."""
 
@@ -86,8 +93,7 @@ class Stopwatch:
         self.device = device
         self.cuda = device.type == "cuda"
         if watch is None:
-            uuid = str(torch.cuda.get_device_properties(device).uuid) if self.cuda else ""
-            watch = Monitor(uuid) if self.cuda else Unwatched()
+            watch = _monitor(device) if self.cuda else Unwatched()
         self.watch = watch
 
     def sample(self, work: Work) -> Sample:

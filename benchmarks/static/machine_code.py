@@ -103,14 +103,18 @@ class Compiled:
 
 
 def variant(arch: int, launch: Launch) -> Variant:
-    """A launch as Triton specializes it: None and 1 become constants; tensors and multiples of 16 are aligned."""
+    """A launch as Triton specializes it: None and 1 become constants; tensors and multiples of 16 are aligned.
+
+    Arguments annotated as `extent` or `extent_or_1` are not (`launch/kernel.py`).
+    """
     signature, constants, aligned = {}, {}, []
     for name in launch.kernel.names:
-        value = launch.arguments[name]
+        value, kernel = launch.arguments[name], launch.kernel
         kind = _kind(value)
-        if name in launch.kernel.constants or value is None or (isinstance(value, int) and value == 1):
+        is_one = isinstance(value, int) and value == 1 and name not in kernel.extents
+        if name in kernel.constants or value is None or is_one:
             constants[name], kind = value, "constexpr"
-        elif _is_aligned(value):
+        elif name not in kernel.extents | kernel.extents_or_1 and _is_aligned(value):
             aligned.append(name)
         signature[name] = kind
     function = launch.kernel.function

@@ -5,6 +5,7 @@ compiles like any other and is not measured.
 
 TinySR: 12 blocks of width 1536, a VAE of 64 channels whose decoder is separable as in the paper or dense as the
 release also has it, and that of the paper with its transformer in fp8. AdcSR: SD 2.1's UNet at 0.75 of its widths.
+OSEDiff: SD 2.1's UNet and VAE with a prompt of 77 tokens.
 tinysr-unet: the checkpoint in the package, one of AdcSR's widths with separable convolutions, and two small ones of
 widths that are awkward for kernels.
 """
@@ -12,19 +13,22 @@ widths that are awkward for kernels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.reference.kl_decoder import KLDecoder
+from model.reference.kl_vae import KLVAE, kl_config, kl_vae_shapes
+from model.reference.osediff import osediff
 from model.reference.pipelines import tinysr, unet_sr
 from model.reference.pruned_unet import PrunedUNet
+from model.reference.sd_unet import SDUNet, sd_unet_shapes
 from model.reference.tiny_vae import TinyVAE
 from model.reference.tinysr_dit import BLOCK_MODULATION, OUT_MODULATION, TinySRTransformer
 from model.reference.unet_shapes import Shape, decoder_shapes, unet_shapes
-from tinysr_kernels.families import Config, TinySRConfig, UNetConfig, load
+from tinysr_kernels.families import Config, OSEDiffConfig, TinySRConfig, UNetConfig, load
 
 META = torch.device("meta")
 ADCSR_WIDTHS = (240, 480, 960, 960)
@@ -148,7 +152,8 @@ def _latents(config: UNetConfig) -> Named:
 
 
 def _empty(prefix: str, shapes: dict[str, Shape]) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": torch.empty(shape, device=META) for name, shape in shapes.items()}
+    start = f"{prefix}." if prefix else ""
+    return {f"{start}{name}": torch.empty(shape, device=META) for name, shape in shapes.items()}
 
 
 def _unet_parts(tensors: Mapping[str, Tensor], config: UNetConfig) -> Parts:
@@ -160,6 +165,65 @@ def _unet_parts(tensors: Mapping[str, Tensor], config: UNetConfig) -> Parts:
 
 def _unet(image: Tensor, parts: Mapping[str, Any], config: UNetConfig) -> Tensor:
     return unet_sr(image, parts["unet"], parts["decoder"], config)
+
+
+# OSEDiff
+
+SD_WIDTHS, SD_HEADS, SD_VAE = (320, 640, 1280, 1280), (5, 10, 20, 20), (128, 256, 512, 512)
+PROMPT_TOKENS = 77
+
+
+def _osediff_shapes(variant: str, reduced: bool) -> Named:
+    """As a checkpoint is read: the time step in biases, the prompt in keys and values."""
+    widths, heads, vae = (SD_WIDTHS, SD_HEADS, SD_VAE)
+    if reduced:
+        widths, heads, vae = (32, 64, 64, 64), (1, 2, 4, 4), (32, 32, 32, 32)
+    tokens = PROMPT_TOKENS
+    unet = sd_unet_shapes(widths, 2, (True, True, True, False), prompt=tokens)
+    of_level = dict(zip(widths, heads, strict=True))
+    shapes: dict[str, Shape] = {}
+    for name, shape in unet.items():
+        module, _, last = name.rpartition(".")
+        if module.endswith(("attn2.to_k", "attn2.to_v")):
+            part = "keys" if module.endswith("k") else "values"
+            number = of_level[shape[0]]
+            shapes[f"{module[:-5]}.{part}"] = (number, tokens, shape[0] // number)
+        elif module.endswith("time_emb_proj"):
+            shapes[f"{module.removesuffix('.time_emb_proj')}.time_bias"] = shape[:1]
+        elif not module.startswith("time_embedding"):
+            shapes[f"{module}.{last}"] = shape
+    config = OSEDiffConfig(least=8) if reduced else OSEDiffConfig()
+    return config, _empty("unet", shapes) | _empty("", kl_vae_shapes(vae, 4, 2, quant=True))
+
+
+def _osediff_parts(tensors: Mapping[str, Tensor], config: OSEDiffConfig) -> Parts:
+    """With a prompt of unit vectors keys and values are their projections' weights, without a time step its biases."""
+    state, heads = {}, {}
+    for name, t in under(tensors, "unet").items():
+        module, _, last = name.rpartition(".")
+        if last in ("keys", "values"):
+            state[f"{module}.to_{last[0]}.weight"] = t.transpose(0, 1).flatten(1).T
+            heads[module.split(".attentions")[0]] = t.shape[0]
+        elif last == "time_bias":
+            state |= {f"{module}.time_emb_proj.weight": t.new_zeros(len(t), 4), f"{module}.time_emb_proj.bias": t}
+        else:
+            state[name] = t
+    like = state["conv_in.weight"]
+    for number, inputs in ((1, 2), (2, 4)):
+        state[f"time_embedding.linear_{number}.weight"] = like.new_zeros(4, inputs)
+        state[f"time_embedding.linear_{number}.bias"] = like.new_zeros(4)
+    downs = sum(name.startswith("down_blocks.") and name.endswith(".resnets.0.norm1.bias") for name in state)
+    levels = [heads.get(f"down_blocks.{i}", heads["mid_block"]) for i in range(downs)]
+    vae = {name: t for name, t in tensors.items() if not name.startswith("unet.")}
+    of_vae = KLVAE.from_state(vae, replace(kl_config(32), groups=config.vae_groups))
+    return {"unet": SDUNet.from_state(state, levels, config.groups[0], config.unet_eps), "vae": of_vae}
+
+
+def _osediff(image: Tensor, parts: Mapping[str, Any], config: OSEDiffConfig) -> Tensor:
+    unet = parts["unet"]
+    tokens = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.in_features
+    prompt = torch.eye(tokens, dtype=image.dtype, device=image.device)[None]
+    return osediff(image, unet, parts["vae"], prompt, config)
 
 
 SUBJECTS: dict[str, Subject] = {
@@ -182,6 +246,7 @@ SUBJECTS: dict[str, Subject] = {
     "adcsr": Subject(
         ("released",), _adcsr_shapes, _unet_parts, _unet, pages=("released",), bars=(Bar("released", 1.2),)
     ),
+    "osediff": Subject(("released",), _osediff_shapes, _osediff_parts, _osediff),
     "tinysr-unet": Subject(
         ("demo", "large", "awkward", "awkward vae"),
         _unet_shapes,

@@ -3,7 +3,8 @@
 Built from shapes like the pruned UNet (model/reference/pruned_unet.py). Widths may differ from layer to layer,
 convolutions may be separable, and the middle blocks may have no attention. The decoder is that of
 model/reference/kl_decoder.py plus its first convolution. Checked against diffusers (models/autoencoders/vae.py,
-autoencoder_kl.py). The 1x1 convolutions around the latent are missing: SD3's VAE does not have them.
+autoencoder_kl.py). The 1x1 convolutions around the latent are there if the shapes name them: SD 2.1's VAE has them,
+SD3's does not.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.reference.kl_decoder import DecoderBlock, KLDecoder
-from model.reference.pruned_unet import Resnet, SeparableConv, Shapes, convolution, group_norm, numbered, under
+from model.reference.pruned_unet import (
+    Resnet,
+    SeparableConv,
+    Shapes,
+    convolution,
+    group_norm,
+    numbered,
+    shape_of,
+    under,
+)
 from model.reference.unet_shapes import Shape, convolution_shapes, decoder_shapes, resnet_shapes
 from tinysr_kernels.families import UNetConfig
 
@@ -77,6 +87,14 @@ class FullKLDecoder(KLDecoder):
         return super().forward(self.conv_in(z))
 
 
+def pointwise(shapes: Shapes) -> nn.Module:
+    """A 1x1 convolution with bias, or nothing where there are no shapes."""
+    if not shapes:
+        return nn.Identity()
+    outputs, inputs = shape_of(shapes, "weight")[:2]
+    return nn.Conv2d(inputs, outputs, 1)
+
+
 class KLVAE(nn.Module):
     """Both halves, without the scaling factor, which belongs to the pipeline."""
 
@@ -85,6 +103,8 @@ class KLVAE(nn.Module):
         self.config = config
         self.encoder = KLEncoder(under(shapes, "encoder"), config)
         self.decoder = FullKLDecoder(under(shapes, "decoder"), config)
+        self.quant_conv = pointwise(under(shapes, "quant_conv"))
+        self.post_quant_conv = pointwise(under(shapes, "post_quant_conv"))
 
     @classmethod
     def from_state(cls, tensors: Mapping[str, Tensor], config: UNetConfig) -> KLVAE:
@@ -96,7 +116,7 @@ class KLVAE(nn.Module):
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the variance of the latent, [N,C,h,w] each."""
-        mean, log_variance = self.encoder(x).chunk(2, dim=1)
+        mean, log_variance = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
         return mean, log_variance.clamp(-30, 20)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -105,7 +125,7 @@ class KLVAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Latent -> image around [-1,1], not clamped."""
-        return self.decoder(z)
+        return self.decoder(self.post_quant_conv(z))
 
 
 def kl_config(groups: int, eps: float = 1e-6) -> UNetConfig:
@@ -113,8 +133,11 @@ def kl_config(groups: int, eps: float = 1e-6) -> UNetConfig:
     return UNetConfig(groups=(groups,), decoder_eps=eps)
 
 
-def kl_vae_shapes(channels: Sequence[int], latent: int, layers: int) -> dict[str, Shape]:
-    """Names and shapes of a regular AutoencoderKL: `layers` resnets per encoder level, one more in the decoder."""
+def kl_vae_shapes(channels: Sequence[int], latent: int, layers: int, quant: bool = False) -> dict[str, Shape]:
+    """Names and shapes of a regular AutoencoderKL: `layers` resnets per encoder level, one more in the decoder.
+
+    quant: with the 1x1 convolutions around the latent.
+    """
     decoder = decoder_shapes(channels, layers + 1)
     encoder = convolution_shapes("conv_in", 3, channels[0], False)
     inputs = channels[0]
@@ -128,4 +151,7 @@ def kl_vae_shapes(channels: Sequence[int], latent: int, layers: int) -> dict[str
     encoder |= {"conv_norm_out.weight": (inputs,), "conv_norm_out.bias": (inputs,)}
     encoder |= convolution_shapes("conv_out", inputs, 2 * latent, False)
     decoder = convolution_shapes("conv_in", latent, channels[-1], False) | decoder
-    return {f"encoder.{k}": v for k, v in encoder.items()} | {f"decoder.{k}": v for k, v in decoder.items()}
+    shapes = {f"encoder.{k}": v for k, v in encoder.items()} | {f"decoder.{k}": v for k, v in decoder.items()}
+    for name, width in (("quant_conv", 2 * latent), ("post_quant_conv", latent)) if quant else ():
+        shapes |= {f"{name}.weight": (width, width, 1, 1), f"{name}.bias": (width,)}
+    return shapes

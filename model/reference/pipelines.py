@@ -63,6 +63,12 @@ def bicubic(image: Tensor, factor: int = UPSCALE) -> Tensor:
     return F.interpolate(image, size=(height * factor, width * factor), mode="bicubic", align_corners=False)
 
 
+def pillow_bicubic(image: Tensor, factor: int = UPSCALE) -> Tensor:
+    """Enlarge [N,C,H,W] in [0,1] as Pillow does: a = -0.5, taps outside the image dropped, then clamped to [0,1]."""
+    size = (image.shape[2] * factor, image.shape[3] * factor)
+    return F.interpolate(image, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+
+
 # ------------------------------------------------------------------------------------------ color fixes
 def channel_stats(image: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and unbiased variance per sample and channel, [N,C,1,1]; the variance of a single pixel is 0."""
@@ -172,7 +178,7 @@ def tinysr(
     if color_fix == "adain":
         sr = adain(sr, image)
     elif color_fix == "wavelet":
-        sr = wavelet(sr, bicubic(image, upscale).clamp(0, 1))
+        sr = wavelet(sr, pillow_bicubic(image, upscale))
     return sr.clamp(0, 1)
 
 
@@ -218,7 +224,7 @@ def unet_sr(
         return (adain_plain(sr, lr) / 2 + 0.5).clamp(0, 1)
     sr = (sr / 2 + 0.5).clamp(0, 1)
     if config.color_fix == "wavelet":
-        sr = wavelet(sr, bicubic(image).clamp(0, 1)).clamp(0, 1)
+        sr = wavelet(sr, pillow_bicubic(image)).clamp(0, 1)
     return sr
 
 

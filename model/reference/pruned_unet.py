@@ -117,7 +117,10 @@ class Resnet(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self attention over tokens [N,T,C] with heads of `head_dim` channels, scale 1/sqrt(head_dim), not causal."""
+    """Attention over tokens [N,T,C] with heads of `head_dim` channels, scale 1/sqrt(head_dim), not causal.
+
+    Keys and values come from the tokens themselves, or from a context [N,S,X].
+    """
 
     def __init__(self, shapes: Shapes, head_dim: int) -> None:
         super().__init__()
@@ -129,8 +132,10 @@ class Attention(nn.Module):
         if self.to_q.out_features % head_dim:
             raise ValueError(f"attention of width {self.to_q.out_features} has no heads of {head_dim}")
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (f(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for f in (self.to_q, self.to_k, self.to_v))
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        source = x if context is None else context
+        parts = self.to_q(x), self.to_k(source), self.to_v(source)
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.to_out[0](mixed.transpose(1, 2).flatten(2))
 

@@ -25,6 +25,7 @@ from autotune.items.device import Entries
 from autotune.items.results import Failure, Sample
 from autotune.items.work import Item, Target
 from benchmarks.hardware import Ceilings, ceilings
+from tests.first_use.test_correctness import norm_call
 from tinysr_kernels.launch.config_file import Facts, installed
 from tinysr_kernels.launch.device import GPUS, Gpu
 from tinysr_kernels.launch.kernel import jit
@@ -34,6 +35,11 @@ from tinysr_kernels.ops.call import Cost, Operator
 OP = "simulated"
 TARGET = Target(family="tinysr-unet")
 FACTS = Facts(GPUS[90], installed("triton"), installed("torch"), "570.10", 143771, 700)
+
+
+def norm_item(dtype: torch.dtype = torch.float16) -> Item:
+    """An item of a real operator, small enough for the interpreter."""
+    return Item(norm_call(dtype), 1)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,7 @@ from autotune.search import tuning
 from benchmarks.static import static
 from benchmarks.static.machine_code import Variant
 from tests import ROOT
-from tests.autotune.simulated import CALM, FACTS, ITEMS, OP, SimulatedDevice, candidates_of
-from tests.autotune.test_correctness import norm_item
+from tests.autotune.simulated import CALM, FACTS, ITEMS, OP, SimulatedDevice, candidates_of, norm_item
 from tests.autotune.test_store import new_entry
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.device import GPUS

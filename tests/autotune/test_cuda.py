@@ -19,8 +19,7 @@ from autotune.items.results import Failure, Sample
 from autotune.items.work import Item, Target
 from benchmarks.measure import timing
 from benchmarks.measure.nvml import State
-from tests.autotune.simulated import ITEMS, TARGET, candidates_of
-from tests.autotune.test_correctness import norm_item
+from tests.autotune.simulated import ITEMS, TARGET, candidates_of, norm_item
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.backend import using
@@ -102,9 +101,9 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> GpuRunner:
     made.captured, made.models = cuda.OrderedDict(), cuda.OrderedDict()
     real = cuda.Plan.run
 
-    def counted(plan: Any) -> Any:
+    def counted(plan: Any, pdl: bool = False) -> Any:
         CLOCK.launched += 1
-        return real(plan)
+        return real(plan, pdl)
 
     monkeypatch.setattr(cuda.Plan, "run", counted)
     return made

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import time
 from collections.abc import Iterator
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
+from torch import Tensor
 
 from autotune.device.worker import Worker, WorkerStartError, run_all
 from autotune.items.results import Failure
+from autotune.items.work import Item
+from tests.first_use.test_correctness import sepconv_call
 
 HERE = "tests.autotune.faulty:Faulty"
 SOON = 120
@@ -54,6 +59,23 @@ def test_run_all(worker: Worker) -> None:
     finally:
         other.stop()
     assert [failure.kind for failure in found] == ["error", "crash", "error", "crash", "error"]
+
+
+def test_items_can_be_sent_to_workers() -> None:
+    """Pickled meta tensors keep shape, strides and identity."""
+    item = Item(sepconv_call(), 1)
+    arrived = pickle.loads(bytes(ForkingPickler.dumps(item)))
+    assert arrived.key == item.key
+    assert arrived.call.arguments["x"] is arrived.call.arguments["residual"]
+    for name, value in item.call.arguments.items():
+        if isinstance(value, Tensor):
+            found = arrived.call.arguments[name]
+            assert (found.shape, found.stride(), found.dtype, found.device) == (
+                value.shape,
+                value.stride(),
+                value.dtype,
+                value.device,
+            )
 
 
 def test_start_errors_are_reported() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.measure import nvml
 from benchmarks.measure.nvml import Monitor, State
+from benchmarks.measure.timing import Stopwatch
+from tests.runtime.device.fake_cuda import fake_cuda
 
 
 class FakeNVMLError(Exception):
@@ -128,6 +132,29 @@ def test_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.disturbance(before, made.state()) == ""
     nvml.pynvml.values["nvmlDeviceGetComputeRunningProcesses"] = processes(77, 78)
     assert made.disturbance(before, made.state()) == "another process on the GPU"
+
+
+def test_in_a_container_a_process_does_not_take_itself_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver lists it by the host's number, once it has a context; the stopwatch makes one first."""
+    with fake_cuda() as machine:
+        driver = Driver()
+        monkeypatch.setattr(nvml, "pynvml", driver)
+
+        def listed() -> list[SimpleNamespace]:
+            return processes(*([4_000_001] if machine.loaded or any(machine.most_used.values()) else []))
+
+        driver.values["nvmlDeviceGetComputeRunningProcesses"] = []
+        monkeypatch.setattr(Monitor, "_ask", with_processes(Monitor._ask, listed))
+        watch = Stopwatch(torch.device("cuda", 0)).watch
+        before = watch.state()
+        torch.ones(3, device="cuda:0") * 2
+        assert before.others == {4_000_001}
+        assert watch.disturbance(before, watch.state()) == ""
+
+
+def with_processes(ask: Callable[..., Any], listed: Callable[[], Any]) -> Callable[..., Any]:
+    """`_ask` of a driver whose list of processes changes."""
+    return lambda self, question, *rest: listed() if "Processes" in question else ask(self, question, *rest)
 
 
 def test_how_busy_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

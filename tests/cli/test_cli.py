@@ -71,12 +71,14 @@ def test_strict_stops_and_counts_the_rest(compiled, folder, capsys):
 
 def test_arguments_reach_the_model_and_the_encoder(compiled, folder):
     options = (
-        "--device cpu --dtype float32 --quantize fp8 --color-fix wavelet --scale 1.5 --tile 64 --format webp --lossless"
+        "--device cpu --dtype float32 --backend library --quantize fp8 --color-fix wavelet --scale 1.5 --tile 64 "
+        "--format webp --lossless"
     )
     assert upscale(folder / "in" / "a.png", "-o", folder / "out", *options.split()) == 0
     expected = {
         "device": "cpu",
         "dtype": "float32",
+        "backend": "library",
         "quantize": "fp8",
         "color_fix": "wavelet",
         "tile": 64,
@@ -129,6 +131,7 @@ def test_the_bar_shows_the_tiles_of_an_image(folder, monkeypatch, capsys) -> Non
         ["upscale", "a.png", "-o", "b.png", "--model", "demo", "--quality", "0"],
         ["upscale", "a.png", "-o", "b.png", "--model", "demo", "--frame", "-1"],
         ["upscale", "a.png", "-o", "b.png", "--model", "demo", "--dtype", "int8"],
+        ["upscale", "a.png", "-o", "b.png", "--model", "demo", "--backend", "cuda"],
         ["upscale", "a.png", "-o", "b.png", "--model", "demo", "--scale", "2x"],
         ["upscale", "a.png", "-o", "b.png", "--model", "demo", "--size", "20"],
         ["upscale", "a.png", "-o", "b.png", "--model", "demo", "--size", "-2x5"],

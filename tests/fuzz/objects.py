@@ -35,7 +35,7 @@ from tinysr_kernels.families import TinySRConfig, UNetConfig
 KEYWORDS: dict[str, tuple[Any, ...]] = {
     "device": ("cpu", "cuda:99", "cpu:3", "tpu", "", -1, True, torch.device("meta"), 10**30),
     "dtype": ("float16", "bfloat16", "float64", torch.float16, torch.int8, "float8", int, torch.complex64),
-    "backend": ("auto", "reference", "triton", "", None),
+    "backend": ("auto", "reference", "library", "triton", "", None),
     "quantize": ("fp8", "int4", True, ["fp8"]),
     "cuda_graphs": (True, False, None, 1, "yes"),
     "color_fix": ("adain", "wavelet", "none", "", []),

@@ -9,7 +9,8 @@ import torch
 
 from tinysr_kernels import InputError
 from tinysr_kernels.launch import backend
-from tinysr_kernels.launch.backend import choose_backend, kernels_run_on, using
+from tinysr_kernels.launch.backend import choose_backend, kernels_run_on, libraries_run_on, using
+from tinysr_kernels.launch.device import has_bfloat16
 from tinysr_kernels.launch.kernel import Kernel, jit, tl
 
 CPU = torch.device("cpu")
@@ -32,6 +33,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> dict:
     [
         ("auto", "1", "reference"),
         ("reference", "1", "reference"),
+        ("library", "1", "library"),
         ("triton", "1", "triton"),
         ("auto", "0", "reference"),
     ],
@@ -51,19 +53,23 @@ def test_cpu_without_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_gpu(fake_gpu: dict) -> None:
     assert choose_backend("auto", CUDA) == "triton"
     assert choose_backend("triton", CUDA) == "triton"
+    assert choose_backend("library", CUDA) == "library"
     assert choose_backend("reference", CUDA) == "reference"
 
 
 def test_old_gpu(fake_gpu: dict) -> None:
     fake_gpu["capability"] = (7, 5)
-    assert choose_backend("auto", CUDA) == "reference"
-    with pytest.raises(InputError, match=r"Some GPU has compute capability 7\.5, needed is 8\.0"):
+    assert choose_backend("auto", CUDA) == "library"
+    with pytest.raises(InputError, match=r"Some GPU has compute capability 7\.5, needed is 8\.0.*backend='library'"):
         choose_backend("triton", CUDA)
+    assert libraries_run_on(CUDA)
+    with using("reference"):
+        assert not libraries_run_on(CUDA)
 
 
 def test_without_triton(fake_gpu: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "triton_is_installed", lambda: False)
-    assert choose_backend("auto", CUDA) == "reference"
+    assert choose_backend("auto", CUDA) == "library"
     with pytest.raises(InputError, match="Triton is not installed"):
         choose_backend("triton", CUDA)
 
@@ -80,6 +86,22 @@ def test_host_tensors_beside_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("TRITON_INTERPRET")
     with using(name):
         assert not kernels_run_on(CPU)
+        assert libraries_run_on(CPU) == (name == "library")
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "expected"), [((7, 5), None, False), ((8, 0), None, True), ((6, 0), "7", True)]
+)
+def test_bfloat16(
+    capability: tuple[int, int], hip: str | None, expected: bool, fake_gpu: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NVIDIA's GPUs have it from 8.0 on; AMD's count otherwise, and PyTorch computes in it on all of them."""
+    has_bfloat16.cache_clear()
+    fake_gpu["capability"] = capability
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert has_bfloat16(CUDA) == expected
+    assert has_bfloat16(CPU)
+    has_bfloat16.cache_clear()
 
 
 def test_using_is_thread_local() -> None:

@@ -16,12 +16,14 @@ from torch.overrides import TorchFunctionMode
 
 from benchmarks.static.machine_code import Variant, compile_all, front_end_error, variant
 from benchmarks.static.network_calls import CALLS
+from benchmarks.static.plan import calls
 from benchmarks.subjects.networks import VARIANTS, network
 from tinysr_kernels.launch.device import GPUS, assume
 from tinysr_kernels.launch.kernel import jit
 from tinysr_kernels.launch.plan import GRID_LIMITS, Launch
 from tinysr_kernels.ops import REGISTRY
 from tinysr_kernels.runtime.images.arrays import DEVICE_PIXELS
+from tinysr_kernels.runtime.tiles.limits import BATCH_IMAGES, BATCH_PIXELS, Limits
 
 FAMILIES = [(family, variants[0]) for family, variants in VARIANTS.items()]
 
@@ -29,6 +31,14 @@ FAMILIES = [(family, variants[0]) for family, variants in VARIANTS.items()]
 @functools.cache
 def model(family: str, name: str) -> Any:
     return network(family, name)
+
+
+@pytest.mark.parametrize(("family", "name"), FAMILIES)
+def test_the_largest_batch_has_grids_that_exist(family: str, name: str) -> None:
+    """A batch holds many images of a pixel."""
+    assert Limits(batch_pixels=BATCH_PIXELS).images(1) == BATCH_IMAGES
+    for size in ((1, 1), (32, 32)):
+        assert calls(model(family, name), *size, batch=BATCH_IMAGES)
 
 
 @pytest.mark.parametrize("size", [(DEVICE_PIXELS // 16, 1), (1, DEVICE_PIXELS // 16)])
@@ -98,12 +108,13 @@ class _HostData(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("form", ["library", "reference"])
 @pytest.mark.parametrize("op", sorted(REGISTRY))
-def test_references_can_be_captured(op: str) -> None:
-    """On GPUs without kernels the references are captured."""
+def test_other_forms_can_be_captured(op: str, form: str) -> None:
+    """On GPUs without kernels the library forms are captured, and the references in float64."""
     for call in itertools.islice(CALLS[op](torch.float16), 4):
         with _HostData():
-            call.reference()
+            getattr(call, form)()
 
 
 @pytest.mark.parametrize(("family", "name"), FAMILIES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -42,15 +42,15 @@ def fill_tiny(half: TinyEncoder | TinyDecoder, seed: int) -> None:
             if parameter.dim() > 1 and "depthwise" not in name:
                 parameter.mul_(0.5 if ".conv.4." in name else 1.4)
     if isinstance(half, TinyEncoder):
-        _level(half.layers[-1], half.layers, random_image(64, 64, seed=seed), 0.0, 1.0)
+        level(half.layers[-1], half.layers, random_image(64, 64, seed=seed), 0.0, 1.0)
     else:
-        _level(half.layers[-1], half.layers, _latent(half.layers[0], seed), 0.5, 0.15)
+        level(half.layers[-1], half.layers, _latent(half.layers[0], seed), 0.5, 0.15)
 
 
 def fill_kl(decoder: KLDecoder, seed: int) -> None:
     """As `fill`, for the KL decoder, whose images are set to about 0 +- 0.3 of [-1,1]."""
     fill(decoder, seed)
-    _level(decoder.conv_out, decoder, _latent(decoder.mid_block.resnets[0].conv1, seed), 0.0, 0.3)
+    level(decoder.conv_out, decoder, _latent(decoder.mid_block.resnets[0].conv1, seed), 0.0, 0.3)
 
 
 def _latent(first: nn.Module, seed: int) -> Tensor:
@@ -59,7 +59,7 @@ def _latent(first: nn.Module, seed: int) -> Tensor:
     return torch.randn(1, conv.in_channels, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
-def _level(last: nn.Module, network: nn.Module, probe: Tensor, mean: float, deviation: float) -> None:
+def level(last: nn.Module, network: Callable[[Tensor], Tensor], probe: Tensor, mean: float, deviation: float) -> None:
     """Scale and shift the last convolution so that `probe` gives this mean and deviation per channel."""
     conv = last.pointwise if isinstance(last, SeparableConv) else last
     with torch.no_grad():

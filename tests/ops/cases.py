@@ -86,8 +86,8 @@ def _sepconv(n: int, c: int, o: int, h: int, w: int, **options: Any) -> Callable
 
 
 def _conv3x3(n: int, c: int, o: int, h: int, w: int, **options: Any) -> Callable[[Draw], Arguments]:
-    stride = options.get("stride", 1)
-    out = (n, o, (h - 1) // stride + 1, (w - 1) // stride + 1)
+    stride, lost = options.get("stride", 1), 2 if options.get("one_sided") else 1
+    out = (n, o, (h - lost) // stride + 1, (w - lost) // stride + 1)
     return lambda d: {
         "x": d.image(n, c, h, w),
         "weight": d.weight(o, c, 3, 3),
@@ -157,6 +157,15 @@ def _attention(n: int, t: int, heads: int, width: int, scale: float) -> Callable
     return lambda d: {"qkv": d.normal(n, t, 3 * heads * width), "heads": heads, "scale": scale}
 
 
+def _cross_attention(n: int, t: int, context: int, heads: int, width: int, scale: float) -> Callable[[Draw], Arguments]:
+    return lambda d: {
+        "q": d.normal(n, t, heads * width),
+        "keys": d.normal(heads, context, width),
+        "values": d.normal(heads, context, width),
+        "scale": scale,
+    }
+
+
 def _attention_outliers(n: int, t: int, heads: int, width: int, scale: float) -> Callable[[Draw], Arguments]:
     return lambda d: {"qkv": d.tokens(n, t, 3 * heads * width), "heads": heads, "scale": scale}
 
@@ -217,6 +226,7 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "stride 2, odd": _conv3x3(2, 10, 48, 7, 9, stride=2, activation="relu"),
         "stride 2, even": _conv3x3(1, 45, 30, 6, 4, stride=2, residual=True),
         "stride 2, one pixel": _conv3x3(1, 3, 3, 1, 1, stride=2),
+        "one-sided padding": _conv3x3(2, 10, 20, 6, 9, stride=2, one_sided=True),
         "shortcut alone": _conv3x3(
             1, 48, 63, 5, 3, shortcut=30, activation="relu", residual=True, activate_residual=False
         ),
@@ -280,6 +290,13 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "negative scale": _attention(1, 37, 3, 10, -0.4),
         "outlier features": _attention_outliers(2, 33, 2, 48, 48**-0.5),
     },
+    "cross_attention": {
+        "heads of 48": _cross_attention(2, 17, 21, 5, 48, 48**-0.5),
+        "a prompt, heads of 64": _cross_attention(1, 33, 77, 1, 64, 64**-0.5),
+        "one key, negative scale": _cross_attention(2, 5, 1, 2, 10, -0.3),
+        "one query, one wide head": _cross_attention(3, 1, 20, 1, 150, 150**-0.5),
+        "whole tiles, negative scale": _cross_attention(1, 40, 32, 2, 15, -0.4),
+    },
     "tanh_scaled": {
         "latent": lambda d: {"z": d.normal(2, 16, 5, 7), "gain": 1 / 3},
         "outliers": lambda d: {"z": d.image(3, 48, 3, 4), "gain": 2.0},
@@ -294,6 +311,9 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "by 2, one row": _resize(3, 1, 1, 6, 2),
         "by 1": _resize(1, 3, 3, 2, 1, mul=-1.0),
         "one pixel": _resize(1, 48, 1, 1, 4, add=0.25),
+        "as Pillow": _resize(2, 3, 5, 2, 4, pillow=True),
+        "as Pillow, clamped": _resize(1, 3, 3, 4, 3, mul=1.2, add=-0.1, pillow=True, clamp=True),
+        "one pixel as Pillow": _resize(1, 3, 1, 1, 2, pillow=True, clamp=True),
     },
     "adain_fix": {
         "image": lambda d: {"x": d.unit(2, 3, 9, 7), "style": d.unit(2, 3, 5, 4) * 0.5, "eps": 1e-5, "least": 0.0},

@@ -26,6 +26,7 @@ BATCHED = {
     "residual",
     "shortcut",
     "skip",
+    "q",
     "qkv",
     "t",
     "z",

@@ -39,6 +39,10 @@ if interpreting():
     # here is large enough to.
     interpreter_builder.options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
 
+    # A GPU's tl.maximum and tl.minimum drop NaN unless told otherwise; NumPy's keep it.
+    for name, function in (("create_maxnumf", np.fmax), ("create_minnumf", np.fmin)):
+        setattr(InterpreterBuilder, name, lambda self, a, b, f=function: self.binary_op(a, b, f))
+
 
 DRAWS = 3
 """Of each case at most: the interpreter takes a hundred times as long as a reference."""

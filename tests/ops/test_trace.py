@@ -153,3 +153,8 @@ def test_a_library_counts_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [step.kernel for step in call.steps] == ["norm", "norm (2 of 3)", "norm (3 of 3)", "normalize"]
     assert [step.bytes for step in call.steps] == [x.nbytes + 6, 0, 0, 6 + x.nbytes]
     assert [step.flops > 0 for step in call.steps] == [True, False, False, False]
+
+
+def test_compiling_a_model_does_not_import_pytorch_s_compiler() -> None:
+    """A dispatch mode that PyTorch wraps for its compiler imports that at its first call, which takes seconds."""
+    assert not hasattr(ReadingOnes.__torch_dispatch__, "__wrapped__")

@@ -46,7 +46,7 @@ def test_other_types_and_values_are_refused_by_name(name: str) -> None:
     "arguments",
     [
         {"device": "cuda:1"}, {"device": torch.device("cpu")}, {"device": 0}, {"dtype": "bfloat16"},
-        {"dtype": torch.float64}, {"backend": "triton"}, {"quantize": "fp8"}, {"cuda_graphs": False},
+        {"dtype": torch.float64}, {"backend": "library"}, {"quantize": "fp8"}, {"cuda_graphs": False},
         {"color_fix": "none"}, {"upscale": 1}, {"upscale": 8}, {"tile": 16}, {"max_graph_shapes": 1},
     ],
     ids=str,

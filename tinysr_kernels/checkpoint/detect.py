@@ -13,7 +13,7 @@ from typing import Any
 from tinysr_kernels.checkpoint.folded import is_own
 from tinysr_kernels.checkpoint.lora import is_lora_name
 from tinysr_kernels.checkpoint.read.paths import read_json, regular_file
-from tinysr_kernels.checkpoint.read.shards import is_index, read_weights, shard_paths
+from tinysr_kernels.checkpoint.read.shards import INDEX, VARIANT, is_index, read_weights, shard_paths
 from tinysr_kernels.checkpoint.read.tensor_file import SUFFIXES, TensorFile
 from tinysr_kernels.checkpoint.read.text import listed, quoted
 from tinysr_kernels.errors import CheckpointError
@@ -40,7 +40,8 @@ class Part:
     role: what it is called in messages and in `Folder.files`; equal roles of two families are equal parts.
     description: for messages, with the keys that show it. keys: found in the name of a tensor, it makes a file this
     part. names: what a dict of parts may call it, by default its role. class_name: `_class_name` of the config.json
-    that belongs to it; None for a part without one.
+    that belongs to it; None for a part without one. lora: whether the keys of LoRA show it too, which otherwise make a
+    file one that any family may take.
     """
 
     role: str
@@ -48,11 +49,16 @@ class Part:
     keys: re.Pattern[str]
     names: tuple[str, ...] = ()
     class_name: str | None = None
+    lora: bool = False
 
     @property
     def called(self) -> tuple[str, ...]:
         """The names that a dict of parts may give it."""
         return self.names or (self.role,)
+
+    def fits(self, file: TensorFile) -> bool:
+        """Whether the keys of a file show it."""
+        return any(self.keys.search(name) and (self.lora or not is_lora_name(name)) for name in file.tensors)
 
 
 @dataclass(frozen=True)
@@ -69,15 +75,19 @@ class Roles:
             return FOLDED if file.metadata.get("folded") == "1" else OWN
         names = list(file.tensors)
         if names and all(is_lora_name(name) for name in names):
-            return LORA
+            return next((part.role for part in self.parts if part.lora and part.fits(file)), LORA)
         if names and all(any(known.search(name) for known in self.embedding_names) for name in names):
             return EMBEDDINGS
         for part in self.parts:
-            if any(part.keys.search(name) and not is_lora_name(name) for name in names):
+            if part.fits(file):
                 return part.role
         if any(is_lora_name(name) for name in names):
             return LORA
         return EMBEDDINGS if _are_embeddings(file) else OTHER
+
+    def may_be(self, file: TensorFile, role: str) -> bool:
+        """Whether a file has the keys of a role, although by itself it may be taken for another."""
+        return any(part.role == role and part.fits(file) for part in self.parts)
 
     def description(self, role: str) -> str:
         """What a role is, for messages."""
@@ -94,12 +104,16 @@ def _are_embeddings(file: TensorFile) -> bool:
 
 @dataclass
 class Folder:
-    """What a folder holds: its files of tensors by role, and the JSON files that carry a `_class_name`."""
+    """What a folder holds: its files of tensors by role, and the JSON files that carry a `_class_name`.
+
+    models: each config.json of transformers' kind, with `architectures` instead.
+    """
 
     path: Path
     roles: Roles
     files: dict[str, list[TensorFile]] = field(default_factory=dict)
     configs: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
+    models: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
     def of(self, role: str) -> list[TensorFile]:
@@ -139,10 +153,13 @@ def scan(root: Path, roles: Roles) -> Folder:
     for path in paths:
         if is_index(path):
             shards.update(shard_paths(path))
-    for path in _without_twins([p for p in paths if p not in shards and _holds_tensors(p)], folder.notices):
+    weights = [p for p in paths if p not in shards and _holds_tensors(p) and not _whole_pipeline(p, folder.notices)]
+    for path in _without_twins(weights, folder.notices):
         file = read_weights(path)
         folder.files.setdefault(roles.of(file), []).append(file)
-    folder.configs = [(p, values) for p in paths if (values := _config(p)) is not None]
+    known = [(p, values) for p in paths if (values := _config(p)) is not None]
+    folder.configs = [(p, values) for p, values in known if isinstance(values.get("_class_name"), str)]
+    folder.models = [(p, values) for p, values in known if isinstance(values.get("architectures"), list)]
     return folder
 
 
@@ -190,7 +207,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _config(path: Path) -> dict[str, Any] | None:
-    """The content of a JSON file with a `_class_name`; other JSON files are ignored, but a config.json is read."""
+    """The content of a JSON file that describes a model; other JSON files are ignored, but a config.json is read."""
     if path.suffix != ".json" or is_index(path):
         return None
     if path.name != "config.json" and regular_file(path) > CONFIG_LIMIT:
@@ -201,17 +218,29 @@ def _config(path: Path) -> dict[str, Any] | None:
         if path.name == "config.json":
             raise
         return None
-    return values if isinstance(values.get("_class_name"), str) else None
+    return values if "_class_name" in values or "architectures" in values else None
+
+
+def _whole_pipeline(path: Path, notices: list[str]) -> bool:
+    """Whether a file holds a whole pipeline once more, in the layout from before diffusers: a .ckpt beside its index.
+
+    It is not even opened, for as a pickle it may hold more than tensors.
+    """
+    if path.suffix != ".ckpt" or not (path.parent / "model_index.json").is_file():
+        return False
+    notices.append(f"{path}: ignored, taken for a copy of the modules that model_index.json beside it lists")
+    return True
 
 
 def _without_twins(paths: list[Path], notices: list[str]) -> list[Path]:
-    """Of one folder's files that hold the same weights by convention, the best: safetensors, and no variant.
+    """Of one folder's files that hold the same weights by convention, the best.
 
-    diffusers writes `name.safetensors`, `name.bin`, `name.fp16.safetensors` and their indices for the same weights.
+    diffusers writes `name.safetensors`, `name.bin`, `name.fp16.safetensors` and their indices for the same weights. No
+    variant goes before a variant, which may be less exact, then safetensors before a pickle, then one file before many.
     """
     best: dict[tuple[Path, str], Path] = {}
     for path in sorted(paths, key=_rank):
-        key = (path.parent, _stem(path))
+        key = (path.parent, _stem(path)[0])
         if key in best:
             notices.append(f"{path}: ignored, taken for a copy of {best[key].name}")
         else:
@@ -219,17 +248,19 @@ def _without_twins(paths: list[Path], notices: list[str]) -> list[Path]:
     return sorted(best.values())
 
 
-def _stem(path: Path) -> str:
-    name = path.name.removesuffix(".index.json")
+def _stem(path: Path) -> tuple[str, bool]:
+    """The name without what tells copies apart, and whether it is a variant's; the whole name of other files."""
+    index = INDEX.search(path.name)
+    name = path.name[: index.start()] if index else path.name
     for suffix in (".safetensors", ".bin"):
         if name.endswith(suffix):
-            return re.sub(r"\.(fp16|fp32|bf16|non_ema|ema)$", "", name.removesuffix(suffix))
-    return path.name
+            stem = re.sub(rf"\.({VARIANT})$", "", name.removesuffix(suffix))
+            return stem, stem != name.removesuffix(suffix) or bool(index and index[2])
+    return path.name, False
 
 
 def _rank(path: Path) -> tuple[bool, bool, bool, Path]:
-    name = path.name.removesuffix(".index.json")
-    return ".safetensors" not in name, _stem(path) != Path(name).stem, is_index(path), path
+    return _stem(path)[1], ".safetensors" not in path.name, is_index(path), path
 
 
 def config_for(folder: Folder, weights: TensorFile, class_name: str) -> tuple[dict[str, Any], str]:

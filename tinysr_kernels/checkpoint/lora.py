@@ -7,8 +7,8 @@ rank. Names as peft and diffusers write them: `[base_model.model.][transformer.]
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,9 +39,10 @@ def is_lora_name(name: str) -> bool:
     return NAME.match(name) is not None
 
 
-def read_updates(file: TensorFile) -> dict[str, Update]:
+def read_updates(file: TensorFile, alpha: float | None = None) -> dict[str, Update]:
     """The updates of a LoRA file by module name, prefixes stripped.
 
+    alpha: that of a LoRA whose files do not state it; each update's scale is then alpha / its rank.
     Raises CheckpointError for a key that is no half of an update, for a half without its other half, for two adapters
     on one module, and for halves whose ranks differ.
     """
@@ -59,8 +60,11 @@ def read_updates(file: TensorFile) -> dict[str, Update]:
                 f"{quoted(sides[found['side']])}; keep one"
             )
         sides[found["side"]] = key
-    scale = _scale(file)
-    return {module: _update(file, module, sides, scale) for module, sides in halves.items()}
+    scale = _scale(file) if alpha is None else None
+    updates = {module: _update(file, module, sides, scale or 1.0) for module, sides in halves.items()}
+    if alpha is not None:
+        updates = {name: replace(update, scale=alpha / update.a.shape[0]) for name, update in updates.items()}
+    return updates
 
 
 def _module(name: str) -> str:
@@ -109,12 +113,39 @@ def merge(weights: dict[str, Tensor], updates: Mapping[str, Update]) -> None:
     for module, update in updates.items():
         name = f"{module}.weight"
         if name not in weights:
-            raise CheckpointError(f"{update.where}: there is no module {quoted(module)} in the transformer")
+            raise CheckpointError(f"{update.where}: there is no module {quoted(module)} in the network that it adapts")
         weights[name] = merged(weights[name], update)
 
 
-def merged(weight: Tensor, update: Update) -> Tensor:
-    """One merged weight; float32, or float64 where the weight or the update is."""
+class Merged(Mapping[str, Tensor]):
+    """Tensors with their updates merged on demand, so that a large network is never in memory twice."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], updates: Mapping[str, Update]) -> None:
+        """Raises CheckpointError for a module that is not there and for shapes that do not fit."""
+        self._tensors = dict(tensors)
+        self._updates: dict[str, Update] = {}
+        for module, update in updates.items():
+            name = f"{module}.weight"
+            if name not in self._tensors:
+                raise CheckpointError(
+                    f"{update.where}: there is no module {quoted(module)} in the network that it adapts"
+                )
+            check_fits(self._tensors[name], update)
+            self._updates[name] = update
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        return merged(tensor, self._updates[name]) if name in self._updates else tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def check_fits(weight: Tensor, update: Update) -> None:
+    """CheckpointError unless an update has the shape of a weight."""
     a, b = update.a, update.b
     if b.shape[0] != weight.shape[0] or a.shape[1:] != weight.shape[1:]:
         fitting_a, fitting_b = shape_text([None, *weight.shape[1:]]), shape_text([weight.shape[0], None])
@@ -122,6 +153,12 @@ def merged(weight: Tensor, update: Update) -> Tensor:
             f"{update.where}: expected A {fitting_a} and B {fitting_b} for a weight {shape_text(weight.shape)}, "
             f"found {shape_text(a.shape)} and {shape_text(b.shape)}"
         )
+
+
+def merged(weight: Tensor, update: Update) -> Tensor:
+    """One merged weight; float32, or float64 where the weight or the update is."""
+    check_fits(weight, update)
+    a, b = update.a, update.b
     wide = torch.float64 if torch.float64 in (weight.dtype, a.dtype, b.dtype) else torch.float32
     product = b.flatten(1).to(wide) @ a.flatten(1).to(wide)
     return product.mul_(update.scale).reshape(weight.shape).add_(weight)

@@ -107,7 +107,7 @@ def find_part(value: Any, role: str, name: str, roles: Roles, class_name: str | 
         return folder_part(folder, role, class_name)
     file = read_weights(path)
     found = roles.of(file)
-    if found not in (role, OTHER):
+    if found not in (role, OTHER) and not roles.may_be(file, role):
         raise CheckpointError(f"{path}: expected {roles.description(role)}, found {roles.description(found)}")
     if class_name is None:
         return FoundPart(file)

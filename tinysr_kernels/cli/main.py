@@ -14,11 +14,11 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from tinysr_kernels._version import __version__
-from tinysr_kernels.cli import convert, env, info, upscale
+from tinysr_kernels.cli import convert, doctor, env, info, upscale
 from tinysr_kernels.cli.terminal import Parser, fill_standard_streams, say
 from tinysr_kernels.errors import TinySRError
 
-SUBCOMMANDS = (upscale, info, convert, env)
+SUBCOMMANDS = (upscale, info, convert, doctor, env)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TextIO
 from tinysr_kernels.errors import shorten
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+BACKENDS = ("auto", "triton", "library", "reference")
 
 _LONGEST = 8000  # characters of one line: a path of Linux, escaped
 _given_up: list[TextIO] = []

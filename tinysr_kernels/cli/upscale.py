@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
-from tinysr_kernels.cli.terminal import DTYPES, integer_between, is_terminal, number, put, say, width_height
+from tinysr_kernels.cli.terminal import BACKENDS, DTYPES, integer_between, is_terminal, number, put, say, width_height
 
 if TYPE_CHECKING:  # imported lazily, so that --help does not wait for torch
     from tinysr_kernels.files.batch import Model, Result, Settings
@@ -34,6 +34,13 @@ def add_parser(commands: Any) -> None:
     model.add_argument("--model", required=True, metavar="CKPT", help='a file or folder, or "demo"')
     model.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if present)")
     model.add_argument("--dtype", choices=DTYPES, help="default: half precision on cuda, float32 on cpu")
+    model.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="kernels, PyTorch's libraries, or the reference (default: the first on a GPU that can, else the second; "
+        "the last on cpu)",
+    )
     model.add_argument(
         "--quantize", choices=("fp8",), help="TinySR's transformer in FP8: faster, slightly less accurate"
     )
@@ -91,6 +98,7 @@ def _compile(arguments: argparse.Namespace) -> Model:
             arguments.model,
             device=arguments.device,
             dtype=arguments.dtype,
+            backend=arguments.backend,
             quantize=arguments.quantize,
             color_fix=arguments.color_fix,
             tile=arguments.tile,

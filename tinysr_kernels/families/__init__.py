@@ -19,6 +19,7 @@ from tinysr_kernels.families.adcsr import AdcSR
 from tinysr_kernels.families.base import COLOR_FIXES, Adain, Checkpoint, ColorFix, Config, Family, Found
 from tinysr_kernels.families.config import config_from_values, config_to_dict
 from tinysr_kernels.families.loading import Loader, roles_of
+from tinysr_kernels.families.osediff import OSEDiff, OSEDiffConfig
 from tinysr_kernels.families.tinysr_dit import TinySR, TinySRConfig
 from tinysr_kernels.families.tinysr_unet import TinySRUNet, UNetConfig
 from tinysr_kernels.nets import Network
@@ -27,6 +28,7 @@ FAMILIES: dict[str, Family[Any]] = {
     TinySR.name: TinySR(),
     AdcSR.name: AdcSR(),
     TinySRUNet.name: TinySRUNet(),
+    OSEDiff.name: OSEDiff(),
 }
 """Every family by its name. Where the keys of one file suit several, the first in this order has it."""
 
@@ -39,6 +41,7 @@ __all__ = [
     "Config",
     "Family",
     "Found",
+    "OSEDiffConfig",
     "TinySRConfig",
     "UNetConfig",
     "build",
@@ -52,17 +55,17 @@ __all__ = [
 ]
 
 
-def load(ckpt: Any, *, embeddings: Any = None) -> Checkpoint:
+def load(ckpt: Any, *, embeddings: Any = None, prompt: str | None = None) -> Checkpoint:
     """Find, read, check and normalize a checkpoint of any family.
 
     ckpt: one of
         "demo"                      the small checkpoint inside the package;
         a path (str or PathLike)    a folder searched by content, a file, or an index of shards;
         a dict of parts             for a family of several parts, by the names of its `parts`, such as {"transformer",
-                                    "vae"[, "lora"][, "embeddings"]} for TinySR and {"unet" or "net_params", "decoder"}
-                                    for AdcSR; each a path to a file or folder, an nn.Module or a dict of tensors
-                                    (where a config.json belongs to it, that lies beside the file or is the module's
-                                    `config`);
+                                    "vae"[, "lora"][, "embeddings"]} for TinySR, {"unet" or "net_params", "decoder"} for
+                                    AdcSR and {"osediff", "unet", "vae"[, "embeddings"]} for OSEDiff; each a path to a
+                                    file or folder, an nn.Module or a dict of tensors (where a config.json belongs to
+                                    it, that lies beside the file or is the module's `config`);
         an nn.Module                of any family, by its keys; its `config` may be the family's configuration, and for
                                     a pruned UNet (unet., decoder.) has to be a UNetConfig.
     embeddings: takes precedence over the checkpoint's own: a tensor, a path to a file or folder, a dict name -> tensor
@@ -72,7 +75,7 @@ def load(ckpt: Any, *, embeddings: Any = None) -> Checkpoint:
     Returns tensors on the CPU in their stored dtype, except what was merged or evaluated (float32 or wider).
     Raises CheckpointError for whatever is missing, damaged, refused, ambiguous or contradictory.
     """
-    return Loader(FAMILIES).load(ckpt, embeddings)
+    return Loader(FAMILIES, prompt).load(ckpt, embeddings)
 
 
 def role_of(file: Any) -> str:

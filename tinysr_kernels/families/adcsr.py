@@ -16,6 +16,7 @@ from tinysr_kernels.checkpoint.detect import Folder, Part
 from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
 from tinysr_kernels.checkpoint.read.text import listed, quoted
 from tinysr_kernels.checkpoint.read.weights import Weights
+from tinysr_kernels.checkpoint.sd.kl_vae import KL_VAE, modern
 from tinysr_kernels.checkpoint.structure import check_kl_decoder, check_scale, check_unet
 from tinysr_kernels.errors import CheckpointError
 from tinysr_kernels.families.base import Checkpoint, Family, Found
@@ -36,8 +37,6 @@ DECODER = Part(
 MIDDLE = "body.2.resnets.1.conv2.bias"
 """As wide as the decoder that it was trained with."""
 DECODER_PARTS = ("up_blocks.", "conv_norm_out.", "conv_out.")
-# The names of the KL attention before diffusers 0.15.
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 class AdcSR(Family[UNetConfig]):
@@ -51,6 +50,8 @@ class AdcSR(Family[UNetConfig]):
 
     def select(self, folder: Folder, main: TensorFile) -> None:
         """Of several decoders (a full VAE may lie about) those as wide as the middle that was trained."""
+        if not folder.of(DECODER.role):
+            folder.files[DECODER.role] = folder.of(KL_VAE.role)  # with its encoder it is taken for a whole VAE
         middle = next((t for name, t in main.tensors.items() if name.removeprefix("module.") == MIDDLE), None)
         first = re.compile(r"(^|\.)up_blocks\.0\.resnets\.0\.norm1\.weight$")
         fitting = [
@@ -86,7 +87,7 @@ def _normalized(net: TensorFile, decoder: TensorFile, config: UNetConfig) -> dic
     tensors: dict[str, Tensor] = {}
     for file, renamed in ((net, _net_names(net, decoder is net)), (decoder, _decoder_names(decoder, net))):
         for stored, name in renamed.items():
-            name = _modern(name)
+            name = modern(name)
             if name in tensors:
                 raise CheckpointError(f"{file.where}: {quoted(stored)}: the same tensor as {origins[name]}")
             tensors[name], origins[name] = file.tensors[stored], f"{file.where}: {quoted(stored)}"
@@ -149,12 +150,6 @@ def _decoder_names(decoder: TensorFile, net: TensorFile) -> dict[str, str]:
             f"decoder.conv_out.*, found {listed(decoder.tensors, 3) or 'no tensors'}"
         )
     return renamed
-
-
-def _modern(name: str) -> str:
-    """Map the old names of the decoder's attention to today's."""
-    found = re.fullmatch(r"(decoder\.mid_block\.attentions\.0\.)(query|key|value|proj_attn)(\.(?:weight|bias))", name)
-    return f"{found[1]}{OLD_ATTENTION[found[2]]}{found[3]}" if found else name
 
 
 def _check_transformers(weights: Weights) -> None:

@@ -47,12 +47,14 @@ class Adain:
     """How a family matches colors with `adain`: (SR - mean) * gain + mean_LR per channel.
 
     eps: added to the variances of images in [0,1]. least: a standard deviation of SR below it counts as this much, so
-    that noise of a flat image is not amplified. clamp: SR to [0,1] before it is measured.
+    that noise of a flat image is not amplified. clamp: SR to [0,1] before it is measured. enlarged: LR is measured
+    enlarged as Pillow does it, not at its own size.
     """
 
     eps: float = 0.0
     least: float = 1 / 255
     clamp: bool = False
+    enlarged: bool = False
 
 
 @dataclass
@@ -61,7 +63,8 @@ class Found:
 
     source: names the checkpoint in messages. parts: by role, one for each of the family's `parts`. lora: see
     `Family.takes_lora`. named: files of embeddings that the caller passed; beside: those found with the checkpoint.
-    notices: what was ignored or chosen so far, one sentence each; `read` adds its own.
+    notices: what was ignored or chosen so far, one sentence each; `read` adds its own. prompt: the caller's, see
+    `Family.takes_prompt`. configs, models: the JSON files of a folder, see `checkpoint.detect.Folder`.
     """
 
     source: str
@@ -70,6 +73,9 @@ class Found:
     named: list[TensorFile] = field(default_factory=list)
     beside: list[TensorFile] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    prompt: str | None = None
+    configs: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
+    models: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
 
 
 @dataclass
@@ -84,7 +90,7 @@ class Checkpoint:
     """A key of `families.FAMILIES`."""
     config: Any
     """Of that family's `config_class`."""
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     folded: bool = False
     """Whether `tensors` are a saved compiled model's folded weights rather than a checkpoint's own."""
     folded_dtype: str | None = None
@@ -123,6 +129,8 @@ class Family(ABC, Generic[C]):
     """Whether a LoRA may lie beside the parts."""
     takes_embeddings: ClassVar[bool] = False
     """Whether `compile(embeddings=...)` and files of embeddings beside the parts mean anything to it."""
+    takes_prompt: ClassVar[bool] = False
+    """Whether `compile(prompt=...)` means anything to it."""
     embedding_names: ClassVar[re.Pattern[str] | None] = None
     """Names that tensors have in its files of embeddings alone, where the general rule does not know them."""
     own_format: ClassVar[bool] = False

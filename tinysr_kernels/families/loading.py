@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tinysr_kernels.checkpoint.detect import EMBEDDINGS, FOLDED, LORA, OTHER, OWN, Folder, Roles, narrow, scan
 from tinysr_kernels.checkpoint.folded import OwnMetadata, read_metadata
+from tinysr_kernels.checkpoint.known import hint
 from tinysr_kernels.checkpoint.manifest import check_manifest
 from tinysr_kernels.checkpoint.plain import check_number, is_a, kind_of, plain_mapping
 from tinysr_kernels.checkpoint.read.shards import read_weights
@@ -41,9 +42,13 @@ Families = Mapping[str, Family[Any]]
 
 
 def roles_of(families: Families) -> Roles:
-    """What files may be: the parts of these families, each family's first before any other."""
+    """What files may be: the parts of these families, each family's first before any other.
+
+    Of the others those with a configuration of their own come first: their keys say more.
+    """
     firsts = [family.parts[0] for family in families.values()]
     others = [part for family in families.values() for part in family.parts[1:]]
+    others.sort(key=lambda part: part.class_name is None)
     names = [family.embedding_names for family in families.values() if family.embedding_names]
     return Roles(tuple(dict.fromkeys([*firsts, *others])), tuple(names))
 
@@ -51,8 +56,9 @@ def roles_of(families: Families) -> Roles:
 class Loader:
     """Loads checkpoints of these families; `families.load` says what it accepts."""
 
-    def __init__(self, families: Families) -> None:
+    def __init__(self, families: Families, prompt: str | None = None) -> None:
         self.families = families
+        self.prompt = prompt
         self.roles = roles_of(families)
 
     def load(self, ckpt: Any, embeddings: Any) -> Checkpoint:
@@ -90,7 +96,7 @@ class Loader:
             return self._single(family, part, embeddings, Found(file.where, {}, beside=found))
         if role == OTHER:
             content = listed([*file.tensors, *(f"{k} ({v})" for k, v in file.others.items())], 4)
-            raise CheckpointError(f"{path}: {self._expected()}; found {content or 'nothing'}")
+            raise CheckpointError(f"{path}: {self._expected()}; found {content or 'nothing'}{hint(file.tensors)}")
         dicts = [_dict_example(family) for family in self.families.values() if _has_part(family, role)]
         raise CheckpointError(
             f"{path}: {self.roles.description(role)} is only one part of a checkpoint; "
@@ -124,7 +130,8 @@ class Loader:
         """A folded file as it is, every tensor as its metadata list it; what they mean is left to the network."""
         family, config, own = self._own(file)
         check_number(len(file.only_tensors()), file.where)
-        ignored = [] if embeddings is None else ["the embeddings given are ignored: the file is folded"]
+        given = (("embeddings", "are", embeddings), ("prompt", "is", self.prompt))
+        ignored = [f"the {what} given {verb} ignored: the file is folded" for what, verb, v in given if v is not None]
         if own.tensors is not None:
             check_manifest(own.tensors, file.tensors, file.where)
         else:
@@ -159,6 +166,10 @@ class Loader:
             found.named = embedding_files(embeddings, self.roles)
         elif embeddings is not None:
             found.notices.append(f"the embeddings given are ignored: {family.name} takes none")
+        if family.takes_prompt:
+            found.prompt = self.prompt
+        elif self.prompt is not None:
+            found.notices.append(f"the prompt given is ignored: {family.name} takes none")
         lora = [] if found.lora is None else [found.lora]
         for file in [*(part.file for part in found.parts.values()), *lora, *found.named, *found.beside]:
             check_number(len(file.tensors), file.where)
@@ -187,6 +198,7 @@ class Loader:
         parts = {part.role: folder_part(folder, part.role, part.class_name) for part in family.parts}
         lora = folder.maybe(LORA) if family.takes_lora else None
         found = Found(str(path), parts, lora, beside=folder.of(EMBEDDINGS), notices=folder.notices)
+        found.configs, found.models = folder.configs, folder.models
         return self._read(family, found, embeddings)
 
     def _main(self, folder: Folder) -> tuple[str, TensorFile]:
@@ -197,7 +209,7 @@ class Loader:
             others = listed(f"{f.path.name} ({role})" for role, part in folder.files.items() for f in part)
             raise CheckpointError(
                 f"{folder.path}: {self._expected()}; looked in it and its sub-folders, found "
-                f"{others or 'no files of tensors'}"
+                f"{others or 'no files of tensors'}{self._hints(folder)}"
             )
         if len(found) > 1:
             raise CheckpointError(
@@ -205,6 +217,16 @@ class Loader:
                 "one, or pass the parts as a dict of paths"
             )
         return found[0]
+
+    def _hints(self, folder: Folder) -> str:
+        """What is missing to the parts of checkpoints that a folder without a whole one holds."""
+        hints = hint(name for file in folder.of(OTHER) for name in file.tensors)
+        for family in self.families.values():
+            found = [part.description for part in family.parts[1:] if folder.of(part.role)]
+            if found:
+                missing = family.parts[0].description
+                hints += f"; {' and '.join(found)} make a checkpoint of {family.name} together with {missing}"
+        return hints
 
     def _expected(self) -> str:
         return f"expected {', '.join(family.summary for family in self.families.values())} or a folded file"

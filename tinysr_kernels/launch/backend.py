@@ -1,7 +1,9 @@
-"""The backends: `reference` runs the operators' plain PyTorch implementations on any device torch knows; `triton`
-runs their kernels on a GPU, or on CPU tensors in Triton's interpreter when TRITON_INTERPRET=1.
+"""The backends: `triton` runs the operators' kernels on a GPU, or on CPU tensors in Triton's interpreter when
+TRITON_INTERPRET=1; `library` calls PyTorch's libraries (cuDNN, cuBLAS, SDPA, oneDNN) in the compute dtype, on GPUs
+without kernels and on the CPU; `reference` computes in plain PyTorch in float32 or wider, on any device torch knows.
 
-The backend belongs to the calling thread. Without `using`, it is `auto`: kernels on a GPU that can run them.
+The backend belongs to the calling thread. Without `using`, it is `auto`: on a GPU the kernels or, where they cannot
+run, the libraries; on the CPU the reference.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch.device import MINIMUM_CAPABILITY
 from tinysr_kernels.launch.kernel import interpreting, triton_is_installed
 
-BACKENDS: tuple[str, ...] = ("auto", "triton", "reference")
+BACKENDS: tuple[str, ...] = ("auto", "triton", "library", "reference")
 
 _current: ContextVar[str] = ContextVar("backend", default="auto")
 
@@ -34,17 +36,21 @@ def using(backend: str) -> Iterator[None]:
 
 
 def choose_backend(backend: str, device: torch.device) -> str:
-    """ "triton" or "reference": what runs on the device when the caller asks for `backend`.
+    """ "triton", "library" or "reference": what runs on the device when the caller asks for `backend`.
 
     InputError for an unknown backend, and for "triton" where it cannot run, with the reason.
     """
     _check(backend)
-    if backend == "reference":
+    if backend in ("library", "reference"):
+        return backend
+    if device.type == "cpu" and backend == "auto":
         return "reference"
-    obstacle = _obstacle(device)
-    if backend == "triton" and obstacle:
-        raise InputError(f"backend 'triton' cannot run: {obstacle}; use backend='auto' or backend='reference'")
-    return "reference" if obstacle or (device.type == "cpu" and backend == "auto") else "triton"
+    found = obstacle(device)
+    if backend == "triton" and found:
+        raise InputError(
+            f"backend 'triton' cannot run: {found}; use backend='auto', backend='library' or backend='reference'"
+        )
+    return "library" if found else "triton"
 
 
 def kernels_run_on(device: torch.device) -> bool:
@@ -53,9 +59,26 @@ def kernels_run_on(device: torch.device) -> bool:
     A model whose backend is "triton" also computes on the host, on parts of images that are too large for the GPU.
     """
     backend = _current.get()
-    if backend == "reference" or (backend == "auto" and device.type == "cpu"):
+    if backend in ("library", "reference") or (backend == "auto" and device.type == "cpu"):
         return False
-    return not _obstacle(device)
+    return not obstacle(device)
+
+
+def libraries_run_on(device: torch.device) -> bool:
+    """Whether operators called now by this thread call PyTorch's libraries where their kernels do not run.
+
+    On the CPU only if asked for.
+    """
+    backend = _current.get()
+    return backend == "library" or (backend != "reference" and device.type != "cpu")
+
+
+def statistics_pay() -> bool:
+    """Whether networks should ask producers for the statistics of their results.
+
+    A kernel takes them from its registers. A library would have to read the result once more, as its own norm does.
+    """
+    return _current.get() != "library"
 
 
 def _check(backend: str) -> None:
@@ -63,8 +86,8 @@ def _check(backend: str) -> None:
         raise InputError(f"backend must be one of {BACKENDS}, found {backend!r}")
 
 
-def _obstacle(device: torch.device) -> str:
-    """Why kernels cannot run on the device, or nothing."""
+def obstacle(device: torch.device) -> str:
+    """Why kernels cannot run on the device; empty where they can."""
     if not triton_is_installed():
         return "Triton is not installed"
     if device.type == "cpu":

@@ -27,7 +27,6 @@ import sys
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.json_file import read_json
 from tinysr_kernels.launch.kernel import Kernel
 from tinysr_kernels.launch.plan import Tunable
+from tinysr_kernels.versions import installed
 
 SCHEMA = 1
 WHAT = {"kernel_hash": "kernel source", "space_hash": "search space"}
@@ -85,15 +85,6 @@ class Entries:
 def facts(gpu: Gpu) -> Facts:
     """The facts known without asking the driver."""
     return Facts(gpu, installed("triton"), installed("torch"))
-
-
-@functools.cache
-def installed(package: str) -> str:
-    """The version of an installed package, or "none"."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
 
 
 def read(path: Path) -> tuple[dict[str, Any], str]:

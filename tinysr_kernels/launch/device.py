@@ -69,3 +69,13 @@ def gpu_at(device: torch.device) -> Gpu:
 def _properties(device: torch.device) -> Gpu:
     found = torch.cuda.get_device_properties(device)
     return Gpu(found.name, (found.major, found.minor), found.multi_processor_count)
+
+
+@functools.cache
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether libraries compute in bfloat16 on the device; where not, cuDNN refuses it and cuBLAS emulates it.
+
+    NVIDIA's GPUs do from compute capability 8.0 on.
+    """
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    return not nvidia or torch.cuda.get_device_capability(device) >= (8, 0)

@@ -4,6 +4,8 @@ The first failure bars the kernels with one notice of the reason and the remedy:
 that this Triton does not know, a kernel that needs more than the GPU has, a cache folder that cannot be written.
 Out-of-memory and errors of the device are not the kernels' and propagate, as does everything in Triton's interpreter,
 while a CUDA graph is captured, and with TINYSR_LAUNCH_GUARD=0 in the environment.
+
+What the self-check (`first_use/self_check.py`) found wrong is barred before the first launch.
 """
 
 from __future__ import annotations
@@ -21,8 +23,12 @@ from tinysr_kernels.launch.kernel import interpreting
 SWITCH = "TINYSR_LAUNCH_GUARD"
 EVERYTHING = "*"
 """Bars all operators of a device: what failed is the way every kernel is built."""
+EVERY_VARIANT = "*"
+"""Bars an operator at all sizes."""
 _LAUNCH_ERRORS = ("no kernel image", "invalid device function", "kernel image is invalid", "too many resources")
 """Of CUDA's errors in a launch, those that concern this kernel alone."""
+
+REPORT = "Please report it with the output of `tinysr doctor`."
 
 logger = logging.getLogger("tinysr_kernels")
 _barred: set[tuple[str, torch.device, str]] = set()
@@ -30,7 +36,8 @@ _barred: set[tuple[str, torch.device, str]] = set()
 
 def is_barred(name: str, device: torch.device, variant: str) -> bool:
     """Whether the kernels of an operator's variant failed before on the device."""
-    return (name, device, variant) in _barred or (EVERYTHING, device, "") in _barred
+    keys = (name, device, variant), (name, device, EVERY_VARIANT), (EVERYTHING, device, "")
+    return not _barred.isdisjoint(keys)
 
 
 def anything_barred() -> bool:
@@ -40,7 +47,7 @@ def anything_barred() -> bool:
 
 def bar(name: str, device: torch.device, variant: str, error: Exception) -> None:
     """Bar what failed with this error, and say so once. Raises the error itself if it is not the kernels'."""
-    found = None if interpreting() or os.environ.get(SWITCH) == "0" or _capturing(device) else _judge(error)
+    found = None if interpreting() or is_off() or _capturing(device) else judge(error)
     if found is None:
         raise error
     general, remedy = found
@@ -53,6 +60,21 @@ def bar(name: str, device: torch.device, variant: str, error: Exception) -> None
     logger.warning(f"{what} on {device}: {reason}. PyTorch computes instead, slower. {remedy}")
 
 
+def bar_known(name: str, device: torch.device, variant: str = EVERY_VARIANT) -> None:
+    """Bar what is known to fail before it is launched; the caller says why. name: or EVERYTHING."""
+    _barred.add((name, device, "" if name == EVERYTHING else variant))
+
+
+def allow(device: torch.device) -> None:
+    """Try everything on a device again."""
+    _barred.difference_update([key for key in _barred if key[1] == device])
+
+
+def is_off() -> bool:
+    """Whether TINYSR_LAUNCH_GUARD=0 asks that nothing is replaced."""
+    return os.environ.get(SWITCH) == "0"
+
+
 def forget() -> None:
     """Try everything again."""
     _barred.clear()
@@ -62,7 +84,7 @@ def _capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def _judge(error: Exception) -> tuple[bool, str] | None:
+def judge(error: Exception) -> tuple[bool, str] | None:
     """Whether an error concerns all kernels, and the remedy; None for an error that is not the kernels'."""
     text, modules = str(error), _modules(error.__traceback__)
     if "triton" not in modules or isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
@@ -74,12 +96,12 @@ def _judge(error: Exception) -> tuple[bool, str] | None:
     if type(error).__name__ == "OutOfResources":
         return False, "A tuned launch configuration may be too large: `python -m autotune show` lists them."
     if type(error).__module__.partition(".")[0] == "triton":
-        return False, "Please report it with the output of `tinysr env`."
+        return False, REPORT
     if isinstance(error, RuntimeError) and modules[-1] == "triton":
         if "Triton Error [CUDA]" not in text:
             return True, "This Triton may be too old for this GPU: update PyTorch, which brings its own."
         if any(words in text for words in _LAUNCH_ERRORS):
-            return False, "Please report it with the output of `tinysr env`."
+            return False, REPORT
     return None
 
 

@@ -3,17 +3,24 @@
 A module of kernels says `from tinysr_kernels.launch.kernel import jit, tl`, postpones its annotations
 (`from __future__ import annotations`) and decorates with `@jit`. It then imports where Triton is not installed, and
 whether the compiler or the interpreter runs the kernels (TRITON_INTERPRET=1) is settled when the first one is needed.
+
+Triton compiles a kernel anew for every combination of its integers that equal 1 or are multiples of 16. That is right
+for numbers that a network fixes, such as channels: an innermost axis of whole 16-byte units is accessed 16 bytes at a
+time. The size of an image would make nearly every new size compile anew, so kernels annotate what depends on it, as
+far as their machine code allows: `extent` (never specialized) and `extent_or_1` (a constant if it is 1, such as the
+stride of the innermost axis or a loop of one step, else not specialized).
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import inspect
 import os
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
+
+from tinysr_kernels.versions import NONE, triton_version
 
 
 class _Language:
@@ -24,6 +31,11 @@ class _Language:
 
 
 tl: Any = _Language()
+
+extent: TypeAlias = Any
+"""Annotation of an integer argument for which no variants are compiled, whatever its value."""
+extent_or_1: TypeAlias = Any
+"""Annotation of an integer argument with a variant for the value 1, and one for all others."""
 
 
 class Kernel:
@@ -37,6 +49,8 @@ class Kernel:
         self.names = tuple(p.name for p in parameters)
         # Annotations are strings here; Triton reads them the same way.
         self.constants = frozenset(p.name for p in parameters if "constexpr" in str(p.annotation))
+        self.extents = frozenset(p.name for p in parameters if p.annotation == "extent")
+        self.extents_or_1 = frozenset(p.name for p in parameters if p.annotation == "extent_or_1")
 
     def __call__(self, *_: Any, **__: Any) -> Any:
         """Kernels call each other by name; outside kernels they are launched (`launch/plan.py`)."""
@@ -47,6 +61,14 @@ class Kernel:
         self.stand_in = function
         return function
 
+    @property
+    def options(self) -> dict[str, list[str]]:
+        """What `triton.jit` is told about the arguments."""
+        return {
+            "do_not_specialize": sorted(self.extents),
+            "do_not_specialize_on_alignment": sorted(self.extents_or_1),
+        }
+
     @functools.cached_property
     def made(self) -> Any:
         """The function compiled by `triton.jit`, with globals in which `tl` and other kernels are real."""
@@ -56,6 +78,8 @@ class Kernel:
         original = self.stand_in if self.stand_in is not None and interpreting() else self.function
         # The interpreter wants `tl` there even in a function that does not name it.
         names = {k: triton.language if v is tl else v for k, v in original.__globals__.items()}
+        # Triton reads annotations as expressions too: any type of its own will do.
+        names |= {"extent": triton.language.dtype, "extent_or_1": triton.language.dtype}
         for name in original.__code__.co_names:
             if isinstance(names.get(name), Kernel):
                 names[name] = names[name].made
@@ -65,7 +89,7 @@ class Kernel:
         # Triton asks for the annotations, the module and the source lines as well.
         functools.update_wrapper(function, original)
         del function.__wrapped__  # type: ignore[attr-defined]
-        return triton.jit(function)
+        return triton.jit(function, **self.options)
 
 
 def jit(function: Callable[..., Any]) -> Kernel:
@@ -76,10 +100,7 @@ def jit(function: Callable[..., Any]) -> Kernel:
 @functools.cache
 def triton_is_installed() -> bool:
     """Whether Triton can be imported; asking does not import it."""
-    try:
-        return importlib.util.find_spec("triton") is not None
-    except ImportError:
-        return False
+    return triton_version() != NONE
 
 
 def interpreting() -> bool:

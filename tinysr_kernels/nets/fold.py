@@ -20,7 +20,7 @@ subnormals lose digits (measured: relative error 8.5e-3 at gates of 1e-4). The r
 that one folded file serves all of them."""
 
 
-VECTORS = (".table", ".depthwise")
+VECTORS = (".table", ".depthwise", ".wide")
 """Endings of the names of folded tensors that stay in float32 or wider although they have several dimensions."""
 
 
@@ -28,7 +28,8 @@ def place(folded: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
     """Folded tensors for one device and compute dtype.
 
     Matrices and kernels come in `dtype`; vectors (biases, norm weights, gates, scales, position tables, depthwise taps)
-    in float32 or wider. Kernels and depthwise taps have the channels last in memory. What is quantized stays so.
+    in float32 or wider. Kernels and depthwise taps have the channels last in memory. What is quantized stays so. They
+    are complete on return, for threads that read them on streams of their own.
     """
     placed = {}
     for name, tensor in folded.items():
@@ -36,6 +37,8 @@ def place(folded: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
         # Kernels are [O,C,K,K], or [4,O,C,2,2] as phases; depthwise taps are [C,3,3].
         image = tensor.dim() > 3 or name.endswith(".depthwise")
         placed[name] = moved.movedim(-3, -1).contiguous().movedim(-1, -3) if image else moved.contiguous()
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
     return placed
 
 
@@ -52,6 +55,7 @@ def folds(folded: Mapping[str, Tensor]) -> list[str]:
     """
     kinds = (
         (".qkv.weight", "q, k and v of {} attentions into one matrix each"),
+        (".cross.keys", "the prompt's keys and values of {} cross-attentions, which are constants"),
         (".weight2", "the last feed-forward of {} transformers into their output projection"),
         (".shortcut_weight", "{} 1x1 shortcuts into the convolutions they are added to"),
         (".phases", "{} nearest enlargements into 2x2 phases"),
@@ -134,10 +138,12 @@ class Folder:
         extra_bias: Tensor | float = 0.0,
         shortcut: str | None = None,
         upsample: bool = False,
+        uncut: bool = False,
     ) -> None:
         """A 3x3 convolution: scale * conv(in_scale * x) + extra_bias, plus `shortcut`, a 1x1 convolution.
 
-        A dense convolution after a nearest enlargement becomes its four 2x2 phases.
+        A dense convolution after a nearest enlargement becomes its four 2x2 phases. uncut: it is kept beside them, for
+        images whose enlargement is cropped.
         """
         if self.has(f"{source}.depthwise.weight"):
             pointwise = self.get(f"{source}.pointwise.weight").flatten(1)
@@ -148,7 +154,7 @@ class Folder:
             weight, bias = self.dense_weight(source)
             if upsample:
                 self.matrix(f"{name}.phases", phase_weights(weight * (scale * in_scale)))
-            else:
+            if uncut or not upsample:
                 self.matrix(f"{name}.weight", weight * (scale * in_scale))
         # Whether there is a bias follows from the layers, not from values, so that shapes alone can be folded too.
         biased = self._has_bias(source) or isinstance(extra_bias, Tensor) or extra_bias != 0

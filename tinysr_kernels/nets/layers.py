@@ -7,14 +7,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import tinysr_kernels.ops  # noqa: F401  (registers torch.ops.tinysr)
+from tinysr_kernels.launch.backend import statistics_pay
 from tinysr_kernels.ops.conv.conv_few import MAX_OUTPUTS
 from tinysr_kernels.ops.norm.group_norm import splits
 
 Folded = Mapping[str, Tensor]
-Rows = tuple[Tensor, Tensor]
-"""Tokens [N,T,D] that go to a LayerNorm next, and their row statistics [N,T,2,ceil(D/32)]."""
+Rows = tuple[Tensor, Tensor | None]
+"""Tokens [N,T,D] that go to a LayerNorm next, and their row statistics [N,T,2,ceil(D/32)] where these pay."""
 ops = torch.ops.tinysr
 
 
@@ -41,12 +43,17 @@ class Layer(nn.Module):
 
 
 class Conv(Layer):
-    """A 3x3 convolution, dense or separable depending on the tensors; `upsample`: nearest x2 before it."""
+    """A 3x3 convolution, dense or separable depending on the tensors; `upsample`: nearest x2 before it.
+
+    one_sided: zeros only on the right and the bottom, where the stride is 2.
+    """
 
     bias: Tensor | None
     shortcut_weight: Tensor | None
 
-    def __init__(self, folded: Folded, prefix: str, *, stride: int = 1, upsample: bool = False) -> None:
+    def __init__(
+        self, folded: Folded, prefix: str, *, stride: int = 1, upsample: bool = False, one_sided: bool = False
+    ) -> None:
         self_kinds = {"separable": ("depthwise", "pointwise"), "phases": ("phases",), "dense": ("weight",)}
         kind = "dense"
         if f"{prefix}.depthwise" in folded:
@@ -54,8 +61,11 @@ class Conv(Layer):
         elif upsample:
             kind = "phases"
         super().__init__(folded, prefix, self_kinds[kind], ("bias", "shortcut_weight"))
+        # Beside phases, for images whose enlargement is cropped.
+        self.register_buffer("uncut", folded.get(f"{prefix}.weight") if kind == "phases" else None)
         self.kind = kind
         self.stride = stride
+        self.one_sided = one_sided
         self.upsample = upsample
 
     def forward(
@@ -88,9 +98,12 @@ class Conv(Layer):
         groups: candidates for the number of groups; the first that divides the channels is used. next_norm: that
         GroupNorm, if known; next_skip: the image it concatenates. moments: ask for channel statistics. A dense
         convolution fuses next_norm, unless the concatenation is so large that a separate launch is better, or moments
-        are asked for. A separable one returns statistics if GroupNorm would otherwise read its result twice.
+        are asked for. A separable one returns statistics if GroupNorm would otherwise read its result twice. Where
+        statistics do not pay, nothing is fused.
         """
         rest = (x, residual, shortcut, skip)
+        if not statistics_pay():
+            return Features(self._call("", *rest))
         pixels = x.shape[2] * x.shape[3] * (4 if self.upsample else 1) // self.stride**2
         outputs = self.outputs
         large = splits(pixels, outputs // group_count(groups, outputs))
@@ -101,6 +114,15 @@ class Conv(Layer):
         norm = next_norm.arguments("normed")
         image, normed = self._call("_norm", *rest, **norm, normed_silu=next_norm.silu, normed_skip=next_skip)
         return Features(image, None, normed)
+
+    def cropped(self, x: Tensor, height: int, width: int) -> Tensor:
+        """The convolution of the nearest x2 enlargement's first rows and columns: [N,C,H,W] -> [N,O,height,width].
+
+        Its zero padding lies at the crop, so that the last row and column are no phases of the low resolution.
+        """
+        enlarged = F.interpolate(x, scale_factor=2.0, mode="nearest")[:, :, :height, :width]
+        found: Tensor = ops.conv3x3(enlarged, self.uncut, self.bias)
+        return found
 
     @property
     def can_fuse_norm(self) -> bool:
@@ -143,11 +165,28 @@ class Conv(Layer):
             operator = getattr(ops, f"sepconv{variant}")
             return operator(x, self.depthwise, self.pointwise, upsample=self.upsample, **options)
         operator = getattr(ops, f"conv3x3{variant}")
+        if self.one_sided:
+            options["one_sided"] = True
         return operator(x, self.weight, **options)
 
 
+class WideConv(Layer):
+    """A 3x3 convolution in float32 or wider, whatever the network's dtype: latents tolerate little rounding."""
+
+    wide: Tensor
+    bias: Tensor
+
+    def __init__(self, folded: Folded, prefix: str) -> None:
+        super().__init__(folded, prefix, ("wide", "bias"))
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """conv(x) + bias + residual; x [N,C,H,W] of any dtype, the residual and the result of the weight's."""
+        found: Tensor = ops.conv3x3(x.to(self.wide.dtype), self.wide, self.bias, residual=residual)
+        return found
+
+
 class InputConv(Layer):
-    """The first convolution, on the image itself, with a constant border."""
+    """The first convolution, on an image or a latent of any dtype, with a constant border."""
 
     weight: Tensor
 
@@ -157,7 +196,7 @@ class InputConv(Layer):
         self.border = border
 
     def forward(self, image: Tensor) -> Tensor:
-        """[N,3,H,W] -> [N,O,H/stride,W/stride]."""
+        """[N,C,H,W] -> [N,O,H/stride,W/stride]."""
         return ops.input_conv(
             image, self.weight, self.bias, stride=self.stride, padding=self.stride, border=self.border
         )
@@ -204,6 +243,7 @@ class Linear(Layer):
     """
 
     weight: Tensor
+    weight_sums: Tensor | None
 
     def __init__(self, folded: Folded, prefix: str, activation: str = "none", *, norm_eps: float | None = None) -> None:
         super().__init__(folded, prefix, ("weight", "bias"), ("gate", "weight2"))
@@ -218,7 +258,9 @@ class Linear(Layer):
         x2: Tensor | None = None,
         row_moments: Tensor | None = None,
     ) -> Tensor:
-        """residual + gate * act(norm(x) W^T + x2 W2^T + bias) on [...,K]; norm takes x's row_moments."""
+        """residual + gate * act(norm(x) W^T + x2 W2^T + bias) on [...,K]; norm takes x's row_moments, if given."""
+        if self.weight_sums is not None and row_moments is None:
+            x = ops.layer_norm(x, self.norm_eps)
         found: Tensor = ops.linear(x, self.weight, **self._options(residual, x2, row_moments))
         return found
 
@@ -229,14 +271,17 @@ class Linear(Layer):
         x2: Tensor | None = None,
         row_moments: Tensor | None = None,
     ) -> Rows:
-        """The same, and row statistics of the result, for the LayerNorm that follows."""
+        """The same, and row statistics of the result for the LayerNorm that follows, where they pay."""
+        if not statistics_pay():
+            return self(x, residual, x2, row_moments), None
         out, moments = ops.linear_row_moments(x, self.weight, **self._options(residual, x2, row_moments))
         return out, moments
 
     def _options(self, residual: Tensor | None, x2: Tensor | None, row_moments: Tensor | None) -> dict[str, Any]:
         """The optional arguments of the operator."""
         second = {"x2": x2, "weight2": self.weight2}
-        norm = {"row_moments": row_moments, "weight_sums": self.weight_sums, "eps": self.norm_eps}
+        sums = None if row_moments is None else self.weight_sums
+        norm = {"row_moments": row_moments, "weight_sums": sums, "eps": self.norm_eps}
         return {
             "bias": self.bias,
             "residual": residual,

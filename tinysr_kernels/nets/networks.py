@@ -16,9 +16,13 @@ SMALLEST_WINDOW = 32
 """Sides of a transformer's windows in enlarged pixels; the released network has 512."""
 
 
-def resize(image: Tensor, factor: int, dtype: torch.dtype) -> Tensor:
-    """[N,3,H,W] in [0,1], or uint8 that holds 255 times as much -> [N,3,factor*H,factor*W] in `dtype`."""
-    return ops.resize_bicubic(image, factor, 1 / 255 if image.dtype == torch.uint8 else 1.0, 0.0, dtype)
+def resize(image: Tensor, factor: int, dtype: torch.dtype, *, pillow: bool = False) -> Tensor:
+    """[N,3,H,W] in [0,1], or uint8 that holds 255 times as much -> [N,3,factor*H,factor*W] in `dtype`.
+
+    pillow: with Pillow's bicubic kernel and borders instead of PyTorch's, and clamped to [0,1].
+    """
+    mul = 1 / 255 if image.dtype == torch.uint8 else 1.0
+    return ops.resize_bicubic(image, factor, mul, 0.0, dtype, pillow, pillow)
 
 
 class LatentNetwork(nn.Module):
@@ -62,13 +66,18 @@ class PixelNetwork(nn.Module):
     """The low-resolution image in, the enlarged one out; families derive from it.
 
     forward: [N,3,H,W] in [0,1] or uint8 -> [N,3,upscale*H,upscale*W], [0,1] up to overshoot. upscale: a whole factor.
-    multiple: H and W are multiples of it; other images are padded.
+    multiple: H and W are multiples of it, and at least `least`; other images are padded.
     """
 
-    def __init__(self, upscale: int, multiple: int = 1) -> None:
+    def __init__(self, upscale: int, multiple: int = 1, least: int = 1) -> None:
         super().__init__()
         self.upscale = upscale
         self.multiple = multiple
+        self.least = -(-least // multiple) * multiple
+
+    def set_upscale(self, upscale: int) -> bool:
+        """Whether the network enlarges by this factor, from now on."""
+        return upscale == self.upscale
 
 
 Network = LatentNetwork | PixelNetwork

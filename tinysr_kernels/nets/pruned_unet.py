@@ -16,23 +16,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from tinysr_kernels.nets import transformer
 from tinysr_kernels.nets.fold import Folder
-from tinysr_kernels.nets.layers import (
-    Conv,
-    Features,
-    Folded,
-    GroupNorm,
-    InputConv,
-    Linear,
-    Rows,
-    count,
-    ops,
-    tokens,
-    untokens,
-)
+from tinysr_kernels.nets.layers import Conv, Features, Folded, GroupNorm, InputConv, count
+from tinysr_kernels.nets.transformer import Transformer, fold_transformer
 
 
-class Options(Protocol):
+class Options(transformer.Options, Protocol):
     """What the weights leave open; `families.UNetConfig` has these fields."""
 
     @property
@@ -44,24 +34,8 @@ class Options(Protocol):
         """The factor of PixelUnshuffle."""
 
     @property
-    def head_dim(self) -> int:
-        """Width of an attention head."""
-
-    @property
-    def groups(self) -> tuple[int, ...]:
-        """A GroupNorm takes the first of these that divides its channels."""
-
-    @property
     def unet_eps(self) -> float:
         """Of the residual blocks' GroupNorms and of `conv_norm_out`."""
-
-    @property
-    def transformer_norm_eps(self) -> float:
-        """Of the GroupNorm before a transformer."""
-
-    @property
-    def layer_norm_eps(self) -> float:
-        """Of the transformers' LayerNorms."""
 
     @property
     def prediction(self) -> str:
@@ -75,18 +49,24 @@ def fold_unet(tensors: Mapping[str, Tensor], options: Options, dtype: torch.dtyp
         f.input_conv("unet.conv_in", "unet.conv_in", unshuffle=options.unshuffle, signed_range=True)
     else:
         f.conv("unet.conv_in", "unet.conv_in")
-    for prefix in block_prefixes(tensors):
-        for j in range(count(tensors, f"{prefix}.resnets")):
-            fold_resnet(f, f"{prefix}.resnets.{j}")
-        for j in range(count(tensors, f"{prefix}.attentions")):
-            _fold_transformer(f, f"{prefix}.attentions.{j}")
-        for kind in ("downsamplers", "upsamplers"):
-            if count(tensors, f"{prefix}.{kind}"):
-                f.conv(f"{prefix}.{kind}.0", f"{prefix}.{kind}.0.conv", upsample=kind == "upsamplers")
-    f.affine("unet.conv_norm_out", "unet.conv_norm_out")
+    fold_blocks(f)
     sign = -1.0 if options.prediction == "subtract" else 1.0
     f.conv("unet.conv_out", "unet.conv_out", scale=sign)
     return f.folded
+
+
+def fold_blocks(f: Folder, uncut: bool = False) -> None:
+    """Everything between `unet.conv_in` and `unet.conv_out`. uncut: for latents of any sides, see `Folder.conv`."""
+    for prefix in block_prefixes(f.tensors):
+        for j in range(count(f.tensors, f"{prefix}.resnets")):
+            fold_resnet(f, f"{prefix}.resnets.{j}")
+        for j in range(count(f.tensors, f"{prefix}.attentions")):
+            fold_transformer(f, f"{prefix}.attentions.{j}")
+        if count(f.tensors, f"{prefix}.downsamplers"):
+            f.conv(f"{prefix}.downsamplers.0", f"{prefix}.downsamplers.0.conv")
+        if count(f.tensors, f"{prefix}.upsamplers"):
+            f.conv(f"{prefix}.upsamplers.0", f"{prefix}.upsamplers.0.conv", upsample=True, uncut=uncut)
+    f.affine("unet.conv_norm_out", "unet.conv_norm_out")
 
 
 def block_prefixes(names: Mapping[str, object]) -> list[str]:
@@ -103,57 +83,6 @@ def fold_resnet(f: Folder, source: str) -> None:
     f.affine(f"{source}.norm2", f"{source}.norm2")
     shortcut = f"{source}.conv_shortcut" if f.has(f"{source}.conv_shortcut.weight") else None
     f.conv(f"{source}.conv2", f"{source}.conv2", shortcut=shortcut)
-
-
-def fold_qkv(f: Folder, name: str, source: str, gain: Tensor | None = None, shift: Tensor | None = None) -> None:
-    """q, k and v as one linear on gain * x + shift."""
-    parts = [f.get(f"{source}.to_{which}.weight") for which in "qkv"]
-    weight = torch.cat(parts)
-    bias = torch.cat([f.bias(f"{source}.to_{which}", part) for which, part in zip("qkv", parts, strict=True)])
-    fold_affine_linear(f, name, weight, bias, gain, shift)
-
-
-def fold_affine_linear(
-    f: Folder, name: str, weight: Tensor, bias: Tensor, gain: Tensor | None, shift: Tensor | None
-) -> None:
-    """W (gain * x + shift) + b as one linear on x."""
-    if shift is not None:
-        bias = bias + weight @ shift
-    if gain is not None:
-        weight = weight * gain
-    f.linear(name, weight, bias)
-
-
-def _plain_linear(f: Folder, name: str, source: str) -> None:
-    weight = f.get(f"{source}.weight")
-    f.linear(name, weight, f.bias(source, weight))
-
-
-def _fold_transformer(f: Folder, prefix: str) -> None:
-    f.affine(f"{prefix}.norm", f"{prefix}.norm")
-    _plain_linear(f, f"{prefix}.proj_in", f"{prefix}.proj_in")
-    blocks = count(f.tensors, f"{prefix}.transformer_blocks")
-    for i in range(blocks):
-        source, name = f"{prefix}.transformer_blocks.{i}", f"{prefix}.blocks.{i}"
-        fold_qkv(
-            f,
-            f"{name}.qkv",
-            f"{source}.attn1",
-            f.get(f"{source}.norm1.weight"),
-            f.get(f"{source}.norm1.bias"),
-        )
-        _plain_linear(f, f"{name}.out", f"{source}.attn1.to_out.0")
-        ff = f.get(f"{source}.ff.net.0.proj.weight")
-        gain, shift = f.get(f"{source}.norm3.weight"), f.get(f"{source}.norm3.bias")
-        fold_affine_linear(f, f"{name}.ff1", ff, f.bias(f"{source}.ff.net.0.proj", ff), gain, shift)
-        if i < blocks - 1:
-            _plain_linear(f, f"{name}.ff2", f"{source}.ff.net.2")
-    out = f.get(f"{prefix}.proj_out.weight")
-    last = f"{prefix}.transformer_blocks.{blocks - 1}.ff.net.2"
-    ff2 = f.get(f"{last}.weight")
-    bias = f.bias(f"{prefix}.proj_out", out) + out @ f.bias(last, ff2)
-    f.linear(f"{prefix}.proj_out", out, bias)
-    f.matrix(f"{prefix}.proj_out.weight2", out @ ff2)
 
 
 class Resnet(nn.Module):
@@ -195,51 +124,6 @@ class Resnet(nn.Module):
             shortcut=shortcut,
             skip=other,
         )
-
-
-class TransformerBlock(nn.Module):
-    """Self-attention and GEGLU feed-forward on tokens; the last block leaves ff2 to proj_out."""
-
-    def __init__(self, folded: Folded, prefix: str, options: Options) -> None:
-        super().__init__()
-        self.qkv = Linear(folded, f"{prefix}.qkv", norm_eps=options.layer_norm_eps)
-        self.out = Linear(folded, f"{prefix}.out")
-        self.ff1 = Linear(folded, f"{prefix}.ff1", "geglu", norm_eps=options.layer_norm_eps)
-        self.ff2 = Linear(folded, f"{prefix}.ff2") if f"{prefix}.ff2.weight" in folded else None
-        self.heads = self.out.weight.shape[1] // options.head_dim
-        self.scale = options.head_dim**-0.5
-
-    def forward(self, rows: Rows) -> tuple[Rows, Tensor]:
-        """(x after attention [and ff2 when present], the feed-forward's hidden features)."""
-        x, moments = rows
-        mixed = ops.attention(self.qkv(x, row_moments=moments), self.heads, self.scale)
-        x, moments = self.out.with_row_moments(mixed, residual=x)
-        hidden = self.ff1(x, row_moments=moments)
-        if self.ff2 is not None:
-            x, moments = self.ff2.with_row_moments(hidden, residual=x)
-        return (x, moments), hidden
-
-
-class Transformer(nn.Module):
-    """GroupNorm, proj_in, blocks, proj_out, residual; [N,C,H,W] -> the same shape."""
-
-    def __init__(self, folded: Folded, prefix: str, options: Options) -> None:
-        super().__init__()
-        self.norm = GroupNorm(folded, f"{prefix}.norm", options.groups, options.transformer_norm_eps, silu=False)
-        self.proj_in = Linear(folded, f"{prefix}.proj_in")
-        self.blocks = nn.ModuleList(
-            TransformerBlock(folded, f"{prefix}.blocks.{i}", options) for i in range(count(folded, f"{prefix}.blocks"))
-        )
-        self.proj_out = Linear(folded, f"{prefix}.proj_out")
-
-    def forward(self, features: Features) -> Features:
-        x = features.image
-        rows = self.proj_in.with_row_moments(tokens(self.norm(features)))
-        hidden = rows[0]
-        for block in self.blocks:
-            rows, hidden = block(rows)
-        out = self.proj_out(rows[0], residual=tokens(x), x2=hidden)
-        return Features(untokens(out, x.shape[2], x.shape[3]))
 
 
 class Stage(nn.Module):
@@ -305,7 +189,14 @@ def _sample(
     next_norm: GroupNorm | None,
     next_skip: Features | None,
 ) -> Features:
-    """The convolution that halves or doubles the image after the resnets."""
+    """The convolution that halves or doubles the image after the resnets.
+
+    A doubled side may be one pixel longer than that of the skip which it meets next, an odd one halved and rounded up.
+    """
+    if sampler.upsample and next_skip is not None:
+        height, width = next_skip.image.shape[2:]
+        if (height, width) != (2 * x.image.shape[2], 2 * x.image.shape[3]):
+            return Features(sampler.cropped(x.image, height, width))
     skip_image = None if next_skip is None else next_skip.image
     return sampler.features(x.image, groups, next_norm=next_norm, next_skip=skip_image)
 
@@ -315,20 +206,26 @@ class UNet(nn.Module):
 
     def __init__(self, folded: Folded, options: Options) -> None:
         super().__init__()
-        self.conv_in: nn.Module
-        if options.input == "unshuffle":
-            self.conv_in = InputConv(folded, "unet.conv_in", stride=options.unshuffle, border=0.5)
-        else:
-            self.conv_in = Conv(folded, "unet.conv_in")
+        self.conv_in = self._conv_in(folded, options)
         downs, ups = (count(folded, f"unet.{kind}_blocks") for kind in ("down", "up"))
         self.down_blocks = nn.ModuleList(Stage(folded, f"unet.down_blocks.{i}", options) for i in range(downs))
         self.mid_block = Stage(folded, "unet.mid_block", options)
         self.up_blocks = nn.ModuleList(Stage(folded, f"unet.up_blocks.{i}", options) for i in range(ups))
         self.conv_norm_out = GroupNorm(folded, "unet.conv_norm_out", options.groups, options.unet_eps)
-        self.conv_out = Conv(folded, "unet.conv_out")
+        self.conv_out = self._conv_out(folded)
         self.subtract = options.prediction == "subtract"
         self.groups = options.groups
         self.factor = 2 ** sum(len(stage.downsamplers) for stage in self.stages("down"))
+
+    def _conv_in(self, folded: Folded, options: Options) -> nn.Module:
+        """The first convolution."""
+        if options.input == "unshuffle":
+            return InputConv(folded, "unet.conv_in", stride=options.unshuffle, border=0.5)
+        return Conv(folded, "unet.conv_in")
+
+    def _conv_out(self, folded: Folded) -> nn.Module:
+        """The last convolution."""
+        return Conv(folded, "unet.conv_out")
 
     def stages(self, kind: str) -> list[Stage]:
         """The down or up blocks, typed."""

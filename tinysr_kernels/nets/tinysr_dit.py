@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from tinysr_kernels.launch.backend import statistics_pay
 from tinysr_kernels.nets.fold import Folder
 from tinysr_kernels.nets.layers import Folded, Layer, Linear, Rows, count, ops
 
@@ -88,10 +89,19 @@ class Transformer(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """[N,C,window,window] -> the same shape, channels_last."""
-        rows = ops.patch_embed_row_moments(z, self.patch.weight, self.patch.table)
+        rows = self._embedded(z)
         for block in self.blocks:
             rows = block(rows)
+        x, moments = rows
         last = self.proj_out
-        return ops.unpatchify_subtract(
-            rows[0], last.weight, last.bias, z, self.patch_size, rows[1], last.weight_sums, last.norm_eps
-        )
+        if moments is None:
+            x = ops.layer_norm(x, last.norm_eps)
+        norm = (moments, None if moments is None else last.weight_sums, last.norm_eps)
+        return ops.unpatchify_subtract(x, last.weight, last.bias, z, self.patch_size, *norm)
+
+    def _embedded(self, z: Tensor) -> Rows:
+        """The patches of a latent as tokens."""
+        if not statistics_pay():
+            return ops.patch_embed(z, self.patch.weight, self.patch.table), None
+        x, moments = ops.patch_embed_row_moments(z, self.patch.weight, self.patch.table)
+        return x, moments

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tinysr_kernels.nets import kl_decoder, pruned_unet, tiny_vae
+from tinysr_kernels.nets import kl_vae, pruned_unet, tiny_vae
 from tinysr_kernels.nets.fold import folds as common_folds
 from tinysr_kernels.nets.layers import Folded
 from tinysr_kernels.nets.networks import PixelNetwork, resize
@@ -18,7 +18,7 @@ UPSCALE = 4
 """What a network enlarges by whose input is the encoder's latent of the enlarged image."""
 
 
-class Options(pruned_unet.Options, kl_decoder.Options, Protocol):
+class Options(pruned_unet.Options, kl_vae.Options, Protocol):
     """What the weights leave open; `families.UNetConfig` has these fields."""
 
     @property
@@ -44,7 +44,7 @@ def fold(tensors: Mapping[str, Tensor], options: Options, dtype: torch.dtype) ->
         out_bias = -0.5 if options.residual == "bicubic" else 0.0
         folded |= tiny_vae.fold_decoder(tensors, dtype, options.decoder_blocks, out_bias)
     else:
-        folded |= kl_decoder.fold_decoder(tensors, options, dtype)
+        folded |= kl_vae.fold_decoder(tensors, options, dtype)
     return folded
 
 
@@ -64,11 +64,11 @@ class UNetSR(PixelNetwork):
     def __init__(self, folded: Folded, options: Options) -> None:
         unet = pruned_unet.UNet(folded, options)
         encoder = tiny_vae.Encoder(folded, options.encoder_blocks) if options.input == "vae" else None
-        decoder: tiny_vae.Decoder | kl_decoder.KLDecoder
+        decoder: tiny_vae.Decoder | kl_vae.KLDecoder
         if _has_tiny_decoder(folded):
             decoder = tiny_vae.Decoder(folded, options.decoder_blocks, options.scaling_factor)
         else:
-            decoder = kl_decoder.KLDecoder(folded, options)
+            decoder = kl_vae.KLDecoder(folded, options)
         if encoder is None:
             upscale = decoder.factor // options.unshuffle
             multiple = options.unshuffle * unet.factor
@@ -81,7 +81,7 @@ class UNetSR(PixelNetwork):
         self.encoder = encoder
         self.decoder = decoder
         self.residual = options.residual == "bicubic"
-        self.latent_gain = 1 / options.scaling_factor if isinstance(decoder, kl_decoder.KLDecoder) else 1.0
+        self.latent_gain = 1 / options.scaling_factor if isinstance(decoder, kl_vae.KLDecoder) else 1.0
 
     def forward(self, image: Tensor) -> Tensor:
         """[N,3,H,W] in [0,1] or uint8 -> [N,3,4H,4W], [0,1] up to overshoot; H and W multiples of `multiple`."""

@@ -1,6 +1,7 @@
 """The fused operators `torch.ops.tinysr.*`: one class each. Importing this package registers them all."""
 
 from tinysr_kernels.ops.attention.attention import Attention
+from tinysr_kernels.ops.attention.cross_attention import CrossAttention
 from tinysr_kernels.ops.call import REGISTRY, Cost, Operator
 from tinysr_kernels.ops.conv.conv3x3 import Conv3x3, Conv3x3Moments, Conv3x3Norm
 from tinysr_kernels.ops.conv.input_conv import InputConv
@@ -29,6 +30,7 @@ __all__ = [
     "Conv3x3Moments",
     "Conv3x3Norm",
     "Cost",
+    "CrossAttention",
     "GroupNorm",
     "InputConv",
     "LayerNorm",

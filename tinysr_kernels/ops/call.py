@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from tinysr_kernels.launch import configs, guard
-from tinysr_kernels.launch.backend import kernels_run_on
-from tinysr_kernels.launch.device import MINIMUM_CAPABILITY, Gpu, gpu_of
+from tinysr_kernels.launch.backend import kernels_run_on, libraries_run_on
+from tinysr_kernels.launch.device import MINIMUM_CAPABILITY, Gpu, gpu_of, has_bfloat16
 from tinysr_kernels.launch.plan import Plan
 
 LIBRARY = torch.library.Library("tinysr", "DEF")
@@ -59,8 +59,8 @@ class Operator:
 
     name: of `torch.ops.tinysr.<name>`. config: the frozen dataclass of its launch configurations (ints, strings and
     bools only). tuned_by: the fields that `bucket` and `heuristic` read; of tensors they may read shape and dtype.
-    returns: the schema's result. dtypes: the floating dtypes that the kernels read and write. capability: the lowest
-    compute capability they run on.
+    returns: the schema's result. dtypes: the floating dtypes that kernels and libraries read and write. capability: the
+    lowest compute capability that the kernels run on.
     """
 
     __slots__ = ()
@@ -81,6 +81,15 @@ class Operator:
     def reference(self) -> Any:
         """The result in plain PyTorch, computed in float32 or wider, for any floating dtype and any device."""
         raise NotImplementedError
+
+    def library(self) -> Any:
+        """The result by calls of PyTorch's libraries in the compute dtype, for any of `dtypes` and any device.
+
+        No float32 copy of an activation, no tensor made from host data, no synchronization: a CUDA graph can capture
+        it. An operator that takes little of a network's time, or whose precision counts (the last step to the image),
+        leaves this to its reference.
+        """
+        return self.reference()
 
     def empty(self) -> Any:
         """An uninitialized result of the true shape, dtype, strides and device."""
@@ -137,13 +146,21 @@ class Operator:
 
     @property
     def kernels_apply(self) -> bool:
-        """Whether the kernels compute this call: dtypes that they take, nothing empty, everything on one device."""
-        values = list(self.arguments.values())
-        tensors = [v for v in values if isinstance(v, Tensor)]
-        dtypes = [v for v in values if isinstance(v, torch.dtype)] + [t.dtype for t in tensors]
+        """Whether kernels or libraries compute this call: dtypes that they take, nothing empty, all on one device."""
+        tensors = self.tensors
         return all(t.numel() > 0 and t.device == tensors[0].device for t in tensors) and all(
-            dtype in self.dtypes or not dtype.is_floating_point for dtype in dtypes
+            dtype in self.dtypes or not dtype.is_floating_point for dtype in self._computed_in()
         )
+
+    @property
+    def library_applies(self) -> bool:
+        """Whether libraries compute this call: as `kernels_apply`, and bfloat16 only where the device has it."""
+        return self.kernels_apply and (torch.bfloat16 not in self._computed_in() or has_bfloat16(self.first.device))
+
+    def _computed_in(self) -> list[torch.dtype]:
+        """The dtypes among the arguments and those of the tensors."""
+        values = self.arguments.values()
+        return [v if isinstance(v, torch.dtype) else v.dtype for v in values if isinstance(v, (torch.dtype, Tensor))]
 
     def on_meta(self) -> Operator:
         """The same call on tensors without data."""
@@ -175,15 +192,16 @@ class Operator:
         return self.plan(choice.config), choice
 
     def compute(self) -> Any:
-        """The result, by the kernels where the backend and the dtypes allow it, else by the reference."""
+        """The result, by kernels or libraries where the backend and the dtypes allow it, else by the reference."""
         device = self.first.device
-        if kernels_run_on(device) and self.kernels_apply and not self._is_barred:
+        kernels = kernels_run_on(device)
+        if kernels and self.kernels_apply and not self._is_barred:
             try:
                 return self.planned()[0].run(configs.pdl(gpu_of(self.first)))
             except Exception as error:  # noqa: BLE001  the guard raises what is not the kernels' failure
                 guard.bar(self.name, device, self.bucket(), error)
         self.check()
-        return self.reference()
+        return self.library() if (kernels or libraries_run_on(device)) and self.library_applies else self.reference()
 
     @property
     def _is_barred(self) -> bool:

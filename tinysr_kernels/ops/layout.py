@@ -24,10 +24,12 @@ def contiguous_as(t: Tensor | None, dtype: torch.dtype | None = None) -> Tensor 
     """
     if t is None:
         return None
-    if dtype is not None and t.dtype != dtype:
-        t = t.to(dtype)
     # Every launch asks for every operand, which nearly always is what it should be: views cost microseconds.
-    return t if _is_canonical(t) else t.contiguous().view(-1).view(t.shape)
+    if dtype in (None, t.dtype) and _is_canonical(t):
+        return t
+    # Converted and laid out in one copy, and no second one.
+    t = t.to(dtype or t.dtype, memory_format=torch.contiguous_format)
+    return t.contiguous().view(-1).view(t.shape)
 
 
 def _is_canonical(t: Tensor) -> bool:

@@ -21,6 +21,8 @@ from tinysr_kernels.ops.call import REGISTRY, Cost, Operator
 from tinysr_kernels.ops.layout import nbytes
 
 READ_BY_HOST = "aten::_local_scalar_dense"
+ATOMIC = ("aten::scaled_dot_product_attention", "aten::upsample_nearest2d", "aten::upsample_bicubic2d")
+"""Operations that run as one kernel on a GPU, although they decompose on meta tensors."""
 LAUNCH_NOTHING = ("aten::empty", "aten::new_empty", "aten::_unsafe_view")
 OVERWRITES = ("aten::copy_", "aten::fill_", "aten::zero_")
 """In-place operations that do not read what they write to."""
@@ -71,9 +73,9 @@ class Step:
 class Call:
     """One call: operator, shapes of its tensor inputs and of its first output, cost, and the launches it makes.
 
-    source: of its launch configuration, "reference" for a call without kernels (its one step then stands for any
-    number). part: the part of the network it belongs to (`trace`'s parts). operator: the call itself, for `tinysr::`
-    operators.
+    source: of its launch configuration; "library" for a call of PyTorch's libraries, a step for each of its operations;
+    "reference" for any other (its one step then stands for any number). part: the part of the network it belongs to
+    (`trace`'s parts). operator: the call itself, for `tinysr::` operators.
     """
 
     op: str
@@ -89,12 +91,18 @@ class Call:
 class ReadingOnes(TorchDispatchMode):
     """Inside, a number that the host reads from a meta tensor reads 1; otherwise reading it fails."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # PyTorch would import its compiler for that, which takes seconds at the first `compile`
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func._schema.name == READ_BY_HOST and args[0].is_meta:
             return 1
+        if func._schema.name in ATOMIC:
+            return self.atomic(func, args, kwargs)
         with self:
             # A composite ATen operation launches its parts; undecomposed it would count as one launch, or as a view.
             out = func.decompose(*args, **kwargs)
@@ -108,12 +116,16 @@ class ReadingOnes(TorchDispatchMode):
 class _Recorder(ReadingOnes):
     """Records `tinysr::` calls with their cost functions, other kernels as one read and one write."""
 
-    def __init__(self, kernels: bool, weights: frozenset[int], part: str = "") -> None:
+    def __init__(
+        self, weights: frozenset[int], part: str = "", *, kernels: bool = False, library: bool = False
+    ) -> None:
         super().__init__()
         self.kernels = kernels
+        self.library = library
         self.weights = weights
         self.part = part
         self.calls: list[Call] = []
+        self._known: dict[tuple[Any, ...], tuple[Step, ...]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -139,17 +151,38 @@ class _Recorder(ReadingOnes):
 
     def _operator(self, call: Operator, results: tuple[Tensor, ...]) -> None:
         cost = call.cost()
+        if self.library and call.library_applies:
+            self._note(
+                call.name, call.tensors, results, cost, "library", _assigned(self._library(call), cost.flops), call
+            )
+            return
         if not (self.kernels and call.kernels_apply):
             self._note(call.name, call.tensors, results, cost, operator=call)
             return
         # A plan copies inputs that are not dense in the layout it needs: launches like any other.
-        with _Recorder(False, self.weights) as copies:
+        with _Recorder(self.weights) as copies:
             plan, choice = call.planned()
-        steps = [replace(step, flops=0) for copied in copies.calls for step in copied.steps]
-        own = list(self._launches(plan))
-        most = max(range(len(own)), key=lambda i: own[i].bytes)
-        own[most] = replace(own[most], flops=cost.flops)
-        self._note(call.name, call.tensors, results, cost, choice.source, (*steps, *own), call)
+        own = _assigned(self._launches(plan), cost.flops)
+        self._note(call.name, call.tensors, results, cost, choice.source, (*copies.steps, *own), call)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """All steps of all calls, without their FLOPs."""
+        return tuple(replace(step, flops=0) for call in self.calls for step in call.steps)
+
+    def _library(self, call: Operator) -> tuple[Step, ...]:
+        """What a call's library form launches, found once for all calls of equal arguments."""
+        key = (call.name, *(self._described(value) for value in call.arguments.values()))
+        if key not in self._known:
+            with _Recorder(self.weights) as inside:
+                call.library()
+            self._known[key] = inside.steps
+        return self._known[key]
+
+    def _described(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.shape, value.stride(), value.dtype, _storage(value) in self.weights
 
     def _launches(self, plan: Plan) -> Iterator[Step]:
         """One step per kernel. A launch writes the plan's results, and scratch tensors not written before."""
@@ -193,6 +226,14 @@ class _Recorder(ReadingOnes):
         self.calls.append(Call(name, shapes, output, cost, source, self.part, steps, operator))
 
 
+def _assigned(steps: Iterable[Step], flops: int) -> tuple[Step, ...]:
+    """The steps of a call, with its FLOPs assigned to the one that moves the most bytes."""
+    own = list(steps)
+    most = max(range(len(own)), key=lambda i: own[i].bytes)
+    own[most] = replace(own[most], flops=flops)
+    return tuple(own)
+
+
 def _tensors(value: Any) -> tuple[Tensor, ...]:
     return tuple(leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
 
@@ -214,18 +255,20 @@ def trace(
     function: Callable[..., Any],
     *args: Any,
     kernels: bool = False,
+    library: bool = False,
     parts: Mapping[str, nn.Module] | None = None,
     ends: tuple[str, str] = ("", ""),
 ) -> list[Call]:
     """Run `function(*args)` (usually a network on meta tensors) and return its calls in order.
 
-    kernels: plan each call as if its kernels ran, one step per launch. parts: modules by name, in the order in which
+    kernels: plan each call as if its kernels ran, one step per launch. library: take each call by its library form, one
+    step per operation. parts: modules by name, in the order in which
     they run; a call belongs to the module that runs or ran last, calls before the first to ends[0], calls after the
     last to ends[1]. The modules' buffers are the weights.
     """
     parts = parts or {}
     weights = frozenset(_storage(t) for module in parts.values() for t in module.buffers())
-    recorder = _Recorder(kernels, weights, ends[0])
+    recorder = _Recorder(weights, ends[0], kernels=kernels, library=library)
     with contextlib.ExitStack() as stack:
         for i, (name, module) in enumerate(parts.items()):
             after = ends[1] if i == len(parts) - 1 else name

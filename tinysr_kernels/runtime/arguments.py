@@ -18,6 +18,7 @@ from tinysr_kernels.checkpoint import check_replaceable, check_target
 from tinysr_kernels.errors import InputError, shorten
 from tinysr_kernels.families import COLOR_FIXES, FAMILIES
 from tinysr_kernels.launch.backend import BACKENDS
+from tinysr_kernels.launch.device import has_bfloat16
 from tinysr_kernels.ops.linear.quantize import CAPABILITY
 
 DTYPES = {
@@ -27,6 +28,7 @@ DTYPES = {
     "float64": torch.float64,
 }
 LARGEST_SCALE = 8
+LONGEST_PROMPT = 1 << 16
 LARGEST = 1 << 20
 """Of sides of tiles and numbers of graphs."""
 
@@ -41,6 +43,7 @@ def check_types(
     upscale: Any,
     tile: Any,
     max_graph_shapes: Any,
+    prompt: Any = None,
 ) -> None:
     """InputError for the first argument of `compile` of another type, or with a value outside its choices or range."""
     _check_device(device)
@@ -58,6 +61,8 @@ def check_types(
     if tile is not None:
         _check_whole("tile", tile, 16, LARGEST)
     _check_whole("max_graph_shapes", max_graph_shapes, 1, LARGEST)
+    if prompt is not None and (type(prompt) is not str or len(prompt) > LONGEST_PROMPT):
+        raise InputError(f"prompt must be a text of at most {LONGEST_PROMPT} characters, found {_shown(prompt)}")
 
 
 def check_save(path: Any, *, replace: bool) -> None:
@@ -91,12 +96,17 @@ def _shown(value: Any) -> str:
 
 
 def choose_dtype(dtype: str | torch.dtype | None, family: str, device: torch.device) -> torch.dtype:
-    """The dtype asked for; None takes the family's own on a GPU, float32 elsewhere."""
-    if dtype is None:
-        if device.type != "cuda":
-            return torch.float32
-        return DTYPES[FAMILIES[family].dtype]
-    return DTYPES[dtype] if isinstance(dtype, str) else dtype
+    """The dtype asked for; None takes the family's own on a GPU, float32 elsewhere.
+
+    Where a GPU does not compute in bfloat16, float16 takes its place; what overflows in it is computed again in a wider
+    dtype (`runtime/runner.py`).
+    """
+    if dtype is not None:
+        return DTYPES[dtype] if isinstance(dtype, str) else dtype
+    if device.type != "cuda":
+        return torch.float32
+    own = DTYPES[FAMILIES[family].dtype]
+    return torch.float16 if own == torch.bfloat16 and not has_bfloat16(device) else own
 
 
 def check_fp8(device: torch.device) -> None:
@@ -124,12 +134,12 @@ def portable(source: Any) -> Any:
     return None
 
 
-def recipe_of(ckpt: Any, embeddings: Any, quantize: str | None) -> dict[str, Any] | None:
+def recipe_of(ckpt: Any, embeddings: Any, quantize: str | None, prompt: str | None = None) -> dict[str, Any] | None:
     """What `compile` takes to load the same weights again in another process; None where they are only in memory."""
     source, extra = portable(ckpt), portable(embeddings)
     if source is None or (extra is None and embeddings is not None):
         return None
-    return {"ckpt": source, "embeddings": extra, "quantize": quantize}
+    return {"ckpt": source, "embeddings": extra, "quantize": quantize, "prompt": prompt}
 
 
 def noise(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

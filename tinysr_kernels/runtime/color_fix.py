@@ -7,6 +7,7 @@ from torch import Tensor
 
 import tinysr_kernels.ops  # noqa: F401  (registers torch.ops.tinysr)
 from tinysr_kernels.families import Adain, ColorFix
+from tinysr_kernels.nets import resize
 
 ops = torch.ops.tinysr
 
@@ -26,4 +27,5 @@ def fix_colors(
         return ops.clamp_image(sr, dtype)
     if method == "wavelet":
         return ops.wavelet_fix(sr, lr, upscale, dtype)
-    return ops.adain_fix(sr, lr, adain.eps, adain.least, adain.clamp, dtype)
+    style = resize(lr, upscale, torch.promote_types(sr.dtype, torch.float32), pillow=True) if adain.enlarged else lr
+    return ops.adain_fix(sr, style, adain.eps, adain.least, adain.clamp, dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -23,8 +23,10 @@ from tinysr_kernels.families import (
 )
 from tinysr_kernels.first_use.compile_ahead import Prepared, compile_ahead
 from tinysr_kernels.launch import configs
+from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import assume, gpu_at
 from tinysr_kernels.nets import LatentNetwork, Network, is_fp8, place
+from tinysr_kernels.nets.windows import window_weights
 from tinysr_kernels.ops.trace import Call, trace
 from tinysr_kernels.runtime.arguments import dtype_name, noise
 from tinysr_kernels.runtime.color_fix import fix_colors
@@ -36,7 +38,7 @@ from tinysr_kernels.runtime.images.scaling import Target
 from tinysr_kernels.runtime.runner import Report, Runner, reporting
 from tinysr_kernels.runtime.streaming import OnError, Stopped, in_order
 from tinysr_kernels.runtime.tiles.limits import UNLIMITED, Limits
-from tinysr_kernels.runtime.tiles.tiled_inference import check_upscale, restore, window_weights
+from tinysr_kernels.runtime.tiles.tiled_inference import restore, use_upscale
 
 TRACE_SIDE = 128
 UNTILED = Limits()
@@ -53,7 +55,7 @@ class CompiledSR:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        folded: dict[str, Tensor],
+        folded: Mapping[str, Tensor],
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -83,8 +85,7 @@ class CompiledSR:
         self.notices = list(checkpoint.notices)
         self._merged = list(checkpoint.merged)
         self._folded = place(folded, device, dtype)
-        self._networks = {dtype: self._family.build(self.config, self._folded)}
-        check_upscale(self.network, upscale)
+        self._networks = {dtype: self._build(self._folded)}
         check_built(self.network, self._folded, checkpoint.source, dtype)
         self._lock = threading.Lock()
         self._prepared = Prepared()
@@ -131,6 +132,7 @@ class CompiledSR:
         pinned host memory it is written by the device itself. Raises InputError, OutOfMemory, NonFiniteOutput,
         DeviceError.
         """
+        self._runner.graphs.engine.check()  # before images are copied to the device
         return upscale_image(
             image,
             self.enlarge if progress is None else reporting(self.enlarge, progress),
@@ -160,8 +162,14 @@ class CompiledSR:
         with self._lock:
             if dtype not in self._networks:
                 placed = place(self._folded, self.device, dtype)
-                self._networks[dtype] = self._family.build(self.config, placed)
+                self._networks[dtype] = self._build(placed)
             return self._networks[dtype]
+
+    def _build(self, folded: dict[str, Tensor]) -> Network:
+        """The network over folded tensors, for the model's factor. InputError where it has another."""
+        network = self._family.build(self.config, folded)
+        use_upscale(network, self.upscale)
+        return network
 
     def warmup(self, shapes: Iterable[Sequence[int]], dtype: torch.dtype = torch.uint8) -> None:
         """Run once for each shape (H, W) or (N, H, W), in low-resolution pixels, so that later calls start warm.
@@ -229,7 +237,7 @@ class CompiledSR:
 
     def _trace(self, shape: tuple[int, ...], dtype: torch.dtype, limits: Limits) -> list[Call]:
         """Enlarge images without memory or time, which also proves that the tensors' shapes fit together."""
-        meta = self._family.build(self.config, {k: v.to("meta") for k, v in self._folded.items()})
+        meta = self._build({k: v.to("meta") for k, v in self._folded.items()})
         single = dtype == torch.float64 and self.dtype != torch.float64  # as the runner has it
         lr = torch.empty(shape, dtype=torch.float32 if single else dtype, device="meta")
 
@@ -238,8 +246,8 @@ class CompiledSR:
 
         if isinstance(meta, LatentNetwork):
             window_weights(meta.window, lr.device)  # kept from then on: no part of an image's work
-        with assume(gpu_at(self.device)):
-            return trace(enlarge, kernels=self.backend == "triton")
+        with assume(gpu_at(self.device)), using(self.backend):
+            return trace(enlarge, kernels=self.backend == "triton", library=self.backend == "library")
 
     def info(self) -> dict[str, Any]:
         """What this model is and how it runs, as a JSON-serializable dictionary.

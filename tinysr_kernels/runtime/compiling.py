@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tinysr_kernels.errors import CheckpointError, OutOfMemory, TinySRError, shorten
 from tinysr_kernels.families import FAMILIES, ColorFix, check_quantize, fold, load
-from tinysr_kernels.launch.backend import choose_backend
+from tinysr_kernels.first_use import self_check
+from tinysr_kernels.launch.backend import choose_backend, obstacle
 from tinysr_kernels.nets import is_fp8
 from tinysr_kernels.runtime.arguments import check_fp8, check_types, choose_dtype, recipe_of
 from tinysr_kernels.runtime.compiled import CompiledSR
@@ -35,18 +36,22 @@ def compile(
     color_fix: ColorFix | None = None,
     upscale: int = 4,
     embeddings: str | PathLike[str] | dict[str, Tensor] | None = None,
+    prompt: str | None = None,
     max_graph_shapes: int = 8,
     tile: int | None = None,
 ) -> CompiledSR:
     """Load a checkpoint, fold every constant into its weights and return the model that runs it.
 
     ckpt: a file or folder, "demo" (the small checkpoint inside the package), a dict naming the parts, or an nn.Module.
-    device: default cuda if present, else cpu. dtype: default on cuda the family's own (float16; AdcSR: bfloat16),
-    float32 elsewhere.
-    backend: "auto", "reference" or "triton". quantize: "fp8" for TinySR's transformer in e4m3 (docs/fp8.md): on GPUs of
+    device: default cuda if present, else cpu. dtype: default on cuda the family's own (float16; AdcSR: bfloat16, or
+    float16 on a GPU without it), float32 elsewhere.
+    backend: "triton" (the kernels), "library" (cuDNN, cuBLAS and PyTorch's attention in the dtype), "reference"
+    (float32 or wider) or "auto": on a GPU the first, or the second where kernels cannot run; the last on a CPU.
+    quantize: "fp8" for TinySR's transformer in e4m3 (docs/fp8.md): on GPUs of
     compute capability 8.9 or higher, or emulated on the CPU; None leaves it as the checkpoint has it. color_fix:
     "adain", "wavelet", "none"; None takes the family's own. upscale: whole factor (UNet families: what the network
-    gives); `model(image, scale=...)` gives other sizes. embeddings: overrides the checkpoint's. tile: low-resolution
+    gives); `model(image, scale=...)` gives other sizes. embeddings: overrides the checkpoint's. prompt: for
+    families with a text encoder, which embeds it once (docs/checkpoints.md). tile: low-resolution
     side of a UNet's tiles; None runs an image whole up to a size that follows from the network and the device's total
     memory (`info()["whole_image_pixels"]`), and a larger one in tiles that follow from them too. cuda_graphs: on a GPU,
     replay work of a shape that has occurred before from a CUDA graph. max_graph_shapes: how many graphs are kept; the
@@ -54,12 +59,14 @@ def compile(
     Raises CheckpointError for a checkpoint that cannot be used, InputError for other arguments, and OutOfMemory when
     the weights do not fit on the device.
     """
-    check_types(device, dtype, backend, quantize, cuda_graphs, color_fix, upscale, tile, max_graph_shapes)
+    check_types(device, dtype, backend, quantize, cuda_graphs, color_fix, upscale, tile, max_graph_shapes, prompt)
     run_device = choose_device(device)
     chosen = choose_backend(backend, run_device)
-    checkpoint = load(ckpt, embeddings=embeddings)
+    checkpoint = load(ckpt, embeddings=embeddings, prompt=prompt)
     for message in checkpoint.notices:
         notice(message)
+    if backend == "auto" and chosen == "library":
+        notice(f"kernels cannot run: {obstacle(run_device)}; PyTorch's libraries compute instead, slower")
     run_dtype = choose_dtype(dtype, checkpoint.family, run_device)
     folded = checkpoint.tensors
     if quantize is not None:
@@ -81,10 +88,8 @@ def compile(
             upscale=upscale,
             tile=tile,
             graphs=max_graph_shapes if cuda_graphs else 0,
-            recipe=recipe_of(ckpt, embeddings, quantize),
+            recipe=recipe_of(ckpt, embeddings, quantize, prompt),
         )
-        model.prepare()
-        return model
     except KeyError as error:
         raise CheckpointError(f"{checkpoint.source}: expected a tensor named {error}, found none") from error
     except TinySRError:
@@ -100,6 +105,14 @@ def compile(
             raise lost from error
         # only a folded file gets here: what a public checkpoint holds was checked while it was read
         raise CheckpointError(f"{checkpoint.source}: the tensors do not fit together: {shorten(error)}") from error
+    return _ready(model)
+
+
+def _ready(model: CompiledSR) -> CompiledSR:
+    """The model, its kernels checked at their first use on this GPU; they were compiled when it was made."""
+    if model.backend == "triton":
+        self_check.at_compile((call.operator for call in model.launches), model.device)
+    return model
 
 
 def describe(ckpt: str | PathLike[str] | dict[str, Any] | nn.Module) -> dict[str, Any]:
@@ -123,7 +136,7 @@ def _from_folded(settings: dict[str, Any], folded: dict[str, Tensor]) -> Compile
     """Unpickle a model whose checkpoint was in memory. Raises InputError where its device or backend is not there."""
     device = choose_device(settings["device"])
     choose_backend(settings["backend"], device)
-    return CompiledSR(folded=folded, **settings | {"device": device})
+    return _ready(CompiledSR(folded=folded, **settings | {"device": device}))
 
 
 copyreg.pickle(CompiledSR, _reduce)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from tinysr_kernels.errors import InputError
+from tinysr_kernels.runtime.device.device_error import typed_device_error
 from tinysr_kernels.runtime.device.modes import without_autocast
 from tinysr_kernels.runtime.device.out_of_memory import typed_out_of_memory
 from tinysr_kernels.runtime.images.arrays import Enlarge, upscale_array, upscale_tensor
@@ -40,8 +41,8 @@ def upscale_image(
     network runs; None leaves arrays and PIL images on the CPU. max_pixels: limit on the input's pixels; None derives it
     from the free memory. frame: index of the frame of a multi-frame PIL image. out: for tensors, receives the result.
     target: another size of the result than s times the image's.
-    Raises InputError for images that are not accepted, OutOfMemory if the result would not fit into host memory, and
-    whatever `enlarge` raises.
+    Raises InputError for images that are not accepted, OutOfMemory if the result would not fit into host memory,
+    DeviceError if the GPU fails, and whatever `enlarge` raises.
     """
     if out is not None and not (isinstance(image, Tensor) and isinstance(out, Tensor)):
         raise InputError(
@@ -50,7 +51,8 @@ def upscale_image(
     if frame is not None and isinstance(image, (np.ndarray, Tensor)):
         raise InputError(f"frame={frame} is for PIL images only; index the {type(image).__name__} instead")
     options: dict[str, Any] = {"device": device, "max_pixels": max_pixels, "target": target}
-    with without_autocast(), typed_out_of_memory("the image or its result does not fit into host memory"):
+    what = "the image or its result does not fit into host memory"
+    with without_autocast(), typed_device_error(), typed_out_of_memory(what):
         if isinstance(image, Image.Image):
             return upscale_pil(image, enlarge, upscale, frame=frame, **options)
         if isinstance(image, np.ndarray):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import sys
@@ -10,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tinysr_kernels._version import __version__
+from tinysr_kernels.first_use.machine import driver_version, triton_cache
 from tinysr_kernels.runtime.device.host_memory import available_memory
+from tinysr_kernels.versions import NONE, installed, triton_distributions
 
 _PACKAGES = ("torch", "triton", "numpy", "pillow", "safetensors", "av", "tqdm", "nvidia-ml-py")
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET", "TRITON_CACHE_DIR", "OMP_NUM_THREADS")
@@ -23,10 +24,11 @@ def without_home(text: str) -> str:
 
 
 def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+    found = installed(package)
+    brought = triton_distributions() if package == "triton" else {}
+    if brought and set(brought) != {"triton"}:
+        return f"{found} ({', '.join(f'{name} {number}' for name, number in brought.items())})"
+    return "not installed" if found == NONE else found
 
 
 def _processor() -> str:
@@ -39,28 +41,14 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _driver() -> str:
-    try:
-        import pynvml
-    except ImportError:
-        return "unknown (nvidia-ml-py is not installed)"
-    try:
-        pynvml.nvmlInit()
-        try:
-            version = pynvml.nvmlSystemGetDriverVersion()
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError as error:
-        return f"unknown ({error})"
-    return version.decode() if isinstance(version, bytes) else str(version)
-
-
 def _devices() -> dict[str, Any]:
     import torch
 
+    from tinysr_kernels.launch.backend import obstacle
+
     facts: dict[str, Any] = {"cuda": torch.version.cuda or "none (CPU build)", "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
-        facts["driver"] = _driver()
+        facts["driver"] = driver_version()
         facts["cudnn"] = torch.backends.cudnn.version()
         for index in range(torch.cuda.device_count()):
             gpu = torch.cuda.get_device_properties(index)
@@ -68,6 +56,8 @@ def _devices() -> dict[str, Any]:
                 f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {gpu.multi_processor_count} SMs, "
                 f"{gpu.total_memory / 2**30:.1f} GiB"
             )
+            missing = obstacle(torch.device("cuda", index))
+            facts[f"kernels on gpu {index}"] = f"no: {missing}; PyTorch's libraries compute" if missing else "yes"
     else:
         facts["gpu"] = "none usable by torch"
     return facts
@@ -86,7 +76,7 @@ def environment() -> dict[str, Any]:
     facts |= {package: _version(package) for package in _PACKAGES}
     facts |= _devices()
     facts["package folder"] = without_home(str(Path(__file__).resolve().parents[1]))
-    facts["triton cache"] = without_home(os.environ.get("TRITON_CACHE_DIR", os.path.expanduser("~/.triton/cache")))
+    facts["triton cache"] = without_home(str(triton_cache()))
     for name in _VARIABLES:
         if name in os.environ:
             facts[name] = without_home(os.environ[name])

@@ -123,8 +123,9 @@ class Runner:
         out: receives the result. now: capture graphs at once instead of when a shape repeats. progress: called with
         (done, total) after every tile or image in one piece, on this thread; what it raises ends the call. The total
         grows where memory runs out. Raises OutOfMemory if the smallest tiles do not fit, NonFiniteOutput if the result
-        is not finite in any dtype, DeviceError if the GPU fails.
+        is not finite in any dtype, DeviceError if the GPU fails, and what `Engine.check` raises.
         """
+        self.graphs.engine.check()
         count, _, height, width = rgb.shape
         parts: list[Tensor] = []
         begin = 0
@@ -233,7 +234,7 @@ class Runner:
             result, finite = self.graphs.run(name, step, images, out=out, now=call.now, any_layout=True)
         else:
             with engine.lock:
-                result, finite = engine.launch(step, (images,))
+                result, finite = engine.launch(step, (images,), out)
         return result if out is None or result is out else out.copy_(result), finite
 
     def _compute(self, images: Tensor, part: CallPart, dtype: torch.dtype, limits: Limits) -> Outputs:

@@ -93,10 +93,11 @@ class TestAttentionKernels(KernelContract):
         for config in (None, *self.configs):
             assert self.check(case, torch.float32, config), (config, self.found)
 
-    def test_nothing_hides_an_overflow(self) -> None:
-        """An infinite key makes every row that weighs it NaN, as it does in eager."""
+    @pytest.mark.parametrize("broken", [torch.inf, torch.nan])
+    def test_nothing_hides_an_overflow(self, broken: float) -> None:
+        """An infinite key makes every row that weighs it NaN, as it does in eager; one that is NaN all of them."""
         qkv = torch.randn(1, 20, 3 * 16, generator=torch.Generator().manual_seed(0))
-        qkv[0, 3, 20] = torch.inf
+        qkv[0, 3, 20] = broken
         expected = test_attention.eager(qkv, 1, 0.25).isnan()
         assert expected.any()
         for config in (None, *self.configs):

@@ -27,14 +27,21 @@ def normed_by(norm: Any, x: Tensor, rest: Arguments) -> Tensor:
     return x if moments is None else norm(x=x, weight=weight, bias=bias, groups=groups, eps=eps, moments=moments)
 
 
-def oracle(x: Tensor, weight: Tensor, stride: int = 1, **rest: Any) -> Tensor:
+def oracle(x: Tensor, weight: Tensor, stride: int = 1, one_sided: bool = False, **rest: Any) -> Tensor:
     x = normed_by(test_group_norm.oracle, x, rest)
-    v = sum(torch.einsum("oc,nchw->nohw", weight[:, :, i, j], tap(x, i, j, stride)) for i in range(3) for j in range(3))
+    taps = [(i, j, tap(x, i + one_sided, j + one_sided, stride)) for i in range(3) for j in range(3)]
+    v = sum(torch.einsum("oc,nchw->nohw", weight[:, :, i, j], pixels) for i, j, pixels in taps)
+    if one_sided:
+        v = v[:, :, : x.shape[2] // 2, : x.shape[3] // 2]
     return epilogue(v, **rest)
 
 
-def eager(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, **rest: Any) -> Tensor:
+def eager(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, one_sided: bool = False, **rest: Any
+) -> Tensor:
     x = normed_by(test_group_norm.eager, x, rest)
+    if one_sided:
+        return eager_epilogue(F.conv2d(F.pad(x, (0, 1, 0, 1)), weight, bias, stride=stride), **rest)
     return eager_epilogue(F.conv2d(x, weight, bias, stride=stride, padding=1), **rest)
 
 
@@ -60,6 +67,9 @@ MUTANTS = {
     "no norm's bias": altered(reference, "norm_bias", torch.zeros_like),
     "one group": altered(reference, "norm_groups", lambda _: 1),
     "no eps": altered(reference, "norm_eps", lambda _: 0.0),
+    "padding on both sides": lambda **a: (
+        reference(**{**a, "x": F.pad(a["x"], (1, 0, 1, 0))[:, :, :-1, :-1]}) if "one_sided" in a else reference(**a)
+    ),
     "wrong border": lambda **a: (
         reference(**a)
         if {"residual", "shortcut", "stride", "norm_moments"} & a.keys()
@@ -86,6 +96,8 @@ MISTAKES = [
         {"norm_moments": torch.ones(2, 48), "norm_weight": torch.ones(48), "norm_bias": torch.ones(48)},
         r"norm_moments must be \[2, 2, 48\], found \[2, 48\]",
     ),
+    ({"one_sided": True}, "one_sided needs stride 2, found 1"),
+    ({"x": torch.ones(2, 48, 1, 7), "stride": 2, "one_sided": True, "residual": None}, "2 pixels per side, found"),
     ({"norm_groups": 7}, "norm_groups must divide 48 channels, found 7"),
 ]
 

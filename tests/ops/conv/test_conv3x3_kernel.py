@@ -38,6 +38,8 @@ class TestConv3x3Kernels(KernelContract):
             "(tap // KERNEL_SIZE * width + tap % KERNEL_SIZE) * CHANNELS + k",
             "(tap % KERNEL_SIZE * width + tap // KERNEL_SIZE) * CHANNELS + k",
         ),
+        "padding on both sides of rows": ("down -= PADDING", "down -= 1"),
+        "padding on both sides of columns": ("right -= PADDING", "right -= 1"),
         "no right border": ("(column + j >= 0) & (column + j < width)", "column + j >= 0"),
         "no upper border": ("(row + i >= 0) & (row + i < height)", "row + i < height"),
         "no border within a tap": ("valid = ((valid_taps >> tap) & 1) != 0", "valid = valid_taps != 0"),
@@ -150,7 +152,11 @@ class TestConv3x3MomentsKernels(KernelContract):
     kernels = conv3x3_kernel
     configs: ClassVar = TestConv3x3Kernels.configs
     mutations: ClassVar = {
-        "pixels outside counted": ("tile_moments(stored.to(tl.float32), inside)", "tile_moments(stored, lane >= 0)"),
+        "pixels outside counted": (
+            "tile_moments(stored.to(tl.float32), inside, count)",
+            "tile_moments(stored, lane >= 0, count)",
+        ),
+        "whole tiles counted": ("inside, count)", "inside, BLOCK_M * 1.0)"),
         "the first tile's place for all": ("number = tile * PHASES + phase", "number = phase"),
     }
 

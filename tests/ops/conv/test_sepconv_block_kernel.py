@@ -20,7 +20,7 @@ class TestSepconvBlockKernels(KernelContract):
     kernels = sepconv_kernel
     configs: ClassVar = test_sepconv_kernel.TestSepconvKernels.configs
     mutations: ClassVar = {
-        "a row too few": ("tl.minimum(ROWS, out_height - top)", "tl.minimum(ROWS, out_height - top - 1)"),
+        "a row too few": ("tl.minimum(rows, out_height - top)", "tl.minimum(rows, out_height - top - 1)"),
         "no last row of tiles": (
             "inside = pixel < out_height * out_width",
             "inside = pixel < (out_height - 1) * out_width",

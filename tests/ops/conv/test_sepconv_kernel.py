@@ -70,18 +70,19 @@ class TestSepconvMomentsKernels(KernelContract):
     configs: ClassVar = TestSepconvKernels.configs
     mutations: ClassVar = {
         "the last row alone": (
-            "count, mean, squares = merge_moments(count,",
-            "count, mean, squares = merge_moments(0.0 * count,",
+            "mean += delta * share",
+            "mean += delta",
         ),
         "pixels outside counted": (
-            "more, more_mean, more_squares = tile_moments(stored.to(tl.float32), inside)",
-            "more, more_mean, more_squares = tile_moments(stored, column >= 0)",
+            "row_mean, row_squares = tile_moments(stored.to(tl.float32), inside, count)",
+            "row_mean, row_squares = tile_moments(stored, column >= 0, count)",
         ),
         "pixels after the end counted": (
-            "count, mean, squares = tile_moments(stored.to(tl.float32), inside)",
-            "count, mean, squares = tile_moments(stored, pixel >= 0)",
+            "        mean, squares = tile_moments(stored.to(tl.float32), inside, count)",
+            "        mean, squares = tile_moments(stored, pixel >= 0, count)",
         ),
-        "rows not merged": ("squares + more_squares + delta * delta", "squares + more_squares + 0.0 * delta"),
+        "rows not merged": ("row_squares + delta * delta", "row_squares + 0.0 * delta"),
+        "one row's count": ("count *= steps.to(tl.float32)", "count *= 1.0"),
         "deviations from zero": ("v - mean[None, :], 0.0)", "v, 0.0)"),
         "a third of the numbers": ("sample * 3 * outputs * parts", "sample * outputs * parts"),
         "wrong channel": ("outs.to(tl.int64) * parts + part", "outs.to(tl.int64) * parts"),

@@ -23,27 +23,62 @@ def keys(t: Tensor, a: float = -0.75) -> Tensor:
     return torch.where(t <= 1, near, torch.where(t < 2, far, 0.0))
 
 
-def oracle(x: Tensor, factor: int, mul: float = 1.0, add: float = 0.0, a: float = -0.75) -> Tensor:
+def oracle(
+    x: Tensor,
+    factor: int,
+    mul: float = 1.0,
+    add: float = 0.0,
+    pillow: bool = False,
+    clamp: bool = False,
+    a: float | None = None,
+) -> Tensor:
     x = x.double()
-    rows, columns = ((torch.arange(extent * factor).double() + 0.5) / factor - 0.5 for extent in x.shape[2:])
+    a = a or (-0.5 if pillow else -0.75)
+    rows, columns = (_weights(extent, factor, a, pillow) for extent in x.shape[2:])
     out = 0.0
-    for i in range(-1, 3):
-        for j in range(-1, 3):
-            near_rows, near_columns = rows.floor() + i, columns.floor() + j
-            weight = keys(rows - near_rows, a)[:, None] * keys(columns - near_columns, a)
-            out = out + weight * gather(x, near_rows.long(), near_columns.long(), border=None)
-    return mul * out + add
+    for near_rows, across in rows:
+        for near_columns, along in columns:
+            out = out + across[:, None] * along * gather(x, near_rows, near_columns, border=None)
+    return (mul * out + add).clamp(0, 1) if clamp else mul * out + add
 
 
-def eager(x: Tensor, factor: int, mul: float = 1.0, add: float = 0.0, dtype: torch.dtype | None = None) -> Tensor:
+def _weights(extent: int, factor: int, a: float, inside: bool) -> list[tuple[Tensor, Tensor]]:
+    """The four pixels near every place of an axis, and their weights; `inside`: of those in the image alone."""
+    places = (torch.arange(extent * factor).double() + 0.5) / factor - 0.5
+    near = [places.floor() + i for i in range(-1, 3)]
+    weights = [keys(places - pixel, a) for pixel in near]
+    if inside:
+        weights = [w * (pixel >= 0) * (pixel < extent) for w, pixel in zip(weights, near, strict=True)]
+        weights = [w / sum(weights) for w in weights]
+    return [(pixel.long(), w) for pixel, w in zip(near, weights, strict=True)]
+
+
+def eager(
+    x: Tensor,
+    factor: int,
+    mul: float = 1.0,
+    add: float = 0.0,
+    dtype: torch.dtype | None = None,
+    pillow: bool = False,
+    clamp: bool = False,
+) -> Tensor:
     u = x if dtype is None else x.to(dtype)
-    return F.interpolate(u, scale_factor=factor, mode="bicubic", align_corners=False) * mul + add
+    size = (x.shape[2] * factor, x.shape[3] * factor)
+    if pillow:  # which PyTorch does not have in half precision on a CPU; elsewhere it sums in float32
+        wide = u.to(torch.promote_types(u.dtype, torch.float32))
+        y = F.interpolate(wide, size=size, mode="bicubic", antialias=True).to(u.dtype)
+    else:
+        y = F.interpolate(u, size=size, mode="bicubic", align_corners=False)
+    y = y * mul + add
+    return y.clamp(0, 1) if clamp else y
 
 
 def interpolated(mode: str, **options: bool) -> object:
     """Another interpolation in the place of the right one."""
 
-    def run(x: Tensor, factor: int, mul: float = 1.0, add: float = 0.0, dtype: torch.dtype | None = None) -> Tensor:
+    def run(
+        x: Tensor, factor: int, mul: float = 1.0, add: float = 0.0, dtype: torch.dtype | None = None, **rest: bool
+    ) -> Tensor:
         wide = x.to(dtype or x.dtype).double()
         y = F.interpolate(wide, scale_factor=factor, mode=mode, **options) * mul + add
         return y.to(dtype or x.dtype)
@@ -54,10 +89,15 @@ def interpolated(mode: str, **options: bool) -> object:
 MUTANTS = {
     "bilinear": interpolated("bilinear", align_corners=False),
     "aligned corners": interpolated("bicubic", align_corners=True),
-    "slope -0.5": lambda dtype=None, **a: oracle(**a, a=-0.5).to(dtype or a["x"].dtype),
+    "slope -0.6": lambda dtype=None, **a: oracle(**a, a=-0.6).to(dtype or a["x"].dtype),
     "no offset": altered(reference, "add", lambda _: 0.0),
     "no scale": altered(reference, "mul", lambda _: 1.0),
     "clamped": lambda **a: reference(**a).clamp(-1, 1),
+    "not clamped": altered(reference, "clamp", lambda _: False),
+    "torch's borders": lambda dtype=None, **a: oracle(
+        **{**a, "pillow": False, "a": -0.5 if "pillow" in a else None}
+    ).to(dtype or a["x"].dtype),
+    "torch's kernel": altered(reference, "pillow", lambda _: False),
     "shifted": altered(reference, "x", lambda t: t.roll(1, 3)),
     "offset scaled": lambda **a: reference(**{**a, "add": a.get("mul", 1.0) * a.get("add", 0.0)}),
 }
@@ -106,3 +146,14 @@ def test_cost_by_hand() -> None:
     x = torch.empty(2, 3, 4, 5, dtype=torch.uint8, device="meta")
     found = ResizeBicubic(x, 4, dtype=torch.float16).cost()
     assert (found.flops, found.bytes) == (18 * 1920, 120 + 2 * 1920)
+
+
+def test_pillow_itself() -> None:
+    """Pillow in its float mode, which does not clamp."""
+    image = pytest.importorskip("PIL.Image")
+    x = Draw("pillow").unit(5, 7).float()
+    large = image.fromarray(x.numpy(), mode=None).resize((28, 20), image.Resampling.BICUBIC)
+    wanted = torch.tensor([[large.getpixel((j, i)) for j in range(28)] for i in range(20)])
+    found = torch.ops.tinysr.resize_bicubic(x[None, None], 4, pillow=True)[0, 0]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    assert not torch.allclose(torch.ops.tinysr.resize_bicubic(x[None, None], 4)[0, 0], wanted, atol=1e-3)

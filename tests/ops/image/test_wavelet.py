@@ -11,11 +11,16 @@ from torch import Tensor
 from tests.ops.cases import Arguments
 from tests.ops.contract import reference_of
 from tests.ops.image.color import Both, ColorContract, flagged, unit
-from tests.ops.image.test_resize import oracle as enlarged
+from tests.ops.image.test_resize import eager as resized_eagerly
+from tests.ops.image.test_resize import oracle as resized
 from tests.ops.mathematics import altered, gather
 from tinysr_kernels.ops.image.wavelet import WaveletFix
 
 reference = reference_of("wavelet_fix")
+
+
+def enlarged(style: Tensor, factor: int, pillow: bool = True) -> Tensor:
+    return resized(style, factor, pillow=pillow)
 
 
 def blurred(t: Tensor, dilation: int) -> Tensor:
@@ -43,7 +48,7 @@ def eager(x: Tensor, style: Tensor, factor: int) -> Both:
     taps = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]], dtype=x.dtype) / 16
     kernel = taps.expand(x.shape[1], 1, 3, 3)
     u = x.clamp(0, 1)
-    large = F.interpolate(unit(style, x.dtype), scale_factor=factor, mode="bicubic", align_corners=False)
+    large = resized_eagerly(unit(style, x.dtype), factor, pillow=True)
     low = large.clamp(0, 1) - u
     for level in range(5):
         padded = F.pad(low, (2**level,) * 4, mode="replicate")

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinysr_kernels.runtime.device.engine import Outputs, Step
+from tinysr_kernels.runtime.device.engine import Outputs, Step, into_out
 from tinysr_kernels.runtime.device.graphs import Graphs
+from tinysr_kernels.runtime.device.out_of_memory import is_out_of_memory
 
 
 @dataclass(eq=False)
@@ -37,13 +38,13 @@ class Recorder:
     separate: images in host memory are not on the device and have to be copied.
     """
 
-    can_capture = True
     overlaps = True
 
     def __init__(self, separate: bool = False) -> None:
         self.separate = separate
         self.uploaded: list[Tensor] = []
         self.device = torch.device("cpu")
+        self.can_capture = True
         self.lock = threading.RLock()
         self.users: weakref.WeakSet[Graphs] = weakref.WeakSet()
         self.events: list[str] = []
@@ -56,16 +57,21 @@ class Recorder:
     def count(self, event: str) -> int:
         return self.events.count(event)
 
-    def launch(self, step: Step, inputs: Sequence[Tensor]) -> Outputs:
+    def check(self) -> None:
+        """Every call is served."""
+
+    def launch(self, step: Step, inputs: Sequence[Tensor], out: Tensor | None = None) -> Outputs:
         self.events.append("launch")
-        return step(*inputs)
+        return into_out(step(*inputs), out)
 
     def capture(self, step: Step, inputs: Sequence[Tensor]) -> Recorded:
         self.events.append("warm-up")
         step(*inputs)
         if self.failures:
             self.events.append("failed")
-            raise self.failures.pop(0)
+            error = self.failures.pop(0)
+            self.can_capture = is_out_of_memory(error)
+            raise error
         self.events.append("capture")
         own = tuple(torch.zeros_like(t) for t in inputs)
         graph = Recorded(step, own, tuple(t.clone() for t in step(*own)))

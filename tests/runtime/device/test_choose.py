@@ -18,6 +18,8 @@ WRONG = {
     "meta": "'meta' holds no data",
     "cpu:1": "'cpu:1' does not exist",
     "tpu": "'tpu' is unknown",
+    "npu": "'npu' is unknown",
+    "hip": "'hip' is not supported",
     "CUDA": "'CUDA' is unknown",
     "": "'' is unknown",
     "cuda:": "'cuda:' is unknown",
@@ -62,7 +64,7 @@ def test_gpus_that_are_there_and_that_are_not(two_gpus: None) -> None:
 
 def test_cuda_without_a_gpu(without_gpu: None) -> None:
     assert choose_device() == torch.device("cpu")
-    for device in ("cuda", "cuda:0", 0):
+    for device in ("cuda", "cuda:0", "cuda:7", 0):
         with pytest.raises(InputError, match=r"was asked for, but (this torch is a CPU build|torch finds no CUDA)"):
             choose_device(device)
 

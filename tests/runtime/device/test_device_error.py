@@ -10,6 +10,7 @@ import torch
 
 import tinysr_kernels
 from tests.files.runs import run, save
+from tests.runtime.device.fake_cuda import fake_cuda
 from tests.runtime.sample_images import FakeModel
 from tinysr_kernels import DeviceError
 from tinysr_kernels.files.batch import Settings
@@ -67,6 +68,23 @@ def test_a_call_names_it_and_does_not_try_again(monkeypatch: pytest.MonkeyPatch)
         model(torch.zeros(3, 8, 8))
     assert isinstance(caught.value.__cause__, torch.AcceleratorError)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_it_is_named_around_the_network_too(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors of a GPU surface wherever the host next waits: while the image is converted, or asked about a capture."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise torch.AcceleratorError(ILLEGAL)
+
+    with fake_cuda():
+        model = tinysr_kernels.compile("demo", dtype="float32", backend="reference", cuda_graphs=False)
+        if where == "before":
+            monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", fail)
+        else:
+            monkeypatch.setattr("tinysr_kernels.runtime.images.arrays.resample", fail)
+        with pytest.raises(DeviceError, match=r"illegal memory access was encountered; .*start it again"):
+            model(torch.zeros(3, 8, 8))
 
 
 class Lost(FakeModel):

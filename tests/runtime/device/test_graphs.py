@@ -1,32 +1,36 @@
 """Which steps are captured, replayed, evicted and launched eagerly, with a recorder in place of CUDA.
 
-The same tests also run on a GPU if there is one.
+The same tests also run on a GPU that is not there (fake_cuda), and on one if there is one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.runtime.device.fake_cuda import fake_cuda
 from tests.runtime.device.recorder import Recorder
 from tinysr_kernels.runtime.device import graphs as module
 from tinysr_kernels.runtime.device.cuda import engine_for
 from tinysr_kernels.runtime.device.engine import EagerEngine, Engine, free_graphs
 from tinysr_kernels.runtime.device.graphs import Graphs
 
-ENGINES: dict[str, Callable[[], Any]] = {"recorder": Recorder}
+ENGINES: dict[str, Callable[[], Any]] = {"recorder": Recorder, "fake": lambda: engine_for(torch.device("cuda", 0))}
 if torch.cuda.is_available():
     ENGINES["cuda"] = lambda: engine_for(torch.device("cuda", 0))
 
 
 @pytest.fixture(params=sorted(ENGINES))
-def engine(request: pytest.FixtureRequest) -> Engine:
-    return ENGINES[request.param]()
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    with fake_cuda() if request.param == "fake" else contextlib.nullcontext():
+        yield ENGINES[request.param]()
 
 
 def double(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,22 +98,67 @@ def test_the_least_recently_used_graph_is_evicted(engine: Engine) -> None:
     assert counted(graphs) == (3, 4, 1, 2)
     run(graphs, a)
     assert counted(graphs)[0] == 3  # still cached
-    for _ in range(3):
-        run(graphs, b)  # evicted once, so it is captured at its fourth call
-    assert counted(graphs)[0] == 3
+    for _ in range(20):
+        run(graphs, a)  # graphs pay again
     run(graphs, b)
+    assert counted(graphs)[0] == 3
+    run(graphs, b)  # twice since c
+    assert counted(graphs)[0] == 4
+    run(graphs, a)
     assert counted(graphs)[0] == 4
 
 
-def test_cycling_through_more_shapes_than_graphs_rarely_captures(engine: Engine) -> None:
-    graphs = Graphs(engine, 2)
-    shapes = [sized(engine, n) for n in range(1, 5)]
-    for _ in range(64):
-        for x in shapes:
-            run(graphs, x)
-    captures = counted(graphs)[0]
-    assert captures <= 4 * 6  # each shape at most log2(64) times in 64 rounds
-    assert len(graphs) <= 2
+def simulated(sizes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> Graphs:
+    """The graphs of a model after images of these (number, batch), by an engine that does nothing."""
+    engine = Recorder()
+    monkeypatch.setattr(engine, "launch", lambda step, inputs, out: inputs)
+    monkeypatch.setattr(engine, "capture", lambda step, inputs: object())
+    monkeypatch.setattr(engine, "replay", lambda graph, inputs, out: inputs)
+    monkeypatch.setattr(engine, "drop", lambda graphs: None)
+    graphs, images = Graphs(engine, 8), {size: torch.empty(size) for size in set(sizes)}
+    for size in sizes:
+        graphs.run("image", double, images[size])
+    return graphs
+
+
+def drawn(weight: Callable[[int], float]) -> list[tuple[int, int]]:
+    """2000 batches of 1, 2, 4 or 8 images of 40 sizes, the i-th size weighted so."""
+    choose = random.Random(0)
+    numbers = choose.choices(range(1, 41), [weight(i) for i in range(1, 41)], k=2000)
+    return [(number, choose.choice((1, 2, 4, 8))) for number in numbers]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "captures", "replays"),
+    [
+        ([(i % 40 + 1, 1) for i in range(2000)], 8, 300),  # in turn: the first eight stay
+        ([(i % 12 + 1, 1) for i in range(2000)], 8, 1200),
+        (drawn(lambda i: 1), 60, 90),  # 160 steps at random: hardly anything repeats
+        (drawn(lambda i: 1 / i), 100, 500),  # some sizes are common
+        (sorted(drawn(lambda i: 1)), 170, 1500),  # one size after another, in four batches each
+        ([(i % 8 + 1, 1 + i // 1000) for i in range(2000)], 16, 1900),  # eight sizes, then eight others
+        ([*drawn(lambda i: 1)[:1000], *[(50, 1)] * 1000], 40, 800),  # a folder, then a film
+    ],
+)
+def test_more_sizes_than_graphs(
+    sizes: list[tuple[int, int]], captures: int, replays: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captures cost about three eager launches each: they are few, or they are paid back."""
+    done = simulated(sizes, monkeypatch).statistics
+    assert done.captures <= captures
+    assert done.dropped == max(done.captures - 8, 0)
+    assert done.replays >= replays
+    assert done.replays >= min(3 * done.captures, 1000)
+
+
+def test_a_graph_unused_for_long_makes_room_although_graphs_do_not_pay(engine: Engine) -> None:
+    graphs = Graphs(engine, 1)
+    for n in (2, 3, 4):
+        run(graphs, sized(engine, n), now=True)
+    for calls, captured in ((2, 3), (module.STALE, 4)):
+        for _ in range(calls):
+            run(graphs, sized(engine, 5))
+        assert counted(graphs)[0] == captured
 
 
 def test_a_limit_of_zero_launches_eagerly(engine: Engine) -> None:
@@ -137,29 +186,25 @@ def test_the_counts_of_steps_are_bounded(engine: Engine, monkeypatch: pytest.Mon
     assert counted(graphs)[0] == 1
 
 
-@pytest.mark.parametrize("where", ["warm-up", "capture"])
-def test_a_failed_capture_falls_back_with_one_notice(
-    engine: Engine, where: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """CUDA refuses to capture a synchronization such as `item`."""
-    if where == "capture" and not isinstance(engine, Recorder):
-        pytest.skip("a failed capture leaves the allocator of some versions unusable (pytorch pull request 180395)")
-    graphs = Graphs(engine, 4)
-    calls = []
+def reading(fails_once: list[int]) -> Callable[[Tensor], tuple[Tensor]]:
+    """A step that CUDA refuses to capture, as it waits for a number; its first call fails where `fails_once` says."""
 
-    def reads(x: Tensor) -> tuple[Tensor]:
-        calls.append(1)
-        if where == "warm-up" and len(calls) == 1:
+    def step(x: Tensor) -> tuple[Tensor]:
+        if fails_once:
+            fails_once.pop()
             raise RuntimeError("no kernel\nand more lines")
         return (x * float(x[0].item() * 0 + 3),)
 
+    return step
+
+
+def test_a_step_that_fails_before_its_capture_is_launched_from_then_on(engine: Engine, caplog) -> None:
+    graphs = Graphs(engine, 4)
     for n in (2, 3):
-        if isinstance(engine, Recorder) and where == "capture":
-            engine.failures = [RuntimeError("operation not permitted when stream is capturing\nand more lines")]
-        calls.clear()
+        step = reading([1])
         for _ in range(3):
             x = sized(engine, n)
-            assert torch.equal(graphs.run("reads", reads, x, now=True)[0], x * 3)
+            assert torch.equal(graphs.run("reads", step, x, now=True)[0], x * 3)
     assert counted(graphs)[0] == 0
     assert graphs.statistics.fallbacks == 2
     assert len(caplog.records) == 1
@@ -168,6 +213,28 @@ def test_a_failed_capture_falls_back_with_one_notice(
     run(graphs, sized(engine, 3), now=True)  # other steps are captured
     run(graphs, sized(engine, 3))
     assert counted(graphs)[:2] == (1, 2)
+
+
+def test_a_failed_capture_ends_captures_on_the_device_but_not_the_graphs_that_are(engine: Engine, caplog) -> None:
+    if engine.device.type == "cuda" and torch.cuda.CUDAGraph.__module__.startswith("torch"):
+        pytest.skip("a failed capture leaves the allocator of some versions unusable (pytorch pull request 180395)")
+    graphs, other = Graphs(engine, 4), Graphs(engine, 4)
+    run(graphs, sized(engine, 2), now=True)
+    if isinstance(engine, Recorder):
+        engine.failures = [RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore lines")]
+    for _ in range(3):
+        x = sized(engine, 3)
+        assert torch.equal(graphs.run("reads", reading([]), x, now=True)[0], x * 3)
+    assert graphs.statistics.fallbacks == 1
+    assert len(caplog.records) == 1
+    assert "operation" in caplog.text
+    assert "more lines" not in caplog.text
+    assert counted(graphs)[0] == 1
+    for _ in range(3):
+        run(graphs, sized(engine, 2))
+        run(other, sized(engine, 5), now=True)
+    assert counted(graphs)[:2] == (1, 4)
+    assert counted(other)[:2] == (0, 0)
 
 
 def test_out_of_memory_in_a_capture_drops_the_graphs_and_retries_later(caplog) -> None:
@@ -179,10 +246,23 @@ def test_out_of_memory_in_a_capture_drops_the_graphs_and_retries_later(caplog) -
     assert counted(graphs) == (1, 1, 1, 0)
     assert graphs.statistics.fallbacks == 0
     assert caplog.text == ""
-    run(graphs, torch.rand(3))
-    assert len(graphs) == 0
+    for _ in range(3):  # twice as often as before
+        run(graphs, torch.rand(3))
+        assert len(graphs) == 0
     run(graphs, torch.rand(3))
     assert len(graphs) == 1
+    for _ in range(3):
+        run(graphs, torch.rand(2))
+        assert len(graphs) == 1
+
+
+def test_captures_that_run_out_of_memory_again_and_again_become_rare() -> None:
+    engine = Recorder()
+    graphs = Graphs(engine, 4)
+    for _ in range(200):
+        engine.failures = [torch.OutOfMemoryError("no room")]
+        run(graphs, torch.rand(3))
+    assert engine.count("failed") <= 8
 
 
 def test_out_of_memory_of_the_step_is_raised() -> None:

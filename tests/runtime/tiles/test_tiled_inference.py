@@ -13,7 +13,7 @@ from tinysr_kernels.families import FAMILIES, TinySRConfig
 from tinysr_kernels.runtime.color_fix import fix_colors
 from tinysr_kernels.runtime.tiles import tiled_inference
 from tinysr_kernels.runtime.tiles.limits import Limits
-from tinysr_kernels.runtime.tiles.tiled_inference import check_upscale, restore
+from tinysr_kernels.runtime.tiles.tiled_inference import restore, use_upscale
 
 
 def image(height: int, width: int, batch: int = 1) -> Tensor:
@@ -134,6 +134,6 @@ def test_pieces_are_the_calls_of_parts(pixel, tinysr, size: tuple[int, int]) -> 
 
 def test_a_pixel_network_has_one_factor(pixel, tinysr) -> None:
     with pytest.raises(InputError, match="enlarges by 4"):
-        check_upscale(pixel[0], 2)
+        use_upscale(pixel[0], 2)
     with pytest.raises(InputError, match="1 to 16"):
-        check_upscale(tinysr[0], 17)
+        use_upscale(tinysr[0], 17)

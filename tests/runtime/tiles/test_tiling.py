@@ -12,17 +12,13 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tinysr_kernels.nets.tiny_vae import Decoder, Encoder, halo
+from tinysr_kernels.nets.windows import batch_sizes, batched, blend_windows, gaussian_window, window_starts
 from tinysr_kernels.runtime.tiles.tiling import (
     apply_with_halo,
-    batch_sizes,
-    batched,
-    blend_windows,
-    gaussian_window,
     halo_windows,
     pad_sides,
     pad_to,
     ramp_window,
-    window_starts,
 )
 
 

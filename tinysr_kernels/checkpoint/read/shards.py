@@ -1,10 +1,12 @@
 """Weights split over several files by an index, `*.index.json`: {"weight_map": {tensor: file}, ...}.
 
-The convention is that of diffusers and transformers. A shard lies beside its index; an index never names another.
+The convention is that of diffusers and transformers; that of a variant ends in `.index.<variant>.json`. A shard lies
+beside its index; an index never names another.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tinysr_kernels.checkpoint.read.header import check_name
@@ -13,13 +15,14 @@ from tinysr_kernels.checkpoint.read.tensor_file import SUFFIXES, TensorFile, rea
 from tinysr_kernels.checkpoint.read.text import listed, quoted
 from tinysr_kernels.errors import CheckpointError
 
-INDEX_SUFFIX = ".index.json"
+VARIANT = "fp16|fp32|bf16|non_ema|ema"
+INDEX = re.compile(rf"\.index(\.({VARIANT}))?\.json$")
 SHARD_LIMIT = 10_000
 
 
 def is_index(path: Path) -> bool:
     """Whether a file is named like an index of shards."""
-    return path.name.endswith(INDEX_SUFFIX)
+    return INDEX.search(path.name) is not None
 
 
 def shard_paths(index: Path) -> dict[Path, set[str]]:

@@ -7,8 +7,10 @@ file is executed, and a pickle that asks for more than tensors is refused with t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -21,6 +23,8 @@ from tinysr_kernels.errors import CheckpointError
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
+SEVERAL = "state_dict_"
+"""What the names of several state dicts in one file begin with."""
 MAX_SHARING = 8
 """How many times a file's size its tensors may take: a weight may have two or three names, or a stride of zero."""
 
@@ -68,7 +72,10 @@ def _read_safetensors(file: MappedFile) -> TensorFile:
 
 
 def _read_pickle(file: MappedFile) -> TensorFile:
-    """A single tensor (named after the file), a state dict, or one in "state_dict"."""
+    """A single tensor (named after the file), a state dict, one in "state_dict", or several in "state_dict_<name>".
+
+    The tensors of the last are named "state_dict_<name>.<own name>".
+    """
     stored = TorchFile(file)
     content = stored.content
     if isinstance(content, StoredTensor):
@@ -79,7 +86,7 @@ def _read_pickle(file: MappedFile) -> TensorFile:
         return TensorFile(file.path, {}, {}, {file.path.stem: kind_of(content)})
     found = TensorFile(file.path, {})
     claimed = 0
-    for name, value in content.items():
+    for name, value in _items(content):
         if not isinstance(value, StoredTensor) or not isinstance(name, str):
             if isinstance(value, Inert) and value.is_tensor:
                 raise CheckpointError(f"{file.path}: {quoted(name)}: expected a plain dense tensor, found {value.kind}")
@@ -94,3 +101,12 @@ def _read_pickle(file: MappedFile) -> TensorFile:
             )
         found.tensors[name] = stored.tensor(value)
     return found
+
+
+def _items(content: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
+    """The entries of a state dict, those of one "state_dict_<name>" among them under longer names."""
+    for name, value in content.items():
+        if isinstance(value, dict) and isinstance(name, str) and name.startswith(SEVERAL):
+            yield from ((f"{name}.{own}", one) for own, one in value.items())
+        else:
+            yield name, value

@@ -22,6 +22,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 FRAMES = 60
 SUFFIX = ".segments"
 """Ends the names of work folders, which are never inputs."""
@@ -147,14 +152,12 @@ def _lock(folder: Path) -> BinaryIO | None:
     file: BinaryIO | None = None
     try:
         file = open(folder / "lock", "ab")  # noqa: SIM115  held as long as the folder is in use
-        if os.name == "nt":
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
             import msvcrt
 
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     except OSError as error:
         if file is not None and error.errno in _NO_LOCKS:
             return file

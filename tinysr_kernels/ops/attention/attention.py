@@ -99,8 +99,16 @@ class Attention(Operator):
 
     def reference(self) -> Tensor:
         """PyTorch's scaled dot product attention in float32 or wider; any floating dtype."""
+        return self._attended(compute_dtype(self.qkv.dtype))
+
+    def library(self) -> Tensor:
+        """PyTorch's scaled dot product attention in qkv's dtype."""
+        return self._attended(self.qkv.dtype)
+
+    def _attended(self, dtype: torch.dtype) -> Tensor:
+        """The result, computed in a dtype."""
         n, tokens, features = self.out_shape
-        qkv = contiguous_as(self.qkv, compute_dtype(self.qkv.dtype)).view(n, tokens, 3, self.heads, self.head_dim)
+        qkv = contiguous_as(self.qkv, dtype).view(n, tokens, 3, self.heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         return contiguous_as(out.transpose(1, 2).reshape(n, tokens, features), self.qkv.dtype)

@@ -9,6 +9,8 @@ of x (`ops/norm/group_norm.py`; norm_weight and norm_bias [C]). An implicit GEMM
 that a norm in a launch of its own is mostly faster; with few outputs each pixel is evaluated once (`conv_few.py`). The
 zero padding of one pixel follows the norm.
 
+one_sided, with stride 2 alone: the zero padding is on the right and the bottom only, so that taps read s*y+i, s*x+j.
+
 Layouts: activations [N,C,H,W] and weight [O,C,3,3], both in channels_last memory, bias [O]; shortcut [N,C1,H',W'],
 skip [N,C2,H',W'] or None, shortcut_weight [O,C1+C2]. `conv3x3_moments` also returns the channel statistics of the
 result (`ops/norm/channel_moments.py`), `conv3x3_norm` the GroupNorm of the result (`conv_norm.py`).
@@ -40,6 +42,7 @@ from tinysr_kernels.ops.conv import conv_few, implicit_gemm
 from tinysr_kernels.ops.conv.conv_norm import NormAfter
 from tinysr_kernels.ops.conv.implicit_gemm import Config, Convolution
 from tinysr_kernels.ops.layout import as_rows, dtype_name, empty_nhwc, nbytes, nhwc, widest_dtype
+from tinysr_kernels.ops.library_math import add_1x1, conv2d
 from tinysr_kernels.ops.norm.channel_moments import ChannelMoments
 from tinysr_kernels.ops.norm.group_norm import GroupNorm
 from tinysr_kernels.ops.reference_math import add_shortcut_1x1, compute_dtype, epilogue
@@ -51,7 +54,7 @@ class Conv3x3(Convolution):
     """One dense convolution; fields and mathematics as in the module's docstring."""
 
     name = "conv3x3"
-    tuned_by: ClassVar[tuple[str, ...]] = ("x", "weight", "shortcut", "skip", "stride", "norm_moments")
+    tuned_by: ClassVar[tuple[str, ...]] = ("x", "weight", "shortcut", "skip", "stride", "norm_moments", "one_sided")
 
     x: Tensor
     weight: Tensor
@@ -68,12 +71,14 @@ class Conv3x3(Convolution):
     norm_bias: Tensor | None = None
     norm_groups: int = 1
     norm_eps: float = 1e-5
+    one_sided: bool = False
 
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
         """[N,O,H',W'] of the result."""
         n, _, h, w = self.x.shape
-        return n, self.weight.shape[0], (h - 1) // self.stride + 1, (w - 1) // self.stride + 1
+        lost = 2 if self.one_sided else 1
+        return n, self.weight.shape[0], (h - lost) // self.stride + 1, (w - lost) // self.stride + 1
 
     def check(self) -> None:
         """ValueError naming the argument, what was expected and what was found."""
@@ -82,6 +87,9 @@ class Conv3x3(Convolution):
         check_rank("weight", self.weight, "O,C,3,3")
         check_shape("weight", self.weight, (self.weight.shape[0], c, 3, 3))
         check_choice("stride", self.stride, (1, 2))
+        if self.one_sided:
+            check(self.stride == 2, f"one_sided needs stride 2, found {self.stride}")
+            check(min(self.x.shape[2:]) >= 2, f"one_sided needs 2 pixels per side, found {list(self.x.shape[2:])}")
         check_epilogue(self.out_shape, self.bias, self.residual, self.activation)
         check_shortcut(self.out_shape, self.shortcut, self.skip, self.shortcut_weight)
         check_together(norm_moments=self.norm_moments, norm_weight=self.norm_weight, norm_bias=self.norm_bias)
@@ -104,9 +112,24 @@ class Conv3x3(Convolution):
         norm = self.norm_before(u)
         if norm is not None:
             u = norm.reference()
-        y = F.conv2d(u, nhwc(self.weight.to(u.dtype)), stride=self.stride, padding=1)
+        y = self._convolved(u, None)
         y = add_shortcut_1x1(y, self.shortcut, self.skip, self.shortcut_weight)
         return epilogue(y, self.bias, self.residual, self.activation, self.activate_residual, self.x.dtype)
+
+    def _convolved(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The library's convolution of x, in its dtype."""
+        weight = nhwc(self.weight.to(x.dtype))
+        if self.one_sided:
+            return conv2d(F.pad(x, (0, 1, 0, 1)), weight, bias, stride=2)
+        return conv2d(x, weight, bias, stride=self.stride, padding=1)
+
+    def library(self) -> Any:
+        """The norm, the library's convolution, a GEMM per shortcut, and the epilogue in place."""
+        norm = self.norm_before(self.x)
+        x = nhwc(self.x) if norm is None else norm.library()
+        y = nhwc(self._convolved(x, self.bias))
+        y = add_1x1(y, self.shortcut, self.skip, self.shortcut_weight)
+        return epilogue(y, None, self.residual, self.activation, self.activate_residual, x.dtype)
 
     def cost(self) -> Cost:
         """FLOPs of convolution and shortcut, 6 per element of x for a norm prologue; bytes of every tensor once."""
@@ -121,7 +144,8 @@ class Conv3x3(Convolution):
         """dtype, channels, output pixels per sample up to a power of two, stride, variant."""
         _, o, h, w = self.out_shape
         variant = ("" if self.shortcut is None else "+1x1") + ("" if self.norm_moments is None else " normed")
-        return f"{dtype_name(self.x)} {self.x.shape[1]}->{o} {next_power_of_2(h * w)} s{self.stride}{variant}"
+        side = " one-sided" if self.one_sided else ""
+        return f"{dtype_name(self.x)} {self.x.shape[1]}->{o} {next_power_of_2(h * w)} s{self.stride}{side}{variant}"
 
     def heuristic(self, gpu: Gpu) -> Any:
         """`conv_few` where it applies, else an implicit GEMM; independent of the batch size."""
@@ -149,10 +173,10 @@ class Conv3x3(Convolution):
             before = norm.plan(norm.heuristic(gpu_of(x)))
             x, steps = before.result, [*before.launches]
         arguments = {
-            "x": nhwc(x),
+            "x": nhwc(F.pad(x, (0, 1, 0, 1)) if self.one_sided else x),
             "weight": nhwc(self.weight.to(dtype)),
             "stride": self.stride,
-            "padding": 1,
+            "padding": 0 if self.one_sided else 1,
             "out": out,
         }
         steps.append(Library(implicit_gemm.convolve, arguments))

@@ -105,6 +105,11 @@ class NormAfter(Convolution):
         out = super().reference()
         return out, self.norm_after(out).reference()
 
+    def library(self) -> tuple[Tensor, Tensor]:
+        """The convolution by the library, and group_norm's library form on its result."""
+        out = super().library()
+        return out, self.norm_after(out).library()
+
     def empty(self) -> tuple[Tensor, Tensor]:
         """The convolution's result, and [N,O+C2,H,W] in channels_last memory, of x's dtype."""
         return super().empty(), empty_nhwc(self.x, self.normed_shape)

@@ -74,6 +74,7 @@ class Convolution(Operator):
     norm_bias: Tensor | None = None
     norm_groups: int = 1
     norm_eps: float = 0.0
+    one_sided: bool = False
 
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
@@ -224,6 +225,7 @@ def launches(
         "SHORTCUT_C": shortcut_c,
         "SKIP_C": skip_c,
         "STRIDE": call.stride,
+        "PADDING": 0 if call.one_sided else 1,
         "SCALE": call.scale,
         "ACTIVATION": call.activation if whole else "none",
         "ACTIVATE_RESIDUAL": whole and call.activate_residual,

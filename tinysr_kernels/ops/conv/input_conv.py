@@ -26,6 +26,7 @@ from tinysr_kernels.ops.call import Cost, Operator, register
 from tinysr_kernels.ops.checks import check, check_rank, check_shape
 from tinysr_kernels.ops.conv.kernels import input_conv as input_conv_kernel
 from tinysr_kernels.ops.layout import contiguous_as, dtype_name, empty_nhwc, nbytes, nhwc
+from tinysr_kernels.ops.library_math import conv2d
 from tinysr_kernels.ops.reference_math import compute_dtype, epilogue
 
 
@@ -83,8 +84,16 @@ class InputConv(Operator):
         else:
             u = self.x.to(self.weight.dtype).to(dtype)
         u = F.pad(u, (self.padding,) * 4, value=self.border)
-        y = F.conv2d(nhwc(u), nhwc(self.weight.to(dtype)), stride=self.stride)
+        y = conv2d(nhwc(u), nhwc(self.weight.to(dtype)), stride=self.stride)
         return epilogue(y, self.bias, None, "none", True, self.weight.dtype)
+
+    def library(self) -> Tensor:
+        """The library's convolution of the image rounded to the weight's dtype."""
+        dtype, padding = self.weight.dtype, self.padding
+        u = (self.x.float() / 255 if self.x.dtype == torch.uint8 else self.x).to(dtype)
+        if self.border != 0.0:
+            u, padding = F.pad(u, (padding,) * 4, value=self.border), 0
+        return nhwc(conv2d(nhwc(u), nhwc(self.weight), self.bias, stride=self.stride, padding=padding))
 
     def empty(self) -> Tensor:
         """[N,O,H',W'] in channels_last memory, of the weight's dtype."""

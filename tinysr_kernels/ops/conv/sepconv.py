@@ -29,6 +29,7 @@ from tinysr_kernels.ops.call import Cost, Operator, register
 from tinysr_kernels.ops.checks import check, check_choice, check_epilogue, check_rank, check_shape, check_shortcut
 from tinysr_kernels.ops.conv.kernels import sepconv as kernels
 from tinysr_kernels.ops.layout import as_rows, contiguous_as, dtype_name, empty_nhwc, nbytes, nhwc, widest_dtype
+from tinysr_kernels.ops.library_math import add_1x1, conv2d
 from tinysr_kernels.ops.norm.channel_moments import ChannelMoments, scratch
 from tinysr_kernels.ops.reference_math import add_shortcut_1x1, compute_dtype, epilogue, matmul
 
@@ -53,7 +54,9 @@ class Config:
     num_stages: int
 
 
-def sepconv_heuristic(gpu: Gpu, channels: int, out_shape: tuple[int, int, int, int], itemsize: int) -> Config:
+def sepconv_heuristic(
+    gpu: Gpu, channels: int, out_shape: tuple[int, int, int, int], itemsize: int, moments: bool = False
+) -> Config:
     """`march` where a program's channels fit the registers of its warps, several programs per multiprocessor.
 
     A thread of `march` holds 16 values of a row, in vectors of 8 channels: three float32 accumulators each, 48
@@ -77,6 +80,8 @@ def sepconv_heuristic(gpu: Gpu, channels: int, out_shape: tuple[int, int, int, i
         tile, num_warps = 1024, 8 if block_k > 64 else 4
     elif gpu.capability[0] == 9 and block_k <= 64 <= w:
         tile, num_warps, resident = 4096, 8, 2
+    elif gpu.capability[0] == 9 and block_k > 64 and moments:
+        resident = 2  # the statistics take the registers of the third
     block_m = next_power_of_2(min(tile // block_k, w), most=64)
     # One wave of programs, of few rows where the image is too small to fill it.
     across = n * cdiv(w, block_m) * cdiv(o, block_n)
@@ -147,11 +152,24 @@ class SepConv(Operator):
         if self.upsample:
             u = F.interpolate(u, scale_factor=2, mode="nearest")
         taps = contiguous_as(self.depthwise, u.dtype)[:, None]
-        d = F.conv2d(u, taps, stride=self.stride, padding=1, groups=u.shape[1])
+        d = conv2d(u, taps, stride=self.stride, padding=1, groups=u.shape[1])
         y = matmul(as_rows(nhwc(d)), contiguous_as(self.pointwise, u.dtype))
         y = y.view(d.shape[0], *d.shape[2:], -1).permute(0, 3, 1, 2)
         y = add_shortcut_1x1(y, self.shortcut, self.skip, self.shortcut_weight)
         return epilogue(y, self.bias, self.residual, self.activation, self.activate_residual, self.x.dtype)
+
+    def library(self) -> Tensor:
+        """The library's depthwise convolution, a GEMM over pixels with its bias, one per shortcut, the epilogue."""
+        x, dtype = nhwc(self.x), self.x.dtype
+        if self.upsample:
+            x = nhwc(F.interpolate(x, scale_factor=2, mode="nearest"))
+        taps = contiguous_as(self.depthwise, dtype)[:, None]
+        d = nhwc(conv2d(x, taps, stride=self.stride, padding=1, groups=x.shape[1]))
+        bias = None if self.bias is None else self.bias.to(dtype)
+        y = F.linear(as_rows(d), contiguous_as(self.pointwise, dtype), bias)
+        y = y.view(d.shape[0], *d.shape[2:], -1).permute(0, 3, 1, 2)
+        y = add_1x1(y, self.shortcut, self.skip, self.shortcut_weight)
+        return epilogue(y, None, self.residual, self.activation, self.activate_residual, dtype)
 
     def empty(self) -> Tensor:
         """[N,O,H',W'] in channels_last memory, of x's dtype."""
@@ -223,7 +241,7 @@ class SepConv(Operator):
         if config.form == "march":
             check(config.block_k >= c, f"march needs block_k of at least {c} channels, found {config.block_k}")
             programs = cdiv(h, config.rows) * cdiv(w, config.block_m)
-            kernel, arguments["ROWS"] = kernels.march, config.rows
+            kernel, arguments["rows"] = kernels.march, config.rows
         else:
             programs = cdiv(h * w, config.block_m)
             kernel, arguments["STAGES"] = kernels.tile, config.num_stages
@@ -250,13 +268,20 @@ class SepConvMoments(ChannelMoments, SepConv):
         The statistics take registers too: threads hold fewer values, for 128 channels in single precision half as
         many, and for 4 warps of up to 64 channels a quarter.
         """
-        found = sepconv_heuristic(gpu, self.x.shape[1], (1, *self.out_shape[1:]), self.x.element_size())
+        found = sepconv_heuristic(gpu, self.x.shape[1], (1, *self.out_shape[1:]), self.x.element_size(), True)
         if found.form == "march" and found.num_warps == 4 and found.block_k <= 64:
             # With few output channels, 8 warps would spill a register on sm_80 in Triton 3.6.
             few = self.x.element_size() == 2 and found.block_k == 64 and found.block_n < 64
+            if self.x.element_size() == 2 and found.block_k == 32 and gpu.arch != 100:
+                # As many values per thread as with twice the pixels and warps, which would leave 8 warps of 150
+                # registers on a multiprocessor instead of 16 of 116.
+                return replace(found, block_m=max(found.block_m // 4, 16))
             # Half the pixels of 32 channels would spill 8 bytes on sm_100 in Triton 3.6.
             part = 4 if gpu.arch == 100 and found.block_k == 32 else 2
             return replace(found, num_warps=4 if few else 8, block_m=max(found.block_m // part, 16))
+        if found.form == "march" and found.num_warps == 8 and found.block_k == 32 and found.block_n == 16:
+            # Hopper: 108 registers for 4 programs per multiprocessor; twice the size would take 133, for one.
+            return replace(found, num_warps=4, block_m=found.block_m // 2)
         if found.form == "march" and found.block_k == 128 and self.x.element_size() == 4:
             return replace(found, num_warps=16)
         return found

@@ -9,7 +9,7 @@ the channels last in memory, a pointwise one [C,C] and a bias [C] or None.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -61,11 +61,18 @@ class SepConvBlock(Operator):
 
     def reference(self) -> Tensor:
         """`sepconv`'s reference three times."""
-        first, _, _ = self.convolutions(self.x, self.x, self.x)
-        h1 = first.reference()
-        _, second, _ = self.convolutions(self.x, h1, h1)
-        _, _, third = self.convolutions(self.x, h1, second.reference())
-        return third.reference()
+        return self._in_turn(SepConv.reference)
+
+    def library(self) -> Tensor:
+        """`sepconv`'s library form three times."""
+        return self._in_turn(SepConv.library)
+
+    def _in_turn(self, compute: Callable[[SepConv], Tensor]) -> Tensor:
+        """The three calls, each on the result of the one before it."""
+        x = self.x
+        h1 = compute(self.convolutions(x, x, x)[0])
+        h2 = compute(self.convolutions(x, h1, h1)[1])
+        return compute(self.convolutions(x, h1, h2)[2])
 
     def empty(self) -> Tensor:
         """[N,C,H,W] in channels_last memory, of x's dtype."""

@@ -28,6 +28,7 @@ from tinysr_kernels.ops.conv import implicit_gemm
 from tinysr_kernels.ops.conv.conv_norm import NormAfter
 from tinysr_kernels.ops.conv.implicit_gemm import Config, Convolution
 from tinysr_kernels.ops.layout import contiguous_as, dtype_name, empty_nhwc, nbytes, nhwc, widest_dtype
+from tinysr_kernels.ops.library_math import conv2d
 from tinysr_kernels.ops.reference_math import compute_dtype, epilogue
 
 
@@ -80,13 +81,25 @@ class UpsampleConv(Convolution):
         h, w = self.x.shape[2:]
         o = self.phases.shape[1]
         # All phases in one convolution, with one row and one column more than each phase needs.
-        y = F.conv2d(u, nhwc(self.phases.to(u.dtype).flatten(0, 1)), padding=1)
+        y = conv2d(u, nhwc(self.phases.to(u.dtype).flatten(0, 1)), padding=1)
         out = empty_nhwc(u, self.out_shape)
         for a in (0, 1):
             for b in (0, 1):
                 phase = y[:, (2 * a + b) * o :][:, :o]
                 out[:, :, a::2, b::2] = phase[:, :, a : a + h, b : b + w]
         return epilogue(out, self.bias, None, self.activation, True, self.x.dtype)
+
+    def library(self) -> Any:
+        """All phases as one convolution by the library, then their interleaving."""
+        out = empty_nhwc(self.x, self.out_shape)
+        phases = nhwc(conv2d(nhwc(self.x), self._kernel(), padding=1))
+        _interleave(phases, None if self.bias is None else self.bias.to(out.dtype), self.activation, out)
+        return out
+
+    def _kernel(self) -> Tensor:
+        """The phases as one kernel [4*O,C,2,2] in channels_last memory, in x's dtype: no copy of what networks hold."""
+        _, o, c, _, _ = self.phases.shape
+        return nhwc(_channels_last(self.phases.to(self.x.dtype)).view(4 * o, 2, 2, c).permute(0, 3, 1, 2))
 
     def cost(self) -> Cost:
         """FLOPs of the four 2x2 convolutions; bytes of every tensor once."""
@@ -109,11 +122,10 @@ class UpsampleConv(Convolution):
 
     def _library(self, out: Tensor) -> tuple[Library, ...]:
         """All four phases as one convolution with 4*O outputs on one pixel more per axis, then their interleaving."""
-        n, c, h, w = self.x.shape
+        n, _, h, w = self.x.shape
         o = self.phases.shape[1]
         phases = empty_nhwc(self.x, (n, 4 * o, h + 1, w + 1))
-        kernel = nhwc(_channels_last(self.phases.to(self.x.dtype)).view(4 * o, 2, 2, c).permute(0, 3, 1, 2))
-        arguments = {"x": nhwc(self.x), "weight": kernel, "stride": 1, "padding": 1, "out": phases}
+        arguments = {"x": nhwc(self.x), "weight": self._kernel(), "stride": 1, "padding": 1, "out": phases}
         step = {
             "scratch_phases": phases,
             "bias": contiguous_as(self.bias),

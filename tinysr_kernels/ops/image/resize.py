@@ -1,7 +1,9 @@
-"""resize_bicubic: enlargement by a whole factor with the Keys kernel, as in torch's bicubic interpolation.
+"""resize_bicubic: enlargement by a whole factor with the Keys kernel, as in torch's bicubic interpolation or Pillow's.
 
-    out = mul * bicubic(x) + add          a = -0.75, half-pixel centers (align_corners False), no antialias, no clamp,
-                                          replicate padding
+    out = mul * bicubic(x) + add          half-pixel centers (align_corners False); with clamp, clamped to [0,1]
+
+torch: a = -0.75, border pixels repeated. pillow, torch's `antialias=True` as well: a = -0.5, pixels outside the image
+left out and the weights of the others scaled to a sum of one.
 
 Layouts: x [N,C,H,W] of any floating dtype or uint8 (then mul usually includes the 1/255) and of any strides,
 out [N,C,H*factor,W*factor] channels_last.
@@ -54,6 +56,8 @@ class ResizeBicubic(Operator):
     mul: float = 1.0
     add: float = 0.0
     dtype: torch.dtype | None = None
+    pillow: bool = False
+    clamp: bool = False
 
     @property
     def out_dtype(self) -> torch.dtype:
@@ -77,8 +81,9 @@ class ResizeBicubic(Operator):
     def reference(self) -> Tensor:
         """torch's own bicubic interpolation in float32 or wider."""
         u = nhwc(self.x.to(compute_dtype(torch.promote_types(self.out_dtype, self.x.dtype))))
-        y = F.interpolate(u, size=self.out_shape[2:], mode="bicubic", align_corners=False)
-        return nhwc((y * self.mul + self.add).to(self.out_dtype))
+        y = F.interpolate(u, size=self.out_shape[2:], mode="bicubic", align_corners=False, antialias=self.pillow)
+        y = y * self.mul + self.add
+        return nhwc((y.clamp(0, 1) if self.clamp else y).to(self.out_dtype))
 
     def empty(self) -> Tensor:
         """[N,C,H*factor,W*factor] in channels_last memory, of `out_dtype`."""
@@ -135,6 +140,8 @@ class ResizeBicubic(Operator):
             "base_channel_stride": strides[1],
             "base_row_stride": strides[2],
             "base_column_stride": strides[3],
+            "PILLOW": self.pillow,
+            "CLAMP": self.clamp,
             "FACTOR": self.factor,
             "BLOCK_N": config.block_n,
             "BLOCK_M": config.block_m,

@@ -51,6 +51,10 @@ class TanhScaled(Operator):
         """Plain PyTorch, in float32 or wider; any floating dtype."""
         return nhwc(torch.tanh(nhwc(self.z).to(compute_dtype(self.z.dtype)) * self.gain).to(self.z.dtype))
 
+    def library(self) -> Tensor:
+        """PyTorch's tanh in z's dtype."""
+        return nhwc(self.z).mul(self.gain).tanh_()
+
     def empty(self) -> Tensor:
         """[N,C,H,W] in channels_last memory, of z's dtype."""
         return empty_nhwc(self.z, tuple(self.z.shape))

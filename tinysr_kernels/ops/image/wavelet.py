@@ -2,9 +2,9 @@
 
     out = clamp(u + L(bicubic(style) - u), 0, 1)
 
-u and the bicubic enlargement are clamped to [0,1]. L: five blurs in sequence with [1,2,1]x[1,2,1]/16 dilated by 2^i,
-i = 0..4, replicate padding. The high bands of a five-level decomposition telescope, so this equals x's high bands over
-style's lowest band at the cost of one blur chain.
+u and the bicubic enlargement, Pillow's (`resize.py`), are clamped to [0,1]. L: five blurs in sequence with
+[1,2,1]x[1,2,1]/16 dilated by 2^i, i = 0..4, replicate padding. The high bands of a five-level decomposition telescope,
+so this equals x's high bands over style's lowest band at the cost of one blur chain.
 
 Also returns flags [N,H] that are True where all of a row of x was finite. Layouts as in `ops/image/color.py`:
 x [N,C,H,W], style [N,C,h,w] with H = factor * h and W = factor * w.
@@ -28,6 +28,7 @@ from tinysr_kernels.ops.image.color import ColorFix, in_unit_range, is_dense, is
 from tinysr_kernels.ops.image.kernels import wavelet as kernels
 from tinysr_kernels.ops.image.resize import ResizeBicubic
 from tinysr_kernels.ops.layout import empty_nhwc
+from tinysr_kernels.ops.library_math import conv2d
 from tinysr_kernels.ops.reference_math import compute_dtype
 
 LEVELS = 5
@@ -72,7 +73,7 @@ class WaveletFix(ColorFix):
         u = self.x.to(compute_dtype(torch.promote_types(self.x.dtype, self.style.dtype)))
         finite = is_finite(u, (1, 3))
         u = u.clamp(0, 1)
-        low = ResizeBicubic(in_unit_range(self.style, u.dtype), self.factor).reference().clamp(0, 1) - u
+        low = ResizeBicubic(in_unit_range(self.style, u.dtype), self.factor, pillow=True).reference().clamp(0, 1) - u
         # Made on the device: a copy from the host cannot be captured in a CUDA graph.
         taps = 0.5 - 0.25 * torch.arange(-1, 2, dtype=u.dtype, device=u.device).abs()
         for level in range(LEVELS):
@@ -93,7 +94,8 @@ class WaveletFix(ColorFix):
         n, c, h, w = x.shape
         out, finite = self.empty()
         bands = [empty_nhwc(x, tuple(x.shape), torch.float32) for _ in range(2)]
-        enlarge = ResizeBicubic(self.style, self.factor, 1 / 255 if self.style.dtype == torch.uint8 else 1.0)
+        mul = 1 / 255 if self.style.dtype == torch.uint8 else 1.0
+        enlarge = ResizeBicubic(self.style, self.factor, mul, pillow=True)
         launches = [enlarge.launch(enlarge.default_config(), bands[0], base=x)]
         for level in range(LEVELS):
             last = level == LEVELS - 1
@@ -127,5 +129,5 @@ def _blur(x: Tensor, taps: Tensor, dilation: int) -> Tensor:
     row = taps.view(1, 1, 1, 3).expand(c, 1, 1, 3)
     column = taps.view(1, 1, 3, 1).expand(c, 1, 3, 1)
     x = F.pad(x, (dilation,) * 4, mode="replicate")
-    x = F.conv2d(x, row, groups=c, dilation=dilation)
-    return F.conv2d(x, column, groups=c, dilation=dilation)
+    x = conv2d(x, row, groups=c, dilation=dilation)
+    return conv2d(x, column, groups=c, dilation=dilation)

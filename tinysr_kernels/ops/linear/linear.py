@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
@@ -136,6 +137,23 @@ class Linear(Operator):
         if self.residual is not None:
             v += self.residual.to(v.dtype)
         return contiguous_as(v, self.x.dtype)
+
+    def library(self) -> Tensor:
+        """The cuBLASLt backend's calls after a LayerNorm of x itself, if there is one."""
+        x, dtype = contiguous_as(self.x), self.x.dtype
+        out = self.x.new_empty(self.out_shape)
+        cublaslt.linear(
+            x if self.row_moments is None else F.layer_norm(x, x.shape[-1:], eps=self.eps),
+            contiguous_as(self.weight, dtype),
+            contiguous_as(self.x2, dtype),
+            contiguous_as(self.weight2, dtype),
+            self.bias,
+            contiguous_as(self.residual),
+            contiguous_as(self.gate, dtype),
+            out,
+            self.activation,
+        )
+        return out
 
     def _accumulators(self, dtype: torch.dtype) -> Tensor:
         """v [...,O] in this dtype."""

@@ -144,6 +144,16 @@ class LinearFp8(Fp8Matmul):
             v = v + self.residual.to(v.dtype)
         return contiguous_as(v, self.dtype)
 
+    def library(self) -> Tensor:
+        """The matmul of the dequantized operands in `dtype`. Sums of e4m3's own 448 would overflow float16."""
+        dtype = self.dtype
+        x = dequantized(contiguous_as(self.x), self.x_scale, dtype)
+        weight = dequantized(contiguous_as(self.weight), self.weight_scale[:, None], dtype)
+        v = F.linear(x, weight, contiguous_as(self.bias, dtype))
+        if self.activation == "gelu_tanh":
+            torch.ops.aten.gelu_(v, approximate="tanh")
+        return v if self.residual is None else v.add_(self.residual.to(dtype))
+
     def empty(self) -> Tensor:
         """[...,O], contiguous, in `dtype`."""
         return self.x.new_empty(self.out_shape, dtype=self.dtype)

@@ -13,7 +13,6 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
@@ -21,6 +20,7 @@ from tinysr_kernels.launch.plan import Launch, Plan, cdiv, next_power_of_2
 from tinysr_kernels.ops.call import Cost, Operator, register
 from tinysr_kernels.ops.checks import check, check_rank, check_shape
 from tinysr_kernels.ops.layout import contiguous_as, dtype_name, nbytes, nhwc, widest_dtype
+from tinysr_kernels.ops.library_math import conv2d
 from tinysr_kernels.ops.linear.kernels import linear as linear_kernel
 from tinysr_kernels.ops.norm.row_moments import PART, RowMoments, out_moments
 from tinysr_kernels.ops.reference_math import compute_dtype
@@ -67,8 +67,14 @@ class PatchEmbed(Operator):
     def reference(self) -> Tensor:
         """Plain PyTorch, in float32 or wider; any floating dtype, the result has z's."""
         dtype = compute_dtype(self.z.dtype)
-        patches = F.conv2d(contiguous_as(self.z, dtype), contiguous_as(self.weight, dtype), stride=self.weight.shape[2])
+        patches = conv2d(contiguous_as(self.z, dtype), contiguous_as(self.weight, dtype), stride=self.weight.shape[2])
         return contiguous_as(patches.flatten(2).transpose(1, 2) + self.table.to(dtype), self.z.dtype)
+
+    def library(self) -> Tensor:
+        """The library's convolution, then the table added in place."""
+        z = nhwc(self.z)
+        patches = nhwc(conv2d(z, nhwc(self.weight.to(z.dtype)), stride=self.weight.shape[2]))
+        return contiguous_as(patches.flatten(2).transpose(1, 2).add_(self.table))
 
     def empty(self) -> Tensor:
         """[N,h*w,D], contiguous, of z's dtype."""

@@ -14,6 +14,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
@@ -72,7 +73,15 @@ class UnpatchifySubtract(Operator):
     def reference(self) -> Tensor:
         """Plain PyTorch, in float32 or wider; any floating dtype, the result has z's."""
         dtype = compute_dtype(self.t.dtype)
-        projection = Linear(
+        return self._subtracted(self._projection(dtype).reference(), dtype)
+
+    def library(self) -> Tensor:
+        """linear's library form, subtracted in z's dtype."""
+        return self._subtracted(self._projection(self.t.dtype).library(), self.z.dtype)
+
+    def _projection(self, dtype: torch.dtype) -> Linear:
+        """The matmul in a dtype."""
+        return Linear(
             self.t.to(dtype),
             self.weight.to(dtype),
             self.bias,
@@ -80,9 +89,12 @@ class UnpatchifySubtract(Operator):
             weight_sums=self.weight_sums,
             eps=self.eps,
         )
+
+    def _subtracted(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        """z - image, computed in a dtype; the image's patches are the tokens [N,h*w,p*p*C]."""
         n, c, h, w = self.z.shape
         p = self.patch_size
-        patches = projection.reference().view(n, h // p, w // p, p, p, c)
+        patches = tokens.view(n, h // p, w // p, p, p, c)
         image = patches.permute(0, 5, 1, 3, 2, 4).reshape(n, c, h, w)
         return nhwc((self.z.to(dtype) - image).to(self.z.dtype))
 

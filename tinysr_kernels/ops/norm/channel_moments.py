@@ -18,6 +18,7 @@ from torch import Tensor
 from tinysr_kernels.launch.plan import Launch, Plan, cdiv, next_power_of_2
 from tinysr_kernels.ops.call import Cost, Operator
 from tinysr_kernels.ops.layout import nbytes, nhwc
+from tinysr_kernels.ops.library_math import narrow
 from tinysr_kernels.ops.norm.kernels import channel_moments as moments_kernel
 from tinysr_kernels.ops.reference_math import compute_dtype
 
@@ -42,6 +43,19 @@ def channel_moments_of(out: Tensor) -> Tensor:
     mean = (means * counts).sum(1, keepdim=True) / pixels.shape[1]
     square = squares.sum(1) + ((means - mean).square() * counts).sum(1)
     return torch.stack([mean[:, 0], square / pixels.shape[1]], 1)
+
+
+def library_moments_of(out: Tensor) -> Tensor:
+    """The same by the statistics pass of PyTorch's batch norm, which needs no float32 copy of an image in 16 bits."""
+    if not narrow(out):
+        return channel_moments_of(out)
+    if out.is_meta:  # PyTorch has no meta form of it; one operation stands for it in a trace
+        return out.flatten(2).mean(2, dtype=torch.float32)[:, None].expand(-1, 2, -1)
+    mean = variance = None
+    if out.device.type == "cpu":  # float32 running statistics, ignored else, make the results float32, as on a GPU
+        mean, variance = (out.new_ones(out.shape[1], dtype=torch.float32) for _ in range(2))
+    samples = [torch.stack(torch.batch_norm_update_stats(sample, mean, variance, 0.0)) for sample in nhwc(out).split(1)]
+    return samples[0][None] if len(samples) == 1 else torch.stack(samples)
 
 
 def scratch(out: Tensor, parts: int) -> Tensor:
@@ -72,7 +86,8 @@ def launch_merge(parts: Tensor, mean: Tensor, variance: Tensor) -> Launch:
         "stride": mean.stride(0),
         "channels": channels,
         "parts": count,
-        "BLOCK_PARTS": next_power_of_2(count, least=32, most=512),
+        # Two sizes, for the number of parts is the image's: one or four per thread.
+        "BLOCK_PARTS": 128 if count <= 128 else 512,
     }
     return Launch(moments_kernel.merge, (channels, n), arguments, 4, 1)
 
@@ -107,6 +122,11 @@ class ChannelMoments(Operator):
         """The convolution's reference, and `channel_moments_of` its result."""
         out = super().reference()
         return out, channel_moments_of(out)
+
+    def library(self) -> Any:
+        """The convolution by the library, and the statistics of its result; networks do not ask for them then."""
+        out = super().library()
+        return out, library_moments_of(out)
 
     def empty(self) -> Any:
         """The convolution's result, and [N,2,O] in float32 or wider."""

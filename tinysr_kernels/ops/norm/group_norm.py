@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tinysr_kernels.launch.device import Gpu
@@ -24,7 +25,8 @@ from tinysr_kernels.launch.plan import Launch, Plan, cdiv, next_power_of_2, prog
 from tinysr_kernels.ops.call import Cost, Operator, register
 from tinysr_kernels.ops.checks import check, check_rank, check_shape
 from tinysr_kernels.ops.layout import contiguous_as, dtype_name, empty_nhwc, nbytes, nhwc
-from tinysr_kernels.ops.norm.channel_moments import CACHED, channel_moments_of
+from tinysr_kernels.ops.library_math import narrow
+from tinysr_kernels.ops.norm.channel_moments import CACHED, channel_moments_of, library_moments_of
 from tinysr_kernels.ops.norm.kernels import group_norm as kernels
 from tinysr_kernels.ops.reference_math import activate, compute_dtype
 
@@ -125,11 +127,9 @@ class GroupNorm(Operator):
         if self.moments is None:  # of a large image, which is not copied twice for that
             moments = torch.cat([channel_moments_of(image) for image in images], 2)
         else:
-            moments = self.moments if self.skip_moments is None else torch.cat([self.moments, self.skip_moments], 2)
-        means, variances = contiguous_as(moments, dtype).view(n, 2, self.groups, self.group_size).unbind(1)
-        mean = means.mean(2, keepdim=True)
-        variance = (variances + (means - mean).square()).mean(2, keepdim=True)
-        mean, rstd = (t.expand(means.shape).reshape(n, c, 1, 1) for t in (mean, (variance + self.eps).rsqrt()))
+            moments = self._given_moments()
+        mean, variance = (t.view(n, c, 1, 1) for t in self._of_groups(moments, dtype))
+        rstd = (variance + self.eps).rsqrt()
         y = empty_nhwc(self.x, (n, c, h, w), dtype)
         begin = 0
         for image in images:
@@ -138,6 +138,35 @@ class GroupNorm(Operator):
             begin = own.stop
         torch.addcmul(bias.view(-1, 1, 1), y, rstd * weight.view(-1, 1, 1), out=y)
         return self._finish(y)
+
+    def library(self) -> Tensor:
+        """In 16 bits by the two passes of PyTorch's batch norm: statistics, and an affine map per channel.
+
+        They keep channels_last memory, where PyTorch's group_norm copies an image to planes and back on a GPU, and
+        cancels in its variance on a CPU. Float32 is the reference's.
+        """
+        if not narrow(self.x):
+            return self.reference()
+        image = nhwc(self.x if self.skip is None else torch.cat([self.x, self.skip], 1))
+        moments = library_moments_of(image) if self.moments is None else self._given_moments()
+        affine = (self.weight.float(), self.bias.float())
+        normed = [
+            F.batch_norm(sample, mean, variance, *affine, eps=self.eps)
+            for sample, mean, variance in zip(image.split(1), *self._of_groups(moments, torch.float32), strict=True)
+        ]
+        return self._finish(normed[0] if len(normed) == 1 else torch.cat(normed))
+
+    def _given_moments(self) -> Tensor:
+        """The statistics among the arguments, [N,2,C1+C2]."""
+        return torch.cat([t for t in (self.moments, self.skip_moments) if t is not None], 2)
+
+    def _of_groups(self, moments: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the group of every channel, each [N,C1+C2], from those of the channels."""
+        n, _, c = moments.shape
+        means, variances = contiguous_as(moments, dtype).view(n, 2, self.groups, self.group_size).unbind(1)
+        between, mean = torch.var_mean(means, 2, correction=0, keepdim=True)
+        variance = variances.mean(2, keepdim=True) + between
+        return mean.expand(means.shape).reshape(n, c), variance.expand(means.shape).reshape(n, c)
 
     def _finish(self, y: Tensor) -> Tensor:
         """The activation, then one rounding."""

@@ -54,6 +54,10 @@ class LayerNorm(Operator):
         x = contiguous_as(self.x, compute_dtype(self.x.dtype))
         return contiguous_as(F.layer_norm(x, x.shape[-1:], eps=self.eps), self.x.dtype)
 
+    def library(self) -> Tensor:
+        """PyTorch's layer_norm in x's dtype, whose statistics are float32."""
+        return contiguous_as(F.layer_norm(contiguous_as(self.x), self.x.shape[-1:], eps=self.eps))
+
     def empty(self) -> Tensor:
         """[...,D], contiguous, of x's dtype."""
         return torch.empty_like(self.x, memory_format=torch.contiguous_format)

@@ -124,6 +124,11 @@ class RowMoments(Operator):
         out = super().reference()
         return out, row_moments_of(out)
 
+    def library(self) -> Any:
+        """The matmul by the library, and `row_moments_of` its result; networks do not ask for them then."""
+        out = super().library()
+        return out, row_moments_of(out)
+
     def empty(self) -> Any:
         """The matmul's result, and [...,2,ceil(F/32)] in float32 or wider."""
         out: Tensor = super().empty()

@@ -7,11 +7,17 @@ whoever works on many images ends there instead of failing each of them.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from tinysr_kernels.errors import DeviceError
+from tinysr_kernels.errors import DeviceError, TinySRError
 
+FORKED = (
+    "a GPU cannot be used in a process that was forked after CUDA was initialized; start processes with "
+    "multiprocessing.get_context('spawn'), or compile the model in the child alone"
+)
 _MESSAGES = re.compile(
     r"CUDA error: |CUDA driver error: |Triton Error \[CUDA\]: "
     r"|CU(DNN|BLAS)_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR)"
@@ -32,11 +38,25 @@ _OTHERWISE = (
 
 
 def device_error(error: BaseException) -> DeviceError | None:
-    """The error to raise for one of a GPU or its driver, None for any other. Not for out-of-memory."""
-    if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):
+    """The error to raise for one of a GPU or its driver, None for any other. Not for out-of-memory, nor for ours."""
+    if isinstance(error, torch.OutOfMemoryError | TinySRError) or not isinstance(error, RuntimeError):
         return None
     text = str(error).strip().partition("\n")[0]
+    if "forked subprocess" in text:
+        return DeviceError(FORKED)
     if "out of memory" in text or not (isinstance(error, torch.AcceleratorError) or _MESSAGES.search(text)):
         return None
     remedy = next((remedy for words, remedy in _REMEDIES if re.search(words, text, re.IGNORECASE)), _OTHERWISE)
     return DeviceError(f"{text}; {remedy}")
+
+
+@contextmanager
+def typed_device_error() -> Iterator[None]:
+    """Turn errors of a GPU or its driver inside the block into DeviceError."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = device_error(error)
+        if lost is None:
+            raise
+        raise lost from error

@@ -30,8 +30,8 @@ class Engine(Protocol):
     """A device as the runtime uses it. Hold `lock` to call `launch`, `capture`, `replay`, `drop` and `trim`.
 
     Work is stream-ordered with what the calling thread enqueued before and enqueues afterwards. can_capture: whether
-    the device supports graphs. overlaps: whether copies of one thread overlap the work of another. users: the graph
-    holders.
+    steps can be captured, which a failed capture ends for the device. overlaps: whether copies of one thread overlap
+    the work of another. users: the graph holders.
     """
 
     device: torch.device
@@ -43,8 +43,13 @@ class Engine(Protocol):
     def lock(self) -> AbstractContextManager[Any]:
         """The lock of the device. Reentrant, because a step may run other steps."""
 
-    def launch(self, step: Step, inputs: Sequence[Tensor]) -> Outputs:
-        """Launch the work of the step eagerly."""
+    def check(self) -> None:
+        """Refuse a call before it touches the device: InputError while the caller captures a CUDA graph, DeviceError
+        in a process forked after the device was used. Takes no lock, which a fork may have left held.
+        """
+
+    def launch(self, step: Step, inputs: Sequence[Tensor], out: Tensor | None = None) -> Outputs:
+        """Launch the work of the step eagerly. out: receives the first output."""
 
     def capture(self, step: Step, inputs: Sequence[Tensor]) -> Any:
         """Run the step once as warm-up, then capture it on static inputs. Raises RuntimeError if capture fails."""
@@ -74,6 +79,12 @@ class Engine(Protocol):
         """Wrap a function for other threads, so that its work is stream-ordered with what this thread enqueued."""
 
 
+def into_out(outputs: Outputs, out: Tensor | None) -> Outputs:
+    """The outputs, the first copied to `out` if given."""
+    first, *rest = outputs
+    return outputs if out is None or first is out else (out.copy_(first), *rest)
+
+
 class EagerEngine:
     """The engine of devices without streams and graphs (CPU, meta): work runs synchronously."""
 
@@ -85,8 +96,11 @@ class EagerEngine:
         self.lock: AbstractContextManager[Any] = contextlib.nullcontext()
         self.users: weakref.WeakSet[GraphHolder] = weakref.WeakSet()
 
-    def launch(self, step: Step, inputs: Sequence[Tensor]) -> Outputs:
-        return step(*inputs)
+    def check(self) -> None:
+        """No-op: nothing is captured, and a forked process may go on."""
+
+    def launch(self, step: Step, inputs: Sequence[Tensor], out: Tensor | None = None) -> Outputs:
+        return into_out(step(*inputs), out)
 
     def capture(self, step: Step, inputs: Sequence[Tensor]) -> Any:
         raise RuntimeError(f"{self.device} does not support CUDA graphs")

@@ -3,8 +3,10 @@
 A step is a function of tensors whose shapes repeat from call to call: an image of one size from input to output, or the
 network on a tile. It launches work without synchronizing. The first call of a step launches eagerly and the second one
 captures it, so that sizes that occur once cost no capture; later calls replay. The cache holds at most `limit` graphs.
-A step whose graph was evicted must occur twice as often before it is captured again, so that cycling through more
-sizes than graphs costs little more than eager launches.
+
+Where it is full, a graph makes room only for a step that has been called twice since that graph was last used, and only
+while graphs pay: a capture costs about three eager launches. So more sizes than graphs, in turn or at random, keep the
+graphs that there are; a change from some sizes to others replaces them.
 """
 
 from __future__ import annotations
@@ -25,14 +27,22 @@ MAX_COUNTED_STEPS = 256
 """Steps whose calls are counted; beyond that, the least recently used are forgotten."""
 FIRST_CAPTURE = 2
 """A new step is captured at this call."""
+PAYS = 8
+"""Replays for each graph that was evicted, below which no graph is evicted that may be used again."""
+STALE = 200
+"""A graph that was not used in so many calls of any step is not expected to be used again."""
 
 
 @dataclass
 class _Count:
-    """calls: of a step since it was last captured or evicted. capture_at: the number of calls that triggers capture."""
+    """calls: of a step since it was last captured or dropped. capture_at: the number of calls that triggers capture.
+
+    last: when it was last called, in calls of all steps.
+    """
 
     calls: int = 0
     capture_at: float = FIRST_CAPTURE
+    last: int = 0
 
 
 @dataclass
@@ -61,6 +71,7 @@ class Graphs:
 
     def __post_init__(self) -> None:
         self._held: OrderedDict[Key, Any] = OrderedDict()
+        self._calls = 0
         self._counts: OrderedDict[Key, _Count] = OrderedDict()
         self._capturing = False
         with self.engine.lock:
@@ -93,34 +104,49 @@ class Graphs:
                 self.statistics.replays += 1
                 return self.engine.replay(graph, inputs, out)
             try:
-                first, *rest = self.engine.launch(step, inputs)
+                return self.engine.launch(step, inputs, out)
             except Exception as error:
-                if is_out_of_memory(error):  # do not count a failed call
-                    self._counts.pop(key, None)
+                if is_out_of_memory(error) and key in self._counts:  # do not count a failed call
+                    self._counts[key].calls -= 1
                 raise
-            return (first if out is None else out.copy_(first), *rest)
 
     def clear(self) -> None:
-        """Drop all graphs. Steps are captured again once they have occurred often enough."""
+        """Drop all graphs, because memory is short. Their steps must occur twice as often to be captured again."""
         with self.engine.lock:
             for key in list(self._held):
-                self._drop(key)
+                self._drop(key).capture_at *= 2
 
     def _graph(self, key: Key, step: Step, inputs: Sequence[Tensor], now: bool) -> Any:
         """The graph of the step, captured now if it is due, or None."""
-        if not self.limit or not self.engine.can_capture:
+        if not self.limit:
             return None
+        self._calls += 1
+        count = self._count(key)
+        before, count.last = count.last, self._calls
         if key in self._held:
             self._held.move_to_end(key)
             return self._held[key]
+        if not self.engine.can_capture or count.capture_at == math.inf:
+            return None
+        count.calls += 1
+        if not now and (count.calls < count.capture_at or not self._has_room(before)):
+            return None
+        return self._capture(key, count, step, inputs)
+
+    def _count(self, key: Key) -> _Count:
         count = self._counts.setdefault(key, _Count())
         self._counts.move_to_end(key)
         while len(self._counts) > MAX_COUNTED_STEPS:
             self._counts.popitem(last=False)
-        count.calls += 1
-        if count.calls < count.capture_at and not (now and count.capture_at < math.inf):
-            return None
-        return self._capture(key, count, step, inputs)
+        return count
+
+    def _has_room(self, before: int) -> bool:
+        """Whether a step may be captured whose previous call was that one."""
+        if len(self._held) < self.limit:
+            return True
+        oldest = self._counts.get(next(iter(self._held)), _Count()).last
+        pays = self.statistics.replays >= PAYS * self.statistics.dropped
+        return before > oldest and (pays or self._calls - oldest > STALE)
 
     def _capture(self, key: Key, count: _Count, step: Step, inputs: Sequence[Tensor]) -> Any:
         while len(self._held) >= self.limit:
@@ -132,7 +158,7 @@ class Graphs:
             if is_out_of_memory(error):
                 # An eager launch may fit into the memory that the graphs held. Retry the capture later.
                 self.clear()
-                count.calls = 0
+                count.calls, count.capture_at = 0, 2 * count.capture_at
                 return None
             count.capture_at = math.inf
             self.statistics.fallbacks += 1
@@ -145,11 +171,12 @@ class Graphs:
         self.statistics.captures += 1
         return self._held[key]
 
-    def _drop(self, key: Key) -> None:
+    def _drop(self, key: Key) -> _Count:
         self.engine.drop([self._held.pop(key)])
         self.statistics.dropped += 1
         count = self._counts.setdefault(key, _Count())
-        count.calls, count.capture_at = 0, 2 * count.capture_at
+        count.calls = 0
+        return count
 
 
 def _key(name: Hashable, inputs: Sequence[Tensor], any_layout: bool) -> Key:

@@ -19,6 +19,9 @@ from tinysr_kernels.runtime.device.out_of_memory import shortage
 
 BATCH_PIXELS = 1 << 20
 """Low-resolution pixels of a batch that run together; a larger batch runs in parts, with the same results."""
+BATCH_IMAGES = 1024
+"""Images that run together, however small: kernels with a program per sample in the second or third dimension of their
+grid have 65535 programs there, several a sample in some."""
 VAE_CORE = 128
 """Latent pixels per side that a tile of the tiny VAE adds to the result; with a halo of 20 it reads 168 a side, 1.72
 times as many, and images of up to 168 latent pixels a side run whole."""
@@ -75,7 +78,7 @@ class Limits:
 
     def images(self, pixels: int) -> int:
         """How many images of so many pixels run together."""
-        return max(min(self.batch_pixels, self.pixels) // pixels, 1)
+        return min(max(min(self.batch_pixels, self.pixels) // pixels, 1), BATCH_IMAGES)
 
     def tile_side(self, height: int, width: int) -> int:
         """Side of a UNet's tiles for images [N,3,H,W]: at least the longer side for one that runs whole."""

@@ -11,18 +11,10 @@ from torch import Tensor, nn
 
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.nets import LatentNetwork, Network, PixelNetwork, resize
+from tinysr_kernels.nets.windows import blend_windows, window_starts, window_weights
 from tinysr_kernels.runtime.device.out_of_memory import is_out_of_memory
 from tinysr_kernels.runtime.tiles.limits import Limits
-from tinysr_kernels.runtime.tiles.tiling import (
-    apply_with_halo,
-    blend_windows,
-    gaussian_window,
-    halo_windows,
-    pad_sides,
-    pad_to,
-    ramp_window,
-    window_starts,
-)
+from tinysr_kernels.runtime.tiles.tiling import apply_with_halo, halo_windows, pad_sides, pad_to, ramp_window
 
 TILE_OVERLAP = 1 / 8
 """Share of a UNet tile's side that it has in common with its neighbor."""
@@ -56,7 +48,8 @@ def restore(
     An image that lies on another device than the network (a large one in host memory) travels tile by tile, so that
     the memory taken on the network's device does not grow with it. call: runs a part, by default that of `network`.
     dtype: what a LatentNetwork receives, by default lr's own, or float32; a PixelNetwork receives what lr is, or of
-    uint8 that has to be padded this dtype. Raises PartOutOfMemory where a part runs out of memory.
+    uint8 that has to be padded this dtype or float32 if that is wider. Raises PartOutOfMemory where a part runs out of
+    memory.
     """
     dtype = dtype or (lr.dtype if lr.is_floating_point() else torch.float32)
     away = next(network.buffers()).device
@@ -81,10 +74,10 @@ def restore(
 Visit = Callable[[str, bool], Callable[[Tensor], Tensor]]
 
 
-def check_upscale(network: Network, upscale: int) -> None:
-    """Raise InputError when the network cannot enlarge by this factor."""
+def use_upscale(network: Network, upscale: int) -> None:
+    """Let the network enlarge by this factor; InputError where it cannot."""
     if isinstance(network, PixelNetwork):
-        if upscale != network.upscale:
+        if not network.set_upscale(upscale):
             raise InputError(f"this checkpoint enlarges by {network.upscale}, found upscale={upscale}")
     elif not 1 <= upscale <= 16:
         raise InputError(f"upscale must be a whole number from 1 to 16, found {upscale}")
@@ -93,7 +86,7 @@ def check_upscale(network: Network, upscale: int) -> None:
 def in_one_piece(network: Network, height: int, width: int, upscale: int, limits: Limits) -> bool:
     """Whether images [N,3,H,W] run whole: no tiles of a UNet, none of a VAE."""
     if isinstance(network, PixelNetwork):
-        sides = pad_sides(height, width, network.multiple, network.multiple)
+        sides = pad_sides(height, width, network.multiple, network.least)
         return limits.tile_side(*sides) >= max(sides)
     return max(_latent_sides(network, height, width, upscale)) <= limits.vae_core + 2 * network.halo
 
@@ -103,7 +96,7 @@ def pieces(network: Network, height: int, width: int, upscale: int, limits: Limi
     if in_one_piece(network, height, width, upscale, limits):
         return 1
     if isinstance(network, PixelNetwork):
-        sides = pad_sides(height, width, network.multiple, network.multiple)
+        sides = pad_sides(height, width, network.multiple, network.least)
         window, overlap = _tiles(network, sides, limits)
         return math.prod(len(window_starts(*each, overlap)) for each in zip(sides, window, strict=True))
     sides = _latent_sides(network, height, width, upscale)
@@ -156,12 +149,6 @@ def _padded(lr: Tensor, sides: tuple[int, int], dtype: torch.dtype) -> Tensor:
     return pad_to(resize(lr, 1, dtype) if lr.dtype == torch.uint8 else lr, *sides)
 
 
-@functools.cache
-def window_weights(side: int, device: torch.device) -> Tensor:
-    """Of a transformer's windows. Made once: captured graphs read it, and making it would stop the host."""
-    return gaussian_window(side, torch.float64, device)
-
-
 @functools.lru_cache(maxsize=32)
 def _ramp_window(height: int, width: int, overlap: int, device: torch.device) -> Tensor:
     return ramp_window(height, width, overlap, torch.float64, device)
@@ -170,7 +157,8 @@ def _ramp_window(height: int, width: int, overlap: int, device: torch.device) ->
 def _restore_pixels(network: PixelNetwork, lr: Tensor, limits: Limits, visit: Visit, dtype: torch.dtype) -> Tensor:
     """The whole image within the limits, else overlapping tiles, blended."""
     height, width = lr.shape[2:]
-    padded = _padded(lr, pad_sides(height, width, network.multiple, network.multiple), dtype)
+    wide = torch.promote_types(dtype, torch.float32)  # the network rounds it itself
+    padded = _padded(lr, pad_sides(height, width, network.multiple, network.least), wide)
     sides = (padded.shape[2], padded.shape[3])
     window, overlap = _tiles(network, sides, limits)
     scale = network.upscale
@@ -185,6 +173,6 @@ def _restore_pixels(network: PixelNetwork, lr: Tensor, limits: Limits, visit: Vi
 
 def _tiles(network: PixelNetwork, sides: tuple[int, int], limits: Limits) -> tuple[tuple[int, int], int]:
     """(height, width) of the tiles of an image of these padded sides, and what neighbors have in common."""
-    side = max(limits.tile_side(*sides) // network.multiple, 1) * network.multiple
+    side = max(limits.tile_side(*sides) // network.multiple * network.multiple, network.least)
     overlap = min(max(round(side * TILE_OVERLAP), network.multiple), side // 2)
     return (min(side, sides[0]), min(side, sides[1])), overlap

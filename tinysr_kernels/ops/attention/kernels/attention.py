@@ -13,7 +13,7 @@ parts in a fixed order. Every part has a key, so that no row_max stays at minus 
 
 from __future__ import annotations
 
-from tinysr_kernels.launch.kernel import jit, tl
+from tinysr_kernels.launch.kernel import extent, jit, tl
 from tinysr_kernels.ops.device_functions import await_inputs, round_to, tile_dot
 
 
@@ -146,10 +146,10 @@ def wide(  # type: ignore[no-untyped-def]
     scratch_max,  # [N,heads,split_k,tokens] float32 or None
     scratch_sum,  # [N,heads,split_k,tokens] float32 or None
     scale,  # its magnitude, times log2(e)
-    tokens,
+    tokens: extent,
     heads,
     split_keys,  # keys per part, a multiple of BLOCK_N; the last part may have fewer
-    split_k,  # parts of the keys
+    split_k: extent,  # parts of the keys
     NEGATIVE: tl.constexpr,  # whether the scale is negative
     HAS_TAIL: tl.constexpr,  # whether BLOCK_N does not divide tokens
     SEPARATE_TAIL: tl.constexpr,  # whether the keys after the last whole tile then have their own loop
@@ -231,9 +231,9 @@ def merge_splits(  # type: ignore[no-untyped-def]
     scratch_max,  # [N,heads,split_k,tokens] float32
     scratch_sum,  # [N,heads,split_k,tokens] float32
     out,  # [N,tokens,heads,HEAD_DIM]
-    tokens,
+    tokens: extent,
     heads,
-    split_k,
+    split_k: extent,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,  # at least HEAD_DIM
     BLOCK_M: tl.constexpr,

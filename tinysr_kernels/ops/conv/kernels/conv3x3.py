@@ -12,7 +12,7 @@ Accumulators are float32.
 
 from __future__ import annotations
 
-from tinysr_kernels.launch.kernel import jit, tl
+from tinysr_kernels.launch.kernel import extent, jit, tl
 from tinysr_kernels.ops.device_functions import accumulate_matmul, await_inputs, bias_row, epilogue, round_to, tile_dot
 from tinysr_kernels.ops.norm.kernels.channel_moments import group_moments, store_moments, tile_moments
 from tinysr_kernels.ops.norm.kernels.norm_silu_prologue import norm_silu
@@ -98,16 +98,17 @@ def conv(  # type: ignore[no-untyped-def]
     scratch_scale,  # [N,2,CHANNELS] float32, mean and gain per channel of a GroupNorm and SiLU prologue, or None
     norm_bias,  # [CHANNELS], the GroupNorm's bias, or None
     scratch_moments,  # [N,3,OUT_CHANNELS // GROUP_SIZE,tiles * phases] float32, statistics per tile, or None
-    height,
-    width,
-    out_height,
-    out_width,
+    height: extent,
+    width: extent,
+    out_height: extent,
+    out_width: extent,
     k_per_split,  # reduction length per split, a multiple of BLOCK_K
     CHANNELS: tl.constexpr,
     OUT_CHANNELS: tl.constexpr,  # channels of out
     SHORTCUT_C: tl.constexpr,  # channels of shortcut
     SKIP_C: tl.constexpr,  # channels of skip
     STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,  # zeros above and left of the image; below and right of it as many as the last tap needs
     SCALE: tl.constexpr,  # 1, or 2 after a nearest x2 upsampling
     ACTIVATION: tl.constexpr,
     ACTIVATE_RESIDUAL: tl.constexpr,
@@ -146,11 +147,14 @@ def conv(  # type: ignore[no-untyped-def]
     pixel = (lane // TILE_WIDTH * out_width + lane % TILE_WIDTH) * SCALE
     begin = split * k_per_split
     end = begin + k_per_split
+    # The first tap's pixel relative to the output pixel's.
+    down -= PADDING
+    right -= PADDING
     acc = _accumulate_taps(
         tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32),
-        x + ((sample * height + (top * STRIDE - 1 + down)) * width + (left * STRIDE - 1 + right)) * CHANNELS,
+        x + ((sample * height + (top * STRIDE + down)) * width + (left * STRIDE + right)) * CHANNELS,
         (lane // TILE_WIDTH * width + lane % TILE_WIDTH) * (STRIDE * CHANNELS),
-        _valid_taps(row * STRIDE - 1 + down, column * STRIDE - 1 + right, inside, height, width, KERNEL_SIZE),
+        _valid_taps(row * STRIDE + down, column * STRIDE + right, inside, height, width, KERNEL_SIZE),
         weight + phase * OUT_CHANNELS * DEPTH,
         outs,
         OUT_CHANNELS,
@@ -209,7 +213,9 @@ def conv(  # type: ignore[no-untyped-def]
         beta = bias_row(bias, outs, OUT_CHANNELS, BLOCK_N)
         stored = epilogue(acc, beta, residual, out, base * OUT_CHANNELS, at, known, ACTIVATION, ACTIVATE_RESIDUAL)
         if scratch_moments is not None:
-            count, mean, squares = tile_moments(stored.to(tl.float32), inside)
+            down = tl.minimum(tl.cdiv(out_height, SCALE) - top, BLOCK_M // TILE_WIDTH)
+            count = (down * tl.minimum(tl.cdiv(out_width, SCALE) - left, TILE_WIDTH)).to(tl.float32)
+            mean, squares = tile_moments(stored.to(tl.float32), inside, count)
             tiles = tl.num_programs(0) // tl.cdiv(OUT_CHANNELS, BLOCK_N)
             if GROUP_SIZE > 1:
                 mean, squares = group_moments(count, mean, squares, GROUP_SIZE)
@@ -226,7 +232,7 @@ def merge_splits(  # type: ignore[no-untyped-def]
     bias,  # [OUT_CHANNELS] or None
     residual,  # [N,pixels,OUT_CHANNELS] or None
     out,  # [N,pixels,OUT_CHANNELS]; scratch_partials itself for an epilogue in place (SPLIT_K = 1)
-    pixels,
+    pixels: extent,
     OUT_CHANNELS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     ACTIVATE_RESIDUAL: tl.constexpr,

@@ -7,7 +7,7 @@ pixel is loaded, and goes through a GroupNorm prologue, once per tile; an implic
 
 from __future__ import annotations
 
-from tinysr_kernels.launch.kernel import jit, tl
+from tinysr_kernels.launch.kernel import extent, jit, tl
 from tinysr_kernels.ops.device_functions import await_inputs, bias_row, epilogue, round_to, tile_dot
 from tinysr_kernels.ops.norm.kernels.norm_silu_prologue import mean_and_gain, norm_silu
 
@@ -23,8 +23,8 @@ def conv_few(  # type: ignore[no-untyped-def]
     norm_bias,  # [CHANNELS] or None
     out,  # [N,height,width,OUT_CHANNELS]
     norm_eps,
-    height,
-    width,
+    height: extent,
+    width: extent,
     CHANNELS: tl.constexpr,
     OUT_CHANNELS: tl.constexpr,
     GROUP_SIZE: tl.constexpr,  # channels per group

@@ -10,7 +10,7 @@ Statistics are (mean, sum of squared deviations), never sums of squares; every s
 
 from __future__ import annotations
 
-from tinysr_kernels.launch.kernel import jit, tl
+from tinysr_kernels.launch.kernel import extent, jit, tl
 from tinysr_kernels.ops.device_functions import await_inputs, epilogue, round_to
 from tinysr_kernels.ops.norm.kernels.group_norm import image_tile, normalize, rstd_of, welford_update
 
@@ -63,7 +63,7 @@ def merge_splits_norm(  # type: ignore[no-untyped-def]
     out,  # [N,pixels,OUT_CHANNELS]
     normed,  # [N,pixels,OUT_CHANNELS+SKIP_C]
     eps,
-    pixels,
+    pixels: extent,
     OUT_CHANNELS: tl.constexpr,
     SKIP_C: tl.constexpr,
     GROUP_SIZE: tl.constexpr,  # channels per group
@@ -137,9 +137,9 @@ def apply(  # type: ignore[no-untyped-def]
     norm_bias,  # [OUT_CHANNELS]
     normed,  # [N,pixels,OUT_CHANNELS]
     eps,
-    pixels,
+    pixels: extent,
     parts,
-    chunk_pixels,  # pixels per program
+    chunk_pixels: extent,  # pixels per program
     OUT_CHANNELS: tl.constexpr,
     GROUP_SIZE: tl.constexpr,  # channels per group, divides BLOCK_N
     MERGED: tl.constexpr,

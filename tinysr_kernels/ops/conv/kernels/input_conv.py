@@ -5,7 +5,7 @@ uint8 values enter the GEMM unscaled, since every dtype holds them exactly; its 
 
 from __future__ import annotations
 
-from tinysr_kernels.launch.kernel import jit, tl
+from tinysr_kernels.launch.kernel import extent, extent_or_1, jit, tl
 from tinysr_kernels.ops.device_functions import await_inputs, bias_row, round_to, tile_dot
 
 
@@ -16,15 +16,15 @@ def convolve(  # type: ignore[no-untyped-def]
     bias,  # [out_channels] or None
     out,  # [N,out_height,out_width,out_channels]
     border,  # the value around the image
-    height,
-    width,
-    out_height,
+    height: extent,
+    width: extent,
+    out_height: extent,
     out_width,
     out_channels,
-    sample_stride,
-    channel_stride,
-    row_stride,
-    column_stride,
+    sample_stride: extent,
+    channel_stride: extent_or_1,
+    row_stride: extent,
+    column_stride: extent_or_1,
     STRIDE: tl.constexpr,
     PADDING: tl.constexpr,
     CHANNELS: tl.constexpr,

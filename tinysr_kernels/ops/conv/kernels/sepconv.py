@@ -1,7 +1,7 @@
 """The kernels of sepconv, in two forms that compute the same result.
 
-`march`: all input channels at once. A program holds BLOCK_M columns and marches down ROWS output rows. Each row of u is
-loaded once, in its three horizontal shifts, and accumulated into the three output rows that depend on it. A finished
+`march`: all input channels at once. A program holds BLOCK_M columns and marches down `rows` output rows. Each row of u
+is loaded once, in its three horizontal shifts, and accumulated into the three output rows that depend on it. A finished
 row is multiplied by the pointwise weight. Three loads per output row instead of nine.
 `tile`: any number of input channels, BLOCK_K at a time, for BLOCK_M output pixels in reading order; nine loads per
 step. It serves wide layers, where the GEMM dominates, and images smaller than a program of the other form.
@@ -11,9 +11,9 @@ Depthwise weights and accumulators are float32; they are rounded once, to the dt
 
 from __future__ import annotations
 
-from tinysr_kernels.launch.kernel import jit, tl
+from tinysr_kernels.launch.kernel import extent, extent_or_1, jit, tl
 from tinysr_kernels.ops.device_functions import accumulate_matmul, await_inputs, bias_row, epilogue, round_to, tile_dot
-from tinysr_kernels.ops.norm.kernels.channel_moments import merge_moments, store_moments, tile_moments
+from tinysr_kernels.ops.norm.kernels.channel_moments import store_moments, tile_moments
 
 
 @jit
@@ -156,10 +156,11 @@ def march(  # type: ignore[no-untyped-def]
     shortcut_weight,  # [OUT_CHANNELS,SHORTCUT_C+SKIP_C] or None
     out,  # [N,out_height,out_width,OUT_CHANNELS]
     scratch_moments,  # [N,3,OUT_CHANNELS,tl.num_programs(0)] float32, statistics of each program's pixels, or None
-    height,  # of u
-    width,  # of u
-    out_height,
-    out_width,
+    height: extent,  # of u
+    width: extent,  # of u
+    out_height: extent,
+    out_width: extent,
+    rows: extent_or_1,  # output rows per program
     CHANNELS: tl.constexpr,
     OUT_CHANNELS: tl.constexpr,  # channels of out
     SHORTCUT_C: tl.constexpr,  # channels of shortcut
@@ -168,17 +169,17 @@ def march(  # type: ignore[no-untyped-def]
     SCALE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     ACTIVATE_RESIDUAL: tl.constexpr,
-    ROWS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,  # at least CHANNELS
     BLOCK_N: tl.constexpr,
     SHORTCUT_BLOCK: tl.constexpr,
 ):
-    """Grid: strips of ROWS x BLOCK_M in reading order, blocks of outputs, samples."""
+    """Grid: strips of rows x BLOCK_M in reading order, blocks of outputs, samples."""
     await_inputs()
     across = tl.cdiv(out_width, BLOCK_M)
-    top = tl.program_id(0) // across * ROWS
-    column = (tl.program_id(0) % across) * BLOCK_M + tl.arange(0, BLOCK_M)
+    top = tl.program_id(0) // across * rows
+    left = (tl.program_id(0) % across) * BLOCK_M
+    column = left + tl.arange(0, BLOCK_M)
     outs = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     sample = tl.program_id(2).to(tl.int64)
     chan = tl.arange(0, BLOCK_K)
@@ -204,10 +205,11 @@ def march(  # type: ignore[no-untyped-def]
             True, True, False, CHANNELS, SCALE,
         )  # fmt: skip
     # Unused without scratch_moments.
-    count = 0.0
+    count = tl.minimum(out_width - left, BLOCK_M).to(tl.float32)
     mean = tl.full((BLOCK_N,), 0.0, tl.float32)
     squares = tl.full((BLOCK_N,), 0.0, tl.float32)
-    for step in tl.range(0, tl.minimum(ROWS, out_height - top), num_stages=1):
+    steps = tl.minimum(rows, out_height - top)
+    for step in tl.range(0, steps, num_stages=1):
         y = top + step
         if STRIDE == 1:
             below, above, done = _add_row(
@@ -231,9 +233,14 @@ def march(  # type: ignore[no-untyped-def]
             OUT_CHANNELS, SHORTCUT_C, SKIP_C, BLOCK_N, SHORTCUT_BLOCK, ACTIVATION, ACTIVATE_RESIDUAL,
         )  # fmt: skip
         if scratch_moments is not None:
-            more, more_mean, more_squares = tile_moments(stored.to(tl.float32), inside)
-            count, mean, squares = merge_moments(count, mean, squares, more, more_mean, more_squares)
+            row_mean, row_squares = tile_moments(stored.to(tl.float32), inside, count)
+            # Chan's rule for rows of equal count.
+            share = 1.0 / (step + 1).to(tl.float32)
+            delta = row_mean - mean
+            mean += delta * share
+            squares += row_squares + delta * delta * (count - count * share)
     if scratch_moments is not None:
+        count *= steps.to(tl.float32)
         store_moments(
             scratch_moments, sample, tl.program_id(0), tl.num_programs(0), outs, OUT_CHANNELS, count, mean, squares
         )
@@ -251,10 +258,10 @@ def tile(  # type: ignore[no-untyped-def]
     shortcut_weight,  # [OUT_CHANNELS,SHORTCUT_C+SKIP_C] or None
     out,  # [N,out_height,out_width,OUT_CHANNELS]
     scratch_moments,  # [N,3,OUT_CHANNELS,tl.num_programs(0)] float32, statistics of each program's pixels, or None
-    height,  # of u
-    width,  # of u
-    out_height,
-    out_width,
+    height: extent,  # of u
+    width: extent,  # of u
+    out_height: extent,
+    out_width: extent,
     CHANNELS: tl.constexpr,
     OUT_CHANNELS: tl.constexpr,  # channels of out
     SHORTCUT_C: tl.constexpr,  # channels of shortcut
@@ -306,7 +313,8 @@ def tile(  # type: ignore[no-untyped-def]
         OUT_CHANNELS, SHORTCUT_C, SKIP_C, BLOCK_N, SHORTCUT_BLOCK, ACTIVATION, ACTIVATE_RESIDUAL,
     )  # fmt: skip
     if scratch_moments is not None:
-        count, mean, squares = tile_moments(stored.to(tl.float32), inside)
+        count = tl.minimum(out_height * out_width - begin, BLOCK_M).to(tl.float32)
+        mean, squares = tile_moments(stored.to(tl.float32), inside, count)
         store_moments(
             scratch_moments, sample, tl.program_id(0), tl.num_programs(0), outs, OUT_CHANNELS, count, mean, squares
         )

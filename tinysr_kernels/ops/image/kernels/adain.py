@@ -7,7 +7,7 @@ element of x that is not finite makes its sample's statistics not finite, hence 
 
 from __future__ import annotations
 
-from tinysr_kernels.launch.kernel import jit, tl
+from tinysr_kernels.launch.kernel import extent, extent_or_1, jit, tl
 from tinysr_kernels.ops.device_functions import await_inputs, image_value, unit_range
 
 
@@ -141,22 +141,22 @@ def part_moments(  # type: ignore[no-untyped-def]
     style,  # the same, of another size
     scratch_moments,  # [N,3,2*CHANNELS,max_parts] float32: count, mean, squared deviations; x's channels first
     max_parts,  # parts that scratch_moments has room for
-    x_parts,
-    x_blocks,
+    x_parts: extent,
+    x_blocks: extent,
     x_pixels,
-    x_width,
+    x_width: extent,
     x_sample_stride,
-    x_channel_stride,
-    x_row_stride,
-    x_column_stride,
-    style_parts,
-    style_blocks,
+    x_channel_stride: extent_or_1,
+    x_row_stride: extent,
+    x_column_stride: extent_or_1,
+    style_parts: extent,
+    style_blocks: extent,
     style_pixels,
-    style_width,
-    style_sample_stride,
-    style_channel_stride,
-    style_row_stride,
-    style_column_stride,
+    style_width: extent,
+    style_sample_stride: extent,
+    style_channel_stride: extent_or_1,
+    style_row_stride: extent,
+    style_column_stride: extent_or_1,
     CHANNELS: tl.constexpr,
     CLAMP: tl.constexpr,  # whether x is clamped to [0,1] first
     X_DENSE: tl.constexpr,
@@ -225,14 +225,14 @@ def adain(  # type: ignore[no-untyped-def]
     eps,
     least,
     max_parts,
-    x_parts,
-    style_parts,
+    x_parts: extent,
+    style_parts: extent,
     pixels,
-    width,
+    width: extent,
     sample_stride,
-    channel_stride,
-    row_stride,
-    column_stride,
+    channel_stride: extent_or_1,
+    row_stride: extent,
+    column_stride: extent_or_1,
     CHANNELS: tl.constexpr,
     CLAMP: tl.constexpr,
     DENSE: tl.constexpr,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tinysr_kernels.launch.kernel import jit, tl
+from tinysr_kernels.launch.kernel import extent, jit, tl
 from tinysr_kernels.ops.device_functions import await_inputs, image_value, unit_range
 
 
@@ -21,7 +21,7 @@ def clamp(  # type: ignore[no-untyped-def]
     x,  # [N,channels,height,width], with the strides below
     out,  # [N,height,width*channels]
     finite,  # [N,height] bool
-    height,
+    height: extent,
     width,
     channels,
     sample_stride,

@@ -7,24 +7,35 @@ element and interpolates them horizontally once; four such rows give the FACTOR 
 
 from __future__ import annotations
 
-from tinysr_kernels.launch.kernel import jit, tl
+from tinysr_kernels.launch.kernel import extent, extent_or_1, jit, tl
 from tinysr_kernels.ops.device_functions import await_inputs, round_to, unit_range
 
 
 @jit
-def _cubic_weights(t):  # type: ignore[no-untyped-def]
+def _cubic_weights(t, A: tl.constexpr):  # type: ignore[no-untyped-def]
     """The weights of four pixels at -1, 0, 1 and 2 for a position t in [0,1] between the middle two.
 
-    Keys' kernel with a = -0.75 in Horner's form: (a+2) d^3 - (a+3) d^2 + 1 near, a d^3 - 5a d^2 + 8a d - 4a far.
+    Keys' kernel in Horner's form: (a+2) d^3 - (a+3) d^2 + 1 near, a d^3 - 5a d^2 + 8a d - 4a far.
     """
     before = t + 1.0
     back = 1.0 - t
     after = 2.0 - t
-    w0 = ((-0.75 * before + 3.75) * before - 6.0) * before + 3.0
-    w1 = (1.25 * t - 2.25) * t * t + 1.0
-    w2 = (1.25 * back - 2.25) * back * back + 1.0
-    w3 = ((-0.75 * after + 3.75) * after - 6.0) * after + 3.0
+    w0 = ((A * before - 5.0 * A) * before + 8.0 * A) * before - 4.0 * A
+    w1 = ((A + 2.0) * t - (A + 3.0)) * t * t + 1.0
+    w2 = ((A + 2.0) * back - (A + 3.0)) * back * back + 1.0
+    w3 = ((A * after - 5.0 * A) * after + 8.0 * A) * after - 4.0 * A
     return w0, w1, w2, w3
+
+
+@jit
+def _inside(w0, w1, w2, w3, at, size):  # type: ignore[no-untyped-def]
+    """The weights of the pixels at-1, at, at+1 and at+2, zero for those outside [0,size), and their sum."""
+    w0 = tl.where((at >= 1) & (at - 1 < size), w0, 0.0)
+    w1 = tl.where((at >= 0) & (at < size), w1, 0.0)
+    w2 = tl.where((at >= -1) & (at + 1 < size), w2, 0.0)
+    w3 = tl.where((at >= -2) & (at + 2 < size), w3, 0.0)
+    total = w0 + w1 + w2 + w3
+    return w0, w1, w2, w3, tl.where(total == 0.0, 1.0, total)  # zero past the end, where nothing is stored
 
 
 @jit
@@ -44,17 +55,19 @@ def enlarge(  # type: ignore[no-untyped-def]
     out,  # [N,height*FACTOR,width*FACTOR,channels]
     mul,
     add,
-    height,  # of x
-    width,  # of x
+    height: extent,  # of x
+    width: extent,  # of x
     channels,
-    sample_stride,
-    channel_stride,
-    row_stride,
-    column_stride,
-    base_sample_stride,
-    base_channel_stride,
-    base_row_stride,
-    base_column_stride,
+    sample_stride: extent,
+    channel_stride: extent_or_1,
+    row_stride: extent,
+    column_stride: extent_or_1,
+    base_sample_stride: extent,
+    base_channel_stride: extent_or_1,
+    base_row_stride: extent,
+    base_column_stride: extent_or_1,
+    PILLOW: tl.constexpr,  # a = -0.5 and only pixels inside, instead of a = -0.75 and the border repeated
+    CLAMP: tl.constexpr,  # to [0,1]
     FACTOR: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,  # gaps between input rows per program
@@ -64,6 +77,7 @@ def enlarge(  # type: ignore[no-untyped-def]
     Grid: blocks of BLOCK_M gaps between input rows x blocks of BLOCK_N elements of an output row, samples.
     """
     await_inputs()
+    A: tl.constexpr = -0.5 if PILLOW else -0.75
     length = width * FACTOR * channels
     # Both on one axis: the others end at 65535.
     blocks = tl.cdiv(length, BLOCK_N)
@@ -74,7 +88,9 @@ def enlarge(  # type: ignore[no-untyped-def]
     column = offs_n // channels - HALF
     left = (column + FACTOR) // FACTOR - 1
     t = tl.div_rn((2 * (column - left * FACTOR + HALF) + 1 - FACTOR).to(tl.float32), 2.0 * FACTOR)
-    w0, w1, w2, w3 = _cubic_weights(t)
+    w0, w1, w2, w3 = _cubic_weights(t, A)
+    if PILLOW:
+        w0, w1, w2, w3, across = _inside(w0, w1, w2, w3, left, width)
     # Elements past the end of the row read the last column: no load needs a mask.
     c0 = tl.minimum(tl.maximum(left - 1, 0), width - 1) * column_stride
     c1 = tl.minimum(tl.maximum(left, 0), width - 1) * column_stride
@@ -93,11 +109,17 @@ def enlarge(  # type: ignore[no-untyped-def]
     for step in range(BLOCK_M):
         below = _interpolate_row(x, top + step + 2, height, row_stride, c0, c1, c2, c3, w0, w1, w2, w3)
         for k in tl.static_range(FACTOR):
-            v0, v1, v2, v3 = _cubic_weights(tl.full((), (2 * (HALF + k) + 1 - FACTOR) / (2 * FACTOR), tl.float32))
+            v0, v1, v2, v3 = _cubic_weights(tl.full((), (2 * (HALF + k) + 1 - FACTOR) / (2 * FACTOR), tl.float32), A)
+            if PILLOW:
+                v0, v1, v2, v3, down = _inside(v0, v1, v2, v3, top + step, height)
             y = (top + step) * FACTOR + HALF + k
             v = above * v0 + upper * v1 + lower * v2 + below * v3
+            if PILLOW:
+                v = tl.div_rn(v, across * down)  # one rounding, where normalized weights would be eight
             mask = (offs_n < length) & (y >= 0) & (y < height * FACTOR)
             v = v * mul + add
+            if CLAMP:
+                v = unit_range(v)
             if base is not None:
                 other = tl.load(base + y.to(tl.int64) * base_row_stride, mask=mask, other=0.0).to(tl.float32)
                 v = unit_range(v) - unit_range(other)

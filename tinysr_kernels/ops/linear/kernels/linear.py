@@ -13,7 +13,7 @@ the statistics of its rows and normalizes the accumulators; a result can return 
 
 from __future__ import annotations
 
-from tinysr_kernels.launch.kernel import jit, tl
+from tinysr_kernels.launch.kernel import extent, jit, tl
 from tinysr_kernels.ops.device_functions import await_inputs, gelu_tanh, round_to, tile_dot
 from tinysr_kernels.ops.norm.kernels.row_moments import merge_row_moments, store_row_moments
 
@@ -122,7 +122,7 @@ def linear(  # type: ignore[no-untyped-def]
     weight_sums,  # like bias, or None
     out_moments,  # [M,2,parts] float32, statistics of out, or None
     eps,
-    M,
+    M: extent,
     N,
     K,
     K2,
@@ -196,8 +196,8 @@ def unpatchify_subtract(  # type: ignore[no-untyped-def]
     row_moments,  # [M,2,parts], statistics of t if it is to be normalized, or None
     weight_sums,  # like bias, or None
     eps,
-    M,
-    across,  # tokens per row of the image
+    M: extent,
+    across: extent,  # tokens per row of the image
     K,
     CHANNELS: tl.constexpr,
     PATCH: tl.constexpr,

@@ -6,7 +6,7 @@ merges them by Chan's rule, in a fixed order and without atomics.
 
 from __future__ import annotations
 
-from tinysr_kernels.launch.kernel import jit, tl
+from tinysr_kernels.launch.kernel import extent, jit, tl
 from tinysr_kernels.ops.device_functions import await_inputs
 
 
@@ -23,27 +23,17 @@ def _in_parts(v):  # type: ignore[no-untyped-def]
 
 
 @jit
-def tile_moments(v, inside):  # type: ignore[no-untyped-def]
-    """Count, mean [BLOCK_N] and squared deviations [BLOCK_N] of a float32 tile [BLOCK_M,BLOCK_N].
+def tile_moments(v, inside, count):  # type: ignore[no-untyped-def]
+    """Mean [BLOCK_N] and squared deviations [BLOCK_N] of a float32 tile [BLOCK_M,BLOCK_N].
 
-    inside: [BLOCK_M], which of its pixels count.
+    inside: [BLOCK_M], which of its pixels count; count: their number, float32, at least 1.
     """
-    count = tl.sum(inside.to(tl.float32), 0)
     known = tl.where(inside[:, None], v, 0.0)
-    mean = _total(known) / tl.maximum(count, 1.0)
+    mean = _total(known) / count
     deviation = tl.where(inside[:, None], v - mean[None, :], 0.0)
     # The sum of the deviations recovers what the first sum lost by rounding.
-    lost = _total(deviation) / tl.maximum(count, 1.0)
-    return count, mean + lost, _total(deviation * deviation)
-
-
-@jit
-def merge_moments(count, mean, squares, more, more_mean, more_squares):  # type: ignore[no-untyped-def]
-    """Chan's rule: count, mean and squared deviations of the union of two sets of pixels."""
-    total = count + more
-    share = more / tl.maximum(total, 1.0)
-    delta = more_mean - mean
-    return total, mean + delta * share, squares + more_squares + delta * delta * (count * share)
+    lost = _total(deviation) / count
+    return mean + lost, _total(deviation * deviation)
 
 
 @jit
@@ -71,7 +61,7 @@ def store_moments(scratch_moments, sample, part, parts, outs, outputs, count, me
 def block_moments(  # type: ignore[no-untyped-def]
     out,  # [N,pixels,outputs]
     scratch_moments,  # [N,3,outputs,tl.num_programs(0)] float32
-    pixels,
+    pixels: extent,
     outputs,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -86,7 +76,8 @@ def block_moments(  # type: ignore[no-untyped-def]
     known = inside[:, None] & (outs[None, :] < outputs)
     at = (sample * pixels + start) * outputs + (lane[:, None] * outputs + outs[None, :])
     v = tl.load(out + at, mask=known, other=0.0).to(tl.float32)
-    count, mean, squares = tile_moments(v, inside)
+    count = tl.minimum(pixels - start, BLOCK_M).to(tl.float32)
+    mean, squares = tile_moments(v, inside, count)
     store_moments(scratch_moments, sample, tl.program_id(0), tl.num_programs(0), outs, outputs, count, mean, squares)
 
 

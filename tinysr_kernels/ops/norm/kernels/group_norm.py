@@ -10,7 +10,7 @@ of its own groups.
 
 from __future__ import annotations
 
-from tinysr_kernels.launch.kernel import jit, tl
+from tinysr_kernels.launch.kernel import extent, jit, tl
 from tinysr_kernels.ops.device_functions import activate, await_inputs, round_to
 
 
@@ -70,7 +70,7 @@ def single(  # type: ignore[no-untyped-def]
     bias,  # [channels]
     out,  # [N,pixels,channels]
     eps,
-    pixels,
+    pixels: extent,
     channels,
     x_channels,
     skip_channels,
@@ -118,12 +118,12 @@ def chunk_moments(  # type: ignore[no-untyped-def]
     skip,  # [N,pixels,skip_channels] or None
     scratch_mean,  # [N,chunks,channels] float32
     scratch_squares,  # [N,chunks,channels] float32
-    pixels,
+    pixels: extent,
     channels,
     x_channels,
     skip_channels,
-    chunk_pixels,  # pixels per chunk
-    chunks,
+    chunk_pixels: extent,  # pixels per chunk
+    chunks: extent,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     NUM_STAGES: tl.constexpr,
@@ -158,11 +158,11 @@ def merge_chunks(  # type: ignore[no-untyped-def]
     scratch_center,  # [N,groups] float32
     scratch_rstd,  # [N,groups] float32
     eps,
-    pixels,
+    pixels: extent,
     channels,
     group_size,  # channels per group
-    chunk_pixels,  # pixels per chunk
-    chunks,
+    chunk_pixels: extent,  # pixels per chunk
+    chunks: extent,
     BLOCK_CHUNKS: tl.constexpr,
     BLOCK_N: tl.constexpr,  # at least group_size
 ):
@@ -204,11 +204,11 @@ def apply(  # type: ignore[no-untyped-def]
     scratch_center,  # [N,groups] float32
     scratch_rstd,  # [N,groups] float32
     out,  # [N,pixels,channels]
-    pixels,
+    pixels: extent,
     channels,
     x_channels,
     skip_channels,
-    group_size,  # channels per group
+    group_size: extent,  # channels per group
     SILU: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -257,11 +257,11 @@ def from_moments(  # type: ignore[no-untyped-def]
     skip_moments,  # [N,2,skip_channels] or None
     out,  # [N,pixels,channels]
     eps,
-    pixels,
+    pixels: extent,
     channels,
     x_channels,
     skip_channels,
-    group_size,  # channels per group
+    group_size: extent,  # channels per group
     SILU: tl.constexpr,
     GROUP_BLOCK: tl.constexpr,  # at least group_size
     BLOCK_M: tl.constexpr,

@@ -5,7 +5,7 @@ A row that fits a tile is read once, a longer one three times: for the mean, for
 
 from __future__ import annotations
 
-from tinysr_kernels.launch.kernel import jit, tl
+from tinysr_kernels.launch.kernel import extent, jit, tl
 from tinysr_kernels.ops.device_functions import await_inputs, round_to
 
 
@@ -14,7 +14,7 @@ def normalize(  # type: ignore[no-untyped-def]
     x,  # [rows,width]
     out,  # [rows,width]
     eps,
-    rows,
+    rows: extent,
     width,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,

@@ -6,7 +6,7 @@ row are merged by Chan's rule, in a fixed order and without atomics.
 
 from __future__ import annotations
 
-from tinysr_kernels.launch.kernel import jit, tl
+from tinysr_kernels.launch.kernel import extent, jit, tl
 from tinysr_kernels.ops.device_functions import await_inputs
 
 
@@ -56,7 +56,7 @@ def merge_row_moments(row_moments, first_row, rows, K, eps, PART: tl.constexpr, 
 def row_moments(  # type: ignore[no-untyped-def]
     out,  # [M,N]
     out_moments,  # [M,2,parts] float32
-    M,
+    M: extent,
     N,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,

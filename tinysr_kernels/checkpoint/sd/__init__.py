@@ -1,0 +1,1 @@
+"""Stable Diffusion's modules in diffusers' layout: UNet, KL VAE, noise schedule, prompt."""

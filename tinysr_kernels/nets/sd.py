@@ -1,0 +1,176 @@
+"""One step of Stable Diffusion between the halves of its VAE, with every constant folded: OSEDiff and its kin.
+
+The image enlarged as Pillow does goes through the encoder, its latent z through the UNet, and the noise-free latent
+x0 = (z - sqrt(1-a) eps) / sqrt(a) through the decoder. Folded besides what the UNet and the VAE fold themselves: time
+and prompt, -sqrt(1-a) into the UNet's last convolution, to which z is added, and 1 / (sqrt(a) k) into the 1x1
+convolution before the decoder, k the latent's scale. As 1 / sqrt(a) is about 15, latents are float32 or wider whatever
+the network's dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tinysr_kernels.nets import kl_vae, pruned_unet
+from tinysr_kernels.nets.fold import Folder
+from tinysr_kernels.nets.layers import Folded, InputConv, Layer, WideConv, ops, tokens, untokens
+from tinysr_kernels.nets.networks import PixelNetwork, resize
+from tinysr_kernels.nets.windows import blend_windows, window_weights
+
+WINDOW_BATCH = 8
+"""Windows of a latent that run as one batch."""
+
+
+class Options(Protocol):
+    """What the weights leave open."""
+
+    @property
+    def alpha(self) -> float:
+        """a, the share of the image in the latent's variance at the network's time step."""
+
+    @property
+    def scaling_factor(self) -> float:
+        """k, by which the encoder's latents are multiplied and the decoder's divided."""
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Of the UNet's GroupNorms: the first that divides the channels."""
+
+    @property
+    def vae_groups(self) -> tuple[int, ...]:
+        """Of the VAE's."""
+
+    @property
+    def unet_eps(self) -> float:
+        """Of the residual blocks' GroupNorms and of `conv_norm_out`."""
+
+    @property
+    def window(self) -> int:
+        """Side of the UNet's windows in latents of more pixels than one has."""
+
+    @property
+    def overlap(self) -> int:
+        """Latent pixels that neighboring windows share per axis."""
+
+    @property
+    def least(self) -> int:
+        """Smallest side of a latent; smaller images are padded."""
+
+
+@dataclass(frozen=True)
+class _OfUNet:
+    """`pruned_unet.Options` of Stable Diffusion's UNet."""
+
+    groups: tuple[int, ...]
+    unet_eps: float
+    transformer_norm_eps: float = 1e-6
+    layer_norm_eps: float = 1e-5
+    input: str = "vae"
+    unshuffle: int = 1
+    head_dim: int = 64
+    prediction: str = "subtract"
+
+
+@dataclass(frozen=True)
+class _OfVAE:
+    """`kl_vae.Options` of Stable Diffusion's VAE."""
+
+    groups: tuple[int, ...]
+    decoder_eps: float = 1e-6
+    residual: str = "none"
+
+
+def fold(tensors: Mapping[str, Tensor], options: Options, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Fold `unet.*`, `encoder.*`, `decoder.*`, `quant_conv` and `post_quant_conv` of a normalized checkpoint."""
+    f = Folder(tensors, dtype)
+    f.input_conv("unet.conv_in", "unet.conv_in")
+    pruned_unet.fold_blocks(f, uncut=True)
+    weight, bias = f.dense_weight("unet.conv_out")
+    noise = -math.sqrt(1 - options.alpha)
+    f.vector("unet.conv_out.wide", weight * noise)
+    f.vector("unet.conv_out.bias", bias * noise)
+    latent = weight.shape[0]
+    post, shift = torch.eye(latent, dtype=torch.float64, device=weight.device), weight.new_zeros(latent)
+    if f.has("post_quant_conv.weight"):
+        post, shift = f.get("post_quant_conv.weight").flatten(1), f.get("post_quant_conv.bias")
+    f.vector("decoder.latent.wide", post / (math.sqrt(options.alpha) * options.scaling_factor))
+    f.vector("decoder.latent.bias", shift)
+    f.input_conv("decoder.conv_in", "decoder.conv_in")
+    f.folded |= kl_vae.fold_encoder(tensors, dtype, options.scaling_factor)
+    f.folded |= kl_vae.fold_decoder(tensors, _OfVAE(options.vae_groups), dtype)
+    return f.folded
+
+
+class UNet(pruned_unet.UNet):
+    """z [N,4,h,w] of any sides -> z - sqrt(1-a) eps, both in float32 or wider."""
+
+    def __init__(self, folded: Folded, options: Options) -> None:
+        super().__init__(folded, _OfUNet(options.groups, options.unet_eps))
+
+    def _conv_in(self, folded: Folded, options: pruned_unet.Options) -> nn.Module:
+        return InputConv(folded, "unet.conv_in")
+
+    def _conv_out(self, folded: Folded) -> nn.Module:
+        return WideConv(folded, "unet.conv_out")
+
+
+class Decoder(nn.Module):
+    """sqrt(a) k times the decoder's latent, [N,4,h,w] in float32 or wider -> image [N,3,8h,8w], [0,1] and overshoot."""
+
+    def __init__(self, folded: Folded, options: Options) -> None:
+        super().__init__()
+        self.latent = Layer(folded, "decoder.latent", ("wide", "bias"))
+        self.conv_in = InputConv(folded, "decoder.conv_in")
+        self.rest = kl_vae.KLDecoder(folded, _OfVAE(options.vae_groups))
+        self.factor = self.rest.factor
+
+    def forward(self, z: Tensor) -> Tensor:
+        # A 1x1 convolution before a padded 3x3 one: folding it would make the padding another than zero.
+        latent = ops.linear(tokens(z), self.latent.wide, self.latent.bias)
+        return self.rest(self.conv_in(untokens(latent, z.shape[2], z.shape[3])))
+
+
+class OneStepSD(PixelNetwork):
+    """[N,3,H,W] in [0,1] or uint8 -> [N,3,s*H,s*W] for any whole s, over folded tensors.
+
+    The halves of the VAE normalize over the whole image and so take it whole; the UNet takes latents of more pixels
+    than a window has in windows, which overlap and are blended.
+    """
+
+    def __init__(self, folded: Folded, options: Options, upscale: int = 4) -> None:
+        super().__init__(upscale)
+        self.encoder = kl_vae.KLEncoder(folded, _OfVAE(options.vae_groups))
+        self.unet = UNet(folded, options)
+        self.decoder = Decoder(folded, options)
+        self.window, self.overlap, self._least = options.window, options.overlap, options.least
+        self.set_upscale(upscale)
+
+    def set_upscale(self, upscale: int) -> bool:
+        """Any factor: the image is enlarged before anything else."""
+        factor = self.encoder.factor
+        multiple = factor // math.gcd(factor, upscale)
+        least = -(-self._least * factor // upscale)
+        self.upscale, self.multiple, self.least = upscale, multiple, -(-least // multiple) * multiple
+        return True
+
+    def forward(self, image: Tensor) -> Tensor:
+        dtype = self.encoder.conv_in.weight.dtype
+        z = self.encoder(resize(image, self.upscale, dtype, pillow=True))
+        return self.decoder(self._denoised(z))
+
+    def _denoised(self, z: Tensor) -> Tensor:
+        """z [N,4,h,w] whole, or where it has more pixels than a window in windows of at most that side."""
+        height, width = z.shape[2:]
+        if height * width <= self.window**2:
+            found: Tensor = self.unet(z)
+            return found
+        side = min(self.window, height, width)
+        weights = window_weights(side, z.device)
+        overlap = min(self.overlap, side // 2)
+        return blend_windows(z, (side, side), overlap, weights, 1, WINDOW_BATCH, self.unet).to(z.dtype)

@@ -1,0 +1,172 @@
+"""The transformers of a UNet on image tokens, with every constant folded; with or without a prompt.
+
+Folded: LayerNorms' affine parts into the linears that follow, q, k and v into one matrix, the last feed-forward and
+proj_out into one matmul over two inputs. The prompt's keys and values are constants.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tinysr_kernels.nets.fold import Folder
+from tinysr_kernels.nets.layers import Features, Folded, GroupNorm, Layer, Linear, Rows, count, ops, tokens, untokens
+
+
+class Options(Protocol):
+    """What the weights leave open."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head."""
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """A GroupNorm takes the first of these that divides its channels."""
+
+    @property
+    def transformer_norm_eps(self) -> float:
+        """Of the GroupNorm before a transformer."""
+
+    @property
+    def layer_norm_eps(self) -> float:
+        """Of the transformers' LayerNorms."""
+
+
+def fold_qkv(f: Folder, name: str, source: str, gain: Tensor | None = None, shift: Tensor | None = None) -> None:
+    """q, k and v as one linear on gain * x + shift."""
+    parts = [f.get(f"{source}.to_{which}.weight") for which in "qkv"]
+    weight = torch.cat(parts)
+    bias = torch.cat([f.bias(f"{source}.to_{which}", part) for which, part in zip("qkv", parts, strict=True)])
+    fold_affine_linear(f, name, weight, bias, gain, shift)
+
+
+def fold_affine_linear(
+    f: Folder, name: str, weight: Tensor, bias: Tensor, gain: Tensor | None, shift: Tensor | None
+) -> None:
+    """W (gain * x + shift) + b as one linear on x."""
+    if shift is not None:
+        bias = bias + weight @ shift
+    if gain is not None:
+        weight = weight * gain
+    f.linear(name, weight, bias)
+
+
+def _plain_linear(f: Folder, name: str, source: str) -> None:
+    weight = f.get(f"{source}.weight")
+    f.linear(name, weight, f.bias(source, weight))
+
+
+def fold_transformer(f: Folder, prefix: str) -> None:
+    """GroupNorm, proj_in, the blocks, and the last feed-forward with proj_out."""
+    f.affine(f"{prefix}.norm", f"{prefix}.norm")
+    _plain_linear(f, f"{prefix}.proj_in", f"{prefix}.proj_in")
+    blocks = count(f.tensors, f"{prefix}.transformer_blocks")
+    for i in range(blocks):
+        source, name = f"{prefix}.transformer_blocks.{i}", f"{prefix}.blocks.{i}"
+        fold_qkv(
+            f,
+            f"{name}.qkv",
+            f"{source}.attn1",
+            f.get(f"{source}.norm1.weight"),
+            f.get(f"{source}.norm1.bias"),
+        )
+        _plain_linear(f, f"{name}.out", f"{source}.attn1.to_out.0")
+        if f.has(f"{source}.attn2.keys"):
+            _fold_cross(f, f"{name}.cross", source)
+        ff = f.get(f"{source}.ff.net.0.proj.weight")
+        gain, shift = f.get(f"{source}.norm3.weight"), f.get(f"{source}.norm3.bias")
+        fold_affine_linear(f, f"{name}.ff1", ff, f.bias(f"{source}.ff.net.0.proj", ff), gain, shift)
+        if i < blocks - 1:
+            _plain_linear(f, f"{name}.ff2", f"{source}.ff.net.2")
+    out = f.get(f"{prefix}.proj_out.weight")
+    last = f"{prefix}.transformer_blocks.{blocks - 1}.ff.net.2"
+    ff2 = f.get(f"{last}.weight")
+    bias = f.bias(f"{prefix}.proj_out", out) + out @ f.bias(last, ff2)
+    f.linear(f"{prefix}.proj_out", out, bias)
+    f.matrix(f"{prefix}.proj_out.weight2", out @ ff2)
+
+
+def _fold_cross(f: Folder, name: str, source: str) -> None:
+    """The queries' LayerNorm, and the prompt's keys and values [heads,T,d], which no longer depend on anything."""
+    query = f.get(f"{source}.attn2.to_q.weight")
+    gain, shift = f.get(f"{source}.norm2.weight"), f.get(f"{source}.norm2.bias")
+    fold_affine_linear(f, f"{name}.query", query, query.new_zeros(query.shape[0]), gain, shift)
+    f.matrix(f"{name}.keys", f.get(f"{source}.attn2.keys"))
+    f.matrix(f"{name}.values", f.get(f"{source}.attn2.values"))
+    _plain_linear(f, f"{name}.out", f"{source}.attn2.to_out.0")
+
+
+class CrossAttention(Layer):
+    """Attention of the tokens to a constant prompt, of as many heads as its keys have; LayerNorm before, x added."""
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, folded: Folded, prefix: str, eps: float) -> None:
+        super().__init__(folded, prefix, ("keys", "values"))
+        self.query = Linear(folded, f"{prefix}.query", norm_eps=eps)
+        self.out = Linear(folded, f"{prefix}.out")
+        self.heads, _, head_dim = self.keys.shape
+        self.scale = head_dim**-0.5
+
+    def forward(self, rows: Rows) -> Rows:
+        """x + out(softmax(q keys^T) values)."""
+        x, moments = rows
+        mixed = ops.cross_attention(self.query(x, row_moments=moments), self.keys, self.values, self.scale)
+        return self.out.with_row_moments(mixed, residual=x)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention where there is a prompt, and GEGLU feed-forward on tokens.
+
+    The last block leaves ff2 to proj_out. Both attentions have the heads that the prompt's keys have; without a prompt
+    heads are `head_dim` wide.
+    """
+
+    def __init__(self, folded: Folded, prefix: str, options: Options) -> None:
+        super().__init__()
+        self.qkv = Linear(folded, f"{prefix}.qkv", norm_eps=options.layer_norm_eps)
+        self.out = Linear(folded, f"{prefix}.out")
+        self.ff1 = Linear(folded, f"{prefix}.ff1", "geglu", norm_eps=options.layer_norm_eps)
+        self.ff2 = Linear(folded, f"{prefix}.ff2") if f"{prefix}.ff2.weight" in folded else None
+        prompted = f"{prefix}.cross.keys" in folded
+        self.cross = CrossAttention(folded, f"{prefix}.cross", options.layer_norm_eps) if prompted else None
+        width = self.out.weight.shape[1]
+        self.heads = width // options.head_dim if self.cross is None else self.cross.heads
+        self.scale = (width // self.heads) ** -0.5
+
+    def forward(self, rows: Rows) -> tuple[Rows, Tensor]:
+        """(x after the attentions [and ff2 when present], the feed-forward's hidden features)."""
+        x, moments = rows
+        mixed = ops.attention(self.qkv(x, row_moments=moments), self.heads, self.scale)
+        rows = self.out.with_row_moments(mixed, residual=x)
+        x, moments = rows if self.cross is None else self.cross(rows)
+        hidden = self.ff1(x, row_moments=moments)
+        if self.ff2 is not None:
+            x, moments = self.ff2.with_row_moments(hidden, residual=x)
+        return (x, moments), hidden
+
+
+class Transformer(nn.Module):
+    """GroupNorm, proj_in, blocks, proj_out, residual; [N,C,H,W] -> the same shape."""
+
+    def __init__(self, folded: Folded, prefix: str, options: Options) -> None:
+        super().__init__()
+        self.norm = GroupNorm(folded, f"{prefix}.norm", options.groups, options.transformer_norm_eps, silu=False)
+        self.proj_in = Linear(folded, f"{prefix}.proj_in")
+        self.blocks = nn.ModuleList(
+            TransformerBlock(folded, f"{prefix}.blocks.{i}", options) for i in range(count(folded, f"{prefix}.blocks"))
+        )
+        self.proj_out = Linear(folded, f"{prefix}.proj_out")
+
+    def forward(self, features: Features) -> Features:
+        x = features.image
+        rows = self.proj_in.with_row_moments(tokens(self.norm(features)))
+        hidden = rows[0]
+        for block in self.blocks:
+            rows, hidden = block(rows)
+        out = self.proj_out(rows[0], residual=tokens(x), x2=hidden)
+        return Features(untokens(out, x.shape[2], x.shape[3]))
