@@ -101,6 +101,7 @@ class CompiledSR:
             backend=backend,
             upscale=upscale,
         )
+        self._compile_ahead(self._usual())
 
     @property
     def network(self) -> Network:
@@ -177,20 +178,18 @@ class CompiledSR:
         which the last max_graph_shapes stay. dtype: of the images to come; uint8 is also that of PIL images.
         """
         images = [noise(shape, dtype) for shape in shapes]
-        self.prepare(call for batch in images for call in self._planned(batch))
+        self._compile_ahead(call for batch in images for call in self._planned(batch))
         for batch in images:
             self._runner(batch, now=True)
 
-    def prepare(self, calls: Iterable[Call] | None = None) -> None:
-        """Compile the kernels of these operator calls, unless they are on disk: see first_use/compile_ahead.py.
-
-        calls: by default those of an image of 128x128, and of one in four tiles where a tile was asked for.
-        """
+    def _compile_ahead(self, calls: Iterable[Call]) -> None:
+        """Compile the kernels of these operator calls, unless they are on disk: see first_use/compile_ahead.py."""
         if self.backend == "triton":
-            operators = (call.operator for call in calls or self._usual() if call.operator is not None)
+            operators = (call.operator for call in calls if call.operator is not None)
             self._prepared = compile_ahead(operators, self.device)
 
     def _usual(self) -> Iterator[Call]:
+        """The operator calls for an image of 128x128, and for one in four tiles where a tile was asked for."""
         yield from self.launches
         tile = self._runner.limits.tile
         if tile is not None:

@@ -109,8 +109,7 @@ def compile(
 
 
 def _ready(model: CompiledSR) -> CompiledSR:
-    """The model, its kernels compiled and, at their first use on this GPU, checked."""
-    model.prepare()
+    """The model, its kernels checked at their first use on this GPU; they were compiled when it was made."""
     if model.backend == "triton":
         self_check.at_compile((call.operator for call in model.launches), model.device)
     return model
