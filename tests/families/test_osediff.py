@@ -25,7 +25,8 @@ from tests.layouts.osediff import (
 )
 from tests.layouts.weights import random_image, write_pickle, write_safetensors
 from tinysr_kernels.checkpoint.lora import Merged
-from tinysr_kernels.families import load, osediff
+from tinysr_kernels.families import fold, load, osediff
+from tinysr_kernels.nets import place
 
 ATTENTION = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 
@@ -234,6 +235,15 @@ def test_memory_is_taken_tensor_by_tensor(tmp_path: Path) -> None:
     assert "unet.time_embedding.linear_1.weight" not in tensors
     with pytest.raises(KeyError):
         tensors["unet.nothing"]
+
+
+def test_folded_weights_are_not_copied(tmp_path: Path) -> None:
+    """Kernels are folded into the memory layout that the network reads: at most once in memory, with the largest."""
+    write_osediff(tmp_path)
+    found = load(tmp_path)
+    folded = fold(found.family, found.config, found.tensors, torch.float16)
+    placed = place(folded, torch.device("cpu"), torch.float16)
+    assert all(placed[name].data_ptr() == tensor.data_ptr() for name, tensor in folded.items())
 
 
 def test_saved_and_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
