@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PHOTO ?= docs/photos/coffee.jpg
 DEMO ?= build/demo
+PAIR ?= torch==2.15.0 triton==3.9.0
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
@@ -18,7 +19,7 @@ PYTEST_ARGS ?= $(WORKERS) -m "not mutation and not long"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick long mutations processors fuzz lint audit static tables benchmarks cpu-benchmarks docs examples format \
+.PHONY: help demo test quick long mutations processors pair fuzz lint audit static tables benchmarks cpu-benchmarks docs examples format \
     wheel check-wheel clean
 
 help: ## list the targets
@@ -56,6 +57,9 @@ processors: $(VENV)/.ready-test ## numeric tests with smaller instruction sets, 
 fuzz: $(VENV)/.ready-test ## 3,000 cases of each fuzzer (FUZZ_ARGS="images --cases 100" runs some); the report goes to build
 	@mkdir -p build
 	$(BIN)/python -m tests.fuzz --out build/fuzz.json $(FUZZ_ARGS)
+
+pair: ## test another pair of PyTorch and Triton (PAIR="torch==2.9.1 triton==3.5.1 numpy==2.3.5")
+	$(PYTHON) .ci/pair.py $(PAIR)
 
 lint: $(VENV)/.ready-dev ## check formatting, ruff rules and types
 	$(BIN)/ruff format --check .
@@ -110,10 +114,11 @@ clean: ## remove all build outputs except $(VENV)
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || { \
-	    echo "$(PYTHON) is missing or not Python 3.11 to 3.13; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' || { \
+	    echo "$(PYTHON) is missing or not Python 3.11 to 3.14; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	    echo "cannot create $(VENV): Debian and Ubuntu keep venv apart (apt-get install python3-venv)" >&2; exit 1; }
+	@$(PIP) pip # the one that comes with Python has known faults
 
 # torch is installed first, on its own: constraints.txt explains why.
 $(VENV)/.ready-runtime: $(REQUIREMENTS) | $(BIN)/python

@@ -26,21 +26,24 @@ audit = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(audit)
 
 FLOORS, PINS, ADVISORIES = audit.floors(), audit.pins(), audit.advisories()
-MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-image": "skimage", "nvidia-ml-py": "pynvml"}
+MODULES = {
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "scikit-image": "skimage",
+    "nvidia-ml-py": "pynvml",
+    "triton-windows": "triton",
+}
 """Where the module is not named as the package."""
 TOOLS = {"build", "ruff", "mypy", "pre-commit", "setuptools", "sphinx", "furo", "myst-parser"}
 PLUGINS = {"pytest-xdist", "pytest-benchmark"}
-INDIRECT = {
-    "transformers": "diffusers imports it where it is installed",
-}
 OFFERED = {"accelerate", "lpips", "pyiqa"}
 """What compression uses where a user has installed it (docs/compression.md)."""
 OURS = {"tinysr_kernels", "model", "tests", "benchmarks", "autotune", "site_text"}
 
 
 def version(text: str) -> tuple[int, ...]:
-    """2.13.0 -> (2, 13, 0); 13 and 13.0.0 are equal."""
-    numbers = [int(n) for n in text.split(".")]
+    """2.13.0 -> (2, 13, 0), 3.7.1.post27 -> (3, 7, 1); 13 and 13.0.0 are equal."""
+    numbers = [int(n) for n in text.partition(".post")[0].split(".")]
     while numbers and numbers[-1] == 0:
         numbers.pop()
     return tuple(numbers)
@@ -125,7 +128,10 @@ def test_every_import_is_declared() -> None:
     """Of the package: by its dependencies or by an extra that is not for developers. Of the rest: by any."""
     content = audit.tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = content["optional-dependencies"]
-    for_users = [*content["dependencies"], *(one for name in ("video", "heif", "gpu") for one in extras[name])]
+    for_users = [
+        *content["dependencies"],
+        *(one for name in ("video", "heif", "prompt", "gpu") for one in extras[name]),
+    ]
     declared = {module_of(re.split(r"[><=\[; ]", one)[0]) for one in for_users}
     assert imports_of("tinysr_kernels") <= declared
     everything = {module_of(package) for package, _ in FLOORS | PINS}
@@ -135,11 +141,11 @@ def test_every_import_is_declared() -> None:
 
 def test_every_declared_package_is_imported() -> None:
     names = imports_of("tinysr_kernels", "model", "benchmarks", "autotune", "tests", "examples", "docs")
-    packages = {package for package, _ in FLOORS} - TOOLS - PLUGINS - set(INDIRECT)
+    packages = {package for package, _ in FLOORS} - TOOLS - PLUGINS
     assert sorted(package for package in packages if module_of(package) not in names) == []
 
 
-@pytest.mark.parametrize("package", sorted({p for p, _ in FLOORS} - TOOLS - {"triton"}))
+@pytest.mark.parametrize("package", sorted({p for p, _ in FLOORS} - TOOLS - {"triton", "triton-windows"}))
 def test_what_runs_here_is_at_or_above_the_floor(package: str) -> None:
     try:
         found = distribution(package).version
@@ -177,11 +183,11 @@ def test_without_the_extra_for_heif(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_without_the_extra_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tinysr_kernels.first_use import machine
     from tinysr_kernels.launch import backend
-    from tinysr_kernels.runtime import environment
 
     hide(monkeypatch, "pynvml")
-    assert environment._driver() == "unknown (nvidia-ml-py is not installed)"
+    assert machine._version_of_nvml() == ""
     monkeypatch.setattr(backend, "triton_is_installed", lambda: False)
     with pytest.raises(InputError, match=r"Triton is not installed; use backend='auto'"):
         backend.choose_backend("triton", torch.device("cpu"))

@@ -178,6 +178,11 @@ def _source_of(v: Variant) -> Any:
     )
 
 
+def _options(v: Variant) -> dict[str, Any]:
+    """As `Launch.options`."""
+    return {"num_warps": v.warps, "num_stages": v.stages, "enable_fp_fusion": True}
+
+
 def build(v: Variant) -> Any:
     """Compile and return Triton's CompiledKernel."""
     import triton
@@ -185,7 +190,7 @@ def build(v: Variant) -> Any:
 
     target = GPUTarget("cuda", v.arch, 32)
     with _as_active_device(target):
-        return triton.compile(_source_of(v), target=target, options={"num_warps": v.warps, "num_stages": v.stages})
+        return triton.compile(_source_of(v), target=target, options=_options(v))
 
 
 def front_end_error(v: Variant) -> str:
@@ -197,7 +202,7 @@ def front_end_error(v: Variant) -> str:
 
     target = GPUTarget("cuda", v.arch, 32)
     backend, source = make_backend(target), _source_of(v)
-    options = backend.parse_options({"num_warps": v.warps, "num_stages": v.stages, **source.parse_options()})
+    options = backend.parse_options(_options(v) | source.parse_options())
     context = ir.context()
     ir.load_dialects(context)
     backend.load_dialects(context)

@@ -5,8 +5,8 @@ configuration, and its launches are compiled with their signature, constants and
 
 Without --op, --arch or --dtype it covers every launch of the released networks for one 128x128 image in their own
 dtypes, on all architectures; on sm_80 and sm_90 also in the other two dtypes; on sm_90 also those of all other
-networks, sizes and batches in float16. `--dtype` covers all calls in that dtype. A variant whose source is unchanged is
-not compiled again: its report is read from benchmarks/results/.
+networks, sizes and batches in float16. `--dtype` covers all calls in that dtype, `--released` only those networks in
+their own dtypes. A variant whose source is unchanged is not compiled again: its report comes from benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from tinysr_kernels.launch.device import GPUS, Gpu, assume
 from tinysr_kernels.launch.json_file import BadFile, read_json
 from tinysr_kernels.launch.plan import Launch, Plan
 from tinysr_kernels.ops import REGISTRY, Operator
+from tinysr_kernels.versions import NONE, triton_version
 
 SUMMARY = "Registers, spills, shared memory and instructions of every kernel on every architecture; needs no GPU."
 RESULTS = Path(__file__).parents[1] / "results"
@@ -134,9 +135,12 @@ def narrow(code: Mapping[str, Any], one: Compilation) -> tuple[str, ...]:
 
 
 def calls_to_compile(
-    ops: Iterable[str], arch: int, dtypes: Iterable[str] | None
+    ops: Iterable[str], arch: int, dtypes: Iterable[str] | None, released: bool = False
 ) -> Iterator[tuple[str, str, Operator]]:
-    """(operator, dtype, call) to compile for an architecture: all calls in `dtypes`, or the default of the module."""
+    """(operator, dtype, call) to compile for an architecture: all calls in `dtypes`, or the default of the module.
+
+    released: only the released networks' calls in their own dtypes.
+    """
     for op in ops:
         if GPUS[arch].capability < REGISTRY[op].capability:
             continue
@@ -144,6 +148,8 @@ def calls_to_compile(
             yield from ((op, dtype, call) for dtype in dtypes for call in CALLS[op](DTYPES[dtype]))
             continue
         yield from ((op, dtype, call) for dtype, call in main_calls(op))
+        if released:
+            continue
         if arch in EVERY_CALL:
             yield from ((op, "float16", call) for call in CALLS[op](DTYPES["float16"]))
         if arch in EVERY_DTYPE:
@@ -151,12 +157,14 @@ def calls_to_compile(
                 yield from ((op, dtype, call) for _, call in main_calls(op, dtype))
 
 
-def compilations(ops: Iterable[str], archs: Iterable[int], dtypes: Iterable[str] | None = None) -> list[Compilation]:
-    """Every distinct compilation of the calls."""
+def compilations(
+    ops: Iterable[str], archs: Iterable[int], dtypes: Iterable[str] | None = None, released: bool = False
+) -> list[Compilation]:
+    """Every distinct compilation of the calls; see `calls_to_compile`."""
     distinct: dict[Variant, Compilation] = {}
     ops = list(ops)
     for arch in archs:
-        for op, dtype, call in calls_to_compile(ops, arch, dtypes):
+        for op, dtype, call in calls_to_compile(ops, arch, dtypes, released):
             for gpu in gpus(arch):
                 with assume(gpu):
                     plan, choice = call.planned()
@@ -260,8 +268,9 @@ def reuse(one: Compilation, old: Report) -> Report:
 
 def installed(folder: Path | None) -> str:
     """The version of the installed Triton, or of the one in a folder. ValueError if there is none."""
-    found = distributions(name="triton", path=[str(folder)]) if folder else distributions(name="triton")
-    for one in found:
+    if folder is None and triton_version() != NONE:
+        return triton_version()
+    for one in distributions(name="triton", path=[str(folder)]) if folder else ():
         return one.version
     raise ValueError(f"no Triton is installed{f' in {folder}' if folder else ''}")
 
@@ -276,7 +285,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=sorted(GPUS),
         help="only this architecture, such as 90 (repeatable)",
     )
-    parser.add_argument("--dtype", action="append", choices=sorted(DTYPES), help="all calls in this dtype (repeatable)")
+    calls = parser.add_mutually_exclusive_group()
+    calls.add_argument("--dtype", action="append", choices=sorted(DTYPES), help="all calls in this dtype (repeatable)")
+    calls.add_argument("--released", action="store_true", help="only the released networks, in their own dtypes")
     parser.add_argument("--workers", type=int, default=2, help="parallel compilations (default 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all reports to this file")
     parser.add_argument(
@@ -293,7 +304,7 @@ def main(options: argparse.Namespace) -> int:
     # Ignore the user's own configuration files.
     os.environ[configs.USER_FOLDER] = os.devnull
     configs.forget()
-    todo = compilations(options.op or CALLS, options.arch or GPUS, options.dtype)
+    todo = compilations(options.op or CALLS, options.arch or GPUS, options.dtype, options.released)
     results = RESULTS / f"static-triton-{installed(options.triton)}.json"
     stored = {} if options.fresh else read_reports(results)
     new = [one for one in todo if one.variant.digest not in stored]
@@ -306,7 +317,7 @@ def main(options: argparse.Namespace) -> int:
         write_reports(options.json, reports)
     if options.keep:
         # After a partial run, reports of other variants stay.
-        complete = not (options.op or options.arch or options.dtype)
+        complete = not (options.op or options.arch or options.dtype or options.released)
         mine = {one.digest for one in reports}
         write_reports(
             results,

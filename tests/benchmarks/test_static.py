@@ -112,6 +112,23 @@ def test_the_digest_follows_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dataclasses.replace(made, arch=80).digest != before
 
 
+def test_kernels_are_compiled_as_they_are_launched() -> None:
+    """With fused multiply-adds, which a later Triton leaves out unless it is asked for them."""
+    with assume(GPUS[90]):
+        launch = next(CALLS["sepconv"](torch.float16)).planned()[0].launches[0]
+    assert launch.options()["enable_fp_fusion"] is True
+    assert machine_code._options(machine_code.variant(90, launch)) == launch.options()
+
+
+def test_the_released_networks_alone() -> None:
+    """What `static --released` compiles is part of what is compiled without it."""
+    every, released = (
+        {one.variant for one in static.compilations(["layer_norm"], [90], None, x)} for x in (False, True)
+    )
+    assert released < every
+    assert released
+
+
 @pytest.mark.parametrize("arch", sorted(GPUS))
 def test_every_architecture_covers_the_networks_calls(arch: int) -> None:
     """All operators with kernels, in each family's own dtype; more dtypes and shapes on two architectures."""

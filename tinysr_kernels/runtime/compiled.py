@@ -310,7 +310,7 @@ class CompiledSR:
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledSR:
         return self
 
-    def settings(self) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+    def _settings(self) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
         """The arguments of `compile` that give this model again.
 
         For a checkpoint that was in memory: the other arguments of `CompiledSR`, and the folded weights on the CPU.

@@ -123,7 +123,7 @@ def describe(ckpt: str | PathLike[str] | dict[str, Any] | nn.Module) -> dict[str
 
 
 def _reduce(model: CompiledSR) -> tuple[Any, ...]:
-    settings, folded = model.settings()
+    settings, folded = model._settings()
     return (_compile_again, (settings,)) if folded is None else (_from_folded, (settings, folded))
 
 

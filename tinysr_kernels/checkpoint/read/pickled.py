@@ -1,6 +1,6 @@
 """A pickle as torch.save writes it, interpreted instead of executed: descriptions of tensors between plain values.
 
-`torch.load(weights_only=True)` keeps a pickle from running code and bounds nothing else: `bytearray(N)` takes N bytes,
+torch.load with weights_only keeps a pickle from running code and bounds nothing else: `bytearray(N)` takes N bytes,
 a tuple of tuples of tuples as a key hashes for ever, and a tensor may claim bytes that are not its own. This machine
 takes the opcodes that torch.save writes, one bounded step each, and calls nothing that a pickle names: the functions
 that rebuild a tensor become a `StoredTensor`, everything else that weights_only would call becomes an `Inert`, and
