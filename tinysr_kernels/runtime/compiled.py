@@ -23,8 +23,7 @@ from tinysr_kernels.families import (
 )
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.device import assume, gpu_at
-from tinysr_kernels.nets import LatentNetwork, Network, is_fp8, place
-from tinysr_kernels.nets.windows import window_weights
+from tinysr_kernels.nets import Network, is_fp8, place
 from tinysr_kernels.ops.trace import Call, trace
 from tinysr_kernels.runtime.arguments import dtype_name, noise
 from tinysr_kernels.runtime.color_fix import fix_colors
@@ -216,8 +215,6 @@ class CompiledSR:
             sr = restore(meta, lr, self.upscale, Limits(), dtype=self.dtype)  # unlimited: whole
             return self._fix(sr, lr, lr.dtype)
 
-        if isinstance(meta, LatentNetwork):
-            window_weights(meta.window, lr.device)  # kept from then on: no part of an image's work
         with assume(gpu_at(self.device)):
             return trace(enlarge, kernels=self.backend == "triton")
 
