@@ -22,8 +22,9 @@ from tinysr_kernels.checkpoint import lora
 from tinysr_kernels.checkpoint.sd import kl_vae, unet
 from tinysr_kernels.errors import CheckpointError
 from tinysr_kernels.families import FAMILIES, osediff
-from tinysr_kernels.nets import layers, sd
+from tinysr_kernels.nets import layers, sd, windows
 from tinysr_kernels.nets.networks import resize
+from tinysr_kernels.ops.trace import trace
 
 pytestmark = pytest.mark.numeric
 WHOLE, ODD, WINDOWS, NARROW = (16, 20), (18, 22), (40, 26), (52, 16)
@@ -96,6 +97,16 @@ def test_batches_bytes_and_tiles(layout: OSEDiffLayout) -> None:
     assert tiled.shape == together[0].shape
     # A tile has statistics of its own: another picture, but not a very different one.
     assert 0 < float((tiled.float() - together[0]).abs().mean()) < 64
+
+
+def test_weights_of_windows_are_no_launches(layout: OSEDiffLayout) -> None:
+    """Whoever counts an image's work counts the same the first time and later."""
+    model = tinysr_kernels.compile(layout.folder)
+    meta = model._build({name: tensor.to("meta") for name, tensor in model._folded.items()})
+    image = torch.empty(1, 3, *WINDOWS, device="meta")
+    windows.window_weights.cache_clear()
+    first, second = (len(trace(lambda: meta(image))) for _ in range(2))
+    assert first == second
 
 
 def _without_replacement(monkeypatch: pytest.MonkeyPatch) -> None:

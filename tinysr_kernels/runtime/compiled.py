@@ -25,8 +25,7 @@ from tinysr_kernels.first_use.compile_ahead import Prepared, compile_ahead
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import assume, gpu_at
-from tinysr_kernels.nets import LatentNetwork, Network, is_fp8, place
-from tinysr_kernels.nets.windows import window_weights
+from tinysr_kernels.nets import Network, is_fp8, place
 from tinysr_kernels.ops.trace import Call, trace
 from tinysr_kernels.runtime.arguments import dtype_name, noise
 from tinysr_kernels.runtime.color_fix import fix_colors
@@ -244,8 +243,6 @@ class CompiledSR:
         def enlarge() -> Outputs:
             return self._fix(restore(meta, lr, self.upscale, limits, dtype=self.dtype), lr, dtype)
 
-        if isinstance(meta, LatentNetwork):
-            window_weights(meta.window, lr.device)  # kept from then on: no part of an image's work
         with assume(gpu_at(self.device)), using(self.backend):
             return trace(enlarge, kernels=self.backend == "triton", library=self.backend == "library")
 
