@@ -229,7 +229,7 @@ def _picture() -> Any:
     """Two gradients and a disk, [3,48,48] float32 in [0,1]."""
     import torch
 
-    rows = torch.linspace(0, 1, SIDE, device="cpu")[:, None].expand(SIDE, SIDE)
+    rows = torch.linspace(0, 1, SIDE, dtype=torch.float32, device="cpu")[:, None].expand(SIDE, SIDE)
     disk = ((rows - 0.5).square() + (rows.T - 0.5).square() < 0.1).float()
     return torch.stack([0.2 + 0.6 * rows, 0.2 + 0.6 * rows.T, 0.3 + 0.4 * disk])
 

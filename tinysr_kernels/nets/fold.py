@@ -101,7 +101,8 @@ class Folder:
 
     def vector(self, name: str, value: Tensor) -> None:
         """Store a bias, scale or table, rounded to float32 or wider."""
-        self.folded[name] = value.to(self.vector_dtype)
+        rounded = value.to(self.vector_dtype)
+        self.folded[name] = channels_last(rounded) if value.dim() > 3 else rounded
 
     def affine(self, name: str, source: str) -> None:
         """A norm's weight and bias, unchanged."""
