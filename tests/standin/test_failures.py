@@ -11,7 +11,7 @@ from tests.standin import child
 from tests.standin.failures import FAILURES, NOT_THE_KERNELS
 
 REMEDIES = {
-    "no kernel image": "tinysr doctor",
+    "no kernel image": "update PyTorch and the driver",
     "shared memory": "autotune show",
     "no C compiler": "apt-get install gcc",
     "no Python.h": "python3-dev",

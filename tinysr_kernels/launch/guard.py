@@ -1,4 +1,4 @@
-"""The launch guard: where an operator's kernels cannot be compiled or launched, PyTorch's libraries compute from then on.
+"""The launch guard: where an operator's kernels cannot be compiled or launched, PyTorch's libraries compute it.
 
 The first failure bars the kernels with one notice of the reason and the remedy: a missing C compiler or Python.h, a GPU
 that this Triton does not know, a kernel that needs more than the GPU has, a cache folder that cannot be written.
@@ -26,7 +26,7 @@ EVERYTHING = "*"
 EVERY_VARIANT = "*"
 """Bars an operator at all sizes."""
 _FOREIGN = ("no kernel image", "invalid device function", "kernel image is invalid")
-"""CUDA's errors in a launch where Triton builds for another GPU than this one, or the driver is too old for its code."""
+"""CUDA's errors in a launch of code that is not for this GPU or not for this driver."""
 _TOO_LARGE = "too many resources"
 
 REPORT = "Please report it with the output of `tinysr doctor`."
