@@ -95,14 +95,16 @@ class Folder:
         return self.get(f"{prefix}.bias") if self.has(f"{prefix}.bias") else like.new_zeros(like.shape[0])
 
     def matrix(self, name: str, value: Tensor) -> None:
-        """Store a matrix or kernel, rounded to the network's dtype; laid out so that `place` copies nothing."""
-        rounded = value.to(self.dtype)
-        self.folded[name] = channels_last(rounded) if value.dim() > 3 else rounded
+        """Store a matrix or kernel, rounded to the network's dtype."""
+        self._store(name, value.to(self.dtype))
 
     def vector(self, name: str, value: Tensor) -> None:
         """Store a bias, scale or table, rounded to float32 or wider."""
-        rounded = value.to(self.vector_dtype)
-        self.folded[name] = channels_last(rounded) if value.dim() > 3 else rounded
+        self._store(name, value.to(self.vector_dtype))
+
+    def _store(self, name: str, rounded: Tensor) -> None:
+        """Keep a folded tensor, laid out so that `place` copies nothing."""
+        self.folded[name] = channels_last(rounded) if rounded.dim() > 3 else rounded
 
     def affine(self, name: str, source: str) -> None:
         """A norm's weight and bias, unchanged."""

@@ -71,7 +71,7 @@ def compile(
     folded = checkpoint.tensors
     if quantize is not None:
         check_quantize(checkpoint.family, quantize)
-    if quantize is not None or is_fp8(folded):
+    if quantize is not None or (checkpoint.folded and is_fp8(folded)):
         check_fp8(run_device)
     try:
         if not checkpoint.folded:
