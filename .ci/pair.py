@@ -86,7 +86,7 @@ def create(environment: Path, changed: list[str]) -> None:
 
     def install(*arguments: str) -> None:
         # The variable takes the place of constraints in pip's configuration, which may not know these versions.
-        command = [environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        command = [environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-warn-conflicts"]
         constraint = {"PIP_CONSTRAINT": str(environment / "pins.txt")}
         subprocess.run([*command, *arguments], check=True, env={**os.environ, **constraint})
 
