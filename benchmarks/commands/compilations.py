@@ -13,6 +13,7 @@ from benchmarks.commands import correctness, e2e, soak
 from benchmarks.commands.correctness import Subject, operators
 from benchmarks.static.machine_code import Variant, variant
 from benchmarks.static.plan import DEFAULT_GPU
+from benchmarks.subjects.families import DEMO
 from benchmarks.subjects.networks import DTYPES, OWN_DTYPE, VARIANTS
 from tinysr_kernels.launch.device import Gpu, assume
 from tinysr_kernels.launch.plan import Launch
@@ -22,7 +23,6 @@ CPU_SECONDS = 0.5
 """Of one compilation; the mean of benchmarks/results/static-triton-3.6.0.json is 0.48."""
 PROCESSES = 8
 """That compile at once, on a machine with 16 cores."""
-DEMO = ("tinysr-unet", "demo")
 
 
 class Count(NamedTuple):

@@ -23,6 +23,7 @@ from typing import NamedTuple
 from benchmarks.measure.results import Record, Results
 from benchmarks.measure.session import Session, add_arguments, session
 from benchmarks.static.plan import calls
+from benchmarks.subjects.families import DEMO
 from benchmarks.subjects.networks import DTYPES, OWN_DTYPE, VARIANTS, network
 from tinysr_kernels.first_use import supervise
 from tinysr_kernels.first_use.items import Item, items_of
@@ -90,7 +91,7 @@ def operators(one: Subject, size: tuple[int, int] = SIZE, batch: int = 1) -> lis
 def small_items(gpu: Gpu) -> list[Item]:
     """The cheapest launch of each operator of the demo, of those that the interpreter runs in a moment."""
     cheapest: dict[str, Operator] = {}
-    for call in sorted(operators(Subject("tinysr-unet", "demo", "float16"), SMALL_SIZE), key=lambda c: c.cost().flops):
+    for call in sorted(operators(Subject(*DEMO, "float16"), SMALL_SIZE), key=lambda c: c.cost().flops):
         if call.cost().flops <= SMALL_FLOPS:
             cheapest.setdefault(call.name, call)
     return items_of(cheapest.values(), gpu)

@@ -257,3 +257,5 @@ SUBJECTS: dict[str, Subject] = {
     ),
 }
 """By the family's name."""
+DEMO = ("tinysr-unet", "demo")
+"""Family and variant of the smallest real network."""

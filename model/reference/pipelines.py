@@ -64,9 +64,13 @@ def bicubic(image: Tensor, factor: int = UPSCALE) -> Tensor:
 
 
 def pillow_bicubic(image: Tensor, factor: int = UPSCALE) -> Tensor:
-    """Enlarge [N,C,H,W] in [0,1] as Pillow does: a = -0.5, taps outside the image dropped, then clamped to [0,1]."""
+    """Enlarge [N,C,H,W] in [0,1] as Pillow does: a = -0.5, taps outside the image dropped, then clamped to [0,1].
+
+    In float32 or wider: PyTorch has no 16-bit form for the CPU.
+    """
     size = (image.shape[2] * factor, image.shape[3] * factor)
-    return F.interpolate(image, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+    wide = image.to(torch.promote_types(image.dtype, torch.float32))
+    return F.interpolate(wide, size=size, mode="bicubic", antialias=True).clamp(0, 1).to(image.dtype)
 
 
 # ------------------------------------------------------------------------------------------ color fixes

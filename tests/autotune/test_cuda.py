@@ -185,7 +185,7 @@ def test_a_failed_launch_is_a_failure_and_a_lost_context_a_sticky_error(
 def test_a_compiler_error_is_a_failure(runner: GpuRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     triton = pytest.importorskip("triton")
 
-    def fail(plan: Any) -> None:
+    def fail(plan: Any, pdl: bool = False) -> None:
         raise triton.TritonError("out of resource: shared memory")
 
     monkeypatch.setattr(cuda.Plan, "run", fail)

@@ -98,7 +98,7 @@ def test_a_checkpoint_that_cannot_be_used(capsys: pytest.CaptureFixture[str]) ->
 def test_what_kernels_need_and_lack(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """Beside a GPU it fails, elsewhere it is missing; a folder for verdicts is a convenience."""
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("tinysr_kernels.launch.config_file.installed", lambda package: "none")
+    monkeypatch.setattr("tinysr_kernels.versions.installed", lambda package: "none")
     monkeypatch.setattr(machine, "c_compiler", lambda: "")
     monkeypatch.setattr(machine, "python_headers", lambda: "")
     monkeypatch.setattr(machine, "ptxas", lambda: "")

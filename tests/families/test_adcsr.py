@@ -75,6 +75,14 @@ def test_a_full_vae_beside(tmp_path: Path) -> None:
     assert_same(load(tmp_path).tensors, layout.tensors())
 
 
+def test_a_decoder_with_its_encoder(tmp_path: Path) -> None:
+    """Then halfDecoder has the keys of a whole Stable Diffusion VAE, and is AdcSR's decoder all the same."""
+    layout = write_adcsr(tmp_path, **SMALL)
+    edit(tmp_path / HALF_DECODER, lambda t: t.update({"encoder.down_blocks.0.resnets.0.norm1.weight": torch.ones(8)}))
+    assert_same(load(tmp_path).tensors, layout.tensors())
+    assert_same(load({"unet": tmp_path / NET, "decoder": tmp_path / HALF_DECODER}).tensors, layout.tensors())
+
+
 UNET = "module.body.1."
 RESNET = "down_blocks.0.resnets.0."
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from tests.layouts.osediff import (
 )
 from tests.layouts.weights import random_image, write_pickle, write_safetensors
 from tinysr_kernels.checkpoint.lora import Merged
-from tinysr_kernels.families import load, osediff
+from tinysr_kernels.families import fold, load, osediff
+from tinysr_kernels.nets import place
 
 ATTENTION = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 
@@ -75,6 +77,20 @@ def test_folder(tmp_path: Path, kind: dict[str, Any]) -> None:
     assert keys.shape == (layout.heads[0], TOKENS, layout.unet.conv_in.out_channels // layout.heads[0])
     ignored = [notice for notice in found.notices if "taken for a copy" in notice]
     assert len(ignored) == (6 if kind.get("files") == "snapshot" else 0)
+
+
+def test_a_variant_comes_last(tmp_path: Path) -> None:
+    """A pickle before a variant in safetensors, which may be rounded; a variant's shards by their own index."""
+    layout = write_osediff(tmp_path, files="bin")
+    folder = tmp_path / UNET
+    other = {name: tensor.half() for name, tensor in torch.load(folder / f"{STEM}.bin", weights_only=True).items()}
+    write_safetensors(folder / f"{STEM}.fp16-00001-of-00001.safetensors", other)
+    places = dict.fromkeys(other, f"{STEM}.fp16-00001-of-00001.safetensors")
+    (folder / f"{STEM}.safetensors.index.fp16.json").write_text(json.dumps({"weight_map": places}))
+    close(load(tmp_path).tensors, expected_tensors(layout))
+    (folder / f"{STEM}.bin").unlink()
+    assert load(tmp_path).tensors["unet.conv_out.weight"].dtype == torch.float32  # merged
+    assert load(tmp_path).tensors["unet.conv_norm_out.weight"].dtype == torch.float16
 
 
 def test_dicts_and_names(tmp_path: Path) -> None:
@@ -219,6 +235,15 @@ def test_memory_is_taken_tensor_by_tensor(tmp_path: Path) -> None:
     assert "unet.time_embedding.linear_1.weight" not in tensors
     with pytest.raises(KeyError):
         tensors["unet.nothing"]
+
+
+def test_folded_weights_are_not_copied(tmp_path: Path) -> None:
+    """Kernels are folded into the memory layout that the network reads: at most once in memory, with the largest."""
+    write_osediff(tmp_path)
+    found = load(tmp_path)
+    folded = fold(found.family, found.config, found.tensors, torch.float16)
+    placed = place(folded, torch.device("cpu"), torch.float16)
+    assert all(placed[name].data_ptr() == tensor.data_ptr() for name, tensor in folded.items())
 
 
 def test_saved_and_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

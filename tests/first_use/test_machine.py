@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tinysr_kernels.first_use import machine
-from tinysr_kernels.launch.config_file import installed
+from tinysr_kernels.versions import installed
 
 
 def program(path: Path) -> Path:

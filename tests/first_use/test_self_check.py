@@ -105,6 +105,11 @@ def expected() -> torch.Tensor:
     return tinysr_kernels.compile("demo", device="cpu", backend="reference")(IMAGE)
 
 
+def assert_right(picture: torch.Tensor, expected: torch.Tensor) -> None:
+    """But for the rounding of the libraries that compute in the place of barred kernels."""
+    torch.testing.assert_close(picture, expected, rtol=0, atol=1e-4)
+
+
 def again() -> None:
     """As a new process would begin."""
     self_check.forget()
@@ -138,7 +143,7 @@ def test_a_faulty_operator_is_never_launched(
     machine.kind = kind
     for _ in range(2):
         model = compiled_demo()
-        assert torch.equal(model(IMAGE), expected)
+        assert_right(model(IMAGE), expected)
         assert "sepconv" not in machine.launched
         assert "group_norm" in machine.launched
         (notice,) = notices(caplog)
@@ -180,7 +185,7 @@ def test_a_missing_compiler(
     """Nothing is launched, nothing is kept: when it is installed, the next process checks."""
     machine = Machine(monkeypatch)
     machine.general = "Failed to find C compiler. Install one"
-    assert torch.equal(compiled_demo()(IMAGE), expected)
+    assert_right(compiled_demo()(IMAGE), expected)
     first_use()
     assert machine.launched == set()
     assert len(machine.checks) == 1
@@ -335,7 +340,7 @@ def test_with_children_that_crash(
     start = [sys.executable, "-I", "-S", str(script)]
     run = lambda items, device: real(items, device, Bounds(60, 60, 120), start)  # noqa: E731
     monkeypatch.setitem(check.__kwdefaults__, "run", run)
-    assert torch.equal(compiled_demo()(IMAGE), expected)
+    assert_right(compiled_demo()(IMAGE), expected)
     assert not {"sepconv", "group_norm"} & machine.launched
     assert "clamp_image" in machine.launched
     (notice,) = notices(caplog)

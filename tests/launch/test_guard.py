@@ -74,12 +74,16 @@ def compilation_error() -> BaseException:
 KERNEL = {
     "too large": (out_of_resources, "autotune show"),
     "does not compile": (compilation_error, "tinysr doctor"),
-    "no code for this GPU": (
-        lambda: RuntimeError("Triton Error [CUDA]: no kernel image is available for execution on the device"),
+    "too large for CUDA": (
+        lambda: RuntimeError("Triton Error [CUDA]: too many resources requested for launch"),
         "tinysr doctor",
     ),
 }
 EVERYTHING = {
+    "no code for this GPU": (
+        lambda: RuntimeError("Triton Error [CUDA]: no kernel image is available for execution on the device"),
+        "update PyTorch and the driver",
+    ),
     "no compiler": (lambda: RuntimeError("Failed to find C compiler. Please specify via CC"), "apt-get install gcc"),
     "no Python.h": (lambda: subprocess.CalledProcessError(1, ["gcc"]), "python3-dev"),
     "cache not writable": (lambda: PermissionError(13, "Permission denied", "/root/.triton"), "TRITON_CACHE_DIR"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import torch
 
 import tinysr_kernels
 from tests.layouts.adcsr import write_adcsr
+from tests.layouts.osediff import write_osediff
 from tests.layouts.tinysr import write_tinysr
 from tests.layouts.unet import write_unet
 from tests.layouts.weights import random_image
 from tests.ops.cases import CASES
 from tests.ops.contract import opcheck
 from tests.ops.kernel_contract import DEVICE, to_device
-from tinysr_kernels.families import TinySRConfig, UNetConfig
+from tinysr_kernels.families import TinySRConfig, UNetConfig, osediff
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import Gpu, assume
@@ -85,6 +87,23 @@ def test_network_equals_its_reference(name: str, tmp_path: Path) -> None:
     assert float((found - exact[0]).norm() / exact.norm()) < BOUND
     run = {call.op for call in model.launches if call.source != "reference"}
     assert run == {call.op for call in model.launches if call.op in REGISTRY}
+
+
+@pytest.mark.long
+def test_osediff_equals_its_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a latent of odd sides, with windows that it does not need."""
+    monkeypatch.setattr(osediff, "LEAST", 2)
+    layout = write_osediff(tmp_path, channels=(8, 16), heads=(2, 1), vae_channels=(4, 8, 8, 8), groups=4)
+    layout.config = replace(layout.config, least=2)
+    image = random_image(6, 10, dtype=torch.float64)
+    exact = layout.upscale(image)
+    with assume(SMALL):
+        model = tinysr_kernels.compile(layout.folder, device=DEVICE, dtype="float32", backend="triton")
+        found = model(image[0].float().to(DEVICE)).cpu().double()
+    assert float((found - exact[0]).norm() / exact.norm()) < BOUND
+    run = {call.op for call in model.launches if call.source != "reference"}
+    assert run == {call.op for call in model.launches if call.op in REGISTRY}
+    assert "cross_attention" in run
 
 
 @pytest.mark.long

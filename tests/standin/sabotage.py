@@ -73,7 +73,7 @@ def no_barrier() -> list[str]:
 
 def guarded_out_of_memory() -> list[str]:
     """The launch guard takes a lack of memory for a faulty kernel."""
-    with mock.patch.object(guard, "_judge", return_value=(False, "no remedy")):
+    with mock.patch.object(guard, "judge", return_value=(False, "no remedy")):
         return [] if propagates("out of memory") else ["out of memory was swallowed"]
 
 

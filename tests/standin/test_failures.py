@@ -11,13 +11,13 @@ from tests.standin import child
 from tests.standin.failures import FAILURES, NOT_THE_KERNELS
 
 REMEDIES = {
-    "no kernel image": "tinysr env",
+    "no kernel image": "update PyTorch and the driver",
     "shared memory": "autotune show",
     "no C compiler": "apt-get install gcc",
     "no Python.h": "python3-dev",
     "no folder to write to": "TRITON_CACHE_DIR",
-    "unknown GPU": "tinysr env",
-    "does not compile": "tinysr env",
+    "unknown GPU": "tinysr doctor",
+    "does not compile": "tinysr doctor",
 }
 
 pytestmark = pytest.mark.long
@@ -29,7 +29,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("kind", FAILURES)
-def test_the_reference_computes(found: Any, kind: str) -> None:
+def test_the_libraries_compute(found: Any, kind: str) -> None:
     assert found[kind]["equal"] == [True, True]
     (notice,) = found[kind]["notices"]
     assert REMEDIES[kind] in notice

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch._subclasses import FakeTensorMode
 
 from tests.standin import child
 from tests.standin.sizes import FAMILIES, ORDINARY, SMALL
+from tinysr_kernels.launch.plan import Launch
 
 
 @pytest.fixture(scope="module")
@@ -32,3 +37,20 @@ def test_small_sizes_are_compiled(arch: str) -> None:
     """By Triton's front end, which meets integers of one as constants, on the oldest and on the newest architecture."""
     seen = child.run("tests.standin", "--json", "--sizes", "few", "--arch", arch)
     assert {family: seen[family]["faults"] for family, _ in FAMILIES} == {family: [] for family, _ in FAMILIES}
+
+
+@pytest.mark.parametrize(("current", "entered"), [(1, []), (0, [torch.device("cuda", 1)])])
+def test_a_launch_on_another_gpu_than_the_current_one(
+    current: int, entered: list[torch.device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton launches on the current device, so that of the tensors is made current, unless it is."""
+    made: list[torch.device] = []
+    launched: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: made.append(device) or contextlib.nullcontext())
+    kernel = SimpleNamespace(made={(1,): lambda **arguments: launched.append(arguments)})
+    with FakeTensorMode():
+        x = torch.empty(2, device="cuda:1")
+    Launch(kernel, (1,), {"eps": 1.0, "x": x}, 4, 2).run(pdl=True)  # type: ignore[arg-type]
+    assert made == entered
+    assert launched == [{"eps": 1.0, "x": x, "num_warps": 4, "num_stages": 2, "launch_pdl": True}]

@@ -12,7 +12,7 @@ import torch
 
 from tests.launch.test_backend import test_host_tensors_beside_a_gpu as host_tensors_run_on_the_host
 from tests.launch.test_first_use import test_images_of_one_column_or_row as grids_exist
-from tests.launch.test_first_use import test_references_can_be_captured as reference_can_be_captured
+from tests.launch.test_first_use import test_other_forms_can_be_captured as form_can_be_captured
 from tests.ops.cases import CASES
 from tests.ops.kernel_contract import mutated
 from tests.standin import child
@@ -79,7 +79,7 @@ def test_rows_on_an_axis_that_ends_at_65535(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_kernels_on_host_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_obstacle", lambda _: "")
+    monkeypatch.setattr(backend, "obstacle", lambda _: "")
     with pytest.raises(AssertionError):
         host_tensors_run_on_the_host("triton", monkeypatch)
 
@@ -90,4 +90,4 @@ def test_a_reference_that_copies_from_the_host(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(REGISTRY["tanh_scaled"], "reference", reference)
     with pytest.raises(AssertionError, match="host data"):
-        reference_can_be_captured("tanh_scaled")
+        form_can_be_captured("tanh_scaled", "reference")

@@ -15,6 +15,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("out", metavar="OUT", help="the file to write, ending in .safetensors")
     parser.add_argument("--dtype", choices=DTYPES, help="dtype of the stored weights (default: float32)")
     parser.add_argument("--quantize", choices=("fp8",), help="store TinySR's transformer in FP8 (E4M3)")
+    conditioning = parser.add_argument_group("what the network is conditioned on", "for OSEDiff; it is folded in")
+    conditioning.add_argument("--prompt", metavar="TEXT", help="embedded by the checkpoint's text encoder")
+    conditioning.add_argument("--embeddings", metavar="FILE", help="an embedding in place of the checkpoint's")
     parser.add_argument(
         "--force", action="store_true", help="replace OUT if it is a folded file; no other file ever is"
     )
@@ -32,7 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_save(arguments.out, replace=arguments.force)
     model = tinysr_kernels.compile(
-        arguments.checkpoint, device="cpu", dtype=arguments.dtype, quantize=arguments.quantize
+        arguments.checkpoint,
+        device="cpu",
+        dtype=arguments.dtype,
+        quantize=arguments.quantize,
+        embeddings=arguments.embeddings,
+        prompt=arguments.prompt,
     )
     model.save(arguments.out, replace=arguments.force)
     put(arguments.out)

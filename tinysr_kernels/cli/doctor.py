@@ -74,6 +74,7 @@ def _print(line: str) -> None:
 
 def examine(checkpoint: str | None, device: str | None) -> Iterator[Finding]:
     """Everything, cheap facts first. CheckpointError or InputError for arguments that cannot be used."""
+    from tinysr_kernels.launch.backend import obstacle as kernels_obstacle
     from tinysr_kernels.runtime.device.choose import choose_device
     from tinysr_kernels.runtime.environment import environment
 
@@ -83,7 +84,7 @@ def examine(checkpoint: str | None, device: str | None) -> Iterator[Finding]:
     yield Finding(OK, "torch", f"{facts['torch']}, CUDA {facts['cuda']}")
     yield from _gpus(facts)
     chosen = choose_device(device)
-    obstacle = _obstacle(chosen)
+    obstacle = kernels_obstacle(chosen)
     yield from _needs(chosen, FAILED if chosen.type == "cuda" and not obstacle else MISSING)
     yield _backend(chosen, obstacle)
     yield from _extras()
@@ -111,18 +112,6 @@ def _gpus(facts: dict[str, Any]) -> Iterator[Finding]:
     else:
         remedy = f"update the driver to one for CUDA {facts['cuda']} or later; in a container, start it with its GPUs"
         yield Finding(FAILED, "GPU", "NVIDIA's driver is here, but torch finds no GPU that it can use", remedy)
-
-
-def _obstacle(device: Any) -> str:
-    """Why kernels cannot run on the device, or nothing."""
-    from tinysr_kernels.errors import InputError
-    from tinysr_kernels.launch.backend import choose_backend
-
-    try:
-        choose_backend("triton", device)
-    except InputError as error:
-        return str(error).partition(": ")[2].partition("; use backend")[0]
-    return ""
 
 
 def _needs(device: Any, lacking: str) -> Iterator[Finding]:
@@ -240,7 +229,7 @@ def _picture() -> Any:
     """Two gradients and a disk, [3,48,48] float32 in [0,1]."""
     import torch
 
-    rows = torch.linspace(0, 1, SIDE, device="cpu")[:, None].expand(SIDE, SIDE)
+    rows = torch.linspace(0, 1, SIDE, dtype=torch.float32, device="cpu")[:, None].expand(SIDE, SIDE)
     disk = ((rows - 0.5).square() + (rows.T - 0.5).square() < 0.1).float()
     return torch.stack([0.2 + 0.6 * rows, 0.2 + 0.6 * rows.T, 0.3 + 0.4 * disk])
 

@@ -73,7 +73,7 @@ def _device(where: dict[str, Any]) -> torch.device:
         raise RuntimeError(f"GPU {where['index']} is not visible in the process that checks")
     device = torch.device("cuda", same[0] if same else where["index"])
     torch.cuda.set_device(device)
-    torch.zeros(1, device=device)  # creates the context, or fails here
+    torch.zeros(1, dtype=torch.uint8, device=device)  # creates the context, or fails here
     return device
 
 

@@ -46,7 +46,7 @@ def _random(name: str, like: Tensor, scaled: Any, device: torch.device, generato
     """scaled: the tensor that `like` is the scale of, else `like` itself."""
     extent = like.storage_offset() + 1 + sum((n - 1) * s for n, s in zip(like.shape, like.stride(), strict=True))
     if like.dtype.is_floating_point:
-        values = torch.randn(extent, device=device, generator=generator)
+        values = torch.randn(extent, dtype=torch.float32, device=device, generator=generator)
         if any(part in name for part in POSITIVE):
             values.mul_(0.25).abs_().add_(0.5)
         if like.dtype.itemsize == 1:

@@ -1,4 +1,4 @@
-"""The launch guard: where an operator's kernels cannot be compiled or launched, its reference computes from then on.
+"""The launch guard: where an operator's kernels cannot be compiled or launched, PyTorch's libraries compute it.
 
 The first failure bars the kernels with one notice of the reason and the remedy: a missing C compiler or Python.h, a GPU
 that this Triton does not know, a kernel that needs more than the GPU has, a cache folder that cannot be written.
@@ -25,8 +25,9 @@ EVERYTHING = "*"
 """Bars all operators of a device: what failed is the way every kernel is built."""
 EVERY_VARIANT = "*"
 """Bars an operator at all sizes."""
-_LAUNCH_ERRORS = ("no kernel image", "invalid device function", "kernel image is invalid", "too many resources")
-"""Of CUDA's errors in a launch, those that concern this kernel alone."""
+_FOREIGN = ("no kernel image", "invalid device function", "kernel image is invalid")
+"""CUDA's errors in a launch of code that is not for this GPU or not for this driver."""
+_TOO_LARGE = "too many resources"
 
 REPORT = "Please report it with the output of `tinysr doctor`."
 
@@ -55,7 +56,7 @@ def bar(name: str, device: torch.device, variant: str, error: Exception) -> None
     if key in _barred:
         return
     _barred.add(key)
-    reason = shorten(f"{type(error).__name__}: {error}", 500)
+    reason = shorten(f"{type(error).__name__}: {error}", 500).rstrip(". ")
     what = "Triton cannot build kernels" if general else f"{name} ({variant}): its kernels cannot run"
     logger.warning(f"{what} on {device}: {reason}. PyTorch computes instead, slower. {remedy}")
 
@@ -100,7 +101,9 @@ def judge(error: Exception) -> tuple[bool, str] | None:
     if isinstance(error, RuntimeError) and modules[-1] == "triton":
         if "Triton Error [CUDA]" not in text:
             return True, "This Triton may be too old for this GPU: update PyTorch, which brings its own."
-        if any(words in text for words in _LAUNCH_ERRORS):
+        if any(words in text for words in _FOREIGN):
+            return True, "This Triton or the driver may be too old for this GPU: update PyTorch and the driver."
+        if _TOO_LARGE in text:
             return False, REPORT
     return None
 

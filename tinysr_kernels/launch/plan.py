@@ -50,7 +50,8 @@ class Launch:
         """
         tensors = (v for v in self.arguments.values() if isinstance(v, Tensor))
         device = next(tensors).device
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+        with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():
             self.kernel.made[self.grid](**self.arguments, **self.options(pdl))
 
     def options(self, pdl: bool = False) -> dict[str, Any]:

@@ -34,12 +34,17 @@ def place(folded: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
     placed = {}
     for name, tensor in folded.items():
         moved = tensor.to(device, tensor.dtype if tensor.dtype == E4M3 else placed_dtype(name, tensor, dtype))
-        # Kernels are [O,C,K,K], or [4,O,C,2,2] as phases; depthwise taps are [C,3,3].
+        # Depthwise taps are [C,3,3].
         image = tensor.dim() > 3 or name.endswith(".depthwise")
-        placed[name] = moved.movedim(-3, -1).contiguous().movedim(-1, -3) if image else moved.contiguous()
+        placed[name] = channels_last(moved) if image else moved.contiguous()
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
     return placed
+
+
+def channels_last(kernel: Tensor) -> Tensor:
+    """The same kernel [O,C,K,K], or [4,O,C,2,2] as phases, with its channels last in memory; itself if they are."""
+    return kernel.movedim(-3, -1).contiguous().movedim(-1, -3)
 
 
 def placed_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
@@ -91,11 +96,15 @@ class Folder:
 
     def matrix(self, name: str, value: Tensor) -> None:
         """Store a matrix or kernel, rounded to the network's dtype."""
-        self.folded[name] = value.to(self.dtype)
+        self._store(name, value.to(self.dtype))
 
     def vector(self, name: str, value: Tensor) -> None:
         """Store a bias, scale or table, rounded to float32 or wider."""
-        self.folded[name] = value.to(self.vector_dtype)
+        self._store(name, value.to(self.vector_dtype))
+
+    def _store(self, name: str, rounded: Tensor) -> None:
+        """Keep a folded tensor, laid out so that `place` copies nothing."""
+        self.folded[name] = channels_last(rounded) if rounded.dim() > 3 else rounded
 
     def affine(self, name: str, source: str) -> None:
         """A norm's weight and bias, unchanged."""

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 Place = TypeVar("Place")
 
@@ -38,8 +39,12 @@ def gaussian_window(side: int, dtype: torch.dtype, device: torch.device) -> Tens
 
 @functools.cache
 def window_weights(side: int, device: torch.device) -> Tensor:
-    """`gaussian_window`, made once: captured graphs read it, and making it would stop the host."""
-    return gaussian_window(side, torch.float64, device)
+    """`gaussian_window`, made once: captured graphs read it, and making it would stop the host.
+
+    Hidden from whoever records operations (`ops/trace.py`): it is no part of an image's work.
+    """
+    with _disable_current_modes():
+        return gaussian_window(side, torch.float64, device)
 
 
 def batch_sizes(count: int, most: int) -> list[int]:

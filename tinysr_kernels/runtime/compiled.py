@@ -25,8 +25,7 @@ from tinysr_kernels.first_use.compile_ahead import Prepared, compile_ahead
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import assume, gpu_at
-from tinysr_kernels.nets import LatentNetwork, Network, is_fp8, place
-from tinysr_kernels.nets.windows import window_weights
+from tinysr_kernels.nets import Network, is_fp8, place
 from tinysr_kernels.ops.trace import Call, trace
 from tinysr_kernels.runtime.arguments import dtype_name, noise
 from tinysr_kernels.runtime.color_fix import fix_colors
@@ -101,6 +100,7 @@ class CompiledSR:
             backend=backend,
             upscale=upscale,
         )
+        self._compile_ahead(self._usual())
 
     @property
     def network(self) -> Network:
@@ -177,20 +177,18 @@ class CompiledSR:
         which the last max_graph_shapes stay. dtype: of the images to come; uint8 is also that of PIL images.
         """
         images = [noise(shape, dtype) for shape in shapes]
-        self.prepare(call for batch in images for call in self._planned(batch))
+        self._compile_ahead(call for batch in images for call in self._planned(batch))
         for batch in images:
             self._runner(batch, now=True)
 
-    def prepare(self, calls: Iterable[Call] | None = None) -> None:
-        """Compile the kernels of these operator calls, unless they are on disk: see first_use/compile_ahead.py.
-
-        calls: by default those of an image of 128x128, and of one in four tiles where a tile was asked for.
-        """
+    def _compile_ahead(self, calls: Iterable[Call]) -> None:
+        """Compile the kernels of these operator calls, unless they are on disk: see first_use/compile_ahead.py."""
         if self.backend == "triton":
-            operators = (call.operator for call in calls or self._usual() if call.operator is not None)
+            operators = (call.operator for call in calls if call.operator is not None)
             self._prepared = compile_ahead(operators, self.device)
 
     def _usual(self) -> Iterator[Call]:
+        """The operator calls for an image of 128x128, and for one in four tiles where a tile was asked for."""
         yield from self.launches
         tile = self._runner.limits.tile
         if tile is not None:
@@ -245,8 +243,6 @@ class CompiledSR:
         def enlarge() -> Outputs:
             return self._fix(restore(meta, lr, self.upscale, limits, dtype=self.dtype), lr, dtype)
 
-        if isinstance(meta, LatentNetwork):
-            window_weights(meta.window, lr.device)  # kept from then on: no part of an image's work
         with assume(gpu_at(self.device)), using(self.backend):
             return trace(enlarge, kernels=self.backend == "triton", library=self.backend == "library")
 
@@ -311,7 +307,7 @@ class CompiledSR:
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledSR:
         return self
 
-    def settings(self) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+    def _settings(self) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
         """The arguments of `compile` that give this model again.
 
         For a checkpoint that was in memory: the other arguments of `CompiledSR`, and the folded weights on the CPU.

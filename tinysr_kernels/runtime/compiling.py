@@ -71,7 +71,7 @@ def compile(
     folded = checkpoint.tensors
     if quantize is not None:
         check_quantize(checkpoint.family, quantize)
-    if quantize is not None or is_fp8(folded):
+    if quantize is not None or (checkpoint.folded and is_fp8(folded)):
         check_fp8(run_device)
     try:
         if not checkpoint.folded:
@@ -109,8 +109,7 @@ def compile(
 
 
 def _ready(model: CompiledSR) -> CompiledSR:
-    """The model, its kernels compiled and, at their first use on this GPU, checked."""
-    model.prepare()
+    """The model, its kernels checked at their first use on this GPU; they were compiled when it was made."""
     if model.backend == "triton":
         self_check.at_compile((call.operator for call in model.launches), model.device)
     return model
@@ -124,7 +123,7 @@ def describe(ckpt: str | PathLike[str] | dict[str, Any] | nn.Module) -> dict[str
 
 
 def _reduce(model: CompiledSR) -> tuple[Any, ...]:
-    settings, folded = model.settings()
+    settings, folded = model._settings()
     return (_compile_again, (settings,)) if folded is None else (_from_folded, (settings, folded))
 
 

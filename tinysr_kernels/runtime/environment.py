@@ -14,7 +14,10 @@ from tinysr_kernels.runtime.device.host_memory import available_memory
 from tinysr_kernels.versions import NONE, installed, triton_distributions
 
 _PACKAGES = ("torch", "triton", "numpy", "pillow", "safetensors", "av", "tqdm", "nvidia-ml-py")
-_VARIABLES = ("CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET", "TRITON_CACHE_DIR", "OMP_NUM_THREADS")
+_VARIABLES = (
+    *("CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET", "TRITON_CACHE_DIR", "OMP_NUM_THREADS"),
+    *("TINYSR_CACHE_DIR", "TINYSR_COMPILE_AHEAD", "TINYSR_CONFIG_DIR", "TINYSR_LAUNCH_GUARD", "TINYSR_SELF_CHECK"),
+)
 
 
 def without_home(text: str) -> str:

@@ -49,7 +49,7 @@ class TestConv3x3Kernels(KernelContract):
             "weight += (out_channels - 1 - outs)[None, :] * DEPTH",
         ),
         "one row for the tile": ("(lane // TILE_WIDTH * width + lane % TILE_WIDTH) * (", "(lane % TILE_WIDTH) * ("),
-        "stride of 1": ("column * STRIDE - 1 + right", "column - 1 + right"),
+        "stride of 1": ("column * STRIDE + right", "column + right"),
         "splits overlap": ("end = begin + k_per_split", "end = begin + k_per_split * 2"),
         "a split lost": ("tl.static_range(SPLIT_K)", "tl.static_range(SPLIT_K - 1)"),
         "shortcut in every split": ("begin -= tl.cdiv(DEPTH, BLOCK_K) * BLOCK_K", "begin = 0"),

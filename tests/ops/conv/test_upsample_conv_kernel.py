@@ -28,7 +28,7 @@ class TestUpsampleConvKernels(KernelContract):
     mutations: ClassVar = {
         "phases in the other order": ("down = phase // SCALE", "down = phase % SCALE"),
         "the first phase's weight": ("weight + phase * OUT_CHANNELS * DEPTH", "weight + phase * 0"),
-        "the first phase's pixels": ("(left * STRIDE - 1 + right)) * CHANNELS", "(left * STRIDE - 1)) * CHANNELS"),
+        "the first phase's pixels": ("(left * STRIDE + right)) * CHANNELS", "(left * STRIDE - PADDING)) * CHANNELS"),
         "not interleaved": ("lane % TILE_WIDTH) * SCALE", "lane % TILE_WIDTH)"),
         "dropped tap": ("tl.minimum(end, DEPTH)", "tl.minimum(end, DEPTH - CHANNELS)"),
         "no left border": ("(column + j >= 0) & (column + j < width)", "column + j < width"),

@@ -15,12 +15,12 @@ class TestResizeKernels(KernelContract):
     kernels = resize_kernel
     configs: ClassVar = {"several blocks": Config(block_n=16, block_m=2, num_warps=1)}
     mutations: ClassVar = {
-        "other kernel": ("((A * before - 5.0 * A)", "((-0.6 * before - 5.0 * A)"),
+        "other kernel": ("w0 = A * t", "w0 = -0.6 * t"),
         "torch's kernel for Pillow": ("-0.5 if PILLOW else -0.75", "-0.75"),
         "columns outside": ("w0, w1, w2, w3, left, width)", "w0, w1, w2, w3, 5, 99)"),
         "rows outside": ("v0, v1, v2, v3, top + step, height)", "v0, v1, v2, v3, 5, 99)"),
-        "not renormalized across": ("tl.div_rn(v, across * down)", "tl.div_rn(v, 0.0 * across + down)"),
-        "not renormalized down": ("tl.div_rn(v, across * down)", "tl.div_rn(v, across + 0.0 * down)"),
+        "not renormalized across": ("v / (across * down)", "v / (0.0 * across + down)"),
+        "not renormalized down": ("v / (across * down)", "v / (across + 0.0 * down)"),
         "not clamped": ("            if CLAMP:\n", "            if CLAMP and PILLOW and FACTOR == 99:\n"),
         "border": (
             "tl.minimum(tl.maximum(row, 0), height - 1)",

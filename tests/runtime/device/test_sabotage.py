@@ -16,7 +16,7 @@ from tinysr_kernels.runtime.device.cuda import CudaEngine
 
 GPU = torch.device("cuda", 0)
 
-OWN = "torch.empty_like(t) if self.holds(t) else t for t in outputs"
+OWN = "torch.empty_like(t) if self.holds(t) else t for t in rest"
 COPIED = "tuple(torch.empty_like(t).copy_(t) for t in inputs)"
 KEEPER = "if self._pool_keeper is None:"
 UNKEPT = "self._pool = self._pool or torch.cuda.graph_pool_handle()\n                if False:"
@@ -27,8 +27,8 @@ SABOTAGES = {
     "the side stream does not wait for the caller": ("            stream.wait_stream(caller)\n", ""),
     "the caller does not wait for the side stream": ("caller.wait_stream(stream)", "pass"),
     "results in memory of the side stream": ("            with torch.cuda.stream(caller):", "            if True:"),
-    "results handed over as they are": (OWN, "t for t in outputs"),
-    "record_stream for results": (OWN, "t.record_stream(caller) or t for t in outputs"),
+    "results handed over as they are": (OWN, "t for t in rest"),
+    "record_stream for results": (OWN, "t.record_stream(caller) or t for t in rest"),
     "new memory is written while the caller may use it": ("            self._stream.wait_stream(caller)\n", ""),
     "results of a replay are the graph's own": (
         "return tuple(results)\n\n    def drop",

@@ -94,13 +94,14 @@ class CudaEngine:
         caller = torch.cuda.current_stream(self.device)
         with self._computing():
             outputs = step(*inputs)
+            rest = outputs if out is None else outputs[1:]
             # Memory of the side stream must not be reused there while the caller reads it. `record_stream` would see
             # to it, but after a failed capture some versions of PyTorch never free memory with recorded streams.
             with torch.cuda.stream(caller):
-                own = [torch.empty_like(t) if self.holds(t) else t for t in outputs[0 if out is None else 1 :]]
+                own = [torch.empty_like(t) if self.holds(t) else t for t in rest]
             # The new memory may be in use by what the caller's stream was given before.
             self._stream.wait_stream(caller)
-            for result, t in zip(own, outputs[0 if out is None else 1 :], strict=True):
+            for result, t in zip(own, rest, strict=True):
                 if result is not t:  # parts of large images lie in host memory, which has no streams
                     result.copy_(t, non_blocking=True)
             return tuple(own) if out is None else (out.copy_(outputs[0]), *own)

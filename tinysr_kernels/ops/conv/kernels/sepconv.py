@@ -235,7 +235,7 @@ def march(  # type: ignore[no-untyped-def]
         if scratch_moments is not None:
             row_mean, row_squares = tile_moments(stored.to(tl.float32), inside, count)
             # Chan's rule for rows of equal count.
-            share = 1.0 / (step + 1).to(tl.float32)
+            share = 1.0 / (y - top + 1).to(tl.float32)
             delta = row_mean - mean
             mean += delta * share
             squares += row_squares + delta * delta * (count - count * share)
