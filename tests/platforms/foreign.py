@@ -6,6 +6,7 @@ Run by `test_foreign.py`. It imports every module, then does to files what the c
 import importlib
 import os
 import pkgutil
+import shutil
 import signal
 import sys
 import types
@@ -38,6 +39,7 @@ SIGNALS = """
 def remove_posix() -> None:
     """What is missing on Windows, and from several other systems; and the locks that Windows has instead."""
     sys.modules["msvcrt"] = types.SimpleNamespace(locking=lambda *_: None, LK_NBLCK=2)  # type: ignore[assignment]
+    shutil._use_fd_functions = False  # type: ignore[attr-defined]  # as on Windows
     for name in MODULES:
         sys.modules[name] = None  # type: ignore[assignment]
     for module, names in ((os, OS), (signal, SIGNALS)):
