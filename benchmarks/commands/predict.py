@@ -55,6 +55,9 @@ def main(options: argparse.Namespace) -> int:
     from benchmarks.predict.cycles.sm import NoCompiler
     from benchmarks.predict.networks import assemble
 
+    if options.clock and (options.keep or options.accept or options.check):
+        print("results and bars are at the model's clock: nothing is kept or checked at another clock", file=sys.stderr)
+        return 2
     os.environ[configs.USER_FOLDER] = os.devnull  # not the user's own configuration files
     configs.forget()
     if options.calibrate:
@@ -66,9 +69,10 @@ def main(options: argparse.Namespace) -> int:
     planned = list(_planned(options))
     jobs = [store.Job(one.program, machine) for *_, machine, launches in planned for one in launches if one.program]
     stored = {} if options.fresh else store.read()
+    keep = options.keep or options.accept
     try:
-        found = store.predict_all(jobs, stored, options.workers)
-        if options.keep or options.accept:
+        found = store.predict_all(jobs, stored, options.workers, store.write if keep else lambda _: None)
+        if keep:
             used = {job.key for job in jobs} if _everything(options) else found
             store.write({key: one for key, one in found.items() if key in used and not isinstance(one, str)})
         networks = [assemble(*one, found) for one in planned]
@@ -83,7 +87,7 @@ def main(options: argparse.Namespace) -> int:
         content = [one.to_json() for one in networks]
         options.json.write_text(json.dumps(content[0] if len(content) == 1 else content, indent=1), encoding="utf-8")
     now, bars = gate.bars_of(networks), gate.read()
-    if options.keep or options.accept:
+    if keep:
         gate.write({**bars, **now} if options.accept else gate.lowered(now, bars))
         page.keep([one.summary() for one in networks])
     above = gate.violations(now, bars) if options.check else []

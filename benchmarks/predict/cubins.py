@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import json
+import os
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.predict.emulate.disassembly import dump
-from benchmarks.static.machine_code import Variant, build, compile_all
+from benchmarks.static.machine_code import Variant, build
 
 FOLDER = Path(__file__).parents[2] / "build" / "predict"
 
 
 @dataclass(frozen=True)
 class Cubin:
-    """A compiled variant: registers per thread, bytes of shared memory per program, bytes spilled per thread."""
+    """A compiled variant: nvdisasm's listing; registers and spilled bytes per thread; shared bytes per program."""
 
-    code: bytes
+    listing: str
     registers: int
     shared: int
     spilled: int
@@ -38,29 +39,30 @@ def _path(v: Variant) -> Path:
 
 
 def cubin(v: Variant) -> Cubin:
-    """The variant's machine code, compiled if it is not there yet. RuntimeError or triton.TritonError if it cannot."""
+    """The variant's machine code, compiled unless it is there. RuntimeError or triton.TritonError where that fails."""
     path = _path(v)
-    facts = path.with_suffix(".json")
+    facts, listing = path.with_suffix(".json"), path.with_suffix(".sass.gz")
     if not facts.exists():
-        keep(v)
-    return Cubin(path.read_bytes(), **json.loads(facts.read_text(encoding="utf-8")))
+        _compile(v, path)
+    if not listing.exists():  # nvdisasm takes longer than all the rest of a prediction
+        _write(listing, gzip.compress(dump(path.read_bytes(), "nvdisasm", "-c", "-hex").encode()))
+    text = gzip.decompress(listing.read_bytes()).decode()
+    return Cubin(text, **json.loads(facts.read_text(encoding="utf-8")))
 
 
-def keep(v: Variant) -> None:
-    """Compile and keep a variant."""
+def _compile(v: Variant, path: Path) -> None:
     built = build(v)
     code = built.asm["cubin"]
     usage = dump(code, "cuobjdump", "--dump-resource-usage")
     registers, spilled = (max(map(int, re.findall(rf"{name}:(\d+)", usage))) for name in ("REG", "STACK"))
-    made = asdict(Cubin(b"", registers, built.metadata.shared, spilled))
-    del made["code"]
-    path = _path(v)
+    facts = {"registers": registers, "shared": built.metadata.shared, "spilled": spilled}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(code)
-    path.with_suffix(".json").write_text(json.dumps(made), encoding="utf-8")  # last: it says that both are whole
+    _write(path, code)
+    _write(path.with_suffix(".json"), json.dumps(facts).encode())
 
 
-def keep_all(variants: Iterable[Variant], workers: int) -> None:
-    """Compile and keep those that are not there yet, in this many processes."""
-    missing = [v for v in dict.fromkeys(variants) if not _path(v).with_suffix(".json").exists()]
-    compile_all(missing, workers, function=keep)
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all, though several processes may write the same."""
+    made = path.with_name(f"{path.name}.{os.getpid()}")
+    made.write_bytes(content)
+    made.replace(path)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.predict.cubins import Cubin, cubin
-from benchmarks.predict.emulate.disassembly import Instruction, UnknownCode, disassemble
+from benchmarks.predict.emulate.disassembly import Instruction, UnknownCode, parse
 from benchmarks.predict.emulate.emulator import run
 from benchmarks.predict.emulate.state import Access, Step
 from benchmarks.predict.emulate.values import LANES, Array
@@ -69,8 +69,8 @@ class Execution:
 
 
 @functools.lru_cache(maxsize=64)
-def _code(machine_code: bytes) -> tuple[Instruction, ...]:
-    return tuple(disassemble(machine_code))
+def _code(listing: str) -> tuple[Instruction, ...]:
+    return tuple(parse(listing))
 
 
 def execute(one: Program, at: tuple[int, int, int] | None = None) -> Execution:
@@ -79,7 +79,7 @@ def execute(one: Program, at: tuple[int, int, int] | None = None) -> Execution:
     OutOfBounds if it accesses memory outside its tensors, UnknownCode for code that the emulator does not know.
     """
     compiled = cubin(one.variant)
-    code = _code(compiled.code)
+    code = _code(compiled.listing)
     constants, tensors = _bank(one)
     middle = (one.grid[0] // 2, one.grid[1] // 2, one.grid[2] // 2)
     warps = one.variant.warps

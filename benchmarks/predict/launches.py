@@ -129,16 +129,14 @@ def program(launch: Launch, arch: int, weights: frozenset[int] = frozenset()) ->
         if isinstance(value, Tensor):
             storage = value.untyped_storage()._cdata
             number = numbers.setdefault(storage, len(numbers))
-            value = TensorArgument(
-                number, value.storage_offset() * value.element_size(), _span(value), storage in weights
-            )
+            value = _tensor(value, number, storage in weights)
         arguments.append((name, value))
     grid = (*launch.grid, 1, 1)[:3]
     return Program(made, (grid[0], grid[1], grid[2]), tuple(arguments))
 
 
 def _tensor(t: Tensor, storage: int, weight: bool) -> TensorArgument:
-    offset = cast(int, t.storage_offset()) * t.element_size()
+    offset = cast(int, t.storage_offset() * t.element_size())
     return TensorArgument(storage, offset, _span(t), weight)
 
 

@@ -13,7 +13,7 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,8 @@ from tinysr_kernels.launch.json_file import BadFile, read_json
 RESULTS = Path(__file__).parents[1] / "results"
 LAUNCHES = RESULTS / "predicted-launches.json"
 LARGEST_FILE = 64 << 20
+KEEP_EVERY = 20
+"""Predictions between two times that they are stored."""
 FAILURES = (OutOfBounds, UnknownCode, RuntimeError, ValueError)
 
 
@@ -53,14 +55,22 @@ class Job:
 def model_digest() -> str:
     """Hash of the source that decides a prediction: that of emulate/ and cycles/, and of the modules named here."""
     here = Path(__file__).parent
-    sources = [here / f"{name}.py" for name in ("cubins", "execution", "model")]
+    sources = [here / f"{name}.py" for name in ("execution", "model")]
     for folder in ("emulate", "cycles"):
         sources += sorted(path for path in (here / folder).iterdir() if path.suffix in (".py", ".cpp", ".h"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 
-def predict_all(jobs: Iterable[Job], stored: Mapping[str, Prediction], workers: int) -> dict[str, Prediction | str]:
-    """The prediction of every job by key: the stored one, or a new one; a text for one that fails."""
+def predict_all(
+    jobs: Iterable[Job],
+    stored: Mapping[str, Prediction],
+    workers: int,
+    keep: Callable[[Mapping[str, Prediction]], None] = lambda _: None,
+) -> dict[str, Prediction | str]:
+    """The prediction of every job by key: the stored one, or a new one; a text for one that fails.
+
+    keep: called from time to time with all predictions so far, so that little is lost when the run is interrupted.
+    """
     missing = {job.key: job for job in jobs if job.key not in stored}
     made: dict[str, Prediction | str] = dict(stored)
     if not missing:
@@ -69,6 +79,8 @@ def predict_all(jobs: Iterable[Job], stored: Mapping[str, Prediction], workers: 
     with ProcessPoolExecutor(min(workers, len(missing)), mp_context=context, initializer=_start_worker) as pool:
         for n, (key, found) in enumerate(zip(missing, pool.map(_predict, missing.values()), strict=True), start=1):
             made[key] = found
+            if n % KEEP_EVERY == 0 or n == len(missing):
+                keep({one: prediction for one, prediction in made.items() if not isinstance(prediction, str)})
             if sys.stderr.isatty():
                 print(f"{n} of {len(missing)} predicted", end="\n" if n == len(missing) else "\r", file=sys.stderr)
     return made

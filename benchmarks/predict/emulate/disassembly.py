@@ -81,11 +81,6 @@ class Instruction:
         object.__setattr__(self, "flags", frozenset(self.modifiers))
 
 
-def disassemble(cubin: bytes) -> list[Instruction]:
-    """The instructions of a cubin with one kernel, by Triton's own nvdisasm. UnknownCode for text of another form."""
-    return parse(dump(cubin, "nvdisasm", "-c", "-hex"))
-
-
 def dump(cubin: bytes, tool: str, *options: str) -> str:
     """What one of the CUDA binary utilities that Triton ships says of a cubin."""
     import triton
