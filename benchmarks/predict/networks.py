@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -105,16 +105,17 @@ class NetworkPrediction:
     def totals(self, launches: Iterable[PredictedLaunch]) -> dict[str, Any]:
         """Launches, floor, predicted time without and with gaps, of some launches; the limits by predicted time."""
         chosen = list(launches)
-        us, limits = sum(one.us for one in chosen), Counter[str]()
+        us, limits = sum(one.us for one in chosen), defaultdict[str, float](float)
         for one in chosen:
-            limits[one.limit] += one.us  # type: ignore[assignment]
+            limits[one.limit] += one.us
+        longest = sorted(limits.items(), key=lambda pair: -pair[1])[:3]
         own = [one.prediction for one in chosen if one.prediction]
         return {
             "launches": len(chosen),
             "floor_us": round(sum(one.floor_us for one in chosen), 1),
             "predicted_us": round(us, 1),
             "with_gaps_us": round(us + self.gap_us * len(chosen), 1),
-            "limits": {name: round(time / us, 2) for name, time in limits.most_common(3)},
+            "limits": {name: round(time / us, 2) for name, time in longest},
             "registers": _range(one.registers for one in own),
             "programs_per_sm": _range(one.programs_per_sm for one in own),
             "ipc": _range(round(one.ipc, 2) for one in own),

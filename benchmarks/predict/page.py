@@ -42,8 +42,8 @@ bandwidth. The launch takes as long as the SM with the most programs.
 
 How far to trust it: matmuls and copies come within 15 % of published times (see below), attention up to a half too
 fast; expect 20 % per kernel, and 40 % below 3 us. Ratios between two versions of a kernel are better than that. Not
-modelled: equal requests that meet in the L2, TMA and mbarriers, programs that differ from the middle one, the clock that
-a GPU can sustain.
+modelled: equal requests that meet in the L2, TMA and mbarriers, programs that differ from the middle one, the clock
+that a GPU can sustain.
 
 `python -m benchmarks predict --check` compares with `benchmarks/results/predicted-bars.json` and fails where a network,
 a kind of launch or a rule is worse than its bar. Rules, for launches above 5 us: no more than 10 times the floor, a

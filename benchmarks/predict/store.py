@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.predict.cubins import triton_version
 from benchmarks.predict.cycles.machines import Machine
@@ -117,5 +118,12 @@ def read(path: Path = LAUNCHES) -> dict[str, Prediction]:
 
 def write(predictions: Mapping[str, Prediction], path: Path = LAUNCHES) -> None:
     """One prediction per line, in the order of the keys."""
-    lines = (f'"{key}": {json.dumps(dataclasses.asdict(one))}' for key, one in sorted(predictions.items()))
+    lines = (f'"{key}": {json.dumps(_rounded(dataclasses.asdict(one)))}' for key, one in sorted(predictions.items()))
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    """Four decimals are far more than the model is good for."""
+    if isinstance(value, dict):
+        return {name: _rounded(one) for name, one in value.items()}
+    return round(value, 4) if isinstance(value, float) else value

@@ -1,5 +1,6 @@
 """The emulator: integer arithmetic as the hardware does it, control flow, and what it refuses to guess."""
 
+import operator
 import random
 
 import pytest
@@ -65,24 +66,42 @@ def test_arithmetic_of_32_bits(text: str, expected) -> None:  # type: ignore[no-
         assert found == expected(a, b) & 0xFFFFFFFF, (hex(a), hex(b))
 
 
-def test_64_bit_addition_and_comparison_by_carries() -> None:
-    for a, b in [(0xFFFFFFFF, 1), (0x1FFFFFFFF, 0xFFFFFFFF00000001), (5, 7), (1 << 40, 1 << 40)]:
-        words = {0: a & 0xFFFFFFFF, 4: a >> 32, 8: b & 0xFFFFFFFF, 12: b >> 32}
-        text = """
-            LDC.64 R2, c[0x0][0x0]
-            LDC.64 R4, c[0x0][0x8]
-            IADD3 R6, P0, R2, R4, RZ
-            IADD3.X R0, R3, R5, RZ, P0, !PT
-        """
-        assert stored(text, words)[0] == (a + b) >> 32 & 0xFFFFFFFF
-        less = """
-            LDC.64 R2, c[0x0][0x0]
-            LDC.64 R4, c[0x0][0x8]
-            ISETP.LT.U32.AND P0, PT, R2, R4, PT
-            ISETP.LT.U32.AND.EX P0, PT, R3, R5, PT, P0
-            SEL R0, 0x1, RZ, P0
-        """
-        assert stored(less.replace("SEL R0, 0x1, RZ, P0", "MOV R7, 0x1\nSEL R0, R7, RZ, P0"), words)[0] == (a < b)
+WORDS = """
+    LDC.64 R2, c[0x0][0x0]
+    LDC.64 R4, c[0x0][0x8]
+"""
+LONG_PAIRS = [
+    (1 << 40, 1 << 41),
+    (0xFFFFFFFF, 1),
+    (0x1FFFFFFFF, 0xFFFFFFFF00000001),
+    (5, 7),
+    (7, 5),
+    (1 << 40, 1 << 40),
+    (1 << 40, 1 << 41),
+]
+
+
+def of_64_bits(text: str, a: int, b: int) -> int:
+    """R0 after the text, with a in R2 and R3, b in R4 and R5."""
+    return stored(WORDS + text, {0: a & 0xFFFFFFFF, 4: a >> 32, 8: b & 0xFFFFFFFF, 12: b >> 32})[0]
+
+
+@pytest.mark.parametrize(("a", "b"), LONG_PAIRS)
+def test_64_bit_addition_by_carries(a: int, b: int) -> None:
+    text = "IADD3 R6, P0, R2, R4, RZ\nIADD3.X R0, R3, R5, RZ, P0, !PT"
+    assert of_64_bits(text, a, b) == (a + b) >> 32 & 0xFFFFFFFF
+
+
+@pytest.mark.parametrize("relation", ["LT", "LE", "GT", "GE", "EQ", "NE"])
+def test_64_bit_comparison_by_halves(relation: str) -> None:
+    text = f"""
+        ISETP.{relation}.U32.AND P0, PT, R2, R4, PT
+        ISETP.{relation}.U32.AND.EX P0, PT, R3, R5, PT, P0
+        MOV R7, 0x1
+        SEL R0, R7, RZ, P0
+    """
+    for a, b in LONG_PAIRS:
+        assert of_64_bits(text, a, b) == getattr(operator, relation.lower())(a, b), (a, b)
 
 
 DIVISION = """
