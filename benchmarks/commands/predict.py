@@ -51,43 +51,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Predict, print the totals, write the files. 1 if a launch cannot be predicted or is above its bar."""
-    from benchmarks.predict import calibration, gate, page, store
+    from benchmarks.predict import gate, page, store
     from benchmarks.predict.cycles.sm import NoCompiler
     from benchmarks.predict.networks import assemble
 
-    if options.clock and (options.keep or options.accept or options.check):
+    keep = options.keep or options.accept
+    if options.clock and (keep or options.check):
         print("results and bars are at the model's clock: nothing is kept or checked at another clock", file=sys.stderr)
         return 2
     os.environ[configs.USER_FOLDER] = os.devnull  # not the user's own configuration files
     configs.forget()
     if options.calibrate:
-        rows = calibration.compare(workers=options.workers)
-        calibration.keep(rows)
-        for row in rows:
-            print(f"{' | '.join(row.cells())}{'' if row.within else ': outside its tolerance'}")
-        return 0 if all(row.within for row in rows) else 1
+        return _calibrate(options.workers)
     planned = list(_planned(options))
-    jobs = [store.Job(one.program, machine) for *_, machine, launches in planned for one in launches if one.program]
+    jobs = {
+        job.key: job
+        for *_, machine, launches in planned
+        for job in (store.Job(one.program, machine) for one in launches if one.program)
+    }
     stored = {} if options.fresh else store.read()
-    keep = options.keep or options.accept
     try:
-        found = store.predict_all(jobs, stored, options.workers, store.write if keep else lambda _: None)
-        if keep:
-            used = {job.key for job in jobs} if _everything(options) else found
-            store.write({key: one for key, one in found.items() if key in used and not isinstance(one, str)})
+        found = store.predict_all(jobs.values(), stored, options.workers, store.write if keep else None)
         networks = [assemble(*one, found) for one in planned]
     except (NoCompiler, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     for line in table(networks, options.launches):
         print(line)
-    new = sum(job.key not in stored for job in {job.key: job for job in jobs}.values())
-    print(f"{len({job.key for job in jobs})} distinct launches, {new} of them predicted now")
+    print(f"{len(jobs)} distinct launches, {len(jobs.keys() - stored.keys())} of them predicted now")
     if options.json:
         content = [one.to_json() for one in networks]
         options.json.write_text(json.dumps(content[0] if len(content) == 1 else content, indent=1), encoding="utf-8")
     now, bars = gate.bars_of(networks), gate.read()
     if keep:
+        if _everything(options):
+            store.keep_only(jobs)
         gate.write({**bars, **now} if options.accept else gate.lowered(now, bars))
         page.keep([one.summary() for one in networks])
     above = gate.violations(now, bars) if options.check else []
@@ -96,9 +94,20 @@ def main(options: argparse.Namespace) -> int:
     return 1 if above else 0
 
 
+def _calibrate(workers: int) -> int:
+    """Predict the calibration table and store it for the page. 1 if a ratio is outside its tolerance."""
+    from benchmarks.predict import calibration
+
+    rows = calibration.compare(workers=workers)
+    calibration.keep(rows)
+    for row in rows:
+        print(f"{' | '.join(row.cells())}{'' if row.within else ': outside its tolerance'}")
+    return 0 if all(row.within for row in rows) else 1
+
+
 def _everything(options: argparse.Namespace) -> bool:
     """Whether the options choose all networks on all GPUs: what is stored of others is then of no use any more."""
-    return not (options.family or options.variant or options.gpu or options.clock)
+    return not (options.family or options.variant or options.gpu)
 
 
 def _planned(options: argparse.Namespace) -> Iterator[tuple[str, str, Any, Sequence[Any]]]:

@@ -13,7 +13,7 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +66,7 @@ def predict_all(
     jobs: Iterable[Job],
     stored: Mapping[str, Prediction],
     workers: int,
-    keep: Callable[[Mapping[str, Prediction]], None] = lambda _: None,
+    keep: Callable[[Mapping[str, Prediction]], None] | None = None,
 ) -> dict[str, Prediction | str]:
     """The prediction of every job by key: the stored one, or a new one; a text for one that fails.
 
@@ -80,7 +80,7 @@ def predict_all(
     with ProcessPoolExecutor(min(workers, len(missing)), mp_context=context, initializer=_start_worker) as pool:
         for n, (key, found) in enumerate(zip(missing, pool.map(_predict, missing.values()), strict=True), start=1):
             made[key] = found
-            if n % KEEP_EVERY == 0 or n == len(missing):
+            if keep and (n % KEEP_EVERY == 0 or n == len(missing)):
                 keep({one: prediction for one, prediction in made.items() if not isinstance(prediction, str)})
             if sys.stderr.isatty():
                 print(f"{n} of {len(missing)} predicted", end="\n" if n == len(missing) else "\r", file=sys.stderr)
@@ -120,6 +120,11 @@ def write(predictions: Mapping[str, Prediction], path: Path = LAUNCHES) -> None:
     """One prediction per line, in the order of the keys."""
     lines = (f'"{key}": {json.dumps(_rounded(dataclasses.asdict(one)))}' for key, one in sorted(predictions.items()))
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def keep_only(keys: Collection[str]) -> None:
+    """Remove the stored predictions with other keys: of kernels, or of a model, that are gone."""
+    write({key: one for key, one in read().items() if key in keys})
 
 
 def _rounded(value: Any) -> Any:

@@ -19,6 +19,9 @@ from benchmarks.predict.execution import GLOBAL, Execution, Placed
 BANKS, WORD, SECTOR, LINE = 32, 4, 32, 128
 MATRIX_ROWS, MATRIX_ROW = 8, 16
 NO_ACCESS, NOT_EXECUTED = -1, -2
+STORES = ("STG", "ST")
+NARROW = 2
+"""Bytes per lane of accesses that are called narrow."""
 
 ACCESS = np.dtype(
     [
@@ -39,7 +42,8 @@ STEP = np.dtype([("instruction", np.int32), ("access", np.int32)])
 class Storage:
     """A tensor, or several in one storage, and what one program does with it.
 
-    read, bypassing, stored: distinct bytes in whole sectors; those that go past the L1; bytes stored.
+    read, written: bytes of the distinct sectors that it touches. bypassing: bytes that it loads past the L1, again each
+    time. stored: bytes that it stores.
     """
 
     name: str
@@ -56,7 +60,7 @@ class Traffic:
     """A program's traces and accesses as sm.cpp reads them.
 
     accesses: [a] of ACCESS; sectors: numbers of sectors; steps: [s] of STEP, warp after warp, each from first[w] on.
-    conflicts: cycles of shared memory over those without bank conflicts.
+    conflicts: cycles of shared memory over those without bank conflicts. narrow_share: of the bytes of global memory.
     """
 
     accesses: NDArray[np.void]
@@ -65,58 +69,98 @@ class Traffic:
     first: NDArray[np.int64]
     storages: list[Storage]
     conflicts: float = 1.0
-    narrow_share: float = field(default=0.0)
+    narrow_share: float = 0.0
+
+
+@dataclass
+class _Rows:
+    """The accesses so far: `Traffic.accesses`, their sectors, and which row a warp's access has."""
+
+    rows: list[tuple[int, int, int, int, int, int]] = field(default_factory=list)
+    sectors: list[NDArray[np.int64]] = field(default_factory=list)
+    total: int = 0
+    place: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def add(
+        self, access: Access, warp: int, cycles: int, found: NDArray[np.int64], tags: int = 0, storage: int = -1
+    ) -> None:
+        """The access of one warp, which some of its lanes execute."""
+        self.place[id(access), warp] = len(self.rows)
+        self.rows.append((cycles, tags, storage, access.bypass, self.total, len(found)))
+        self.sectors.append(found)
+        self.total += len(found)
+
+    def add_none(self, access: Access, warp: int) -> None:
+        """An access that no lane of the warp executes."""
+        self.place[id(access), warp] = NOT_EXECUTED
 
 
 def traffic(execution: Execution) -> Traffic:
     """What the executed program asks of the memory system."""
     storages, number = _storages(execution.tensors)
-    rows: list[tuple[int, int, int, int, int, int]] = []
-    sectors: list[NDArray[np.int64]] = []
-    place: dict[tuple[int, int], int] = {}
+    rows = _Rows()
     touched: dict[tuple[int, str], list[NDArray[np.int64]]] = {}
-    total = cycles = least = narrow = everything = 0
+    narrow = everything = 0
+    cycles = least = 0
     for access in execution.accesses():
-        active = access.active
         if access.kind in GLOBAL:
-            for warp, found in zip(access.warps, _sectors(access), strict=True):
-                lanes = int(active[np.searchsorted(access.warps, warp)].sum())
-                if not len(found):
-                    place[id(access), int(warp)] = NOT_EXECUTED
-                    continue
-                storage = _storage_of(found[0] * SECTOR, execution.tensors, number)
-                store = access.kind in ("STG", "ST")
-                one = storages[storage]
-                touched.setdefault((storage, "written" if store else "read"), []).append(found)
-                one.stored += lanes * access.width if store else 0
-                one.bypassing += len(found) * SECTOR if access.bypass and not store else 0
-                narrow += lanes * access.width if access.width <= 2 else 0
-                everything += lanes * access.width
-                tags = len(np.unique(found // (LINE // SECTOR)))
-                place[id(access), int(warp)] = len(rows)
-                rows.append((_data_cycles(access, len(found)), tags, storage, access.bypass, total, len(found)))
-                sectors.append(found)
-                total += len(found)
+            moved = _add_global(access, rows, storages, touched, execution.tensors, number)
+            everything += moved
+            narrow += moved if access.width <= NARROW else 0
         else:
-            for warp, waves, ideal in zip(access.warps, *wavefronts(access), strict=True):
-                if not waves:
-                    place[id(access), int(warp)] = NOT_EXECUTED
-                    continue
-                place[id(access), int(warp)] = len(rows)
-                rows.append((int(waves), 0, -1, 0, total, 0))
-                cycles, least = cycles + int(waves), least + int(ideal)
-    for (storage, what), found_sectors in touched.items():
-        setattr(storages[storage], what, len(np.unique(np.concatenate(found_sectors))) * SECTOR)
-    steps, first = _steps(execution, place)
+            taken, ideal = _add_shared(access, rows)
+            cycles, least = cycles + taken, least + ideal
+    for (storage, what), found in touched.items():
+        setattr(storages[storage], what, len(np.unique(np.concatenate(found))) * SECTOR)
+    steps, first = _steps(execution, rows.place)
     return Traffic(
-        np.array(rows, dtype=ACCESS),
-        np.concatenate(sectors) if sectors else np.zeros(0, np.int64),
+        np.array(rows.rows, dtype=ACCESS),
+        np.concatenate([np.zeros(0, np.int64), *rows.sectors]),
         steps,
         first,
         storages,
-        cycles / least if least else 1.0,
-        narrow / everything if everything else 0.0,
+        conflicts=cycles / least if least else 1.0,
+        narrow_share=narrow / everything if everything else 0.0,
     )
+
+
+def _add_global(
+    access: Access,
+    rows: _Rows,
+    storages: list[Storage],
+    touched: dict[tuple[int, str], list[NDArray[np.int64]]],
+    tensors: Sequence[Placed],
+    number: dict[int, int],
+) -> int:
+    """Add an access to global memory; the bytes that its lanes move."""
+    store = access.kind in STORES
+    everything = 0
+    for warp, found, lanes in zip(map(int, access.warps), _sectors(access), access.active.sum(1), strict=True):
+        if not len(found):
+            rows.add_none(access, warp)
+            continue
+        storage = _storage_of(found[0] * SECTOR, tensors, number)
+        tags = len(np.unique(found // (LINE // SECTOR)))
+        rows.add(access, warp, _data_cycles(access, len(found)), found, tags, storage)
+        touched.setdefault((storage, "written" if store else "read"), []).append(found)
+        moved = int(lanes) * access.width
+        everything += moved
+        if store:
+            storages[storage].stored += moved
+        elif access.bypass:
+            storages[storage].bypassing += len(found) * SECTOR
+    return everything
+
+
+def _add_shared(access: Access, rows: _Rows) -> tuple[int, int]:
+    """Add an access to shared memory; its cycles, and what they would be without bank conflicts."""
+    cycles, least = wavefronts(access)
+    for warp, taken in zip(map(int, access.warps), cycles, strict=True):
+        if taken:
+            rows.add(access, warp, int(taken), np.zeros(0, np.int64))
+        else:
+            rows.add_none(access, warp)
+    return int(cycles.sum()), int(least.sum())
 
 
 def _storages(tensors: Sequence[Placed]) -> tuple[list[Storage], dict[int, int]]:
@@ -142,7 +186,7 @@ def _data_cycles(access: Access, sectors: int) -> int:
     """Cycles of the L1's data port: 128 bytes each; asynchronous copies pay when their data arrives."""
     if access.kind == "LDGSTS":
         return 0
-    return -(-sectors * SECTOR // LINE) if access.kind in ("STG", "ST") else max(1, access.width // WORD)
+    return -(-sectors * SECTOR // LINE) if access.kind in STORES else max(1, access.width // WORD)
 
 
 def _sectors(access: Access) -> list[NDArray[np.int64]]:

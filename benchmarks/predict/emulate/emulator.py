@@ -136,6 +136,8 @@ def _run_together(code: Sequence[Instruction], w: Warps) -> tuple[list[Warps], i
 def _jump(code: Sequence[Instruction], w: Warps, i: Instruction, guard: Value) -> tuple[list[Warps], bool]:
     """Execute an instruction of JUMPS: the groups into which the warps part, if they do; whether it was a guess."""
     if i.base == "RET":
+        if not w.calls:
+            raise UnknownCode(f"{i.text}: returns from nowhere")
         w.at = w.calls.pop()
         return [], False
     if i.base == "EXIT":

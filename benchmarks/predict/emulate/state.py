@@ -80,7 +80,7 @@ class Warps:
 
     def read(self, o: Operand) -> Value:
         """The 32 bits of an operand."""
-        value = self._raw(o)
+        value = self.raw(o)
         if value is None or not (o.part or o.inverted or o.negated or o.absolute):
             return value
         if o.part in BYTES:
@@ -93,7 +93,8 @@ class Warps:
             value = value ^ MASK
         return -value & MASK if o.negated else value
 
-    def _raw(self, o: Operand) -> Value:
+    def raw(self, o: Operand) -> Value:
+        """The 32 bits without the operand's sign and part."""
         if o.file in ("R", "UR"):
             return ZERO if o.index < 0 else self.files[o.file].get(o.index)
         if o.file == "number":
@@ -103,14 +104,10 @@ class Warps:
             return None if found is None else constant(found)
         raise UnknownCode(f"operand {o.text}")
 
-    def raw(self, o: Operand) -> Value:
-        """The 32 bits without the operand's sign, for floating-point instructions."""
-        return self._raw(o)
-
     def addend(self, o: Operand) -> Value:
         """An operand of an addition whose carry counts: -x is ~x + 1, which carries for 0."""
         if o.negated and o.file != "number":
-            value = self._raw(o)
+            value = self.raw(o)
             return None if value is None else (value ^ MASK) + 1
         return self.read(o)
 
@@ -120,7 +117,7 @@ class Warps:
             value = self.read(o)
             return None if value is None else wide(value)
         second = Operand(o.file, o.index + (4 if o.file == "constant" else 1), o.text)
-        low, high = self._raw(Operand(o.file, o.index, o.text)), self._raw(second)
+        low, high = self.raw(Operand(o.file, o.index, o.text)), self.raw(second)
         if low is None or high is None:
             return None
         return -wide(low, high) if o.negated else wide(low, high)

@@ -181,6 +181,11 @@ def test_a_guarded_call_is_a_jump() -> None:
     assert steps_of(text, {0: 0}) == [[0, 1, 2, 3, 4]]
 
 
+def test_a_function_returns_to_its_caller() -> None:
+    text = "CALL.REL.NOINC `(.L_x_1)\nMOV R0, 0x5\nEXIT\n.L_x_1:\nMOV R2, RZ\nRET.REL.NODEC R4 `(linear)"
+    assert steps_of(text) == [[0, 3, 4, 1, 2]]
+
+
 def test_lanes_that_jump_ahead_meet_the_others() -> None:
     text = f"""
         {LANE}
@@ -195,6 +200,8 @@ def test_lanes_that_jump_ahead_meet_the_others() -> None:
         NOP
     """
     assert stored(text) == [100 + lane if lane < 8 else 200 for lane in LANES]
+    (steps,) = steps_of(text)
+    assert steps == list(range(9)), "lanes that meet again go on together"
 
 
 def test_lanes_leave_a_loop_one_after_another() -> None:
@@ -208,6 +215,8 @@ def test_lanes_leave_a_loop_one_after_another() -> None:
         IADD3 R0, R0, 0x100, RZ
     """
     assert stored(text) == [0x100 + max(2, lane + lane % 2) for lane in LANES]
+    (steps,) = steps_of(text)
+    assert (steps.count(2), steps.count(5)) == (16, 1)
 
 
 def test_lanes_that_exit_early_store_nothing() -> None:
@@ -242,12 +251,22 @@ def test_what_was_loaded_is_unknown() -> None:
     assert [access.address is None for _, access, _ in steps if access is not None] == [False, True]
 
 
+def test_lanes_that_kept_unknown_data_hold_an_address_outside_every_tensor() -> None:
+    text = f"{LANE}\nMOV R4, RZ\nLDS R0, [R4]\nISETP.LT.AND P0, PT, R9, 0x8, PT\n@P0 MOV R0, 0x10"
+    assert stored(text) == [0x10 if lane < 8 else 0x5A5A5A5A for lane in LANES]
+
+
 def test_a_load_may_overwrite_its_own_address() -> None:
     groups, _ = execute("MOV R4, 0x40\nLDS R4, [R4]")
     ((_, steps),) = groups
     access = next(access for _, access, _ in steps if access is not None)
     assert access.address is not None
     assert int(access.address[0, 0]) == 0x40
+
+
+def test_nothing_returns_without_a_call() -> None:
+    with pytest.raises(UnknownCode, match="returns from nowhere"):
+        execute("RET.REL.NODEC R2 `(linear)")
 
 
 @pytest.mark.parametrize("text", ["FROBNICATE R0, R1", "LDC.U8 R0, c[0x0][0x0]", "IADD3 R0, SR_LANEID, RZ, RZ"])

