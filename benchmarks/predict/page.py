@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.predict import calibration
+from benchmarks.predict.cycles.machines import MACHINES
 from benchmarks.predict.store import LARGEST_FILE, RESULTS
 from benchmarks.reports.plots import COLORS
 from tinysr_kernels.launch.json_file import BadFile, read_json
@@ -58,11 +59,17 @@ def keep(summaries: Sequence[Mapping[str, Any]]) -> None:
     """Update the stored networks with these, and generate the page and the picture."""
     stored = {_key(one): one for one in read()} if NETWORKS.exists() else {}
     stored |= {_key(one): dict(one) for one in summaries}
-    lines = ",\n".join(json.dumps(one) for one in stored.values())
+    lines = ",\n".join(json.dumps(stored[key]) for key in sorted(stored, key=_order))
     NETWORKS.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     every = read()
     PAGE.write_text(text(every), encoding="utf-8")
     draw(every, PICTURE)
+
+
+def _order(key: tuple[str, str, str]) -> tuple[int, str, str]:
+    """The GPUs in the model's order, then the networks by name."""
+    gpus = [machine.name for machine in MACHINES.values()]
+    return (gpus.index(key[0]), *key[1:])
 
 
 def _key(one: Mapping[str, Any]) -> tuple[str, str, str]:
