@@ -63,6 +63,7 @@ def test_each_warp_by_itself() -> None:
         (4, 4 * LANE + 16, 5),  # not aligned to sectors
         (4, 256 * LANE, 32),
         (1, 0 * LANE, 1),
+        (8, 32 * LANE + 28, 33),  # across the border of two
     ],
 )
 def test_sectors(width: int, address: np.ndarray, expected: int) -> None:
