@@ -31,12 +31,13 @@ def run(
     tensors: Sequence[tuple[float, int, int]] = ((0.0, 1, 0),),
     repeat: int = 1,
     waits_for_loads: bool = False,
+    stall: int = 1,
 ) -> dict[str, float]:
     """Each warp executes the text `repeat` times; the memory instructions take the accesses in order.
 
     waits_for_loads: loads set scoreboard 0, and the last instruction waits for it.
     """
-    instructions = code(text)[:-1]
+    instructions = [dataclasses.replace(one, stall=stall) for one in code(text)[:-1]]
     if waits_for_loads:
         held = [dataclasses.replace(one, write_barrier=0) for one in instructions[:-1]]
         instructions = [*held, dataclasses.replace(instructions[-1], wait=1)]
@@ -52,6 +53,8 @@ def run(
 
 def test_one_warp_issues_once_per_stall() -> None:
     assert run("NOP", repeat=1000)["cycles"] == pytest.approx(1000, abs=20)
+    assert run("NOP", repeat=1000, stall=4)["cycles"] == pytest.approx(4000, abs=20)
+    assert run("NOP", repeat=1000, stall=4, warps=16)["cycles"] == pytest.approx(4000, abs=60)
 
 
 def test_four_schedulers_issue_at_once() -> None:
