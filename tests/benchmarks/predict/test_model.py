@@ -32,7 +32,7 @@ def _own_cubins(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-un
         yield
 
 
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", [pytest.param(80, marks=pytest.mark.long), 90])
 def test_matmul_executes_its_flops_and_stores_its_result(arch: int) -> None:
     m, n, k = 256, 128, 192
     (launch,) = calibration.matmuls(m, n, k, HALF, [(128, 64, 64, 4, 3)])
@@ -104,3 +104,25 @@ def test_the_flops_of_a_call_count_where_its_matrix_instructions_are() -> None:
     assert second == pytest.approx(0.25e6)
     assert other == planned[2].floor_us(card)
     assert with_own_flops(planned, [None, None, None], MACHINES[90])[1] == pytest.approx(1e6)
+
+
+def test_the_stored_calibration_is_within_its_tolerance() -> None:
+    """One row per kernel of the table, in its order; the last cell is predicted over published."""
+    rows = calibration.rows()
+    assert [row[0].startswith(one.name) for row, one in zip(rows, calibration.TABLE, strict=True)] == [True] * len(rows)
+    for row, one in zip(rows, calibration.TABLE, strict=True):
+        assert abs(float(row[-1]) - 1) <= one.tolerance + 0.005, row
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("one", calibration.TABLE, ids=lambda one: f"{one.name}, sm_{one.arch}")
+def test_calibration(one: calibration.Published) -> None:
+    """Kernels whose times others published, predicted anew."""
+    best = min(predict(program(launch, one.arch), MACHINES[one.arch]).us for launch in one.launches())
+    assert calibration.Row(one, one.work / (best * 1e-6)).within
+
+
+def test_a_row_outside_its_tolerance_is_seen() -> None:
+    one = dataclasses.replace(calibration.TABLE[0], low=100.0, high=120.0, tolerance=0.1)
+    assert [calibration.Row(one, rate).within for rate in (89, 91, 110, 131, 133)] == [False, True, True, True, False]
+    assert calibration.Row(one, 132.0).ratio == pytest.approx(1.1)
