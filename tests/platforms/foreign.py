@@ -31,7 +31,7 @@ OS = """
 """
 SIGNALS = """
     SIGKILL SIGHUP SIGUSR1 SIGUSR2 SIGALRM SIGPIPE SIGCHLD SIGQUIT SIGWINCH SIGTSTP alarm setitimer
-    pthread_sigmask pthread_kill siginterrupt sigwait
+    pthread_kill siginterrupt sigwait
 """
 
 
