@@ -16,6 +16,8 @@ from benchmarks.predict.model import Prediction
 
 LARGE = 1 << 16
 """Bytes of results below which programs do different things, such as parts of two images."""
+MOST_FLOPS = {"tinysr-dit": 1.4, "adcsr": 1.8, "tinysr-unet": 4.0}
+"""Executed over asked for: the demo's 32 channels take tiles of 64 in and 64 out on two architectures."""
 stored = functools.cache(store.read)
 ONE = ("tinysr-dit", "separable", 90)
 OTHERS = [
@@ -34,10 +36,13 @@ def predictions(planned: Sequence[Planned], arch: int) -> list[Prediction | None
 
 @pytest.mark.parametrize(("family", "variant", "arch"), [ONE, *OTHERS])
 def test_what_is_executed_is_what_the_call_asks_for(family: str, variant: str, arch: int) -> None:
-    """A middle program stands for all: tiles that leave the result, and channels that are padded, count too much.
+    """A middle program stands for all. TinySR's tiles divide its results; elsewhere the last tile of columns is half
+    empty, and the plan counts a convolution's result, which the norm after it reads, as written by both.
 
-    A separable convolution's FLOPs count its depthwise half, which runs without matrix instructions.
+    Matrix instructions work on padded channels: 3 are 8 or more. A separable convolution's FLOPs count its depthwise
+    half, which runs without matrix instructions.
     """
+    exact = family == "tinysr-dit"
     planned = network_launches(family, variant, arch)
     found = predictions(planned, arch)
     pairs = list(zip(planned, found, strict=True))
@@ -47,11 +52,13 @@ def test_what_is_executed_is_what_the_call_asks_for(family: str, variant: str, a
     for one, made in known:
         written = sum(moved.bytes for moved in one.step.writes)
         if written >= LARGE:
-            assert 0.97 * written <= made.stored_bytes <= 1.4 * written, (one.op, one.kernel, one.output)
+            least = 0.97 if exact else 0.49
+            assert least * written <= made.stored_bytes <= 1.4 * written, (one.op, one.kernel, one.output)
     for _, several in groupby(pairs, key=lambda pair: pair[0].call):
         call = list(several)
         executed = sum(made.flops for _, made in call if made)
         cost = sum(one.step.flops for one, _ in call)
         if executed and all(made for _, made in call):
             least = 0.25 if call[0][0].op.startswith("sepconv") else 0.95
-            assert least * cost <= executed <= 1.5 * cost, (call[0][0].op, call[0][0].output, executed / cost)
+            most = 3.5 if call[0][0].output[1] == 3 else MOST_FLOPS[family]
+            assert least * cost <= executed <= most * cost, (call[0][0].op, call[0][0].output, executed / cost)
