@@ -19,8 +19,8 @@ PYTEST_ARGS ?= $(WORKERS) -m "not mutation and not long"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick long mutations processors pair fuzz lint audit static tables benchmarks cpu-benchmarks docs examples format \
-    wheel check-wheel clean
+.PHONY: help demo test quick long mutations processors pair fuzz lint audit static predicted standin tables benchmarks cpu-benchmarks \
+    docs examples format wheel check-wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,9 +76,17 @@ static: $(VENV)/.ready-test $(addsuffix /.ready,$(OTHER_TRITON)) ## compile and 
 	    { tail -n 1 build/static.txt; exit 1; }
 	@tail -n 1 build/static.txt
 
+predicted: $(VENV)/.ready-test ## predict the time of all launches from their machine code and hold it to its bars; needs a C++ compiler
+	$(BIN)/python -m benchmarks predict --check > /dev/null
+
+standin: export OMP_NUM_THREADS ?= 1
+standin: $(VENV)/.ready-test $(addsuffix /.ready,$(OTHER_TRITON)) ## run the families on a stand-in for a GPU (TRITON=3.6.0: with that Triton)
+	$(BIN)/python -m tests.standin $(addprefix --triton ,$(OTHER_TRITON)) --sizes few
+
 tables: ## regenerate benchmarks/results/, docs/kernels.md and docs/plan.md
 	$(MAKE) static STATIC_ARGS=--keep
 	$(MAKE) static STATIC_ARGS=--keep TRITON=3.6.0
+	$(BIN)/python -m benchmarks predict --keep
 	$(BIN)/python -m benchmarks pages
 
 benchmarks: $(VENV)/.ready-dev ## run all benchmarks (9 minutes on a GPU); results go to build/benchmarks

@@ -11,6 +11,7 @@ COMMANDS = {
     "plan": "static.plan",
     "static": "static.static",
     "pages": "static.generate_docs",
+    "predict": "commands.predict",
     "ceilings": "commands.ceilings",
     "correctness": "commands.correctness",
     "micro": "commands.micro",

@@ -48,6 +48,7 @@ BELOW: dict[str, set[str]] = {
     "benchmarks.subjects": {"model.reference", "benchmarks.measure"},
     "benchmarks.static": {"benchmarks.hardware", "benchmarks.subjects"},
     "benchmarks.reports": {"benchmarks.measure"},
+    "benchmarks.predict": {"benchmarks.hardware", "benchmarks.subjects", "benchmarks.static", "benchmarks.reports"},
     "benchmarks.commands": {
         "model.reference",
         "model.demo",
@@ -56,6 +57,7 @@ BELOW: dict[str, set[str]] = {
         "benchmarks.subjects",
         "benchmarks.static",
         "benchmarks.reports",
+        "benchmarks.predict",
     },
     "benchmarks.test_micro": {"benchmarks.measure", "benchmarks.subjects", "benchmarks.commands"},
     "benchmarks.__main__": {"benchmarks.measure", "benchmarks.static", "benchmarks.reports", "benchmarks.commands"},

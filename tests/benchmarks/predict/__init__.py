@@ -1,0 +1,1 @@
+"""The prediction of kernel times from machine code."""

@@ -1,0 +1,128 @@
+"""Predictions of compiled kernels: bytes, FLOPs and bounds are those of the call, and nothing leaves its tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from benchmarks.predict import calibration, cubins, launches, store
+from benchmarks.predict.cycles import sm
+from benchmarks.predict.cycles.machines import MACHINES
+from benchmarks.predict.execution import OutOfBounds, execute
+from benchmarks.predict.launches import Planned, TensorArgument, program
+from benchmarks.predict.model import Prediction, predict
+from benchmarks.predict.networks import with_own_flops
+from tinysr_kernels.launch.kernel import triton_is_installed
+from tinysr_kernels.ops.trace import Moved, Step
+
+pytestmark = pytest.mark.skipif(
+    not triton_is_installed() or sm.compiler() is None, reason="needs Triton and a C++ compiler"
+)
+HALF = torch.float16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cubins(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    """Compile anew, with the compiler, whatever the environment says of the interpreter."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cubins, "FOLDER", tmp_path_factory.mktemp("predict"))
+        patch.setenv("TRITON_INTERPRET", "0")
+        yield
+
+
+@pytest.mark.parametrize("arch", [pytest.param(80, marks=pytest.mark.long), 90])
+def test_matmul_executes_its_flops_and_stores_its_result(arch: int) -> None:
+    m, n, k = 256, 128, 192
+    (launch,) = calibration.matmuls(m, n, k, HALF, [(128, 64, 64, 4, 3)])
+    made = predict(program(launch, arch), MACHINES[arch])
+    assert made.flops == 2 * m * n * k
+    assert made.stored_bytes == 2 * m * n
+    assert made.spilled == 0
+    assert made.us >= max(made.bounds_us.values())
+    assert made.guesses == 0
+
+
+def test_copy_is_bound_by_the_dram() -> None:
+    (launch,) = calibration.copies(1 << 26)
+    one = program(launch, 90)
+    made = predict(one, MACHINES[90])
+    assert made.stored_bytes == 2 << 26
+    assert made.limit == "dram"
+    assert made.us == pytest.approx(4 * (1 << 26) / MACHINES[90].memory * 1e6, rel=0.05)
+    assert made.narrow_share == 0
+    shorter = dataclasses.replace(one, arguments=tuple(_cut(argument) for argument in one.arguments))
+    with pytest.raises(OutOfBounds, match=r"LDG of 16 bytes at byte \d+ of source"):
+        execute(shorter)
+
+
+def _cut(argument: tuple[str, object]) -> tuple[str, TensorArgument]:
+    """The tensor, ending in the middle."""
+    name, tensor = argument
+    assert isinstance(tensor, TensorArgument)
+    return name, dataclasses.replace(tensor, span=tensor.span // 2)
+
+
+def test_digests_tell_programs_apart() -> None:
+    (launch,) = calibration.copies(1 << 20)
+    one = program(launch, 90)
+    assert one.digest == program(calibration.copies(1 << 20)[0], 90).digest
+    others = [
+        program(calibration.copies(1 << 21)[0], 90),
+        program(calibration.copies(1 << 20, 2048)[0], 90),
+        program(launch, 80),
+        dataclasses.replace(one, grid=(1, 1, 1)),
+    ]
+    assert len({one.digest, *(other.digest for other in others)}) == 5
+    faster = dataclasses.replace(MACHINES[90], l2_rate=6000.0)
+    assert store.Job(one, MACHINES[90]).key != store.Job(one, faster).key
+
+
+def test_storage_shared_by_arguments_is_one_tensor() -> None:
+    t = torch.empty(64, 64, dtype=HALF, device="meta")
+    first = launches._tensor(t, 0, False)
+    assert first == TensorArgument(0, 0, 64 * 64 * 2)
+    assert launches._tensor(t[2:], 0, True) == TensorArgument(0, 2 * 64 * 2, 62 * 64 * 2, True)
+    assert launches._tensor(t[:, :8], 0, False).span == (63 * 64 + 8) * 2
+
+
+def _planned(call: int, flops: int) -> Planned:
+    step = Step("kernel", (Moved((1,), 1000),), (Moved((1,), 1000),), flops)
+    return Planned(call, "op", "part", step, (1,), {}, None, single=False, weights=1 << 30)
+
+
+def _prediction(flops: float) -> Prediction:
+    return Prediction(1.0, {"issue": 1.0}, "issue", 32, 0, 0, 1, 1.0, 1.0, 1.0, 0.0, flops, 0, 0)
+
+
+def test_the_flops_of_a_call_count_where_its_matrix_instructions_are() -> None:
+    card = MACHINES[90].card
+    planned = [_planned(0, 0), _planned(0, int(card.sustained_fp16)), _planned(1, 0)]
+    first, second, other = with_own_flops(planned, [_prediction(3.0), _prediction(1.0), _prediction(9.0)], MACHINES[90])
+    assert first == pytest.approx(0.75e6)
+    assert second == pytest.approx(0.25e6)
+    assert other == planned[2].floor_us(card)
+    assert with_own_flops(planned, [None, None, None], MACHINES[90])[1] == pytest.approx(1e6)
+
+
+def test_the_stored_calibration_is_within_its_tolerance() -> None:
+    """One row per kernel of the table, in its order; the last cell is predicted over published."""
+    rows = calibration.rows()
+    assert [row[0].startswith(one.name) for row, one in zip(rows, calibration.TABLE, strict=True)] == [True] * len(rows)
+    for row, one in zip(rows, calibration.TABLE, strict=True):
+        assert abs(float(row[-1]) - 1) <= one.tolerance + 0.005, row
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("one", calibration.TABLE, ids=lambda one: f"{one.name}, sm_{one.arch}")
+def test_calibration(one: calibration.Published) -> None:
+    """Kernels whose times others published, predicted anew."""
+    best = min(predict(program(launch, one.arch), MACHINES[one.arch]).us for launch in one.launches())
+    assert calibration.Row(one, one.work / (best * 1e-6)).within
+
+
+def test_a_row_outside_its_tolerance_is_seen() -> None:
+    one = dataclasses.replace(calibration.TABLE[0], low=100.0, high=120.0, tolerance=0.1)
+    assert [calibration.Row(one, rate).within for rate in (89, 91, 110, 131, 133)] == [False, True, True, True, False]
+    assert calibration.Row(one, 132.0).ratio == pytest.approx(1.1)
