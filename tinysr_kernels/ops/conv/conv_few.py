@@ -30,8 +30,9 @@ def heuristic(call: Convolution) -> Config:
     """A tile size that the static checks have shown to spill no registers."""
     _, o, _, w = call.out_shape
     tile_width = next_power_of_2(w + 2, least=4, most=32)
-    block_m = 512 if call.x.element_size() > 2 and call.x.shape[1] % 8 == 0 else 256
-    return Config("few", block_m, tile_width, next_power_of_2(9 * o), 32, 1, 8, 1)
+    block_n = next_power_of_2(9 * o)
+    wide = call.x.element_size() > 2 and call.x.shape[1] % 8 == 0 and block_n <= 32
+    return Config("few", 512 if wide else 256, tile_width, block_n, 32, 1, 8, 1)
 
 
 def space(call: Convolution) -> Iterator[Config]:
