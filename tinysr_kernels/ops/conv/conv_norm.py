@@ -145,8 +145,6 @@ class NormAfter(Convolution):
                 block_m = next_power_of_2(h * w, least=1, most=max((4096 if conv.split_k == 2 else 2048) // block_n, 1))
                 elements = block_m * block_n
                 num_warps = 8 if elements < 2048 or (elements == 2048 and block_n == 64) else 16
-            elif block_n > 32 and block_m * block_n >= 4096:
-                num_warps = 16  # with 8, groups of 40 channels spill registers on Ada
         elif self.normed_skip is None:
             form, num_warps, num_stages = "tiles", 4, 3
             # Rows of 64 bytes in half precision; with wider ones a program would have to merge more groups.

@@ -201,7 +201,10 @@ class GroupNorm(Operator):
         if not splits(pixels, self.group_size):
             block_n = next_power_of_2(self.group_size, least=1)
             block_m = next_power_of_2(pixels, least=1, most=max(4096 // block_n, 1))
-            return Config("single", block_m, block_n, 1, 8 if block_m * block_n >= 2048 else 4, 1)
+            elements = block_m * block_n
+            # With 8 warps, groups of 40 channels spill registers on Ada.
+            num_warps = 16 if elements >= 4096 and block_n > 32 else 8 if elements >= 2048 else 4
+            return Config("single", block_m, block_n, 1, num_warps, 1)
         block_n = next_power_of_2(c, most=64)
         # A tile of 4096 elements would take 80 registers, and spill some of them in Triton 3.6.
         block_m = 2048 // block_n
