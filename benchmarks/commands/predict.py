@@ -18,16 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.subjects.families import PREDICTED
 from tinysr_kernels.launch import configs
 
 SUMMARY = "The time of every launch of the networks, predicted from their machine code; needs no GPU."
-NETWORKS = (
-    ("tinysr-dit", "separable"),
-    ("tinysr-dit", "dense"),
-    ("tinysr-dit", "fp8"),
-    ("adcsr", "released"),
-    ("tinysr-unet", "demo"),
-)
 FP8_FROM = 89
 """The first architecture with fp8 tensor cores."""
 GPU_NAMES = {"H200": 90, "A100": 80, "RTX 4090": 89}
@@ -35,8 +29,8 @@ GPU_NAMES = {"H200": 90, "A100": 80, "RTX 4090": 89}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("--family", choices=sorted({family for family, _ in NETWORKS}), help="only this family")
-    parser.add_argument("--variant", choices=[variant for _, variant in NETWORKS], help="only this variant")
+    parser.add_argument("--family", choices=sorted({family for family, _ in PREDICTED}), help="only this family")
+    parser.add_argument("--variant", choices=[variant for _, variant in PREDICTED], help="only this variant")
     parser.add_argument("--gpu", choices=GPU_NAMES, action="append", help="only this GPU (repeatable)")
     parser.add_argument("--clock", type=float, metavar="GHZ", help="SM clock (default: as the model has it)")
     parser.add_argument("--launches", action="store_true", help="print every distinct launch")
@@ -118,7 +112,7 @@ def _planned(options: argparse.Namespace) -> Iterator[tuple[str, str, Any, Seque
     clock = 1e9 * options.clock if options.clock else None
     for name in options.gpu or GPU_NAMES:
         machine = at_clock(MACHINES[GPU_NAMES[name]], clock)
-        for family, variant in NETWORKS:
+        for family, variant in PREDICTED:
             chosen = options.family in (None, family) and options.variant in (None, variant)
             if chosen and (variant != "fp8" or machine.arch >= FP8_FROM):
                 yield family, variant, machine, network_launches(family, variant, machine.arch)

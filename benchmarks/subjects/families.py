@@ -259,3 +259,11 @@ SUBJECTS: dict[str, Subject] = {
 """By the family's name."""
 DEMO = ("tinysr-unet", "demo")
 """Family and variant of the smallest real network."""
+PREDICTED = (
+    ("tinysr-dit", "separable"),
+    ("tinysr-dit", "dense"),
+    ("tinysr-dit", "fp8"),
+    ("adcsr", "released"),
+    ("tinysr-unet", "demo"),
+)
+"""Families and variants whose launches `python -m benchmarks predict` predicts."""

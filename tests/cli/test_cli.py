@@ -196,7 +196,8 @@ def test_info(compiled, capsys):
 def test_convert(compiled, tmp_path, capsys):
     assert main(["convert", "demo", str(tmp_path / "out.safetensors"), "--dtype", "float16"]) == 0
     assert (tmp_path / "out.safetensors").read_bytes() == b"weights"
-    assert compiled == [("demo", {"device": "cpu", "dtype": "float16", "quantize": None})]
+    options = {"device": "cpu", "dtype": "float16", "quantize": None, "embeddings": None, "prompt": None}
+    assert compiled == [("demo", options)]
     same = str(tmp_path / "out.safetensors")
     assert main(["convert", same, same]) == 2
     assert main(["convert", "demo", str(tmp_path / "no" / "out.safetensors")]) == 2

@@ -8,7 +8,7 @@ from itertools import groupby
 
 import pytest
 
-from benchmarks.commands.predict import FP8_FROM, NETWORKS
+from benchmarks.commands.predict import FP8_FROM, PREDICTED
 from benchmarks.predict import store
 from benchmarks.predict.cycles.machines import MACHINES
 from benchmarks.predict.launches import Planned, network_launches
@@ -22,7 +22,7 @@ stored = functools.cache(store.read)
 ONE = ("tinysr-dit", "separable", 90)
 OTHERS = [
     pytest.param(*network, arch, marks=pytest.mark.long)
-    for network in NETWORKS
+    for network in PREDICTED
     for arch in MACHINES
     if (*network, arch) != ONE and (network[1] != "fp8" or arch >= FP8_FROM)
 ]

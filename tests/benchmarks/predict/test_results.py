@@ -38,7 +38,7 @@ def test_the_page_is_generated_from_the_results() -> None:
     assert page.PAGE.read_text(encoding="utf-8") == page.text(networks), "stale: python -m benchmarks predict --keep"
     assert page.PICTURE.exists()
     found = {(one["family"], one["variant"]) for one in networks if one["gpu"] == page.IN_DETAIL}
-    assert found == set(command.NETWORKS)
+    assert found == set(command.PREDICTED)
 
 
 def test_the_page_marks_its_figures() -> None:
