@@ -51,6 +51,8 @@ def test_a_launch_on_another_gpu_than_the_current_one(
     kernel = SimpleNamespace(made={(1,): lambda **arguments: launched.append(arguments)})
     with FakeTensorMode():
         x = torch.empty(2, device="cuda:1")
-    Launch(kernel, (1,), {"eps": 1.0, "x": x}, 4, 2).run(pdl=True)  # type: ignore[arg-type]
+    launch = Launch(kernel, (1,), {"eps": 1.0, "x": x}, 4, 2)  # type: ignore[arg-type]
+    launch.run(pdl=True)
     assert made == entered
-    assert launched == [{"eps": 1.0, "x": x, "num_warps": 4, "num_stages": 2, "launch_pdl": True}]
+    assert launch.options(pdl=True).items() >= {"num_warps": 4, "num_stages": 2, "launch_pdl": True}.items()
+    assert launched == [{"eps": 1.0, "x": x, **launch.options(pdl=True)}]
