@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinysr_kernels.first_use import supervise
+from tinysr_kernels.first_use import children, supervise
 from tinysr_kernels.first_use.items import Item
 from tinysr_kernels.first_use.supervise import Bounds, Outcome
 
@@ -185,20 +185,20 @@ def test_embedded_pythons_start_no_child(monkeypatch: pytest.MonkeyPatch) -> Non
     """`sys.executable` is then another program, which would start once more."""
     for name in ("python", "python3.11", "/usr/bin/python3", "/opt/python_embeded/python.exe", "pythonw.exe"):
         monkeypatch.setattr(sys, "executable", name)
-        assert supervise.obstacle_to_children() == ""
+        assert children.obstacle() == ""
     for name in ("", "/usr/bin/uwsgi", "/opt/blender/blender", "server.exe"):
         monkeypatch.setattr(sys, "executable", name)
-        assert "embedded" in supervise.obstacle_to_children()
+        assert "embedded" in children.obstacle()
     monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    assert "embedded" in supervise.obstacle_to_children()
+    assert "embedded" in children.obstacle()
 
 
 def test_a_child_finds_the_packages_of_its_parent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Those on a path that only this process has, whatever the working folder holds."""
     (tmp_path / "tinysr_kernels").mkdir()
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "its o'wn")])
-    start = supervise.command()
-    start[-1] = start[-1].partition("; from")[0] + "; print(sys.path)"
+    start = children.command(supervise.CHILD)
+    start[-1] = start[-1].partition("; import runpy")[0] + "; print(sys.path)"
     done = subprocess.run(start, capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stdout.strip() == repr(sys.path)

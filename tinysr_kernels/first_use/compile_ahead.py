@@ -15,7 +15,6 @@ import os
 import queue
 import random
 import subprocess
-import sys
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
@@ -24,6 +23,7 @@ from typing import Any
 
 import torch
 
+from tinysr_kernels.first_use import children
 from tinysr_kernels.first_use.compile_worker import ANSWERS, describe
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.device import assume, gpu_at
@@ -85,7 +85,7 @@ def compile_launches(launches: Iterable[tuple[Launch, dict[str, Any]]]) -> Prepa
 
     cache = _Cache()
     missing = [(launch, options) for launch, options in launches if cache.lacks(launch, options)]
-    if len(missing) > FEW and can_start_workers():
+    if len(missing) > FEW and not children.obstacle():
         logger.warning(f"compiling {len(missing)} kernels for this GPU, once")
         lines = [describe(launch, options) for launch, options in missing]
         # Each process in another order: those that start together then find each other's kernels on disk.
@@ -149,12 +149,6 @@ def _refuse(*_: Any, **__: Any) -> Any:
     raise _NotCompiled
 
 
-def can_start_workers() -> bool:
-    """Whether `sys.executable` is a Python: where it is embedded in another program, that would be started."""
-    name = os.path.basename(sys.executable or "").lower()
-    return name.startswith(("python", "pypy")) and not getattr(sys, "frozen", False)
-
-
 def _run_workers(arch: int, lines: list[str]) -> None:
     """Have worker processes compile what the lines describe; returns when all are done, or no worker goes on."""
     waiting, answers = deque(lines), queue.SimpleQueue[str]()
@@ -182,14 +176,13 @@ def _run_workers(arch: int, lines: list[str]) -> None:
 
 def _start_worker() -> subprocess.Popen[str]:
     """A worker that finds the modules this process finds, and no GPU."""
-    path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", WORKER],
+        children.command(WORKER),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
     )
 

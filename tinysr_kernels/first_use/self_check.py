@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from tinysr_kernels.errors import shorten
-from tinysr_kernels.first_use import supervise, verdicts
+from tinysr_kernels.first_use import children, supervise, verdicts
 from tinysr_kernels.first_use.items import Item, items_of
 from tinysr_kernels.first_use.supervise import SWITCH, Outcome
 from tinysr_kernels.first_use.verdicts import CRASHED, HUNG, PASSED, UNCHECKED, UNTRUSTED, Verdict, verdict
@@ -140,7 +140,7 @@ def _run(
         return Outcome()
     if device in _ended:
         return Outcome({}, _ended[device].general, _ended[device].obstacle)
-    obstacle = supervise.obstacle_to_children()
+    obstacle = children.obstacle()
     logger.info(f"checking {len(waiting)} kernel launches on {device}, once; {SWITCH}=0 leaves it out")
     outcome = Outcome(obstacle=obstacle) if obstacle else run(waiting, device)
     if outcome.general or outcome.obstacle:

@@ -12,10 +12,8 @@ import contextlib
 import json
 import os
 import queue
-import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -26,12 +24,13 @@ from typing import Any
 import torch
 
 from tinysr_kernels.errors import shorten
+from tinysr_kernels.first_use import children
 from tinysr_kernels.first_use.items import Item
 from tinysr_kernels.first_use.verdicts import CRASHED, HUNG, KINDS, UNCHECKED, Verdict, verdict
 
 MARK = "tinysr-self-check "
 """Begins each line of a child that is meant for its parent; anything else is what libraries print."""
-PYTHON = re.compile(r"python[\w.]*(\.exe)?", re.IGNORECASE)
+CHILD = "tinysr_kernels.first_use.child"
 LAST_LINES = 20
 SWITCH = "TINYSR_SELF_CHECK"
 
@@ -62,26 +61,12 @@ class Outcome:
     obstacle: str = ""
 
 
-def obstacle_to_children() -> str:
-    """Why no child can be started, or nothing: `sys.executable` is another program where Python is embedded."""
-    name = os.path.basename(sys.executable or "")
-    if getattr(sys, "frozen", False) or PYTHON.fullmatch(name) is None:
-        return f"Python is embedded in {name or 'another program'}"
-    return ""
-
-
-def command() -> list[str]:
-    """What starts a child that finds the same packages as this process, also where PYTHONPATH is ignored."""
-    code = f"import sys; sys.path[:] = {sys.path!r}; from tinysr_kernels.first_use.child import main; main()"
-    return [sys.executable, "-c", code]
-
-
 def run(
     items: Sequence[Item], device: torch.device, bounds: Bounds | None = None, start: Sequence[str] | None = None
 ) -> Outcome:
     """Check the items on the device. start: the command of a child, for tests. Raises nothing but KeyboardInterrupt."""
     bounds = bounds or Bounds()
-    made = _Check(list(items), device, bounds, list(start or command()), time.monotonic() + bounds.total)
+    made = _Check(list(items), device, bounds, list(start or children.command(CHILD)), time.monotonic() + bounds.total)
     for _ in range(bounds.children):
         if not made.left or made.outcome.obstacle or made.outcome.general:
             break
