@@ -36,7 +36,7 @@ SUMMARY = "Every network's kernels against the references on this GPU, and the c
 ROOT = Path(__file__).parents[2]
 SIZE, SMALL_SIZE = (128, 128), (8, 8)
 SMALL_FLOPS = 1 << 16
-"""Of a launch that the interpreter runs in a moment."""
+"""FLOPs of the largest launch that is checked in the interpreter."""
 CHILDREN = 8
 """At once, at most: each has a CUDA context."""
 STARTS = 20
