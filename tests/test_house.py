@@ -221,6 +221,7 @@ def test_works_without_triton_and_leaves_the_gpu_alone() -> None:
         assert "torch._inductor" not in sys.modules
         model = tinysr_kernels.compile("demo", device="cpu")
         print(*model(torch.rand(3, 6, 9)).shape)
+        assert "torch._dynamo" not in sys.modules  # PyTorch's compiler
         """
     )
     assert out == "3 24 36"
