@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
+
+from tinysr_kernels.ops.trace import unrecorded
 
 Place = TypeVar("Place")
 
@@ -41,9 +42,9 @@ def gaussian_window(side: int, dtype: torch.dtype, device: torch.device) -> Tens
 def window_weights(side: int, device: torch.device) -> Tensor:
     """`gaussian_window`, made once: captured graphs read it, and making it would stop the host.
 
-    Hidden from whoever records operations (`ops/trace.py`): it is no part of an image's work.
+    Not recorded (`ops/trace.py`): it is no part of an image's work.
     """
-    with _disable_current_modes():
+    with unrecorded():
         return gaussian_window(side, torch.float64, device)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ ATOMIC = ("aten::scaled_dot_product_attention", "aten::upsample_nearest2d", "ate
 LAUNCH_NOTHING = ("aten::empty", "aten::new_empty", "aten::_unsafe_view")
 OVERWRITES = ("aten::copy_", "aten::fill_", "aten::zero_")
 """In-place operations that do not read what they write to."""
+_UNRECORDED: ContextVar[bool] = ContextVar("unrecorded", default=False)
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class _Recorder(ReadingOnes):
         name = func._schema.name
         out = func(*args, **kwargs)
         results = _tensors(out)
-        if not results or _is_view(func):
+        if _UNRECORDED.get() or not results or _is_view(func):
             return out
         if func.namespace == "tinysr":
             self._operator(REGISTRY[name.removeprefix("tinysr::")](*args, **kwargs), results)
@@ -277,6 +279,16 @@ def trace(
         with recorder:
             function(*args)
     return recorder.calls
+
+
+@contextlib.contextmanager
+def unrecorded() -> Iterator[None]:
+    """Inside, `trace` records nothing: for constants that are made once and then kept."""
+    token = _UNRECORDED.set(True)
+    try:
+        yield
+    finally:
+        _UNRECORDED.reset(token)
 
 
 def _entering(recorder: _Recorder, part: str) -> Callable[..., None]:
