@@ -9,10 +9,12 @@ Every stage reads the previous one's result from the recipe's folder `out`. An i
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +46,18 @@ FACTOR = 8
 SHARD = 512
 
 
+def own_precision(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """The teacher computes in bfloat16, in whatever precision the student is trained."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+@torch.no_grad()
+def encoded(vae: KLVAE, x: Tensor) -> Tensor:
+    """Images in [-1,1] -> latents of a VAE in bfloat16, not scaled, float32."""
+    with own_precision(x):
+        return vae.encode(x.to(torch.bfloat16)).float()
+
+
 @dataclass
 class Teacher:
     """The teacher in bfloat16, its LoRA merged; latents are times the scaling factor."""
@@ -59,12 +73,24 @@ class Teacher:
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
         """Images in [-1,1] -> latents, scaled, float32."""
-        return self.vae.encode(x.to(torch.bfloat16)).float() * self.scaling
+        return encoded(self.vae, x) * self.scaling
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Scaled latents -> images in [-1,1], float32; differentiable."""
+        with own_precision(z):
+            return self.vae.decode((z / self.scaling).to(torch.bfloat16)).float()
 
     @torch.no_grad()
     def predict(self, z: Tensor) -> Tensor:
         """Scaled latents -> what to subtract from them, float32."""
-        return self.transformer(z.to(torch.bfloat16), self.prompt, self.pooled).float()
+        with own_precision(z):
+            return self.transformer(z.to(torch.bfloat16), self.prompt, self.pooled).float()
+
+    @torch.no_grad()
+    def restore(self, x: Tensor) -> Tensor:
+        """Enlarged images in [-1,1] -> the restored images' latents (x0), scaled, float32."""
+        z = self.encode(x)
+        return z - self.predict(z)
 
 
 def teacher_weights(recipe: Recipe) -> tuple[SD3Config, dict[str, Tensor]]:
@@ -74,7 +100,7 @@ def teacher_weights(recipe: Recipe) -> tuple[SD3Config, dict[str, Tensor]]:
     weights = weights_in(folder)
     shapes = {name: weights.shape(name) for name in weights}
     check_teacher(shapes, config, str(folder))
-    lora = lora_in(_path(recipe.lora), "transformer", "transformer.")
+    lora = lora_in(_path(recipe.lora), "transformer")
     lora.check(shapes)
     return config, {name: lora.merged(name, weights[name]).to(torch.bfloat16) for name in weights}
 
@@ -86,7 +112,7 @@ def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
     check_pooled(pooled, config.pooled_projection_dim)
     if prompt.ndim != 3 or prompt.shape[2] != config.joint_attention_dim:
         raise ValueError(f"{recipe.prompt}: expected [1, T, {config.joint_attention_dim}], found {list(prompt.shape)}")
-    temb = embedding(state, pooled, LoRA({}, "", "no LoRA")).float()
+    temb = embedding(state, pooled, LoRA({}, "no LoRA")).float()
     with torch.device("meta"):
         transformer = SD3Transformer(config)
     transformer.load_state_dict(state, assign=True)
@@ -146,7 +172,7 @@ def run_masks(recipe: Recipe, report: Report) -> Mask:
         z = teacher.encode(enlarged)
 
         def task(x0: Tensor) -> Tensor:
-            return distance(teacher.vae.decode((x0 / teacher.scaling).to(torch.bfloat16)).float(), original)
+            return distance(teacher.decode(x0), original)
 
         return MaskBatch(z, teacher.predict(z), task)
 
@@ -165,16 +191,15 @@ def run_vae(recipe: Recipe, report: Report) -> TinyVAE:
     folder, values = part(teacher, "transformer", "SD3Transformer2DModel")
     state, config = start_vae(teacher, lora, transformer_config(values, str(folder)), width=recipe.vae_width)
     vae = TinyVAE.from_state(state, config).requires_grad_(True).to(device.device)
-    source = read_vae(teacher, lora)[0].to(device.device, torch.bfloat16)
+    # The encoder learns TSD-SR's latents of enlarged images. The decoder is shown those of SD3's own encoder, of
+    # originals: TSD-SR restores into SD3's latent space, and its LoRA is for damaged images.
+    adapted, plain = (read_vae(teacher, one)[0].to(device.device, torch.bfloat16) for one in (lora, None))
     out = Path(recipe.out)
     enlarged, original = batches(recipe, device, 2), batches(recipe, device, 3)
 
-    def encode(x: Tensor) -> Tensor:
-        return source.encode(x.to(torch.bfloat16)).float()
-
     train_encoder(
         vae.encoder,
-        encode,
+        lambda x: encoded(adapted, x),
         lambda step, count: enlarged(step, count)[0],
         recipe.encoder,
         out / "vae",
@@ -183,7 +208,7 @@ def run_vae(recipe: Recipe, report: Report) -> TinyVAE:
     )
     train_decoder(
         vae.decoder,
-        encode,
+        lambda x: encoded(plain, x),
         lambda step, count: original(step, count)[1],
         recipe.decoder,
         out / "vae",
@@ -235,8 +260,7 @@ def encode_pairs(recipe: Recipe, teacher: Teacher, vae: TinyVAE, device: Device,
         count = min(SHARD, recipe.latent_pairs - i * SHARD)
         for start in range(0, count, 8):
             enlarged, _ = draw(i * SHARD + start, min(8, count - start))
-            z = teacher.encode(enlarged)
-            parts["wanted"].append((z - teacher.predict(z)).half().cpu())
+            parts["wanted"].append(teacher.restore(enlarged).half().cpu())
             parts["z"].append((vae.encode(enlarged) * teacher.scaling).half().cpu())
         beside = path.with_suffix(".part")
         save_file({name: torch.cat(values).contiguous() for name, values in parts.items()}, beside)
@@ -274,6 +298,7 @@ def run_restore(recipe: Recipe, report: Report) -> None:
         draw,
         recipe.restore_images,
         out / "restore",
+        teacher=teacher.restore,
         weights=recipe.image_weights,
         device=Device(recipe.restore_images.precision, recipe.device),
         observe=lambda step: sample(network, temb, vae, config, draw, out / "samples" / f"{step:06d}.png"),

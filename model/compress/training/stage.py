@@ -1,8 +1,9 @@
 """One training stage: optimizer, schedule, precision, moving average of the weights, logs, checkpoints.
 
-Every stage is a function `objective(step)` of the step alone: batches are drawn from generators seeded with seed and
-step. So an interrupted run resumes from its checkpoint with the same result; a checkpoint of another configuration is
-refused. With the package `accelerate` the same loop runs on all GPUs of `accelerate launch`, without it on one device.
+Every stage is a function `objective(turn)` of the turn alone: batches are drawn from generators seeded with seed and
+turn. So an interrupted run resumes from its checkpoint with the same result; a checkpoint of another configuration is
+refused. A batch too large for a GPU is computed in several turns, whose gradients are accumulated. With the package
+`accelerate` the same loop runs on all GPUs of `accelerate launch`, without it on one device.
 """
 
 from __future__ import annotations
@@ -26,15 +27,41 @@ from torch.utils.checkpoint import checkpoint
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+RANGES = (
+    ("steps", 0, 10**9),
+    ("learning_rate", 0, 1),
+    ("discriminator_learning_rate", 0, 1),
+    ("batch_size", 1, 10**6),
+    ("micro_batch", 0, 10**6),
+    ("warmup_steps", 0, 10**9),
+    ("weight_decay", 0, 1),
+    ("discriminator_weight_decay", 0, 1),
+    ("beta2", 0, 1 - 1e-9),
+    ("max_grad_norm", 1e-9, 1e9),
+    ("ema_decay", 0, 1 - 1e-9),
+    ("save_every", 1, 10**9),
+    ("log_every", 1, 10**9),
+    ("seed", 0, 2**32 - 1),
+)
+"""The values that settings may have."""
+PATIENCE = 20
+"""Losses in a row that are not finite, before a stage gives up: with float16 a few are to be expected."""
+
+
 @dataclass(frozen=True)
 class StageSettings:
-    """How long and how a stage is trained."""
+    """How long and how a stage is trained, by AdamW."""
 
     steps: int
     learning_rate: float
     batch_size: int
+    """Samples per step of optimization, of all processes together."""
+    micro_batch: int = 0
+    """Samples that a process computes at once at most; it accumulates the gradients of its share. 0: all of it."""
     warmup_steps: int = 100
     weight_decay: float = 0.0
+    beta2: float = 0.99
+    """Decay of the mean of squared gradients; that of gradients is 0.9, and 0 for the discriminator."""
     max_grad_norm: float = 1.0
     """Maximum norm of the gradient, for clipping."""
     ema_decay: float = 0.0
@@ -42,6 +69,7 @@ class StageSettings:
     constant_learning_rate: bool = False
     """Keep the learning rate constant after the warm-up, instead of cosine decay."""
     discriminator_learning_rate: float = 1e-4
+    discriminator_weight_decay: float = 0.01
     precision: str = "float32"
     gradient_checkpointing: bool = False
     """Recompute the blocks' activations in the backward pass instead of storing them."""
@@ -52,20 +80,35 @@ class StageSettings:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {sorted(PRECISIONS)}, found {self.precision!r}")
-        if self.steps < 0 or self.batch_size < 1:
-            raise ValueError(f"a stage needs steps >= 0 and batch_size >= 1, found {self.steps} and {self.batch_size}")
+        for name, least, most in RANGES:
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise ValueError(f"{name} must be from {least} to {most}, found {value}")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One pass forward and backward of this process.
+
+    step: the step of optimization that it is part of. batch: its number among the passes of this process, which
+    together with the process's rank decides what is drawn. count: the samples to draw.
+    """
+
+    step: int
+    batch: int
+    count: int
 
 
 @dataclass
 class Losses:
-    """Result of an objective for one step: the loss, metrics to log, and the discriminator's loss if there is one."""
+    """Result of an objective for one turn: the loss, metrics to log, and the discriminator's loss if there is one."""
 
     loss: Tensor
     metrics: dict[str, Tensor]
     discriminator: Callable[[], Tensor] | None = None
 
 
-Objective = Callable[[int], Losses]
+Objective = Callable[[Turn], Losses]
 
 
 class Device:
@@ -104,12 +147,12 @@ class Device:
         """The context the forward pass runs in."""
         return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "float32")
 
-    def optimizer_step(
-        self, loss: Tensor, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float
-    ) -> None:
-        """Backward, averaged over the processes, clipped; then a step, unless a gradient is not finite."""
-        optimizer.zero_grad(set_to_none=True)
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss."""
         self._scaler.scale(loss).backward()
+
+    def optimizer_step(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float) -> None:
+        """Average the gradients over the processes and clip them; then a step, unless a gradient is not finite."""
         if self.accelerator is not None:
             # Before the scale is taken away: what one process finds not to be finite, all must find.
             for parameter in parameters:
@@ -119,9 +162,14 @@ class Device:
         norm = nn.utils.clip_grad_norm_(parameters, clip)
         if self._scaler.is_enabled():
             self._scaler.step(optimizer)
-            self._scaler.update()
         elif bool(torch.isfinite(norm)):
             optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def end_step(self) -> None:
+        """After the last optimizer of a step: adapt the scale of the losses."""
+        if self._scaler.is_enabled():
+            self._scaler.update()
 
 
 def _learning(module: nn.Module) -> dict[str, Tensor]:
@@ -184,15 +232,23 @@ class Stage:
             {"params": [p for p in module.parameters() if p.requires_grad], "scale": (scales or {}).get(key, 1.0)}
             for key, module in self.trained.items()
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=0.0, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay
+        )
         self.discriminator_parameters = list(discriminator.parameters()) if discriminator is not None else []
         self.discriminator_optimizer = (
-            torch.optim.AdamW(self.discriminator_parameters, lr=settings.discriminator_learning_rate, betas=(0.0, 0.99))
+            torch.optim.AdamW(
+                self.discriminator_parameters,
+                lr=settings.discriminator_learning_rate,
+                betas=(0.0, settings.beta2),
+                weight_decay=settings.discriminator_weight_decay,
+            )
             if self.discriminator_parameters
             else None
         )
         self.average = [p.detach().clone() for p in self.parameters] if settings.ema_decay else []
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.failures = 0, 0.0, 0
+        self.count, self.turns = self._divided(settings)
         shapes = {
             f"{m}.{k}": list(p.shape)
             for m, mod in self.trained.items()
@@ -203,6 +259,7 @@ class Stage:
             "stage": name,
             **asdict(settings),
             **dict(about or {}),
+            "processes": self.device.number[1],
             "scales": dict(scales or {}),
             "shapes": shapes,
         }
@@ -259,23 +316,35 @@ class Stage:
         return True
 
     # --------------------------------------------------------------------------------------------- training
+    def _divided(self, settings: StageSettings) -> tuple[int, int]:
+        """(samples of a turn, turns of a step) of each process; ValueError if the batch cannot be divided so."""
+        processes = self.device.number[1]
+        share = settings.batch_size // processes
+        count = min(settings.micro_batch or share, share)
+        turns = share // max(count, 1)
+        if processes * turns * count != settings.batch_size:
+            raise ValueError(
+                f"stage {self.name}: batch_size {settings.batch_size} is no multiple of "
+                f"{processes} processes x micro_batch {count}"
+            )
+        return count, turns
+
     def train_step(self, objective: Objective) -> dict[str, float]:
-        """One step of optimization; returns what to log."""
+        """One step of optimization; returns what to log. ValueError after many losses that are not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate(self.step, self.settings) * group["scale"]
-        with self.device.autocast():
-            losses = objective(self.step)
-        self.device.optimizer_step(losses.loss, self.optimizer, self.parameters, self.settings.max_grad_norm)
-        if losses.discriminator is not None and self.discriminator_optimizer is not None:
-            with self.device.autocast():
-                discriminator_loss = losses.discriminator()
-            self.device.optimizer_step(
-                discriminator_loss,
-                self.discriminator_optimizer,
-                self.discriminator_parameters,
-                self.settings.max_grad_norm,
-            )
-            losses.metrics["discriminator"] = discriminator_loss
+        metrics: dict[str, float] = {}
+        for turn in range(self.turns):
+            for name, found in self._pass(
+                objective, Turn(self.step, self.step * self.turns + turn, self.count)
+            ).items():
+                metrics[name] = metrics.get(name, 0.0) + found / self.turns
+        clip = self.settings.max_grad_norm
+        self.device.optimizer_step(self.optimizer, self.parameters, clip)
+        if self.discriminator_optimizer is not None and "discriminator" in metrics:
+            self.device.optimizer_step(self.discriminator_optimizer, self.discriminator_parameters, clip)
+        self.device.end_step()
+        self._check(metrics["loss"])
         self.step += 1
         if self.average:
             # Early on, the average must forget the start quickly.
@@ -283,7 +352,28 @@ class Stage:
             with torch.no_grad():
                 for mean, value in zip(self.average, self.parameters, strict=True):
                     mean.lerp_(value, 1 - keep)
-        return {"loss": float(losses.loss.detach()), **{k: float(v.detach()) for k, v in losses.metrics.items()}}
+        return metrics
+
+    def _pass(self, objective: Objective, turn: Turn) -> dict[str, float]:
+        """Forward and backward of one turn; its share of the gradients is added to what is there."""
+        with self.device.autocast():
+            losses = objective(turn)
+        self.device.backward(losses.loss / self.turns)
+        metrics = {"loss": losses.loss, **losses.metrics}
+        if losses.discriminator is not None and self.discriminator_optimizer is not None:
+            with self.device.autocast():
+                metrics["discriminator"] = losses.discriminator()
+            self.device.backward(metrics["discriminator"] / self.turns)
+        return {name: float(value.detach()) for name, value in metrics.items()}
+
+    def _check(self, loss: float) -> None:
+        """Give up where the losses stay without a finite value."""
+        self.failures = 0 if math.isfinite(loss) else self.failures + 1
+        if self.failures >= PATIENCE:
+            raise ValueError(
+                f"stage {self.name}: the loss was not finite in {PATIENCE} steps in a row, up to step {self.step}; "
+                f"lower the learning rate, or train in float32 or bfloat16. The last state is {self.path}"
+            )
 
     def run(
         self,

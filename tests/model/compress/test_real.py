@@ -83,7 +83,7 @@ def test_all_stages_lead_to_a_student_that_compiles(place: Path, capsys: pytest.
     other = place / "other.json"
     other.write_text(json.dumps(values | {"encoder": FEW | {"learning_rate": 0.5}}))
     assert main(["vae", "--config", str(other)]) == 2
-    assert "another configuration (learning_rate: 0.0001 there, 0.5 here)" in capsys.readouterr().err
+    assert "another configuration (learning_rate: 0.0003 there, 0.5 here)" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------------- images
@@ -108,8 +108,22 @@ def test_a_configuration_comes_back(tmp_path: Path) -> None:
     path.write_text(as_json(recipe))
     assert load(path) == recipe
     assert (recipe.encoder.steps, recipe.decoder.steps, recipe.masks.stage.steps) == (100_000, 200_000, 100_000)
-    assert recipe.masks.stage.learning_rate == 5e-5
+    stages = (recipe.encoder, recipe.decoder, recipe.masks.stage, recipe.restore_latents, recipe.restore_images)
+    assert [stage.learning_rate for stage in stages] == [3e-4, 5e-4, 5e-5, 1e-4, 1e-6]
+    assert [stage.batch_size for stage in stages] == [64, 64, 8, 128, 96]
+    assert (recipe.decoder.discriminator_learning_rate, recipe.restore_images.discriminator_learning_rate) == (
+        1e-5,
+        5e-6,
+    )
     assert (recipe.restore_latents.steps, recipe.restore_images.steps) == (150_000, 50_000)
+    assert (recipe.masks.stage.warmup_steps, recipe.masks.stage.constant_learning_rate, recipe.masks.reach) == (
+        3000,
+        False,
+        1,
+    )
+    for stage in stages:
+        assert (stage.beta2, stage.weight_decay, stage.precision, stage.seed) == (0.999, 1e-4, "float16", 80)
+        assert stage.batch_size % (8 * stage.micro_batch) == 0  # eight GPUs
 
 
 @pytest.mark.parametrize(
@@ -120,6 +134,11 @@ def test_a_configuration_comes_back(tmp_path: Path) -> None:
         ({"encoder": 3}, "encoder: expected a table"),
         ({"masks": {"stage": {"precision": "fp8"}}}, "precision must be one of"),
         ({"image_size": 100}, "multiple of 64"),
+        ({"image_size": -64}, "multiple of 64"),
+        ({"lora_rank": 0}, "lora_rank must be at least 1"),
+        ({"encoder": {"learning_rate": -1.0}}, "learning_rate must be from 0 to 1"),
+        ({"decoder": {"ema_decay": 2.0}}, "ema_decay must be from 0"),
+        ({"seed": -1}, "seed must be at least 0"),
         ({"teacher": None}, "teacher"),
     ],
 )
@@ -135,7 +154,7 @@ def test_toml_and_broken_json(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text('teacher = "t"\nimages = "p"\nout = "o"\n[encoder]\nsteps = 5\n')
     assert load(path).encoder.steps == 5
-    assert load(path).encoder.learning_rate == 1e-4
+    assert load(path).encoder.learning_rate == 3e-4
     broken = tmp_path / "recipe.json"
     broken.write_text("{")
     with pytest.raises(ValueError, match="no JSON"):
