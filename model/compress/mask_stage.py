@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from model.compress.masks import Mask, MaskLearner, Schedule, bypass, mask_loss
 from model.compress.masks.decide import keep_per_group
-from model.compress.training.stage import Device, Losses, Stage, StageSettings, Turn, checkpointed
+from model.compress.training.device import Device
+from model.compress.training.settings import StageSettings
+from model.compress.training.stage import Losses, Stage, Turn, checkpointed
 from model.reference.tinysr_dit import TinySRTransformer
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,9 +32,10 @@ from model.compress.recipe import Recipe
 from model.compress.released import write_folded, write_json, write_transformer, write_vae
 from model.compress.restoration import adapt, distill_latents, finish, train_on_images
 from model.compress.teacher_files import LoRA, lora_in, part, transformer_config, weights_in
+from model.compress.training.device import Device
 from model.compress.training.image_folder import ImageFolder, Prefetcher
 from model.compress.training.losses import perceptual
-from model.compress.training.stage import Device
+from model.compress.training.made_of import claim, fingerprint, names_and_sizes
 from model.compress.vae.train import train_decoder, train_encoder
 from model.reference.kl_vae import KLVAE
 from model.reference.sd3_transformer import SD3Config, SD3Transformer
@@ -43,7 +45,8 @@ from tinysr_kernels.families import TinySRConfig
 
 Report = Callable[[str], None]
 FACTOR = 8
-SHARD = 512
+SHARD, AT_ONCE = 512, 8
+"""Pairs in a file, and how many of them are encoded at once."""
 
 
 def own_precision(x: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -143,6 +146,19 @@ def image_stream(recipe: Recipe, mask: Mask | None) -> TinySRTransformer:
     return network
 
 
+def made_of(recipe: Recipe, *names: str, **more: Any) -> dict[str, Any]:
+    """The recipe's files and settings of these names, as `claim` compares them; and more."""
+    found: dict[str, Any] = {"seed": recipe.seed, "image_size": recipe.image_size}
+    found["images"] = names_and_sizes(Path(recipe.images))
+    for name in names:
+        value = getattr(recipe, name)
+        found[name] = fingerprint(Path(value)) if isinstance(value, str) else value
+    return found | more
+
+
+TEACHER = ("teacher", "lora", "prompt", "pooled")
+
+
 def batches(recipe: Recipe, device: Device, seed: int) -> Callable[[int, int], tuple[Tensor, Tensor]]:
     """(step, count) -> enlarged and original images on the device, prefetched by threads."""
     folder = ImageFolder(Path(recipe.images), recipe.image_size, recipe.seed + seed)
@@ -161,6 +177,7 @@ def batches(recipe: Recipe, device: Device, seed: int) -> Callable[[int, int], t
 def run_masks(recipe: Recipe, report: Report) -> Mask:
     """Learn which blocks stay; the task loss is the perceptual one of the image that the teacher's VAE decodes."""
     device = Device(recipe.masks.stage.precision, recipe.device)
+    claim(Path(recipe.out) / "masks", made_of(recipe, *TEACHER, "lora_rank"), write=device.main)
     teacher = load_teacher(recipe, device.device)
     network = image_stream(recipe, None).to(device.device)
     draw = batches(recipe, device, 1)
@@ -188,6 +205,7 @@ def run_vae(recipe: Recipe, report: Report) -> TinyVAE:
     """Compress the VAE and train both halves."""
     device = Device(recipe.encoder.precision, recipe.device)
     teacher, lora = Path(recipe.teacher), _path(recipe.lora)
+    claim(Path(recipe.out) / "vae", made_of(recipe, "teacher", "lora", "vae_width"), write=device.main)
     folder, values = part(teacher, "transformer", "SD3Transformer2DModel")
     state, config = start_vae(teacher, lora, transformer_config(values, str(folder)), width=recipe.vae_width)
     vae = TinyVAE.from_state(state, config).requires_grad_(True).to(device.device)
@@ -249,6 +267,8 @@ def read_tiny(recipe: Recipe) -> tuple[TinyVAE, TinySRConfig]:
 def encode_pairs(recipe: Recipe, teacher: Teacher, vae: TinyVAE, device: Device, report: Report) -> list[Path]:
     """The student's latents and the teacher's x0 for `latent_pairs` images, in files; divided between processes."""
     folder = Path(recipe.out) / "pairs"
+    trained = fingerprint(Path(recipe.out) / "vae" / "separable")
+    claim(folder, made_of(recipe, *TEACHER, "latent_pairs", vae=trained), write=device.main)
     folder.mkdir(parents=True, exist_ok=True)
     draw = batches(recipe, device, 4)
     process, number = device.number
@@ -258,8 +278,9 @@ def encode_pairs(recipe: Recipe, teacher: Teacher, vae: TinyVAE, device: Device,
             continue
         parts: dict[str, list[Tensor]] = {"z": [], "wanted": []}
         count = min(SHARD, recipe.latent_pairs - i * SHARD)
-        for start in range(0, count, 8):
-            enlarged, _ = draw(i * SHARD + start, min(8, count - start))
+        for start in range(0, count, AT_ONCE):
+            # Consecutive numbers, as the batches are made ahead.
+            enlarged, _ = draw((i * SHARD + start) // AT_ONCE, min(AT_ONCE, count - start))
             parts["wanted"].append(teacher.restore(enlarged).half().cpu())
             parts["z"].append((vae.encode(enlarged) * teacher.scaling).half().cpu())
         beside = path.with_suffix(".part")
@@ -267,6 +288,14 @@ def encode_pairs(recipe: Recipe, teacher: Teacher, vae: TinyVAE, device: Device,
         beside.replace(path)
         report(f"pairs: {path.name} of {len(paths)}")
     return paths
+
+
+def read_pairs(path: Path) -> dict[str, Tensor]:
+    """A file of `encode_pairs`; ValueError if it is missing or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: damaged ({error}); remove it, and it is made again") from error
 
 
 def run_restore(recipe: Recipe, report: Report) -> None:
@@ -279,10 +308,12 @@ def run_restore(recipe: Recipe, report: Report) -> None:
     paths = encode_pairs(recipe, teacher, vae, device, report)
     device.wait()
     network, out = image_stream(recipe, mask).to(device.device), Path(recipe.out)
+    inputs = made_of(recipe, *TEACHER, "lora_rank", mask=list(mask), pairs=fingerprint(out / "pairs" / "made-of.json"))
+    claim(out / "restore", inputs, write=device.main)
 
     def latents(step: int, count: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([41, recipe.seed, step, device.number[0]])
-        file = load_file(paths[int(rng.integers(len(paths)))])
+        file = read_pairs(paths[int(rng.integers(len(paths)))])
         index = torch.from_numpy(rng.integers(len(file["z"]), size=count))
         return file["z"][index].float(), file["wanted"][index].float()
 

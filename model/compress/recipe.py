@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from model.compress.mask_stage import MaskSettings
 from model.compress.restoration import ImageLossWeights
-from model.compress.training.stage import StageSettings
+from model.compress.training.settings import StageSettings
 from model.compress.vae.train import DecoderWeights
 
 T = TypeVar("T")

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.compress.training.device import Device
 from model.compress.training.lora_layers import inject, merge
 from model.compress.training.losses import Discriminator, perceptual
-from model.compress.training.stage import Device, Losses, Stage, StageSettings, Turn, checkpointed
+from model.compress.training.settings import StageSettings
+from model.compress.training.stage import Losses, Stage, Turn, checkpointed
 from model.compress.vae.train import add_adversarial
 from model.reference.tinysr_dit import TinySRTransformer
 

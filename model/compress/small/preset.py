@@ -7,7 +7,7 @@ from typing import Any
 
 from model.compress.mask_stage import MaskSettings
 from model.compress.restoration import ImageLossWeights
-from model.compress.training.stage import StageSettings
+from model.compress.training.settings import StageSettings
 from model.compress.vae.train import DecoderWeights
 from model.reference.sd3_transformer import SD3Config
 

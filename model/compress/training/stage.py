@@ -9,11 +9,10 @@ refused. A batch too large for a GPU is computed in several turns, whose gradien
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import json
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -24,66 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from model.compress.training.device import Device
+from model.compress.training.settings import StageSettings, rate
 
-
-RANGES = (
-    ("steps", 0, 10**9),
-    ("learning_rate", 0, 1),
-    ("discriminator_learning_rate", 0, 1),
-    ("batch_size", 1, 10**6),
-    ("micro_batch", 0, 10**6),
-    ("warmup_steps", 0, 10**9),
-    ("weight_decay", 0, 1),
-    ("discriminator_weight_decay", 0, 1),
-    ("beta2", 0, 1 - 1e-9),
-    ("max_grad_norm", 1e-9, 1e9),
-    ("ema_decay", 0, 1 - 1e-9),
-    ("save_every", 1, 10**9),
-    ("log_every", 1, 10**9),
-    ("seed", 0, 2**32 - 1),
-)
-"""The values that settings may have."""
 PATIENCE = 20
 """Losses in a row that are not finite, before a stage gives up: with float16 a few are to be expected."""
-
-
-@dataclass(frozen=True)
-class StageSettings:
-    """How long and how a stage is trained, by AdamW."""
-
-    steps: int
-    learning_rate: float
-    batch_size: int
-    """Samples per step of optimization, of all processes together."""
-    micro_batch: int = 0
-    """Samples that a process computes at once at most; it accumulates the gradients of its share. 0: all of it."""
-    warmup_steps: int = 100
-    weight_decay: float = 0.0
-    beta2: float = 0.99
-    """Decay of the mean of squared gradients; that of gradients is 0.9, and 0 for the discriminator."""
-    max_grad_norm: float = 1.0
-    """Maximum norm of the gradient, for clipping."""
-    ema_decay: float = 0.0
-    """Decay of the moving average of the weights, which is the result of the stage; 0: the last weights are."""
-    constant_learning_rate: bool = False
-    """Keep the learning rate constant after the warm-up, instead of cosine decay."""
-    discriminator_learning_rate: float = 1e-4
-    discriminator_weight_decay: float = 0.01
-    precision: str = "float32"
-    gradient_checkpointing: bool = False
-    """Recompute the blocks' activations in the backward pass instead of storing them."""
-    save_every: int = 500
-    log_every: int = 50
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {sorted(PRECISIONS)}, found {self.precision!r}")
-        for name, least, most in RANGES:
-            value = getattr(self, name)
-            if not least <= value <= most:
-                raise ValueError(f"{name} must be from {least} to {most}, found {value}")
 
 
 @dataclass(frozen=True)
@@ -111,80 +55,9 @@ class Losses:
 Objective = Callable[[Turn], Losses]
 
 
-class Device:
-    """Where a stage runs: one device, or one of several processes of `accelerate launch` or `torchrun`."""
-
-    def __init__(self, precision: str = "float32", device: str | None = None) -> None:
-        self.precision = precision
-        self.accelerator: Any = None
-        if "WORLD_SIZE" in os.environ:
-            if not importlib.util.find_spec("accelerate"):
-                raise ValueError("several processes need the package accelerate: pip install accelerate")
-            self.accelerator = importlib.import_module("accelerate").Accelerator(cpu=device == "cpu")
-            self.device = torch.device(self.accelerator.device)
-        else:
-            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
-
-    @property
-    def main(self) -> bool:
-        """Whether this process writes files and logs."""
-        return self.number[0] == 0
-
-    @property
-    def number(self) -> tuple[int, int]:
-        """(rank of this process, number of processes); objectives use the rank in their seeds."""
-        if self.accelerator is None:
-            return 0, 1
-        return int(self.accelerator.process_index), int(self.accelerator.num_processes)
-
-    def wait(self) -> None:
-        """Wait until all processes arrive here."""
-        if self.accelerator is not None:
-            self.accelerator.wait_for_everyone()
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The context the forward pass runs in."""
-        return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "float32")
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss."""
-        self._scaler.scale(loss).backward()
-
-    def optimizer_step(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float) -> None:
-        """Average the gradients over the processes and clip them; then a step, unless a gradient is not finite."""
-        if self.accelerator is not None:
-            # Before the scale is taken away: what one process finds not to be finite, all must find.
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
-        self._scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(parameters, clip)
-        if self._scaler.is_enabled():
-            self._scaler.step(optimizer)
-        elif bool(torch.isfinite(norm)):
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    def end_step(self) -> None:
-        """After the last optimizer of a step: adapt the scale of the losses."""
-        if self._scaler.is_enabled():
-            self._scaler.update()
-
-
 def _learning(module: nn.Module) -> dict[str, Tensor]:
     """The parameters that are trained; a LoRA's checkpoint does not repeat the network."""
     return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-
-
-def rate(step: int, settings: StageSettings) -> float:
-    """Learning rate: linear warm-up, then cosine decay to zero, or constant (`constant_learning_rate`)."""
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
-    if settings.constant_learning_rate:
-        return settings.learning_rate
-    done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
 @contextlib.contextmanager
@@ -293,7 +166,10 @@ class Stage:
         """Resume from the checkpoint, if there is one; ValueError if it belongs to another configuration."""
         if not self.path.exists():
             return False
-        state = torch.load(self.path, weights_only=True, map_location=self.device.device)
+        try:
+            state = torch.load(self.path, weights_only=True, map_location=self.device.device)
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{self.path}: damaged ({str(error)[:200]}); remove it to begin the stage anew") from error
         other, own = state["configuration"], self.configuration
         changed = sorted(k for k in {*other, *own} if other.get(k) != own.get(k))
         if changed:
@@ -389,6 +265,7 @@ class Stage:
         """
         if self.resume() and self.step < self.settings.steps:
             report(f"{self.name}: resuming at step {self.step}")
+        self._trim_log()
         sums: dict[str, float] = {}
         count, before = 0, time.process_time()
         while self.step < self.settings.steps:
@@ -424,6 +301,18 @@ class Stage:
         with torch.no_grad():
             for parameter, mean in zip(self.parameters, self.average, strict=bool(self.average)):
                 parameter.copy_(mean)
+
+    def _trim_log(self) -> None:
+        """Remove the rows of steps that are trained again, and a row that was written in part."""
+        path = self.folder / f"{self.name}.jsonl"
+        if not self.device.main or not path.exists():
+            return
+        rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= self.step]
+        if kept != rows:
+            beside = path.with_name(path.name + ".part")
+            beside.write_text("".join(kept), encoding="utf-8")
+            os.replace(beside, path)
 
     def _log(self, metrics: dict[str, float], report: Callable[[str], None]) -> None:
         if not self.device.main:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from model.compress.training.device import Device
 from model.compress.training.losses import (
     Discriminator,
     discriminator_hinge_loss,
@@ -20,7 +21,8 @@ from model.compress.training.losses import (
     latent_distance,
     perceptual,
 )
-from model.compress.training.stage import Device, Losses, Stage, StageSettings, Turn
+from model.compress.training.settings import StageSettings
+from model.compress.training.stage import Losses, Stage, Turn
 
 Batch = Callable[[int, int], Tensor]
 """(number of the batch, count) -> images [count,3,H,W] in [-1,1], the same for the same number."""

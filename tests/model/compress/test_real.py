@@ -85,6 +85,40 @@ def test_all_stages_lead_to_a_student_that_compiles(place: Path, capsys: pytest.
     assert main(["vae", "--config", str(other)]) == 2
     assert "another configuration (learning_rate: 0.0003 there, 0.5 here)" in capsys.readouterr().err
 
+    # So are other inputs, before anything is read or written; and what is damaged is named.
+    weights = (out / "student.safetensors").read_bytes()
+    write_lora(place / "lora2", lora_pairs(write_teacher(place / "teacher2"), "transformer.", seed=6))
+    torch.save(torch.ones(1, SD3["pooled_projection_dim"]), place / "pool2.pt")
+    for changed, stages, name in (
+        ({"lora": str(place / "lora2")}, ("masks", "vae", "restore"), "lora"),
+        ({"pooled": str(place / "pool2.pt")}, ("masks", "restore"), "pooled"),
+        ({"images": str(place / "images" / "inside")}, ("masks", "vae", "restore"), "images"),
+        ({"seed": 81}, ("masks", "vae", "restore"), "seed"),
+        ({"lora_rank": 3}, ("masks", "restore"), "lora_rank"),
+    ):
+        other.write_text(json.dumps(values | changed))
+        for stage in stages:
+            assert main([stage, "--config", str(other)]) == 2
+            assert f"was made of another {name}; remove it" in capsys.readouterr().err, (stage, name)
+    kept = json.loads((out / "mask.json").read_text())
+    (out / "mask.json").write_text(json.dumps({"mask": kept["mask"][::-1]}))
+    if kept["mask"] != kept["mask"][::-1]:
+        assert main(["restore", "--config", config]) == 2
+        assert "was made of another mask" in capsys.readouterr().err
+    (out / "mask.json").write_text(json.dumps(kept))
+    shard = out / "vae" / "separable" / "diffusion_pytorch_model.safetensors"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-4] + b"1234")
+    assert main(["restore", "--config", config]) == 2
+    assert "pairs was made of another vae" in capsys.readouterr().err
+    shard.write_bytes(content)
+    (out / "restore" / "restore-latents.pt").unlink()
+    pairs = out / "pairs" / "00000.safetensors"
+    pairs.write_bytes(pairs.read_bytes()[:1000])
+    assert main(["restore", "--config", config]) == 2
+    assert "00000.safetensors: damaged" in capsys.readouterr().err
+    assert (out / "student.safetensors").read_bytes() == weights
+
 
 # ------------------------------------------------------------------------------------------------------------- images
 def test_images_depend_on_seed_step_and_process(place: Path) -> None:

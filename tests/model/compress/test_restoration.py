@@ -15,7 +15,7 @@ from model.compress import real
 from model.compress.recipe import Recipe
 from model.compress.restoration import ImageLossWeights, adapt, distill_latents, train_on_images
 from model.compress.training.losses import perceptual
-from model.compress.training.stage import StageSettings
+from model.compress.training.settings import StageSettings
 from model.reference.tinysr_dit import TinySRTransformer
 from tests.layouts.weights import fill
 

@@ -15,8 +15,10 @@ import pytest
 import torch
 from torch import nn
 
+from model.compress.training.device import Device
 from model.compress.training.losses import Discriminator, discriminator_hinge_loss, perceptual, structure_distance
-from model.compress.training.stage import PATIENCE, Device, Losses, Stage, StageSettings, Turn, checkpointed, rate
+from model.compress.training.settings import StageSettings, rate
+from model.compress.training.stage import PATIENCE, Losses, Stage, Turn, checkpointed
 from model.compress.vae.train import add_adversarial
 from tests import ROOT
 from tests.model.compress import two_processes
@@ -81,6 +83,29 @@ def test_another_configuration_is_refused(tmp_path: Path, changed: dict[str, obj
     other = Stage("test", tmp_path, SETTINGS, {"network": nn.Conv2d(3, 4, 3)})
     with pytest.raises(ValueError, match="shapes differ"):
         other.resume()
+
+
+def test_steps_that_are_trained_again_are_logged_once(tmp_path: Path) -> None:
+    """After a kill between two states; also before the first one, and in the middle of writing a row."""
+    log = tmp_path / "test.jsonl"
+    with pytest.raises(Interrupted):
+        train(tmp_path, 5)  # the last state is that of step 3
+    assert [json.loads(row)["step"] for row in log.read_text().splitlines()] == [2, 4]
+    log.write_text(log.read_text() + '{"stage": "te')
+    train(tmp_path)
+    assert [json.loads(row)["step"] for row in log.read_text().splitlines()] == [2, 4, 6, 7]
+    (tmp_path / "test.pt").unlink()
+    train(tmp_path)
+    assert [json.loads(row)["step"] for row in log.read_text().splitlines()] == [2, 4, 6, 7]
+
+
+@pytest.mark.parametrize("keep", [0, 100, 3000])
+def test_a_damaged_state_is_named(tmp_path: Path, keep: int) -> None:
+    train(tmp_path)
+    path = tmp_path / "test.pt"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"test\.pt: damaged .*remove it to begin the stage anew"):
+        train(tmp_path)
 
 
 def test_observation_sees_the_averaged_weights_and_changes_nothing(tmp_path: Path) -> None:

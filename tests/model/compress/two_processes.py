@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from model.compress.training.stage import Device, Losses, Stage, StageSettings, Turn
+from model.compress.training.device import Device
+from model.compress.training.settings import StageSettings
+from model.compress.training.stage import Losses, Stage, Turn
 
 
 def main(folder: Path) -> None:
