@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,10 @@ def made_of(recipe: Recipe, *names: str, **more: Any) -> dict[str, Any]:
     """The recipe's files and settings of these names, as `claim` compares them; and more."""
     found: dict[str, Any] = {"seed": recipe.seed, "image_size": recipe.image_size}
     found["images"] = names_and_sizes(Path(recipe.images))
+    if recipe.low_resolution is None:
+        found["degradation"] = asdict(recipe.degradation)
+    else:
+        found["low_resolution"] = names_and_sizes(Path(recipe.low_resolution))
     for name in names:
         value = getattr(recipe, name)
         found[name] = fingerprint(Path(value)) if isinstance(value, str) else value
@@ -161,7 +165,10 @@ TEACHER = ("teacher", "lora", "prompt", "pooled")
 
 def batches(recipe: Recipe, device: Device, seed: int) -> Callable[[int, int], tuple[Tensor, Tensor]]:
     """(step, count) -> enlarged and original images on the device, prefetched by threads."""
-    folder = ImageFolder(Path(recipe.images), recipe.image_size, recipe.seed + seed)
+    folder = ImageFolder(
+        Path(recipe.images), recipe.image_size, recipe.seed + seed, degradation=recipe.degradation,
+        low=_path(recipe.low_resolution),
+    )  # fmt: skip
     process = device.number[0]
     ahead: dict[int, Prefetcher] = {}
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from model.compress.mask_stage import MaskSettings
 from model.compress.restoration import ImageLossWeights
+from model.compress.training.second_order import SecondOrder
 from model.compress.training.settings import StageSettings
 from model.compress.vae.train import DecoderWeights
 
@@ -46,6 +47,9 @@ class Recipe:
     images: str
     """Folder of large images; subfolders are searched."""
     out: str
+    low_resolution: str | None = None
+    """Folder of low-resolution images with the originals' names; None: originals are degraded."""
+    degradation: SecondOrder = field(default_factory=SecondOrder)
     lora: str | None = None
     prompt: str = "prompt_embeds.pt"
     """The teacher's prompt embedding [1,T,J]."""
@@ -116,6 +120,10 @@ def build(kind: type[T], values: Any, where: str, default: T | None = None) -> T
         before = getattr(default, name) if default is not None else _default(known[name])
         if is_dataclass(hints[name]) and isinstance(hints[name], type):
             clean[name] = build(hints[name], value, f"{where}: {name}", before)
+        elif isinstance(before, tuple) and isinstance(value, list):
+            if not all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in value):
+                raise ValueError(f"{where}: {name}: expected numbers, found {value!r}")
+            clean[name] = tuple(value)
         elif before is not None and not isinstance(
             value, (type(before), int) if type(before) is float else type(before)
         ):

@@ -19,7 +19,7 @@ from tests.model.compress.teachers import SD3, lora_pairs, write_lora, write_tea
 
 pytest.importorskip("diffusers")
 
-FEW = {"steps": 2, "batch_size": 2, "warmup_steps": 1, "save_every": 1, "log_every": 1}
+FEW = {"steps": 2, "batch_size": 2, "warmup_steps": 1, "save_every": 1, "log_every": 1, "precision": "bfloat16"}
 
 
 @pytest.fixture(scope="module")
