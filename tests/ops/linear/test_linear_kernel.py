@@ -53,10 +53,11 @@ class TestLinearKernels(KernelContract):
             "elif SECOND:\n            acc2 = _norm",
             "elif SECOND:\n            _ = _norm",
         ),
-        "parts count alike": ("means * count, 0.0), 1) / K", "means, 0.0), 1) / parts"),
+        "parts count alike": ("tl.minimum(K - part * PART, PART)", "(part * 0 + PART)"),
         "means of parts alike": ("squares + count * deviation * deviation", "squares"),
         "no eps": ("tl.sqrt_rn(variance + eps)", "tl.sqrt_rn(variance)"),
-        "the first part alone": ("mask = (part < parts)[None, :]", "mask = (part < 1)[None, :]"),
+        "the first part alone": ("(part < PARTS)[None, :]", "(part < 1)[None, :]"),
+        "the first block of parts for all": ("tl.load(at + start, mask", "tl.load(at, mask"),
     }
 
 

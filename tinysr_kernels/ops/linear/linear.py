@@ -258,7 +258,7 @@ class Linear(Operator):
             "EVEN_K": k % config.block_k == 0 and k2 % config.block_k == 0,
             "GROUP_M": config.group_m,
             "PART": PART,
-            "PARTS": next_power_of_2(cdiv(k, PART), least=1),
+            "PARTS": cdiv(k, PART),
         }
         width = config.block_n if geglu else config.block_n + config.block_n2
         grid = (cdiv(rows, config.block_m) * cdiv(self.features, width),)
