@@ -61,8 +61,10 @@ class Config:
 LIBRARY = Config("library", 1, 1, 0, 1, 1, 1, 1)
 
 # Tiles in half precision, block_m x (block_n + block_n2), and the share of the arithmetic that each can hope to reach:
-# larger ones load less per multiply-add. An ordering, not a measurement.
+# larger ones load less per multiply-add. An ordering, not a measurement. The first is for Hopper alone, whose operands
+# lie in shared memory: elsewhere it takes more registers than there are.
 TILES = (
+    (128, 256, 32, 1.0),
     (128, 128, 64, 1.0),
     (128, 128, 0, 0.95),
     (128, 64, 32, 0.85),
@@ -196,16 +198,34 @@ class Linear(Operator):
                 return Config("tile", 32, 32, 32, 16, 8, 4, 2)
             return Config("tile", 32, next_power_of_2(self.features, most=64), 0, 16, 8, 4, 2)
 
+        def programs(tile: tuple[int, int, int, float]) -> int:
+            block_m, block_n, block_n2, _ = tile
+            width = (block_n + block_n2) // (2 if geglu else 1)
+            return cdiv(sample_rows(self.x), block_m) * cdiv(self.features, width)
+
         def time(tile: tuple[int, int, int, float]) -> float:
             block_m, block_n, block_n2, reach = tile
-            width = (block_n + block_n2) // (2 if geglu else 1)
-            programs = cdiv(sample_rows(self.x), block_m) * cdiv(self.features, width)
-            return cdiv(programs, gpu.multiprocessors) * block_m * (block_n + block_n2) / reach
+            return cdiv(programs(tile), gpu.multiprocessors) * block_m * (block_n + block_n2) / reach
 
-        block_m, block_n, block_n2, _ = min((t for t in TILES if not geglu or t[2] == 0), key=time)
+        # Rows of whole 16-byte accesses are copied to shared memory asynchronously; others go through registers.
+        copied = gpu.arch == 90 and all(t.shape[-1] % 16 == 0 for t in (self.x, self.x2) if t is not None)
+        # The epilogue of the first tile has no registers left for more tensors.
+        plain = self.residual is None and not isinstance(self, RowMoments)
+        tiles = TILES if copied and plain else TILES[1:]
+        tile = min((t for t in tiles if not geglu or t[2] == 0), key=time)
+        block_m, block_n, block_n2, _ = tile
         if geglu:
             block_n = block_n2 = block_n // 2
         outputs = block_m * (block_n + block_n2)
+        num_warps = 8 if outputs > 8192 else 4
+        if copied:
+            # Masks of a ragged last step cost less than twice as many steps. Programs that have a multiprocessor to
+            # themselves hide the latency of their loads by what is under way.
+            if outputs > 4096:
+                block_k, num_stages = (32, 4) if tile == TILES[0] else (64, 3)
+            else:
+                block_k, num_stages = (128 if programs(tile) <= gpu.multiprocessors else 64), 4
+            return Config("tile", block_m, block_n, block_n2, block_k, 8, num_warps, num_stages)
         # Masks of ragged steps take registers, and so do the matmuls of data-center Blackwell: then 64 would spill.
         even = all(t.shape[-1] % 64 == 0 for t in (self.x, self.x2) if t is not None)
         block_k = 64 if even and gpu.shared_limit > 128 << 10 and gpu.arch < 100 else 32
@@ -213,7 +233,7 @@ class Linear(Operator):
         # norm.
         if self.row_moments is not None and gpu.arch < 90 and outputs > 128 * 128:
             block_k = 32
-        return Config("tile", block_m, block_n, block_n2, block_k, 8, 8 if outputs > 8192 else 4, 3)
+        return Config("tile", block_m, block_n, block_n2, block_k, 8, num_warps, 3)
 
     def plan(self, config: Config) -> Plan:
         """One launch; of the cuBLASLt backend several."""
@@ -272,11 +292,12 @@ class Linear(Operator):
             widths = [(32, 32), (64, 64), (128, 128)]
         else:
             widths = [(32, 0), (64, 0), (128, 0), (256, 0), (64, 32), (128, 64)]
+            widths += [(256, 32)] if gpu.arch == 90 else []
         for block_m, (block_n, block_n2), block_k, num_warps, num_stages, group_m in itertools.product(
             (32, 64, 128), widths, (32, 64, 128) if itemsize == 2 else (16, 32), (4, 8), (2, 3, 4), (4, 8)
         ):
             buffers = (block_m + block_n + block_n2) * block_k * itemsize * num_stages
-            if block_m * (block_n + block_n2) <= 4096 * num_warps and buffers <= gpu.shared_limit:
+            if block_m * (block_n + block_n2) <= 4608 * num_warps and buffers <= gpu.shared_limit:
                 yield Config("tile", block_m, block_n, block_n2, block_k, group_m, num_warps, num_stages)
 
 
