@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ class Config:
 
     block_m, block_n, block_n2: rows of a tile, features of its first block and of its second, 0 without one (geglu has
     one as wide as the first); block_k: elements of the reduction per step; group_m: L2 swizzle, blocks of rows that
-    run together.
+    run together; split_k: programs that share one reduction, whose partial sums a second launch adds.
     """
 
     form: str
@@ -56,9 +56,13 @@ class Config:
     group_m: int
     num_warps: int
     num_stages: int
+    split_k: int = 1
 
 
 LIBRARY = Config("library", 1, 1, 0, 1, 1, 1, 1)
+
+MERGED_ROWS, MERGED_FEATURES = 8, 256
+"""Of a program that adds the partial sums of split-K: 16 elements per thread."""
 
 # Tiles in half precision, block_m x (block_n + block_n2), and the share of the arithmetic that each can hope to reach:
 # larger ones load less per multiply-add. An ordering, not a measurement. The first is for Hopper alone, whose operands
@@ -72,6 +76,9 @@ TILES = (
     (64, 64, 32, 0.7),
     (64, 64, 0, 0.65),
 )
+LARGE = TILES[1]
+MERGE, MERGE_STEPS = 1 << 22, 512
+"""Cost of split-K's second launch in multiply-adds of a multiprocessor: its own, and per element of the result."""
 
 
 @register
@@ -198,14 +205,18 @@ class Linear(Operator):
                 return Config("tile", 32, 32, 32, 16, 8, 4, 2)
             return Config("tile", 32, next_power_of_2(self.features, most=64), 0, 16, 8, 4, 2)
 
+        depth = self.x.shape[-1] + (0 if self.x2 is None else self.x2.shape[-1])
+        rows, features = sample_rows(self.x), self.features
+
         def programs(tile: tuple[int, int, int, float]) -> int:
             block_m, block_n, block_n2, _ = tile
-            width = (block_n + block_n2) // (2 if geglu else 1)
-            return cdiv(sample_rows(self.x), block_m) * cdiv(self.features, width)
+            return cdiv(rows, block_m) * cdiv(features, (block_n + block_n2) // (2 if geglu else 1))
 
-        def time(tile: tuple[int, int, int, float]) -> float:
+        def time(tile: tuple[int, int, int, float], split_k: int = 1) -> float:
             block_m, block_n, block_n2, reach = tile
-            return cdiv(programs(tile), gpu.multiprocessors) * block_m * (block_n + block_n2) / reach
+            waves = cdiv(programs(tile) * split_k, gpu.multiprocessors)
+            merging = MERGE + MERGE_STEPS * rows * features / gpu.multiprocessors if split_k > 1 else 0
+            return waves * block_m * (block_n + block_n2) / reach * depth / split_k + merging
 
         # Rows of whole 16-byte accesses are copied to shared memory asynchronously; others go through registers.
         copied = gpu.arch == 90 and all(t.shape[-1] % 16 == 0 for t in (self.x, self.x2) if t is not None)
@@ -225,6 +236,8 @@ class Linear(Operator):
                 block_k, num_stages = (32, 4) if tile == TILES[0] else (64, 3)
             else:
                 block_k, num_stages = (128 if programs(tile) <= gpu.multiprocessors else 64), 4
+            if self.can_split and depth % 128 == 0 and time(LARGE, 2) < time(tile):
+                return Config("tile", *LARGE[:3], 64, 8, 8, 3, split_k=2)
             return Config("tile", block_m, block_n, block_n2, block_k, 8, num_warps, num_stages)
         # Masks of ragged steps take registers, and so do the matmuls of data-center Blackwell: then 64 would spill.
         even = all(t.shape[-1] % 64 == 0 for t in (self.x, self.x2) if t is not None)
@@ -253,7 +266,55 @@ class Linear(Operator):
         if config.form == "library":
             norm_eps = None if self.row_moments is None else self.eps
             return Plan(out, cublaslt.launches(operands, self.activation, norm_eps))
+        if config.split_k > 1:
+            return Plan(out, self._split(config, operands, out))
         return Plan(out, (self._launch(config, operands, out),))
+
+    @property
+    def can_split(self) -> bool:
+        """Whether the launches of split-K compute it: no second product, nothing but sums before the epilogue."""
+        return self.x2 is None and self.row_moments is None and self.activation != "geglu"
+
+    def _split(self, config: Config, operands: dict[str, Tensor | None], out: Tensor) -> tuple[Launch, Launch]:
+        """Partial sums, then their sum and the epilogue."""
+        check(self.can_split, "split_k must be 1 for geglu, a second input or a norm")
+        k, n = self.x.shape[-1], self.features
+        rows = self.x.numel() // k
+        k_per_split = cdiv(cdiv(k, config.block_k), config.split_k) * config.block_k
+        splits = cdiv(k, k_per_split)
+        partials = out.new_empty((splits, rows, n), dtype=torch.float32)
+        sizes = {"M": rows, "N": n}
+        product: dict[str, Any] = {
+            "x": operands["x"],
+            "weight": operands["weight"],
+            "scratch_partials": partials,
+            **sizes,
+            "K": k,
+            "k_per_split": k_per_split,
+            "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n,
+            "BLOCK_N2": config.block_n2,
+            "BLOCK_K": config.block_k,
+            "EVEN_K": k % config.block_k == 0,
+            "GROUP_M": config.group_m,
+        }
+        merged: dict[str, Any] = {
+            "scratch_partials": partials,
+            **{name: operands[name] for name in ("bias", "residual", "gate", "out")},
+            "out_moments": out_moments(self, config, out),
+            **sizes,
+            "ACTIVATION": self.activation,
+            "SPLIT_K": splits,
+            "BLOCK_M": MERGED_ROWS,
+            "BLOCK_N": MERGED_FEATURES,
+            "PART": PART,
+        }
+        tiles = cdiv(rows, config.block_m) * cdiv(n, config.block_n + config.block_n2)
+        grid = cdiv(rows, MERGED_ROWS), cdiv(n, MERGED_FEATURES)
+        return (
+            Launch(linear_kernel.linear_split, (tiles, splits), product, config.num_warps, config.num_stages),
+            Launch(linear_kernel.merge_splits, grid, merged, 4, 1),
+        )
 
     def _launch(self, config: Config, operands: dict[str, Tensor | None], out: Tensor) -> Launch:
         geglu = self.activation == "geglu"
@@ -298,7 +359,10 @@ class Linear(Operator):
         ):
             buffers = (block_m + block_n + block_n2) * block_k * itemsize * num_stages
             if block_m * (block_n + block_n2) <= 4608 * num_warps and buffers <= gpu.shared_limit:
-                yield Config("tile", block_m, block_n, block_n2, block_k, group_m, num_warps, num_stages)
+                one = Config("tile", block_m, block_n, block_n2, block_k, group_m, num_warps, num_stages)
+                yield one
+                if self.can_split and num_warps == 8 and block_m == 128 and self.x.shape[-1] % (2 * block_k) == 0:
+                    yield replace(one, split_k=2)
 
 
 @register
