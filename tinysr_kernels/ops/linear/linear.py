@@ -76,7 +76,8 @@ TILES = (
     (64, 64, 32, 0.7),
     (64, 64, 0, 0.65),
 )
-LARGE = TILES[1]
+WIDEST, LARGE = TILES[:2]
+HOPPER_TILES = (LARGE, (128, 64, 32, 0.85), (64, 128, 0, 0.8), (64, 64, 0, 0.65))
 MERGE, MERGE_STEPS = 1 << 22, 512
 """Cost of split-K's second launch in multiply-adds of a multiprocessor: its own, and per element of the result."""
 
@@ -222,7 +223,10 @@ class Linear(Operator):
         copied = gpu.arch == 90 and all(t.shape[-1] % 16 == 0 for t in (self.x, self.x2) if t is not None)
         # The epilogue of the first tile has no registers left for more tensors.
         plain = self.residual is None and not isinstance(self, RowMoments)
-        tiles = TILES if copied and plain else TILES[1:]
+        # Few kinds of tiles, for every kind is compiled once for every kind of prologue and epilogue.
+        tiles = [t for t in TILES if t is not WIDEST and (not copied or geglu or t in HOPPER_TILES)]
+        if copied and plain:
+            tiles.append(WIDEST)
         tile = min((t for t in tiles if not geglu or t[2] == 0), key=time)
         block_m, block_n, block_n2, _ = tile
         if geglu:
@@ -232,10 +236,7 @@ class Linear(Operator):
         if copied:
             # Masks of a ragged last step cost less than twice as many steps. Programs that have a multiprocessor to
             # themselves hide the latency of their loads by what is under way.
-            if outputs > 4096:
-                block_k, num_stages = (32, 4) if tile == TILES[0] else (64, 3)
-            else:
-                block_k, num_stages = (128 if programs(tile) <= gpu.multiprocessors else 64), 4
+            block_k, num_stages = (128, 4) if outputs <= 4096 else (32, 4) if tile is WIDEST else (64, 3)
             if self.can_split and depth % 128 == 0 and time(LARGE, 2) < time(tile):
                 return Config("tile", *LARGE[:3], 64, 8, 8, 3, split_k=2)
             return Config("tile", block_m, block_n, block_n2, block_k, 8, num_warps, num_stages)
@@ -339,7 +340,7 @@ class Linear(Operator):
             "EVEN_K": k % config.block_k == 0 and k2 % config.block_k == 0,
             "GROUP_M": config.group_m,
             "PART": PART,
-            "PARTS": cdiv(k, PART),
+            "PARTS": 0 if self.row_moments is None else cdiv(k, PART),
         }
         width = config.block_n if geglu else config.block_n + config.block_n2
         grid = (cdiv(rows, config.block_m) * cdiv(self.features, width),)

@@ -148,7 +148,7 @@ def linear(  # type: ignore[no-untyped-def]
     EVEN_K: tl.constexpr,  # whether BLOCK_K divides K and K2
     GROUP_M: tl.constexpr,  # L2 swizzle: blocks of rows that run together
     PART: tl.constexpr,  # features per mean and squared deviations
-    PARTS: tl.constexpr,  # of row_moments
+    PARTS: tl.constexpr,  # of row_moments, 0 without them
 ):
     """Grid: all tiles of the result, GROUP_M blocks of rows at a time."""
     await_inputs()
@@ -285,7 +285,7 @@ def unpatchify_subtract(  # type: ignore[no-untyped-def]
     BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr,  # whether BLOCK_K divides K
     PART: tl.constexpr,  # features per mean and squared deviations
-    PARTS: tl.constexpr,  # of row_moments
+    PARTS: tl.constexpr,  # of row_moments, 0 without them
 ):
     """Grid: blocks of tokens, blocks of features."""
     await_inputs()
