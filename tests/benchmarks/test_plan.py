@@ -40,8 +40,8 @@ def plan(family: str, variant: str | None = None) -> plans.ModelPlan:
 def test_launches_and_activation_traffic(family: str, launches: int, activation_bytes: float) -> None:
     """One 128x128 image, from the uint8 image to the uint8 image; eager takes 692 and 1105 launches, 8.1 and 9.8 GB.
 
-    Upper bounds at the present values, to detect regressions; the goals are 150 launches, and 300 with 3.0 GB. GroupNorms
-    in several launches, and split-K, take less time than fewer launches did (docs/predicted.md).
+    Upper bounds at the present values, to detect regressions; the goals are 150 launches, and 300 with 3.0 GB.
+    GroupNorms in several launches, and split-K, take less time than fewer launches did (docs/predicted.md).
     """
     totals = plan(family).totals()
     assert totals["launches"] <= launches, {k: v["launches"] for k, v in plan(family).grouped(lambda r: r.op).items()}
