@@ -146,7 +146,7 @@ def heuristic(gpu: Gpu, call: Convolution) -> Config:
     wide = all(c * problem.itemsize % 16 == 0 for c in problem.inputs)
     block_n = next_power_of_2(problem.outputs, most=128 if half and wide else 64 if half else 32)
     # On other cards a block_k of 64 takes 160 to 184 registers, and 32 takes 128 to 152.
-    deep = half and wide and gpu.capability[0] in SMEM_OPERANDS
+    deep = half and wide and gpu.capability[0] in SMEM_OPERANDS and block_n > 16
     block_k = next_power_of_2(problem.depths[0], most=64 if deep else 32 if half else 16)
     # Larger float32 tiles spill a register or two on some architecture in Triton 3.6 or 3.7, with 4 warps or 8.
     block_m = 128 if half else 32
@@ -168,8 +168,12 @@ def heuristic(gpu: Gpu, call: Convolution) -> Config:
     # Small tiles have too many addresses for 4 warps except on Hopper, whose wgmma takes 64 rows per warpgroup.
     small = half and wide and block_m * block_n <= 8192 and (block_m > 64 or gpu.capability[0] == 9)
     num_warps = 4 if small or not half else 8
+    # One program of a small tile per multiprocessor waits for the L2, unless more steps are under way.
+    num_stages = 3 if deep and block_m * block_n > 4096 else 4
+    if block_n == 16 and half:
+        num_stages = 1  # instead, many programs per multiprocessor
     width = problem.tile_width(block_m)
-    return Config("tile", block_m, width, block_n, block_k, split(block_n), num_warps, 3 if deep else 4)
+    return Config("tile", block_m, width, block_n, block_k, split(block_n), num_warps, num_stages)
 
 
 def space(gpu: Gpu, call: Convolution) -> Iterator[Config]:

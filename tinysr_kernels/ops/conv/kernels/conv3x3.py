@@ -64,9 +64,10 @@ def _accumulate_taps(  # type: ignore[no-untyped-def]
         tap = tl.umulhi(4 * k, reciprocal)
         if ALIGNED:
             tap = tl.max_constancy(tap, 16)
+        # Below `channels` past the last tap too: a norm prologue is loaded without a mask.
+        chan = k - tap * channels
         # The bit after the last tap's is always 0.
         tap = tl.minimum(tap, KERNEL_SIZE * KERNEL_SIZE)
-        chan = k - tap * channels
         shift = (tap // KERNEL_SIZE * width + tap % KERNEL_SIZE) * channels + chan
         valid = ((valid_taps >> tap[None, :]) & 1) != 0
         a = tl.load(x + (offset + shift[None, :]), mask=valid, other=0.0)
