@@ -26,7 +26,7 @@ GPU = GPUS[90]
 ASPECTS = (1, 4 / 3, 3 / 2, 16 / 9, 3 / 4, 2 / 3)
 BOUNDS = {
     ("tinysr-unet", "demo"): (6, 50, 40, 57),
-    ("tinysr-dit", "separable"): (6, 23, 40, 26),
+    ("tinysr-dit", "separable"): (6, 27, 40, 30),
     ("adcsr", "released"): (4, 143, 20, 214),
 }
 """Variants for so many of `ordinary_sizes`: few of them, and all."""

@@ -81,6 +81,8 @@ def sepconv_heuristic(
     if channels % 8 or itemsize > 2:
         # Narrower vectors have more addresses, and a GEMM in float32 holds its operands in registers.
         tile, num_warps = 1024, 8 if block_k > 64 else 4
+    elif gpu.capability[0] == 9 and block_k == 64 and not moments and n * h * cdiv(w, 64) < gpu.multiprocessors:
+        tile = 1024  # the image is too small for one program of 64 pixels on every multiprocessor
     elif gpu.capability[0] == 9 and block_k <= 64 <= w:
         tile, num_warps, resident = 4096, 8, 2
     elif gpu.capability[0] == 9 and block_k > 64 and moments:
