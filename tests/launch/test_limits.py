@@ -106,8 +106,8 @@ def test_what_is_outside_of_the_space(changes: dict[str, Any]) -> None:
 
 def test_grids() -> None:
     """A tile narrower than the border of a convolution would have a negative number of them."""
-    weight = torch.empty(3, 64, 3, 3, dtype=torch.float16, device="meta")
-    call = REGISTRY["conv3x3"](torch.empty(1, 64, 64, 64, dtype=torch.float16, device="meta"), weight)
+    weight = torch.empty(3, 64, 3, 3, device="meta")
+    call = REGISTRY["conv3x3"](torch.empty(1, 64, 64, 64, device="meta"), weight)
     config = dataclasses.replace(call.heuristic(H200), tile_width=1)
     assert config.form == "few"
     assert "has the grid" in limits.of_call(call, config, H200)

@@ -111,7 +111,7 @@ class TestUpsampleConvNormKernels(KernelContract):
     configs: ClassVar = TestConv3x3NormKernels.configs
     mutations: ClassVar = {
         "one place for all phases": ("number = tile * PHASES + phase", "number = tile * PHASES"),
-        "dropped tap": ("tl.minimum(end, DEPTH)", "tl.minimum(end, DEPTH - CHANNELS)"),
+        "dropped tap": ("tl.minimum(end, depth)", "tl.minimum(end, depth - channels)"),
     }
 
 

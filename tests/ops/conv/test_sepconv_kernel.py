@@ -39,20 +39,20 @@ class TestSepconvKernels(KernelContract):
         "no lower border, march": ("limit = tl.where((row >= 0) & (row < height)", "limit = tl.where((row >= 0)"),
         "no upper border, tile": ("limit = tl.where((row + i >= 0) & (", "limit = tl.where(("),
         "ones outside": (
-            "mask=inside[:, None] & (chan[None, :] < CHANNELS), other=0.0)",
-            "mask=inside[:, None] & (chan[None, :] < CHANNELS), other=1.0)",
+            "mask=inside[:, None] & (chan[None, :] < channels), other=0.0)",
+            "mask=inside[:, None] & (chan[None, :] < channels), other=1.0)",
         ),
         "transposed taps": (
-            "tl.load(depthwise + NUMBER * CHANNELS + chan",
-            "tl.load(depthwise + (NUMBER % 3 * 3 + NUMBER // 3) * CHANNELS + chan",
+            "tl.load(depthwise + NUMBER * channels + chan",
+            "tl.load(depthwise + (NUMBER % 3 * 3 + NUMBER // 3) * channels + chan",
         ),
         "no bias": ("v = acc + beta", "v = acc"),
         "residual always inside": (
             "v = activate(v, ACTIVATION) + other",
             "v = activate(other + v, ACTIVATION)",
         ),
-        "no skip": ("if skip is not None:", "if skip is not None and SHORTCUT_C < 0:"),
-        "shortcut's columns for skip": ("weight = shortcut_weight + SHORTCUT_C", "weight = shortcut_weight"),
+        "no skip": ("if skip is not None:", "if skip is not None and shortcut_c < 0:"),
+        "shortcut's columns for skip": ("weight = shortcut_weight + shortcut_c", "weight = shortcut_weight"),
         "enlarged by one": (
             "((row >> 1) - (first >> 1)) * (width // 2) + (column >> 1)",
             "((row >> 1) - (first >> 1)) * (width // 2) + (column >> 1) + 1",

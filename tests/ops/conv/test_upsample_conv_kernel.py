@@ -27,10 +27,10 @@ class TestUpsampleConvKernels(KernelContract):
     }
     mutations: ClassVar = {
         "phases in the other order": ("down = phase // SCALE", "down = phase % SCALE"),
-        "the first phase's weight": ("weight + phase * OUT_CHANNELS * DEPTH", "weight + phase * 0"),
-        "the first phase's pixels": ("(left * STRIDE + right)) * CHANNELS", "(left * STRIDE - PADDING)) * CHANNELS"),
+        "the first phase's weight": ("weight + phase * out_channels * depth", "weight + phase * 0"),
+        "the first phase's pixels": ("(left * STRIDE + right)) * channels", "(left * STRIDE - PADDING)) * channels"),
         "not interleaved": ("lane % TILE_WIDTH) * SCALE", "lane % TILE_WIDTH)"),
-        "dropped tap": ("tl.minimum(end, DEPTH)", "tl.minimum(end, DEPTH - CHANNELS)"),
+        "dropped tap": ("tl.minimum(end, depth)", "tl.minimum(end, depth - channels)"),
         "no left border": ("(column + j >= 0) & (column + j < width)", "column + j < width"),
         "no lower border": ("(row + i >= 0) & (row + i < height)", "row + i >= 0"),
         "a split lost": ("tl.static_range(SPLIT_K)", "tl.static_range(SPLIT_K - 1)"),

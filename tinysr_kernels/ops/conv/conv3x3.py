@@ -6,7 +6,7 @@
 
 Prologue: with norm_moments, mean and biased variance of every channel of x [N,2,C], SiLU(GroupNorm(x)) takes the place
 of x (`ops/norm/group_norm.py`; norm_weight and norm_bias [C]). An implicit GEMM evaluates it again for every tap, so
-that a norm in a launch of its own is mostly faster; with few outputs each pixel is evaluated once (`conv_few.py`). The
+that a norm in a launch of its own is mostly faster; `conv_few.py`, for few outputs, evaluates each pixel once. The
 zero padding of one pixel follows the norm.
 
 one_sided, with stride 2 alone: the zero padding is on the right and the bottom only, so that taps read s*y+i, s*x+j.
@@ -148,8 +148,10 @@ class Conv3x3(Convolution):
         return f"{dtype_name(self.x)} {self.x.shape[1]}->{o} {next_power_of_2(h * w)} s{self.stride}{side}{variant}"
 
     def heuristic(self, gpu: Gpu) -> Any:
-        """`conv_few` where it applies, else an implicit GEMM; independent of the batch size."""
-        return conv_few.heuristic(self) if conv_few.applies(self) else implicit_gemm.heuristic(gpu, self)
+        """An implicit GEMM, or `conv_few` where its loads would be narrow; independent of the batch size."""
+        wide = self.x.element_size() == 2 and self.x.shape[1] % 8 == 0
+        few = conv_few.applies(self) and not wide
+        return conv_few.heuristic(self) if few else implicit_gemm.heuristic(gpu, self)
 
     def plan(self, config: Config) -> Plan:
         """The launches. ValueError for the form "few" where it does not apply."""

@@ -145,7 +145,7 @@ class NormAfter(Convolution):
             if conv.split_k > 1:
                 # All partial sums are loaded at once: more than 4 values of each per thread, or 8 of two, would spill
                 # registers on some card; in groups of 33 to 64 channels so would 4 in 16 warps.
-                block_m = next_power_of_2(h * w, least=1, most=max((4096 if conv.split_k == 2 else 2048) // block_n, 1))
+                block_m = max((4096 if conv.split_k == 2 else 2048) // block_n, 1)
                 elements = block_m * block_n
                 num_warps = 8 if elements < 2048 or (elements == 2048 and block_n == 64) else 16
         elif self.normed_skip is None:
@@ -200,7 +200,7 @@ class NormAfter(Convolution):
             "skip": nhwc(self.normed_skip),
             "SKIP_C": normed.shape[1] - outputs,
             "GROUP_SIZE": self.normed_group_size,
-            "SILU": self.normed_silu,
+            "silu": int(self.normed_silu),
             "BLOCK_M": config.norm_block_m,
             "BLOCK_N": max(config.norm_block_n, next_power_of_2(self.normed_group_size, least=1)),
             "WHOLE": config.norm_block_m >= last.arguments["pixels"],
@@ -241,7 +241,8 @@ class NormAfter(Convolution):
             "GROUP_SIZE": size,
             "MERGED": merged,
             "SILU": self.normed_silu,
-            "BLOCK_PARTS": next_power_of_2(parts, least=1, most=max(2048 * size // config.norm_block_n, 1)),
+            # Not by the number of parts, which is the image's.
+            "BLOCK_PARTS": min(max(2048 * size // config.norm_block_n, 1), 256),
             "BLOCK_M": config.norm_block_m,
             "BLOCK_N": config.norm_block_n,
             "NUM_STAGES": config.norm_num_stages,

@@ -17,6 +17,7 @@ from torch import Tensor
 from tinysr_kernels.launch.device import Gpu
 from tinysr_kernels.launch.plan import Launch, cdiv, next_power_of_2
 from tinysr_kernels.ops.call import Operator
+from tinysr_kernels.ops.checks import check
 from tinysr_kernels.ops.conv.kernels import conv3x3 as conv3x3_kernel
 from tinysr_kernels.ops.layout import contiguous_as, empty_nhwc, nhwc
 from tinysr_kernels.ops.norm.channel_moments import scratch
@@ -24,6 +25,12 @@ from tinysr_kernels.ops.norm.kernels import norm_silu_prologue as prologue_kerne
 
 SMEM_OPERANDS = (9, 10)
 """Major compute capabilities whose tensor cores read both operands from shared memory, not from registers."""
+
+TILE_TIMES = {64: 1.0, 128: 1.33, 256: 2.2}
+"""By block_m: predicted time of one program per multiprocessor on Hopper with a block_n of 128, relative to 64."""
+
+MAX_CHANNELS = 10_000
+"""Of the input: up to here 9 * channels^2, the error of `_reciprocal` times the reduction length, is below 2^30."""
 
 MAX_SPLIT_K = 16
 """More partial sums than this cost more to add than they save."""
@@ -139,12 +146,14 @@ def heuristic(gpu: Gpu, call: Convolution) -> Config:
     wide = all(c * problem.itemsize % 16 == 0 for c in problem.inputs)
     block_n = next_power_of_2(problem.outputs, most=128 if half and wide else 64 if half else 32)
     # On other cards a block_k of 64 takes 160 to 184 registers, and 32 takes 128 to 152.
-    deep = half and wide and gpu.capability[0] in SMEM_OPERANDS
+    deep = half and wide and gpu.capability[0] in SMEM_OPERANDS and block_n > 16
     block_k = next_power_of_2(problem.depths[0], most=64 if deep else 32 if half else 16)
     # Larger float32 tiles spill a register or two on some architecture in Triton 3.6 or 3.7, with 4 warps or 8.
     block_m = 128 if half else 32
-    while block_m > 64 and problem.programs(block_m, block_n) < gpu.multiprocessors:
-        block_m //= 2
+    if gpu.capability[0] == 9 and deep and block_n == 128:
+        block_m = min(TILE_TIMES, key=lambda m: TILE_TIMES[m] * cdiv(problem.programs(m, block_n), gpu.multiprocessors))
+    while block_m == 128 and problem.programs(block_m, block_n) < gpu.multiprocessors:
+        block_m = 64
     steps = sum(cdiv(depth, block_k) for depth in problem.depths)
 
     def split(block_n: int) -> int:
@@ -159,8 +168,12 @@ def heuristic(gpu: Gpu, call: Convolution) -> Config:
     # Small tiles have too many addresses for 4 warps except on Hopper, whose wgmma takes 64 rows per warpgroup.
     small = half and wide and block_m * block_n <= 8192 and (block_m > 64 or gpu.capability[0] == 9)
     num_warps = 4 if small or not half else 8
+    # One program of a small tile per multiprocessor waits for the L2, unless more steps are under way.
+    num_stages = 3 if deep and block_m * block_n > 4096 else 4
+    if block_n == 16 and half:
+        num_stages = 1  # instead, many programs per multiprocessor
     width = problem.tile_width(block_m)
-    return Config("tile", block_m, width, block_n, block_k, split(block_n), num_warps, 3 if deep else 4)
+    return Config("tile", block_m, width, block_n, block_k, split(block_n), num_warps, num_stages)
 
 
 def space(gpu: Gpu, call: Convolution) -> Iterator[Config]:
@@ -220,10 +233,14 @@ def launches(
         "out_height": h,
         "out_width": w,
         "k_per_split": steps_per_split * config.block_k,
-        "CHANNELS": c,
-        "OUT_CHANNELS": o,
-        "SHORTCUT_C": shortcut_c,
-        "SKIP_C": skip_c,
+        "channels": c,
+        "reciprocal": _reciprocal(c),
+        "ALIGNED": c % 16 == 0,
+        # Tiles of 256 x 128 leave no registers for a stride.
+        "OUT_CHANNELS": o if config.block_m * config.block_n > 16384 and call.residual is not None else 0,
+        "out_channels": o,
+        "shortcut_c": shortcut_c,
+        "skip_c": skip_c,
         "STRIDE": call.stride,
         "PADDING": 0 if call.one_sided else 1,
         "SCALE": call.scale,
@@ -238,6 +255,12 @@ def launches(
     grid = (tiles * cdiv(o, config.block_n) * phases, splits, n)
     gemm = Launch(conv3x3_kernel.conv, grid, arguments, config.num_warps, config.num_stages)
     return (*prologue, gemm, *(() if partials is None else epilogue(partials, call, out)))
+
+
+def _reciprocal(channels: int) -> int:
+    """2^30 / channels, rounded up: k * reciprocal >> 30 is k // channels for every k of a reduction over nine taps."""
+    check(channels <= MAX_CHANNELS, f"x must have at most {MAX_CHANNELS} channels, found {channels}")
+    return cdiv(1 << 30, channels)
 
 
 def _prologue(call: Convolution) -> tuple[Launch, ...]:

@@ -36,47 +36,44 @@ def _accumulate_taps(  # type: ignore[no-untyped-def]
     x,  # points at the first tap of the tile's first pixel
     offset,  # [BLOCK_M], elements from there to each pixel's first tap
     valid_taps,  # [BLOCK_M], bits as of `_valid_taps`
-    weight,  # [out_channels,KERNEL_SIZE,KERNEL_SIZE,CHANNELS]
+    weight,  # [out_channels,KERNEL_SIZE,KERNEL_SIZE,channels]
     outs,  # [BLOCK_N], output channels
     out_channels,
     width,  # of the image
     begin,  # the first k, a multiple of BLOCK_K
     end,  # one past the last k
-    scale,  # [2,CHANNELS] float32, mean and gain per channel of a norm prologue, or None
-    norm_bias,  # [CHANNELS] or None
-    CHANNELS: tl.constexpr,
+    scale,  # [2,channels] float32, mean and gain per channel of a norm prologue, or None
+    norm_bias,  # [channels] or None
+    channels,
+    reciprocal,  # 2^30 / channels, rounded up
     KERNEL_SIZE: tl.constexpr,
+    ALIGNED: tl.constexpr,
     BLOCK_K: tl.constexpr,
     FAST_TANH: tl.constexpr,
 ):
     """acc + patches @ weight.T over k from begin to end, with GroupNorm and SiLU as a prologue if there is a scale."""
-    DEPTH: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE * CHANNELS
+    depth = KERNEL_SIZE * KERNEL_SIZE * channels
     lane = tl.arange(0, BLOCK_K)
     n_mask = outs[None, :] < out_channels
-    weight += outs[None, :] * DEPTH + lane[:, None]
+    weight += outs[None, :] * depth + lane[:, None]
     offset = offset[:, None]
     valid_taps = valid_taps[:, None]
     for start in range(begin, end, BLOCK_K):
-        if CHANNELS % BLOCK_K == 0:
-            # Each step is within one tap.
-            tap = start // CHANNELS
-            shift = (tap // KERNEL_SIZE * width + tap % KERNEL_SIZE) * CHANNELS
-            shift += tl.multiple_of(start % CHANNELS, BLOCK_K)
-            valid = ((valid_taps >> tap) & 1) != 0
-            chan = tl.multiple_of(start % CHANNELS, BLOCK_K) + lane
-            a = tl.load(x + ((offset + shift) + lane[None, :]), mask=valid, other=0.0)
-            b = tl.load(weight + start, mask=n_mask, other=0.0)
-        else:
-            k = start + lane
-            # The bit after the last tap's is always 0.
-            tap = tl.minimum(k // CHANNELS, KERNEL_SIZE * KERNEL_SIZE)
-            shift = (tap // KERNEL_SIZE * width + tap % KERNEL_SIZE) * CHANNELS + k % CHANNELS
-            valid = ((valid_taps >> tap[None, :]) & 1) != 0
-            chan = k % CHANNELS
-            a = tl.load(x + (offset + shift[None, :]), mask=valid, other=0.0)
-            b = tl.load(weight + start, mask=n_mask & (k[:, None] < DEPTH), other=0.0)
+        k = start + lane
+        # k // channels, in two instructions: the loop waits for its addresses.
+        tap = tl.umulhi(4 * k, reciprocal)
+        if ALIGNED:
+            tap = tl.max_constancy(tap, 16)
+        # Below `channels` past the last tap too: a norm prologue is loaded without a mask.
+        chan = k - tap * channels
+        # The bit after the last tap's is always 0.
+        tap = tl.minimum(tap, KERNEL_SIZE * KERNEL_SIZE)
+        shift = (tap // KERNEL_SIZE * width + tap % KERNEL_SIZE) * channels + chan
+        valid = ((valid_taps >> tap[None, :]) & 1) != 0
+        a = tl.load(x + (offset + shift[None, :]), mask=valid, other=0.0)
+        b = tl.load(weight + start, mask=n_mask & (k[:, None] < depth), other=0.0)
         if scale is not None:
-            mean, gain = tl.load(scale + chan)[None, :], tl.load(scale + CHANNELS + chan)[None, :]
+            mean, gain = tl.load(scale + chan)[None, :], tl.load(scale + channels + chan)[None, :]
             y = norm_silu(a, mean, gain, tl.load(norm_bias + chan).to(tl.float32)[None, :], FAST_TANH)
             # The zero padding follows the norm.
             a = round_to(tl.where(valid, y, 0.0), b.dtype)
@@ -86,27 +83,28 @@ def _accumulate_taps(  # type: ignore[no-untyped-def]
 
 @jit
 def conv(  # type: ignore[no-untyped-def]
-    x,  # [N,height,width,CHANNELS]
-    weight,  # [OUT_CHANNELS,3,3,CHANNELS], or the phases [4,OUT_CHANNELS,2,2,CHANNELS] if SCALE is 2
-    bias,  # [OUT_CHANNELS] or None
+    x,  # [N,height,width,channels]
+    weight,  # [out_channels,3,3,channels], or the phases [4,out_channels,2,2,channels] if SCALE is 2
+    bias,  # [out_channels] or None
     residual,  # like out, or None
-    shortcut,  # [N,out_height,out_width,SHORTCUT_C] or None
-    skip,  # [N,out_height,out_width,SKIP_C] or None
-    shortcut_weight,  # [OUT_CHANNELS,SHORTCUT_C+SKIP_C] or None
-    out,  # [N,out_height,out_width,OUT_CHANNELS]
-    scratch_partials,  # [splits,N,out_height,out_width,OUT_CHANNELS] float32, partial sums for `merge_splits`, or None
-    scratch_scale,  # [N,2,CHANNELS] float32, mean and gain per channel of a GroupNorm and SiLU prologue, or None
-    norm_bias,  # [CHANNELS], the GroupNorm's bias, or None
-    scratch_moments,  # [N,3,OUT_CHANNELS // GROUP_SIZE,tiles * phases] float32, statistics per tile, or None
+    shortcut,  # [N,out_height,out_width,shortcut_c] or None
+    skip,  # [N,out_height,out_width,skip_c] or None
+    shortcut_weight,  # [out_channels,shortcut_c+skip_c] or None
+    out,  # [N,out_height,out_width,out_channels]
+    scratch_partials,  # [splits,N,out_height,out_width,out_channels] float32, partial sums for `merge_splits`, or None
+    scratch_scale,  # [N,2,channels] float32, mean and gain per channel of a GroupNorm and SiLU prologue, or None
+    norm_bias,  # [channels], the GroupNorm's bias, or None
+    scratch_moments,  # [N,3,out_channels // GROUP_SIZE,tiles * phases] float32, statistics per tile, or None
     height: extent,
     width: extent,
     out_height: extent,
     out_width: extent,
     k_per_split,  # reduction length per split, a multiple of BLOCK_K
-    CHANNELS: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,  # channels of out
-    SHORTCUT_C: tl.constexpr,  # channels of shortcut
-    SKIP_C: tl.constexpr,  # channels of skip
+    channels,
+    reciprocal: extent,  # 2^30 / channels, rounded up
+    out_channels,  # channels of out, the constant OUT_CHANNELS if that is not 0
+    shortcut_c,  # channels of shortcut
+    skip_c,  # channels of skip
     STRIDE: tl.constexpr,
     PADDING: tl.constexpr,  # zeros above and left of the image; below and right of it as many as the last tap needs
     SCALE: tl.constexpr,  # 1, or 2 after a nearest x2 upsampling
@@ -116,16 +114,20 @@ def conv(  # type: ignore[no-untyped-def]
     TILE_WIDTH: tl.constexpr,  # columns of the tile, which has BLOCK_M // TILE_WIDTH rows
     BLOCK_N: tl.constexpr,  # output channels per program
     BLOCK_K: tl.constexpr,
+    ALIGNED: tl.constexpr,  # whether channels is a multiple of 16
+    OUT_CHANNELS: tl.constexpr,
     FAST_TANH: tl.constexpr,  # whether SiLU may be as inexact as half precision
     GROUP_SIZE: tl.constexpr,  # adjacent channels per entry of scratch_moments: 1, or a group that divides BLOCK_N
 ):
     """Grid: tiles in reading order, times blocks of output channels and phases; splits of the reduction; samples."""
     await_inputs()
+    if OUT_CHANNELS > 0:
+        out_channels = OUT_CHANNELS
     KERNEL_SIZE: tl.constexpr = 4 - SCALE
     PHASES: tl.constexpr = SCALE * SCALE
-    DEPTH: tl.constexpr = KERNEL_SIZE * KERNEL_SIZE * CHANNELS
+    depth = KERNEL_SIZE * KERNEL_SIZE * channels
     # Adjacent programs read the same pixels, so that they find them in the L2.
-    blocks = tl.cdiv(OUT_CHANNELS, BLOCK_N) * PHASES
+    blocks = tl.cdiv(out_channels, BLOCK_N) * PHASES
     block = tl.program_id(0) % blocks
     tile = tl.program_id(0) // blocks
     across = tl.cdiv(out_width, SCALE * TILE_WIDTH)
@@ -152,77 +154,79 @@ def conv(  # type: ignore[no-untyped-def]
     right -= PADDING
     acc = _accumulate_taps(
         tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32),
-        x + ((sample * height + (top * STRIDE + down)) * width + (left * STRIDE + right)) * CHANNELS,
-        (lane // TILE_WIDTH * width + lane % TILE_WIDTH) * (STRIDE * CHANNELS),
+        x + ((sample * height + (top * STRIDE + down)) * width + (left * STRIDE + right)) * channels,
+        (lane // TILE_WIDTH * width + lane % TILE_WIDTH) * (STRIDE * channels),
         _valid_taps(row * STRIDE + down, column * STRIDE + right, inside, height, width, KERNEL_SIZE),
-        weight + phase * OUT_CHANNELS * DEPTH,
+        weight + phase * out_channels * depth,
         outs,
-        OUT_CHANNELS,
+        out_channels,
         width,
         begin,
-        tl.minimum(end, DEPTH),
-        None if scratch_scale is None else scratch_scale + sample * 2 * CHANNELS,
+        tl.minimum(end, depth),
+        None if scratch_scale is None else scratch_scale + sample * 2 * channels,
         norm_bias,
-        CHANNELS,
+        channels,
+        reciprocal,
         KERNEL_SIZE,
+        ALIGNED,
         BLOCK_K,
         FAST_TANH,
     )
     if shortcut is not None:
         # The shortcut's steps follow those of the taps, and the skip's follow the shortcut's.
-        begin -= tl.cdiv(DEPTH, BLOCK_K) * BLOCK_K
-        end -= tl.cdiv(DEPTH, BLOCK_K) * BLOCK_K
+        begin -= tl.cdiv(depth, BLOCK_K) * BLOCK_K
+        end -= tl.cdiv(depth, BLOCK_K) * BLOCK_K
         acc = accumulate_matmul(
             acc,
-            shortcut + base * SHORTCUT_C,
+            shortcut + base * shortcut_c,
             shortcut_weight,
             pixel,
             inside,
             outs,
-            OUT_CHANNELS,
+            out_channels,
             tl.maximum(begin, 0),
-            tl.minimum(end, SHORTCUT_C),
-            SHORTCUT_C,
-            SHORTCUT_C + SKIP_C,
+            tl.minimum(end, shortcut_c),
+            shortcut_c,
+            shortcut_c + skip_c,
             BLOCK_K,
         )
         if skip is not None:
-            begin -= tl.cdiv(SHORTCUT_C, BLOCK_K) * BLOCK_K
-            end -= tl.cdiv(SHORTCUT_C, BLOCK_K) * BLOCK_K
+            begin -= tl.cdiv(shortcut_c, BLOCK_K) * BLOCK_K
+            end -= tl.cdiv(shortcut_c, BLOCK_K) * BLOCK_K
             acc = accumulate_matmul(
                 acc,
-                skip + base * SKIP_C,
-                shortcut_weight + SHORTCUT_C,
+                skip + base * skip_c,
+                shortcut_weight + shortcut_c,
                 pixel,
                 inside,
                 outs,
-                OUT_CHANNELS,
+                out_channels,
                 tl.maximum(begin, 0),
-                tl.minimum(end, SKIP_C),
-                SKIP_C,
-                SHORTCUT_C + SKIP_C,
+                tl.minimum(end, skip_c),
+                skip_c,
+                shortcut_c + skip_c,
                 BLOCK_K,
             )
-    known = inside[:, None] & (outs[None, :] < OUT_CHANNELS)
-    at = pixel[:, None] * OUT_CHANNELS + outs[None, :]
+    known = inside[:, None] & (outs[None, :] < out_channels)
+    at = pixel[:, None] * out_channels + outs[None, :]
     if scratch_partials is not None:
         samples = tl.num_programs(2).to(tl.int64)
         first = split * samples * out_height * out_width + base
-        tl.store(scratch_partials + first * OUT_CHANNELS + at, acc, mask=known)
+        tl.store(scratch_partials + first * out_channels + at, acc, mask=known)
     else:
-        beta = bias_row(bias, outs, OUT_CHANNELS, BLOCK_N)
-        stored = epilogue(acc, beta, residual, out, base * OUT_CHANNELS, at, known, ACTIVATION, ACTIVATE_RESIDUAL)
+        beta = bias_row(bias, outs, out_channels, BLOCK_N)
+        stored = epilogue(acc, beta, residual, out, base * out_channels, at, known, ACTIVATION, ACTIVATE_RESIDUAL)
         if scratch_moments is not None:
             down = tl.minimum(tl.cdiv(out_height, SCALE) - top, BLOCK_M // TILE_WIDTH)
             count = (down * tl.minimum(tl.cdiv(out_width, SCALE) - left, TILE_WIDTH)).to(tl.float32)
             mean, squares = tile_moments(stored.to(tl.float32), inside, count)
-            tiles = tl.num_programs(0) // tl.cdiv(OUT_CHANNELS, BLOCK_N)
+            tiles = tl.num_programs(0) // tl.cdiv(out_channels, BLOCK_N)
             if GROUP_SIZE > 1:
                 mean, squares = group_moments(count, mean, squares, GROUP_SIZE)
                 outs = block // PHASES * (BLOCK_N // GROUP_SIZE) + tl.arange(0, BLOCK_N // GROUP_SIZE)
                 count *= GROUP_SIZE
             number = tile * PHASES + phase
-            groups = OUT_CHANNELS // GROUP_SIZE
+            groups = out_channels // GROUP_SIZE
             store_moments(scratch_moments, sample, number, tiles, outs, groups, count, mean, squares)
 
 

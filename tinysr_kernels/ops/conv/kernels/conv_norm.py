@@ -11,7 +11,7 @@ Statistics are (mean, sum of squared deviations), never sums of squares; every s
 from __future__ import annotations
 
 from tinysr_kernels.launch.kernel import extent, jit, tl
-from tinysr_kernels.ops.device_functions import await_inputs, epilogue, round_to
+from tinysr_kernels.ops.device_functions import activate, await_inputs, epilogue, round_to
 from tinysr_kernels.ops.norm.kernels.group_norm import image_tile, normalize, rstd_of, welford_update
 
 
@@ -64,12 +64,12 @@ def merge_splits_norm(  # type: ignore[no-untyped-def]
     normed,  # [N,pixels,OUT_CHANNELS+SKIP_C]
     eps,
     pixels: extent,
+    silu: extent,  # whether SiLU follows the norm
     OUT_CHANNELS: tl.constexpr,
     SKIP_C: tl.constexpr,
     GROUP_SIZE: tl.constexpr,  # channels per group
     ACTIVATION: tl.constexpr,
     ACTIVATE_RESIDUAL: tl.constexpr,
-    SILU: tl.constexpr,
     SPLIT_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,  # at least GROUP_SIZE
@@ -124,7 +124,8 @@ def merge_splits_norm(  # type: ignore[no-untyped-def]
         start = sample + step * BLOCK_M
         if not WHOLE:
             v = image_tile(out, skip, start, lane, chan, known, OUT_CHANNELS, SKIP_C)
-        y = normalize(v, center, rstd, gamma, beta, SILU)
+        y = normalize(v, center, rstd, gamma, beta, False)
+        y = tl.where(silu != 0, activate(y, "silu"), y)
         at = lane[:, None] * (OUT_CHANNELS + SKIP_C) + chan[None, :]
         tl.store(normed + start * (OUT_CHANNELS + SKIP_C) + at, round_to(y, normed.dtype.element_ty), mask=known)
 

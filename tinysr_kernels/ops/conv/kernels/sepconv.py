@@ -11,15 +11,15 @@ Depthwise weights and accumulators are float32; they are rounded once, to the dt
 
 from __future__ import annotations
 
-from tinysr_kernels.launch.kernel import extent, extent_or_1, jit, tl
+from tinysr_kernels.launch.kernel import extent, jit, tl
 from tinysr_kernels.ops.device_functions import accumulate_matmul, await_inputs, bias_row, epilogue, round_to, tile_dot
 from tinysr_kernels.ops.norm.kernels.channel_moments import store_moments, tile_moments
 
 
 @jit
-def _tap(depthwise, chan, NUMBER: tl.constexpr, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _tap(depthwise, chan, NUMBER: tl.constexpr, channels):  # type: ignore[no-untyped-def]
     """The weights of one tap, [1,BLOCK_K] float32."""
-    return tl.load(depthwise + NUMBER * CHANNELS + chan, mask=chan < CHANNELS, other=0.0).to(tl.float32)[None, :]
+    return tl.load(depthwise + NUMBER * channels + chan, mask=chan < channels, other=0.0).to(tl.float32)[None, :]
 
 
 @jit
@@ -31,7 +31,7 @@ def _values(  # type: ignore[no-untyped-def]
     chan,  # [BLOCK_K]
     limit,  # width, or 0 where the row is outside
     width,  # of u
-    CHANNELS: tl.constexpr,
+    channels,
     SCALE: tl.constexpr,  # 2 if u is x upsampled, else 1
 ):
     """u[row, column, chan] as float32 [BLOCK_M,BLOCK_K], zero outside."""
@@ -40,15 +40,15 @@ def _values(  # type: ignore[no-untyped-def]
         pixel = ((row >> 1) - (first >> 1)) * (width // 2) + (column >> 1)
     else:
         pixel = (row - first) * width + column
-    at = (pixel * CHANNELS)[:, None] + chan[None, :]
-    v = tl.load(x + at, mask=inside[:, None] & (chan[None, :] < CHANNELS), other=0.0)
+    at = (pixel * channels)[:, None] + chan[None, :]
+    v = tl.load(x + at, mask=inside[:, None] & (chan[None, :] < channels), other=0.0)
     return v.to(tl.float32)
 
 
 @jit
 def _add_row(  # type: ignore[no-untyped-def]
     x,  # the sample
-    depthwise,  # [3,3,CHANNELS]
+    depthwise,  # [3,3,channels]
     row,  # scalar, of u
     column,  # [BLOCK_M], of u
     chan,  # [BLOCK_K]
@@ -60,24 +60,24 @@ def _add_row(  # type: ignore[no-untyped-def]
     UPPER: tl.constexpr,  # whether there is such an output row
     MIDDLE: tl.constexpr,
     LOWER: tl.constexpr,
-    CHANNELS: tl.constexpr,
+    channels,
     SCALE: tl.constexpr,
 ):
     """The three accumulators after one row of u, in its three horizontal shifts."""
     # The row's offset may need 64 bits; from there on, 32-bit offsets take half the registers.
-    x += (row // SCALE).to(tl.int64) * ((width // SCALE) * CHANNELS)
+    x += (row // SCALE).to(tl.int64) * ((width // SCALE) * channels)
     # A loop, because unrolled the taps of all shifts would be held at once (72 registers of 16-byte vectors in half
     # precision).
     limit = tl.where((row >= 0) & (row < height), width, 0)
     for j in tl.range(0, 3, num_stages=1, loop_unroll_factor=1):
-        v = _values(x, row, row, column + (j - 1), chan, limit, width, CHANNELS, SCALE)
-        weights = depthwise + j * CHANNELS
+        v = _values(x, row, row, column + (j - 1), chan, limit, width, channels, SCALE)
+        weights = depthwise + j * channels
         if LOWER:
-            lower += v * _tap(weights, chan, 6, CHANNELS)
+            lower += v * _tap(weights, chan, 6, channels)
         if MIDDLE:
-            middle += v * _tap(weights, chan, 3, CHANNELS)
+            middle += v * _tap(weights, chan, 3, channels)
         if UPPER:
-            upper += v * _tap(weights, chan, 0, CHANNELS)
+            upper += v * _tap(weights, chan, 0, channels)
     return upper, middle, lower
 
 
@@ -94,20 +94,20 @@ def _epilogue(  # type: ignore[no-untyped-def]
     shortcut,
     skip,
     shortcut_weight,
-    OUT_CHANNELS: tl.constexpr,
-    SHORTCUT_C: tl.constexpr,
-    SKIP_C: tl.constexpr,
+    out_channels,
+    shortcut_c,
+    skip_c,
     BLOCK_N: tl.constexpr,
     SHORTCUT_BLOCK: tl.constexpr,
     ACTIVATION: tl.constexpr,
     ACTIVATE_RESIDUAL: tl.constexpr,
 ):
     """The epilogue of the pointwise GEMM; stores the tile and returns it."""
-    at = pixel[:, None] * OUT_CHANNELS + outs[None, :]
-    known = inside[:, None] & (outs[None, :] < OUT_CHANNELS)
+    at = pixel[:, None] * out_channels + outs[None, :]
+    known = inside[:, None] & (outs[None, :] < out_channels)
     if shortcut is not None:
-        depth = SHORTCUT_C + SKIP_C
-        shortcut += base * SHORTCUT_C
+        depth = shortcut_c + skip_c
+        shortcut += base * shortcut_c
         acc = accumulate_matmul(
             acc,
             shortcut,
@@ -115,16 +115,16 @@ def _epilogue(  # type: ignore[no-untyped-def]
             pixel,
             inside,
             outs,
-            OUT_CHANNELS,
+            out_channels,
             0,
-            SHORTCUT_C,
-            SHORTCUT_C,
+            shortcut_c,
+            shortcut_c,
             depth,
             SHORTCUT_BLOCK,
         )
         if skip is not None:
-            skip += base * SKIP_C
-            weight = shortcut_weight + SHORTCUT_C
+            skip += base * skip_c
+            weight = shortcut_weight + shortcut_c
             acc = accumulate_matmul(
                 acc,
                 skip,
@@ -132,50 +132,59 @@ def _epilogue(  # type: ignore[no-untyped-def]
                 pixel,
                 inside,
                 outs,
-                OUT_CHANNELS,
+                out_channels,
                 0,
-                SKIP_C,
-                SKIP_C,
+                skip_c,
+                skip_c,
                 depth,
                 SHORTCUT_BLOCK,
             )
     # Loaded here for each row: held from the start, the bias would take registers throughout.
-    beta = bias_row(bias, outs, OUT_CHANNELS, BLOCK_N)
-    return epilogue(acc, beta, residual, out, base * OUT_CHANNELS, at, known, ACTIVATION, ACTIVATE_RESIDUAL)
+    beta = bias_row(bias, outs, out_channels, BLOCK_N)
+    return epilogue(acc, beta, residual, out, base * out_channels, at, known, ACTIVATION, ACTIVATE_RESIDUAL)
 
 
 @jit
 def march(  # type: ignore[no-untyped-def]
-    x,  # [N,height/SCALE,width/SCALE,CHANNELS]
-    depthwise,  # [3,3,CHANNELS]
-    pointwise,  # [OUT_CHANNELS,CHANNELS]
-    bias,  # [OUT_CHANNELS] or None
+    x,  # [N,height/SCALE,width/SCALE,channels]
+    depthwise,  # [3,3,channels]
+    pointwise,  # [out_channels,channels]
+    bias,  # [out_channels] or None
     residual,  # like out, or None
-    shortcut,  # [N,out_height,out_width,SHORTCUT_C] or None
-    skip,  # [N,out_height,out_width,SKIP_C] or None
-    shortcut_weight,  # [OUT_CHANNELS,SHORTCUT_C+SKIP_C] or None
-    out,  # [N,out_height,out_width,OUT_CHANNELS]
-    scratch_moments,  # [N,3,OUT_CHANNELS,tl.num_programs(0)] float32, statistics of each program's pixels, or None
+    shortcut,  # [N,out_height,out_width,shortcut_c] or None
+    skip,  # [N,out_height,out_width,skip_c] or None
+    shortcut_weight,  # [out_channels,shortcut_c+skip_c] or None
+    out,  # [N,out_height,out_width,out_channels]
+    scratch_moments,  # [N,3,out_channels,tl.num_programs(0)] float32, statistics of each program's pixels, or None
     height: extent,  # of u
     width: extent,  # of u
     out_height: extent,
     out_width: extent,
-    rows: extent_or_1,  # output rows per program
-    CHANNELS: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,  # channels of out
-    SHORTCUT_C: tl.constexpr,  # channels of shortcut
-    SKIP_C: tl.constexpr,  # channels of skip
+    rows: extent,  # output rows per program
+    channels,
+    out_channels,  # channels of out
+    shortcut_c,  # channels of shortcut
+    skip_c,  # channels of skip
+    CHANNELS: tl.constexpr,  # the four numbers as constants, or None
+    OUT_CHANNELS: tl.constexpr,
+    SHORTCUT_C: tl.constexpr,
+    SKIP_C: tl.constexpr,
     STRIDE: tl.constexpr,
     SCALE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     ACTIVATE_RESIDUAL: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,  # at least CHANNELS
+    BLOCK_K: tl.constexpr,  # at least channels
     BLOCK_N: tl.constexpr,
     SHORTCUT_BLOCK: tl.constexpr,
 ):
     """Grid: strips of rows x BLOCK_M in reading order, blocks of outputs, samples."""
     await_inputs()
+    if CHANNELS is not None:
+        channels = CHANNELS
+        out_channels = OUT_CHANNELS
+        shortcut_c = SHORTCUT_C
+        skip_c = SKIP_C
     across = tl.cdiv(out_width, BLOCK_M)
     top = tl.program_id(0) // across * rows
     left = (tl.program_id(0) % across) * BLOCK_M
@@ -183,10 +192,10 @@ def march(  # type: ignore[no-untyped-def]
     outs = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     sample = tl.program_id(2).to(tl.int64)
     chan = tl.arange(0, BLOCK_K)
-    x += sample * (height // SCALE) * (width // SCALE) * CHANNELS
+    x += sample * (height // SCALE) * (width // SCALE) * channels
     weight = tl.load(
-        pointwise + outs[None, :] * CHANNELS + chan[:, None],
-        mask=(outs[None, :] < OUT_CHANNELS) & (chan[:, None] < CHANNELS),
+        pointwise + outs[None, :] * channels + chan[:, None],
+        mask=(outs[None, :] < out_channels) & (chan[:, None] < channels),
         other=0.0,
     )
 
@@ -196,13 +205,13 @@ def march(  # type: ignore[no-untyped-def]
     # `above` accumulates what earlier rows contribute to the output row that the next row finishes.
     above, _, _ = _add_row(
         x, depthwise, row, at, chan, height, width, zero, zero, zero,
-        True, False, False, CHANNELS, SCALE,
+        True, False, False, channels, SCALE,
     )  # fmt: skip
     below = zero
     if STRIDE == 1:
         below, above, _ = _add_row(
             x, depthwise, row + 1, at, chan, height, width, zero, above, zero,
-            True, True, False, CHANNELS, SCALE,
+            True, True, False, channels, SCALE,
         )  # fmt: skip
     # Unused without scratch_moments.
     count = tl.minimum(out_width - left, BLOCK_M).to(tl.float32)
@@ -214,23 +223,23 @@ def march(  # type: ignore[no-untyped-def]
         if STRIDE == 1:
             below, above, done = _add_row(
                 x, depthwise, y + 1, at, chan, height, width, zero, below, above,
-                True, True, True, CHANNELS, SCALE,
+                True, True, True, channels, SCALE,
             )  # fmt: skip
         else:
             _, above, _ = _add_row(
                 x, depthwise, 2 * y, at, chan, height, width, zero, above, zero,
-                False, True, False, CHANNELS, SCALE,
+                False, True, False, channels, SCALE,
             )  # fmt: skip
             above, _, done = _add_row(
                 x, depthwise, 2 * y + 1, at, chan, height, width, zero, zero, above,
-                True, False, True, CHANNELS, SCALE,
+                True, False, True, channels, SCALE,
             )  # fmt: skip
         acc = tile_dot(round_to(done, weight.dtype), weight, tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32))
         base = (sample * out_height + y) * out_width
         inside = column < out_width
         stored = _epilogue(
             acc, bias, base, column, inside, outs, out, residual, shortcut, skip, shortcut_weight,
-            OUT_CHANNELS, SHORTCUT_C, SKIP_C, BLOCK_N, SHORTCUT_BLOCK, ACTIVATION, ACTIVATE_RESIDUAL,
+            out_channels, shortcut_c, skip_c, BLOCK_N, SHORTCUT_BLOCK, ACTIVATION, ACTIVATE_RESIDUAL,
         )  # fmt: skip
         if scratch_moments is not None:
             row_mean, row_squares = tile_moments(stored.to(tl.float32), inside, count)
@@ -242,30 +251,30 @@ def march(  # type: ignore[no-untyped-def]
     if scratch_moments is not None:
         count *= steps.to(tl.float32)
         store_moments(
-            scratch_moments, sample, tl.program_id(0), tl.num_programs(0), outs, OUT_CHANNELS, count, mean, squares
+            scratch_moments, sample, tl.program_id(0), tl.num_programs(0), outs, out_channels, count, mean, squares
         )
 
 
 @jit
 def tile(  # type: ignore[no-untyped-def]
-    x,  # [N,height/SCALE,width/SCALE,CHANNELS]
-    depthwise,  # [3,3,CHANNELS]
-    pointwise,  # [OUT_CHANNELS,CHANNELS]
-    bias,  # [OUT_CHANNELS] or None
+    x,  # [N,height/SCALE,width/SCALE,channels]
+    depthwise,  # [3,3,channels]
+    pointwise,  # [out_channels,channels]
+    bias,  # [out_channels] or None
     residual,  # like out, or None
-    shortcut,  # [N,out_height,out_width,SHORTCUT_C] or None
-    skip,  # [N,out_height,out_width,SKIP_C] or None
-    shortcut_weight,  # [OUT_CHANNELS,SHORTCUT_C+SKIP_C] or None
-    out,  # [N,out_height,out_width,OUT_CHANNELS]
-    scratch_moments,  # [N,3,OUT_CHANNELS,tl.num_programs(0)] float32, statistics of each program's pixels, or None
+    shortcut,  # [N,out_height,out_width,shortcut_c] or None
+    skip,  # [N,out_height,out_width,skip_c] or None
+    shortcut_weight,  # [out_channels,shortcut_c+skip_c] or None
+    out,  # [N,out_height,out_width,out_channels]
+    scratch_moments,  # [N,3,out_channels,tl.num_programs(0)] float32, statistics of each program's pixels, or None
     height: extent,  # of u
     width: extent,  # of u
     out_height: extent,
     out_width: extent,
-    CHANNELS: tl.constexpr,
-    OUT_CHANNELS: tl.constexpr,  # channels of out
-    SHORTCUT_C: tl.constexpr,  # channels of shortcut
-    SKIP_C: tl.constexpr,  # channels of skip
+    channels,
+    out_channels,  # channels of out
+    shortcut_c,  # channels of shortcut
+    skip_c,  # channels of skip
     STRIDE: tl.constexpr,
     SCALE: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -286,35 +295,35 @@ def tile(  # type: ignore[no-untyped-def]
     row = pixel // out_width * STRIDE - 1
     column = pixel % out_width * STRIDE - 1
     first = tl.maximum(begin // out_width * STRIDE - 1, 0)
-    x += sample * (height // SCALE) * (width // SCALE) * CHANNELS
+    x += sample * (height // SCALE) * (width // SCALE) * channels
     # The first row's offset may need 64 bits; from there on, 32-bit offsets take half the registers.
-    x += (first // SCALE).to(tl.int64) * ((width // SCALE) * CHANNELS)
+    x += (first // SCALE).to(tl.int64) * ((width // SCALE) * channels)
 
     acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
-    for start in tl.range(0, CHANNELS, BLOCK_K, num_stages=STAGES):
+    for start in tl.range(0, channels, BLOCK_K, num_stages=STAGES):
         chan = start + tl.arange(0, BLOCK_K)
         done = tl.full((BLOCK_M, BLOCK_K), 0.0, tl.float32)
         for i in tl.static_range(3):
             limit = tl.where((row + i >= 0) & (row + i < height), width, 0)
             for j in tl.static_range(3):
                 v = _values(
-                    x, first, row + i, column + j, chan, limit, width, CHANNELS, SCALE
+                    x, first, row + i, column + j, chan, limit, width, channels, SCALE
                 )  # fmt: skip
-                done += v * _tap(depthwise, chan, 3 * i + j, CHANNELS)
+                done += v * _tap(depthwise, chan, 3 * i + j, channels)
         weight = tl.load(
-            pointwise + outs[None, :] * CHANNELS + chan[:, None],
-            mask=(outs[None, :] < OUT_CHANNELS) & (chan[:, None] < CHANNELS),
+            pointwise + outs[None, :] * channels + chan[:, None],
+            mask=(outs[None, :] < out_channels) & (chan[:, None] < channels),
             other=0.0,
         )
         acc = tile_dot(round_to(done, weight.dtype), weight, acc)
     stored = _epilogue(
         acc, bias, sample * out_height * out_width + begin, tl.arange(0, BLOCK_M), inside, outs,
         out, residual, shortcut, skip, shortcut_weight,
-        OUT_CHANNELS, SHORTCUT_C, SKIP_C, BLOCK_N, SHORTCUT_BLOCK, ACTIVATION, ACTIVATE_RESIDUAL,
+        out_channels, shortcut_c, skip_c, BLOCK_N, SHORTCUT_BLOCK, ACTIVATION, ACTIVATE_RESIDUAL,
     )  # fmt: skip
     if scratch_moments is not None:
         count = tl.minimum(out_height * out_width - begin, BLOCK_M).to(tl.float32)
         mean, squares = tile_moments(stored.to(tl.float32), inside, count)
         store_moments(
-            scratch_moments, sample, tl.program_id(0), tl.num_programs(0), outs, OUT_CHANNELS, count, mean, squares
+            scratch_moments, sample, tl.program_id(0), tl.num_programs(0), outs, out_channels, count, mean, squares
         )
