@@ -63,8 +63,8 @@ def joint(  # type: ignore[no-untyped-def]
     row_max = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     row_sum = tl.full((BLOCK_M,), 0.0, tl.float32)
     for TEXT in tl.static_range(0, 2):
-        PARTS: tl.constexpr = 2 if TEXT and not QUERIES else 3  # keys and values are the last two
-        TAIL: tl.constexpr = TEXT_TAIL if TEXT else IMAGE_TAIL
+        PARTS = 2 if TEXT and not QUERIES else 3  # keys and values are the last two
+        TAIL = TEXT_TAIL if TEXT else IMAGE_TAIL
         stride = PARTS * features
         count = context if TEXT else tokens
         before = sample * (text_step if TEXT else tokens)
