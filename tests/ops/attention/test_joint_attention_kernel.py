@@ -46,8 +46,14 @@ class TestJointAttentionKernels(KernelContract):
         ),
         "queries as keys": ("((PARTS - 2) * heads + head)", "(0 * heads + head)"),
         "keys as values": ("values = keys + features", "values = keys"),
-        "tail of the text unmasked": ("TEXT_TAIL if TEXT else IMAGE_TAIL", "False if TEXT else IMAGE_TAIL"),
-        "tail of the image unmasked": ("TEXT_TAIL if TEXT else IMAGE_TAIL", "TEXT_TAIL if TEXT else False"),
+        "tail of the text unmasked": (
+            "scale, NEGATIVE, TEXT_TAIL if TEXT else IMAGE_TAIL",
+            "scale, NEGATIVE, False if TEXT else IMAGE_TAIL",
+        ),
+        "tail of the image unmasked": (
+            "scale, NEGATIVE, TEXT_TAIL if TEXT else IMAGE_TAIL",
+            "scale, NEGATIVE, TEXT_TAIL if TEXT else False",
+        ),
         "not normalized": ("mixed = round_to(acc1 / row_sum[:, None], ", "mixed = round_to(acc1, "),
     }
 

@@ -56,15 +56,15 @@ def joint(  # type: ignore[no-untyped-def]
         first = tl.where(of_text, tl.num_programs(2).to(tl.int64) * tokens + sample * context + start_m, first)
     q1 = _tile(queries, offs_m, queries_left, 3 * features, offs_d1, HEAD_DIM, BLOCK_D1 > HEAD_DIM, True)
     acc1 = tl.full((BLOCK_M, BLOCK_D1), 0.0, tl.float32)
+    MASK_D2: tl.constexpr = BLOCK_D1 + BLOCK_D2 > HEAD_DIM
     if BLOCK_D2 > 0:
         offs_d2 = BLOCK_D1 + tl.arange(0, BLOCK_D2)
-        q2 = _tile(queries, offs_m, queries_left, 3 * features, offs_d2, HEAD_DIM, BLOCK_D1 + BLOCK_D2 > HEAD_DIM, True)
+        q2 = _tile(queries, offs_m, queries_left, 3 * features, offs_d2, HEAD_DIM, MASK_D2, True)
         acc2 = tl.full((BLOCK_M, BLOCK_D2), 0.0, tl.float32)
     row_max = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     row_sum = tl.full((BLOCK_M,), 0.0, tl.float32)
     for TEXT in tl.static_range(0, 2):
         PARTS = 2 if TEXT and not QUERIES else 3  # keys and values are the last two
-        TAIL = TEXT_TAIL if TEXT else IMAGE_TAIL
         stride = PARTS * features
         count = context if TEXT else tokens
         before = sample * (text_step if TEXT else tokens)
@@ -73,17 +73,24 @@ def joint(  # type: ignore[no-untyped-def]
             keys = source + (before + start_n) * stride
             values = keys + features
             left = count - start_n
-            k = _tile(keys, offs_n, left, stride, offs_d1, HEAD_DIM, BLOCK_D1 > HEAD_DIM, TAIL)
+            # Which mask is a constant is said where it is needed: in a variable Triton would make it a value.
+            k = _tile(
+                keys, offs_n, left, stride, offs_d1, HEAD_DIM, BLOCK_D1 > HEAD_DIM, TEXT_TAIL if TEXT else IMAGE_TAIL
+            )
             scores = tile_dot(q1, tl.trans(k), tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32))
             if BLOCK_D2 > 0:
-                k = _tile(keys, offs_n, left, stride, offs_d2, HEAD_DIM, BLOCK_D1 + BLOCK_D2 > HEAD_DIM, TAIL)
+                k = _tile(keys, offs_n, left, stride, offs_d2, HEAD_DIM, MASK_D2, TEXT_TAIL if TEXT else IMAGE_TAIL)
                 scores = tile_dot(q2, tl.trans(k), scores)
-            p, alpha, row_max, row_sum = _online_softmax(scores, row_max, row_sum, offs_n, left, scale, NEGATIVE, TAIL)
-            v = _tile(values, offs_n, left, stride, offs_d1, HEAD_DIM, BLOCK_D1 > HEAD_DIM, TAIL)
+            p, alpha, row_max, row_sum = _online_softmax(
+                scores, row_max, row_sum, offs_n, left, scale, NEGATIVE, TEXT_TAIL if TEXT else IMAGE_TAIL
+            )
+            v = _tile(
+                values, offs_n, left, stride, offs_d1, HEAD_DIM, BLOCK_D1 > HEAD_DIM, TEXT_TAIL if TEXT else IMAGE_TAIL
+            )
             weights = round_to(p, v.dtype)
             acc1 = tile_dot(weights, v, acc1 * alpha[:, None])
             if BLOCK_D2 > 0:
-                v = _tile(values, offs_n, left, stride, offs_d2, HEAD_DIM, BLOCK_D1 + BLOCK_D2 > HEAD_DIM, TAIL)
+                v = _tile(values, offs_n, left, stride, offs_d2, HEAD_DIM, MASK_D2, TEXT_TAIL if TEXT else IMAGE_TAIL)
                 acc2 = tile_dot(weights, v, acc2 * alpha[:, None])
     result = out + first * features + head * HEAD_DIM
     inside = (offs_m < queries_left)[:, None]
