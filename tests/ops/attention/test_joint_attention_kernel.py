@@ -7,10 +7,12 @@ from typing import ClassVar
 import pytest
 import torch
 
+from benchmarks.static.machine_code import compile_all, front_end_error, variant
 from tests.ops.attention import test_joint_attention
-from tests.ops.cases import Case
+from tests.ops.cases import CASES, Case
 from tests.ops.kernel_contract import KernelContract
 from tinysr_kernels.launch.device import GPUS, Gpu
+from tinysr_kernels.launch.plan import Launch
 from tinysr_kernels.ops.attention.joint_attention import Config, JointAttention
 from tinysr_kernels.ops.attention.kernels import joint_attention as kernels
 
@@ -72,6 +74,15 @@ class TestJointAttentionKernels(KernelContract):
         )
         for config in (None, *self.configs):
             assert self.check(case, torch.float32, config), (config, self.found)
+
+
+def test_every_case_compiles() -> None:
+    """By Triton's own front end, which takes less than its interpreter does."""
+    calls = [JointAttention(**case.arguments(torch.float16)).on_meta() for case in CASES["joint_attention"]]
+    plans = [call.plan(call.heuristic(GPUS[90])) for call in calls]
+    variants = [variant(90, launch) for plan in plans for launch in plan.launches if isinstance(launch, Launch)]
+    assert len(variants) == len(calls)
+    assert [error for error in compile_all(variants, 1, None, front_end_error) if error] == []
 
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=lambda gpu: str(gpu.arch))

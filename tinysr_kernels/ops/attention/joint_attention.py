@@ -124,7 +124,7 @@ class JointAttention(Operator):
         """As attention's, for any batch size."""
         if self.image.element_size() > 2 or self.head_dim > 128:
             # Without tensor cores both operands of a matmul lie in registers.
-            return Config(32 if self.head_dim <= 64 else 16, 16, 4, 1)
+            return Config(16, 16, 4, 1) if self.head_dim > 128 else Config(32, 16, 4 if self.head_dim <= 64 else 8, 1)
         if self.head_dim > 64:
             return Config(64, 32, 8, 2)
         large = self._tiles(128) * self.heads >= gpu.multiprocessors
