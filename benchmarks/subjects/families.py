@@ -237,7 +237,7 @@ CONDITIONING = {"norm1": "modulation", "norm1_context": "context_modulation", "n
 
 def _tsd_sr_shapes(variant: str, reduced: bool) -> Named:
     """As a checkpoint is read: time step and pooled prompt in modulation, the prompt in tokens, one window's table."""
-    config = TSDSRConfig()
+    config = TSDSRConfig(overlap=4) if reduced else TSDSRConfig()
     layers, heads, window, vae = (2, 2, 8, (32, 32, 32, 32)) if reduced else (24, 24, 64, SD_VAE)
     with META:
         network = SD3Transformer(
