@@ -329,11 +329,10 @@ def test_saved_and_converted(written: TSDSRLayout, tmp_path: Path, capsys: pytes
     image = random_image(16, 18)[0]
     assert torch.equal(again(image), model(image))
     assert again.config == model.config
-    for path in (written.folder, tmp_path / "folded.safetensors"):
-        assert main(["info", str(path)]) == 0
-        said = capsys.readouterr().out
-        assert "tsd-sr" in said
-        assert "queries, keys and values in the first block" in said
+    assert main(["info", str(tmp_path / "folded.safetensors")]) == 0
+    said = capsys.readouterr().out
+    assert "tsd-sr" in said
+    assert "queries, keys and values in the first block" in said
     assert again.info()["color_fix"] == "wavelet"
     assert any("into the VAE's encoder" in line for line in model.info()["folded"])
     ignoring = tinysr_kernels.compile(tmp_path / "folded.safetensors", embeddings=written.pooled)

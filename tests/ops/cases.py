@@ -312,8 +312,8 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "heads of 48, a text per sample": _joint_attention(2, 17, 21, 2, 48, 48**-0.5),
         "a shared text, heads of 64": _joint_attention(2, 33, 37, 1, 64, 64**-0.5, shared=True),
         "no queries of the text": _joint_attention(2, 40, 19, 2, 20, 20**-0.5, queries=False),
-        "whole tiles, negative scale": _joint_attention(1, 64, 32, 2, 15, -0.4),
-        "one token each": _joint_attention(3, 1, 1, 3, 10, 0.3),
+        "whole tiles, negative scale": _joint_attention(1, 64, 32, 1, 15, -0.4),
+        "one token each": _joint_attention(2, 1, 1, 1, 10, 0.3),
         "one wide head, shared keys": _joint_attention(2, 9, 5, 1, 150, 150**-0.5, shared=True, queries=False),
     },
     "tanh_scaled": {

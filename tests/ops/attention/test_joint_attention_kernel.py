@@ -76,6 +76,7 @@ class TestJointAttentionKernels(KernelContract):
             assert self.check(case, torch.float32, config), (config, self.found)
 
 
+@pytest.mark.long
 def test_every_case_compiles() -> None:
     """By Triton's own front end, which takes less than its interpreter does."""
     calls = [JointAttention(**case.arguments(torch.float16)).on_meta() for case in CASES["joint_attention"]]
