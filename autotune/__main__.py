@@ -7,7 +7,7 @@ import io
 import signal
 import sys
 
-from autotune.commands import check, run, show
+from autotune.commands import check, predict, run, show
 from autotune.device.worker import WorkerStartError
 from tinysr_kernels.errors import TinySRError
 
@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 2 for a request that cannot be served, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="python -m autotune", description="Find the fastest launch configurations.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, command in (("run", run), ("check", check), ("show", show)):
+    for name, command in (("run", run), ("check", check), ("predict", predict), ("show", show)):
         command.add_arguments(commands.add_parser(name, help=command.SUMMARY, description=command.SUMMARY))
         commands.choices[name].set_defaults(run=command.main)
     options = parser.parse_args(arguments)

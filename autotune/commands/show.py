@@ -154,7 +154,7 @@ def table(target: Target, found: list[Row]) -> list[str]:
     for row in found:
         known = (row.us, row.incumbent_us, row.model_us)
         times = " ".join(f"{v:>8.2f}" if v is not None else f"{'-':>8}" for v in known)
-        source = Path(row.source).name if row.source.endswith(".json") else row.source
+        source = Path(row.source).name if ".json" in row.source else row.source
         name = f"{row.op} {row.bucket}"
         lines.append(f"{name:<{width}} {row.calls:>5} {times} {row.floor_us:>7.2f}  {source} {row.config}".rstrip())
     measured = [row for row in found if row.us is not None]

@@ -127,7 +127,12 @@ def calls_of(target: Target, gpu: Gpu, *, plan_launches: bool = False) -> list[C
         raise InputError(
             f"--quantize {target.quantize} needs sm_{10 * CAPABILITY[0] + CAPABILITY[1]}, found {gpu.name}"
         )
-    return calls(model_of(target), *target.size, target.batch, gpu, plan_launches=plan_launches)
+    return calls_of_model(model_of(target), target, gpu, plan_launches=plan_launches)
+
+
+def calls_of_model(model: CompiledSR, target: Target, gpu: Gpu, *, plan_launches: bool = False) -> list[Call]:
+    """Every call of a model that is there already (`model_of`), at the target's size and batch."""
+    return calls(model, *target.size, target.batch, gpu, plan_launches=plan_launches)
 
 
 def items(found: Iterable[Call]) -> list[Item]:

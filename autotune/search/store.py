@@ -59,6 +59,15 @@ def merge(path: Path, facts: Facts, entries: Iterable[NewEntry], pdl: bool | Non
         _replace(path, merged)
 
 
+def write_predicted(path: Path, facts: Facts, entries: Iterable[NewEntry]) -> None:
+    """Write a file of predicted configurations in place of what was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {**_header(facts), config_file.PREDICTED: True, "operations": {}}
+    for one in entries:
+        _add(content, facts, one)
+    _replace(path, content)
+
+
 def seal_of(path: Path, op: str, bucket: str) -> str | None:
     """The seal of the file's entry for a bucket, if it has one."""
     raw: Any = config_file.read(path)[0]

@@ -80,9 +80,9 @@ class Planned:
         """The kernel's name."""
         return self.step.kernel
 
-    def floor_us(self, card: Card, step: Step | None = None) -> float:
-        """The launch's roofline in microseconds; step: in place of its own."""
-        return 1e6 * floor(card, step or self.step, self.single, keeps(card, self.weights))
+    def floor_us(self, card: Card) -> float:
+        """The launch's roofline in microseconds."""
+        return 1e6 * floor(card, self.step, self.single, keeps(card, self.weights))
 
 
 def network_launches(family: str, name: str, arch: int) -> list[Planned]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ SLOW_RATIO, SLOW_US, FEW_SMS, MANY_CONFLICTS, MOST_NARROW = 10, 5.0, 0.5, 4.0, 0
 class PredictedLaunch:
     """One launch: its plan, its floor, and its prediction; None for kernels of libraries and ATen, estimated by floor.
 
-    floor_us: as in the plan, but with the call's FLOPs on the launches that compute them (`with_own_flops`).
+    floor_us: as in docs/plan.md.
     """
 
     planned: Planned
@@ -172,29 +171,7 @@ def assemble(
         if isinstance(made, str):
             raise ValueError(f"{family} {variant}, {machine.name}: {one.op}, {one.kernel} is not predicted: {made}")
         predictions.append(made)
-    floors = with_own_flops(planned, predictions, machine)
-    launches = [PredictedLaunch(*parts) for parts in zip(planned, floors, predictions, strict=True)]
+    launches = [
+        PredictedLaunch(one, one.floor_us(machine.card), made) for one, made in zip(planned, predictions, strict=True)
+    ]
     return NetworkPrediction(family, variant, machine, launches)
-
-
-def with_own_flops(
-    planned: Sequence[Planned], predictions: Sequence[Prediction | None], machine: Machine
-) -> list[float]:
-    """The floor of each launch in microseconds, the FLOPs of a call distributed as its matrix instructions are.
-
-    docs/plan.md assigns all FLOPs of a call to one launch; the floor of a call of several launches, the sum of their
-    floors, then is too high where that launch does not do them all.
-    """
-    floors: list[float] = []
-    at = 0
-    while at < len(planned):
-        end = at + 1
-        while end < len(planned) and planned[end].call == planned[at].call:
-            end += 1
-        counts = [one.flops if one else 0.0 for one in predictions[at:end]]
-        flops = sum(one.step.flops for one in planned[at:end])
-        for one, count in zip(planned[at:end], counts, strict=True):
-            own = int(flops * count / sum(counts)) if sum(counts) else one.step.flops
-            floors.append(one.floor_us(machine.card, dataclasses.replace(one.step, flops=own)))
-        at = end
-    return floors

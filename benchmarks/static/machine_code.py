@@ -150,18 +150,7 @@ def _is_aligned(value: Any) -> bool:
 @functools.cache
 def source(kernel: Kernel) -> str:
     """The source of a kernel and of every function that it calls."""
-    return "".join(inspect.getsource(one.function) for one in _reachable(kernel, set()))
-
-
-def _reachable(kernel: Kernel, seen: set[str]) -> Iterator[Kernel]:
-    if kernel.function.__name__ in seen:
-        return
-    seen.add(kernel.function.__name__)
-    yield kernel
-    for name in sorted(kernel.function.__code__.co_names):
-        called = kernel.function.__globals__.get(name)
-        if isinstance(called, Kernel):
-            yield from _reachable(called, seen)
+    return "".join(inspect.getsource(one.function) for one in kernel.reachable())
 
 
 def _source_of(v: Variant) -> Any:

@@ -190,12 +190,17 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_gpu(text: str) -> Gpu:
-    """A known GPU by architecture or by a unique part of its name. ArgumentTypeError for any other text."""
-    arch = text.lower().removeprefix("sm_")
-    found = [gpu for gpu in GPUS.values() if str(gpu.arch) == arch]  # before names: 90 is in RTX 3090, 4090 and 5090
-    found = found or [gpu for gpu in GPUS.values() if text.lower() in gpu.name.lower()]
+    """A known GPU by architecture, by its short name or by a unique part of its name. ArgumentTypeError for others."""
+    wanted = text.lower()
+    known = {card.short.lower(): Gpu(card.name, card.capability, card.multiprocessors) for card in CARDS}
+    # Architectures come before names: 90 is in RTX 3090, 4090 and 5090; and L4 is in no other short name.
+    found = [gpu for gpu in GPUS.values() if str(gpu.arch) == wanted.removeprefix("sm_")]
+    found = found or [gpu for short, gpu in known.items() if short == wanted]
+    found = found or [gpu for gpu in known.values() if wanted in gpu.name.lower()]
     if len(found) != 1:
-        raise argparse.ArgumentTypeError(f"expected one of {sorted(GPUS)} or a GPU's name, found {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected one of {sorted(GPUS)}, {', '.join(card.short for card in CARDS)}, found {text!r}"
+        )
     return found[0]
 
 

@@ -99,7 +99,7 @@ def student_tensors(
     buffers have zero elements, as in a checkpoint that was saved before its first forward. Raises ValueError for a
     mask that does not fit and a window without whole patches or positions.
     """
-    lora = lora or LoRA({}, "", "no LoRA")
+    lora = lora or LoRA({}, "no LoRA")
     mask = check_mask(mask, config.num_layers)
     if not any(mask):
         raise ValueError("the mask keeps no block")

@@ -52,7 +52,7 @@ def init(
     weights = weights_in(folder)
     shapes = {name: weights.shape(name) for name in weights}
     check_teacher(shapes, config, str(folder))
-    adaptation = lora_in(lora, "transformer", "transformer.")
+    adaptation = lora_in(lora, "transformer")
     adaptation.check(shapes)
     check_window(config, window)
     embedding = None if pooled is None else pooled_embedding(pooled)
@@ -127,7 +127,7 @@ def read_vae(teacher: Path, lora: Path | None) -> tuple[KLVAE, float]:
     for name, shape in wanted.items():
         if shapes.get(name) != tuple(shape):
             raise ValueError(f"{folder}: {name}: expected {list(shape)}, found {shapes.get(name, 'nothing')}")
-    adaptation = lora_in(lora, "vae", "")
+    adaptation = lora_in(lora, "vae")
     adaptation.check(shapes)
     state = {name: adaptation.merged(name, tensors[name]).float() for name in wanted}
     tensors.close()

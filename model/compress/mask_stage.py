@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from model.compress.masks import Mask, MaskLearner, Schedule, bypass, mask_loss
 from model.compress.masks.decide import keep_per_group
-from model.compress.training.stage import Device, Losses, Stage, StageSettings, checkpointed
+from model.compress.training.device import Device
+from model.compress.training.settings import StageSettings
+from model.compress.training.stage import Losses, Stage, Turn, checkpointed
 from model.reference.tinysr_dit import TinySRTransformer
 
 
@@ -40,6 +42,8 @@ class MaskSettings:
     stage: StageSettings
     keep: int
     group: int = 4
+    reach: int = 1
+    """Blocks that a neighboring pair of groups transfers at most; 1 is the paper's."""
     logit_learning_rate: float = Schedule.learning_rate
     transfer_share: float = Schedule.transfer_share
     """Of that rate, for the transfers' logits."""
@@ -70,13 +74,15 @@ def learn_mask(
     Raises ValueError where the groups cannot give the count that is asked for.
     """
     layers, stage_settings = len(network.transformer_blocks), settings.stage
-    learner = MaskLearner(layers, group=settings.group, keep=keep_per_group(layers, settings.keep, settings.group))
+    keep = keep_per_group(layers, settings.keep, settings.group)
+    learner = MaskLearner(layers, group=settings.group, keep=keep, reach=settings.reach)
     schedule = Schedule(stage_settings.steps, settings.start_temperature, settings.end_temperature)
     scale = settings.logit_learning_rate / stage_settings.learning_rate
     scales = {"groups": scale, "transfers": scale * settings.transfer_share}
     about = {
         "keep": settings.keep,
         "group": settings.group,
+        "reach": settings.reach,
         "temperatures": [settings.start_temperature, settings.end_temperature],
     }
     trained = {
@@ -90,15 +96,14 @@ def learn_mask(
     history = folder / f"{name}.history.jsonl"
     generator = torch.Generator(stage.device.device)
 
-    def objective(step: int) -> Losses:
-        if stage.device.main and step % stage_settings.log_every == 0:
+    def objective(turn: Turn) -> Losses:
+        step = turn.step
+        if stage.device.main and turn.batch % stage.turns == 0 and step % stage_settings.log_every == 0:
             _record(history, step, learner)
         # Processes draw masks of their own.
-        generator.manual_seed((stage_settings.seed * 1_000_003 + step) * 1009 + stage.device.number[0])
-        activities = learner.sample(
-            schedule.temperature(step), stage_settings.batch_size, hard=schedule.hard, generator=generator
-        )
-        shown = batch(step, stage_settings.batch_size)
+        generator.manual_seed((stage_settings.seed * 1_000_003 + turn.batch) * 1009 + stage.device.number[0])
+        activities = learner.sample(schedule.temperature(step), turn.count, hard=schedule.hard, generator=generator)
+        shown = batch(turn.batch, turn.count)
         found = masked(network, shown.z, activities, temb).float()
         loss = mask_loss(shown.task(shown.z - found), found, shown.teacher.float())
         return Losses(loss, {"sure": learner.probabilities().amax(-1).mean()})

@@ -9,14 +9,17 @@ Every stage reads the previous one's result from the recipe's folder `out`. An i
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -29,9 +32,10 @@ from model.compress.recipe import Recipe
 from model.compress.released import write_folded, write_json, write_transformer, write_vae
 from model.compress.restoration import adapt, distill_latents, finish, train_on_images
 from model.compress.teacher_files import LoRA, lora_in, part, transformer_config, weights_in
+from model.compress.training.device import Device
 from model.compress.training.image_folder import ImageFolder, Prefetcher
 from model.compress.training.losses import perceptual
-from model.compress.training.stage import Device
+from model.compress.training.made_of import claim, fingerprint, names_and_sizes
 from model.compress.vae.train import train_decoder, train_encoder
 from model.reference.kl_vae import KLVAE
 from model.reference.sd3_transformer import SD3Config, SD3Transformer
@@ -41,7 +45,20 @@ from tinysr_kernels.families import TinySRConfig
 
 Report = Callable[[str], None]
 FACTOR = 8
-SHARD = 512
+SHARD, AT_ONCE = 512, 8
+"""Pairs in a file, and how many of them are encoded at once."""
+
+
+def own_precision(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """The teacher computes in bfloat16, in whatever precision the student is trained."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+@torch.no_grad()
+def encoded(vae: KLVAE, x: Tensor) -> Tensor:
+    """Images in [-1,1] -> latents of a VAE in bfloat16, not scaled, float32."""
+    with own_precision(x):
+        return vae.encode(x.to(torch.bfloat16)).float()
 
 
 @dataclass
@@ -59,12 +76,24 @@ class Teacher:
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
         """Images in [-1,1] -> latents, scaled, float32."""
-        return self.vae.encode(x.to(torch.bfloat16)).float() * self.scaling
+        return encoded(self.vae, x) * self.scaling
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Scaled latents -> images in [-1,1], float32; differentiable."""
+        with own_precision(z):
+            return self.vae.decode((z / self.scaling).to(torch.bfloat16)).float()
 
     @torch.no_grad()
     def predict(self, z: Tensor) -> Tensor:
         """Scaled latents -> what to subtract from them, float32."""
-        return self.transformer(z.to(torch.bfloat16), self.prompt, self.pooled).float()
+        with own_precision(z):
+            return self.transformer(z.to(torch.bfloat16), self.prompt, self.pooled).float()
+
+    @torch.no_grad()
+    def restore(self, x: Tensor) -> Tensor:
+        """Enlarged images in [-1,1] -> the restored images' latents (x0), scaled, float32."""
+        z = self.encode(x)
+        return z - self.predict(z)
 
 
 def teacher_weights(recipe: Recipe) -> tuple[SD3Config, dict[str, Tensor]]:
@@ -74,7 +103,7 @@ def teacher_weights(recipe: Recipe) -> tuple[SD3Config, dict[str, Tensor]]:
     weights = weights_in(folder)
     shapes = {name: weights.shape(name) for name in weights}
     check_teacher(shapes, config, str(folder))
-    lora = lora_in(_path(recipe.lora), "transformer", "transformer.")
+    lora = lora_in(_path(recipe.lora), "transformer")
     lora.check(shapes)
     return config, {name: lora.merged(name, weights[name]).to(torch.bfloat16) for name in weights}
 
@@ -86,7 +115,7 @@ def load_teacher(recipe: Recipe, device: torch.device) -> Teacher:
     check_pooled(pooled, config.pooled_projection_dim)
     if prompt.ndim != 3 or prompt.shape[2] != config.joint_attention_dim:
         raise ValueError(f"{recipe.prompt}: expected [1, T, {config.joint_attention_dim}], found {list(prompt.shape)}")
-    temb = embedding(state, pooled, LoRA({}, "", "no LoRA")).float()
+    temb = embedding(state, pooled, LoRA({}, "no LoRA")).float()
     with torch.device("meta"):
         transformer = SD3Transformer(config)
     transformer.load_state_dict(state, assign=True)
@@ -117,9 +146,29 @@ def image_stream(recipe: Recipe, mask: Mask | None) -> TinySRTransformer:
     return network
 
 
+def made_of(recipe: Recipe, *names: str, **more: Any) -> dict[str, Any]:
+    """The recipe's files and settings of these names, as `claim` compares them; and more."""
+    found: dict[str, Any] = {"seed": recipe.seed, "image_size": recipe.image_size}
+    found["images"] = names_and_sizes(Path(recipe.images))
+    if recipe.low_resolution is None:
+        found["degradation"] = asdict(recipe.degradation)
+    else:
+        found["low_resolution"] = names_and_sizes(Path(recipe.low_resolution))
+    for name in names:
+        value = getattr(recipe, name)
+        found[name] = fingerprint(Path(value)) if isinstance(value, str) else value
+    return found | more
+
+
+TEACHER = ("teacher", "lora", "prompt", "pooled")
+
+
 def batches(recipe: Recipe, device: Device, seed: int) -> Callable[[int, int], tuple[Tensor, Tensor]]:
     """(step, count) -> enlarged and original images on the device, prefetched by threads."""
-    folder = ImageFolder(Path(recipe.images), recipe.image_size, recipe.seed + seed)
+    folder = ImageFolder(
+        Path(recipe.images), recipe.image_size, recipe.seed + seed, degradation=recipe.degradation,
+        low=_path(recipe.low_resolution),
+    )  # fmt: skip
     process = device.number[0]
     ahead: dict[int, Prefetcher] = {}
 
@@ -135,6 +184,7 @@ def batches(recipe: Recipe, device: Device, seed: int) -> Callable[[int, int], t
 def run_masks(recipe: Recipe, report: Report) -> Mask:
     """Learn which blocks stay; the task loss is the perceptual one of the image that the teacher's VAE decodes."""
     device = Device(recipe.masks.stage.precision, recipe.device)
+    claim(Path(recipe.out) / "masks", made_of(recipe, *TEACHER, "lora_rank"), write=device.main)
     teacher = load_teacher(recipe, device.device)
     network = image_stream(recipe, None).to(device.device)
     draw = batches(recipe, device, 1)
@@ -146,7 +196,7 @@ def run_masks(recipe: Recipe, report: Report) -> Mask:
         z = teacher.encode(enlarged)
 
         def task(x0: Tensor) -> Tensor:
-            return distance(teacher.vae.decode((x0 / teacher.scaling).to(torch.bfloat16)).float(), original)
+            return distance(teacher.decode(x0), original)
 
         return MaskBatch(z, teacher.predict(z), task)
 
@@ -162,19 +212,19 @@ def run_vae(recipe: Recipe, report: Report) -> TinyVAE:
     """Compress the VAE and train both halves."""
     device = Device(recipe.encoder.precision, recipe.device)
     teacher, lora = Path(recipe.teacher), _path(recipe.lora)
+    claim(Path(recipe.out) / "vae", made_of(recipe, "teacher", "lora", "vae_width"), write=device.main)
     folder, values = part(teacher, "transformer", "SD3Transformer2DModel")
     state, config = start_vae(teacher, lora, transformer_config(values, str(folder)), width=recipe.vae_width)
     vae = TinyVAE.from_state(state, config).requires_grad_(True).to(device.device)
-    source = read_vae(teacher, lora)[0].to(device.device, torch.bfloat16)
+    # The encoder learns TSD-SR's latents of enlarged images. The decoder is shown those of SD3's own encoder, of
+    # originals: TSD-SR restores into SD3's latent space, and its LoRA is for damaged images.
+    adapted, plain = (read_vae(teacher, one)[0].to(device.device, torch.bfloat16) for one in (lora, None))
     out = Path(recipe.out)
     enlarged, original = batches(recipe, device, 2), batches(recipe, device, 3)
 
-    def encode(x: Tensor) -> Tensor:
-        return source.encode(x.to(torch.bfloat16)).float()
-
     train_encoder(
         vae.encoder,
-        encode,
+        lambda x: encoded(adapted, x),
         lambda step, count: enlarged(step, count)[0],
         recipe.encoder,
         out / "vae",
@@ -183,7 +233,7 @@ def run_vae(recipe: Recipe, report: Report) -> TinyVAE:
     )
     train_decoder(
         vae.decoder,
-        encode,
+        lambda x: encoded(plain, x),
         lambda step, count: original(step, count)[1],
         recipe.decoder,
         out / "vae",
@@ -224,6 +274,8 @@ def read_tiny(recipe: Recipe) -> tuple[TinyVAE, TinySRConfig]:
 def encode_pairs(recipe: Recipe, teacher: Teacher, vae: TinyVAE, device: Device, report: Report) -> list[Path]:
     """The student's latents and the teacher's x0 for `latent_pairs` images, in files; divided between processes."""
     folder = Path(recipe.out) / "pairs"
+    trained = fingerprint(Path(recipe.out) / "vae" / "separable")
+    claim(folder, made_of(recipe, *TEACHER, "latent_pairs", vae=trained), write=device.main)
     folder.mkdir(parents=True, exist_ok=True)
     draw = batches(recipe, device, 4)
     process, number = device.number
@@ -233,16 +285,24 @@ def encode_pairs(recipe: Recipe, teacher: Teacher, vae: TinyVAE, device: Device,
             continue
         parts: dict[str, list[Tensor]] = {"z": [], "wanted": []}
         count = min(SHARD, recipe.latent_pairs - i * SHARD)
-        for start in range(0, count, 8):
-            enlarged, _ = draw(i * SHARD + start, min(8, count - start))
-            z = teacher.encode(enlarged)
-            parts["wanted"].append((z - teacher.predict(z)).half().cpu())
+        for start in range(0, count, AT_ONCE):
+            # Consecutive numbers, as the batches are made ahead.
+            enlarged, _ = draw((i * SHARD + start) // AT_ONCE, min(AT_ONCE, count - start))
+            parts["wanted"].append(teacher.restore(enlarged).half().cpu())
             parts["z"].append((vae.encode(enlarged) * teacher.scaling).half().cpu())
         beside = path.with_suffix(".part")
         save_file({name: torch.cat(values).contiguous() for name, values in parts.items()}, beside)
         beside.replace(path)
         report(f"pairs: {path.name} of {len(paths)}")
     return paths
+
+
+def read_pairs(path: Path) -> dict[str, Tensor]:
+    """A file of `encode_pairs`; ValueError if it is missing or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: damaged ({error}); remove it, and it is made again") from error
 
 
 def run_restore(recipe: Recipe, report: Report) -> None:
@@ -255,10 +315,12 @@ def run_restore(recipe: Recipe, report: Report) -> None:
     paths = encode_pairs(recipe, teacher, vae, device, report)
     device.wait()
     network, out = image_stream(recipe, mask).to(device.device), Path(recipe.out)
+    inputs = made_of(recipe, *TEACHER, "lora_rank", mask=list(mask), pairs=fingerprint(out / "pairs" / "made-of.json"))
+    claim(out / "restore", inputs, write=device.main)
 
     def latents(step: int, count: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([41, recipe.seed, step, device.number[0]])
-        file = load_file(paths[int(rng.integers(len(paths)))])
+        file = read_pairs(paths[int(rng.integers(len(paths)))])
         index = torch.from_numpy(rng.integers(len(file["z"]), size=count))
         return file["z"][index].float(), file["wanted"][index].float()
 
@@ -274,6 +336,7 @@ def run_restore(recipe: Recipe, report: Report) -> None:
         draw,
         recipe.restore_images,
         out / "restore",
+        teacher=teacher.restore,
         weights=recipe.image_weights,
         device=Device(recipe.restore_images.precision, recipe.device),
         observe=lambda step: sample(network, temb, vae, config, draw, out / "samples" / f"{step:06d}.png"),

@@ -25,6 +25,7 @@ from model.reference.sd3_transformer import SD3Config
 
 STEM = "diffusion_pytorch_model"
 HALVES = ("A", "B")
+PREFIX = "transformer."
 
 
 class LazyTensors(Mapping[str, Tensor]):
@@ -116,13 +117,16 @@ def transformer_config(values: Mapping[str, Any], where: str) -> SD3Config:
 
 # ---------------------------------------------------------------------------------------------------------------- LoRA
 class LoRA:
-    """Pairs `<prefix><module>.lora_A.weight`, `.lora_B.weight`, checked against the weights that they adapt."""
+    """Pairs `transformer.<module>.lora_A.weight`, `.lora_B.weight`, checked against the weights that they adapt.
 
-    def __init__(self, tensors: Mapping[str, Tensor], prefix: str, where: str, scale: float = 1.0) -> None:
+    The prefix stands in TSD-SR's files of either part, the VAE's too; it may be missing.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], where: str, scale: float = 1.0) -> None:
         self.scale, self.where = scale, where
         self.pairs: dict[str, dict[str, Tensor]] = {}
         for key in tensors:
-            module, _, rest = key.removeprefix(prefix).rpartition(".lora_")
+            module, _, rest = key.removeprefix(PREFIX).rpartition(".lora_")
             half = rest.removesuffix(".weight").removesuffix(".default")
             if not module or half not in HALVES:
                 raise ValueError(f"{where}: {key}: expected <module>.lora_A.weight or .lora_B.weight")
@@ -162,13 +166,13 @@ def _inputs(shape: tuple[int, ...]) -> int:
     return size
 
 
-def lora_in(place: Path | None, name: str, prefix: str, scale: float = 1.0) -> LoRA:
+def lora_in(place: Path | None, name: str, scale: float = 1.0) -> LoRA:
     """The LoRA `name`.safetensors of a folder, or a file that is itself the transformer's; empty if there is none."""
     if place is None:
-        return LoRA({}, prefix, "no LoRA")
+        return LoRA({}, "no LoRA")
     path = place / f"{name}.safetensors" if place.is_dir() else place
     if not path.exists() or (place.is_file() and name != "transformer"):
         if name == "transformer":
             raise ValueError(f"{path}: no such LoRA")
-        return LoRA({}, prefix, "no LoRA")
-    return LoRA(LazyTensors([path]), prefix, str(path), scale)
+        return LoRA({}, "no LoRA")
+    return LoRA(LazyTensors([path]), str(path), scale)

@@ -124,10 +124,8 @@ def test_the_bar_shows_the_tiles_of_an_image(folder, monkeypatch, capsys) -> Non
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["upscale"],
-        ["upscale", "a.png", "--model", "demo"],
-        ["upscale", "a.png", "-o", "b.png"],
+        ["upscale", "-o", "b.png", "--model", "demo"],
         ["upscale", "a.png", "-o", "b.png", "--model", "demo", "--quality", "0"],
         ["upscale", "a.png", "-o", "b.png", "--model", "demo", "--frame", "-1"],
         ["upscale", "a.png", "-o", "b.png", "--model", "demo", "--dtype", "int8"],

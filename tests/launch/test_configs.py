@@ -48,6 +48,28 @@ def test_order(folders: tuple[Path, Path]) -> None:
     assert messages == []
 
 
+def test_predictions_come_after_measurements_and_say_what_they_are(folders: tuple[Path, Path]) -> None:
+    """Predicted with any version of anything; measured with another Triton is not used."""
+    _, bundled = folders
+    predicted = {config_file.PREDICTED: True, "triton": "2.1.0", "torch": "1.0", "driver": None}
+    with notices() as messages:
+        path = write(bundled / "predicted", content(**predicted))
+        assert choose() == configs.Choice(
+            Config(**MEASURED), f"{path} (predicted)", config_file.Entry(Config(**MEASURED), 5.5, 7.0, 40, {}, True)
+        )
+        with configs.without_predictions():
+            assert choose().source == "heuristic"
+        assert choose().source == f"{path} (predicted)"
+        measured = write(bundled, content(entry({**MEASURED, "num_warps": 8})))
+        assert (choose().config.num_warps, choose().source) == (8, measured)
+    assert messages == []
+    Path(measured).unlink()
+    for not_true in (1, "true", None, False):
+        write(bundled / "predicted", content(**{**predicted, config_file.PREDICTED: not_true}))
+        assert choose().source == "heuristic"
+    assert choose(Gpu("NVIDIA H200 NVL", (9, 0), 132)).source == "heuristic"
+
+
 def test_programmatic_dependent_launch_if_a_file_enables_it(folders: tuple[Path, Path]) -> None:
     user, bundled = folders
     assert not configs.pdl(H200)

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from tinysr_kernels.launch.device import GPUS, assume
 from tinysr_kernels.launch.plan import Launch, Library, Plan
 from tinysr_kernels.ops import REGISTRY, Operator
+from tinysr_kernels.ops.conv.kernels import conv3x3 as conv3x3_kernels
+from tinysr_kernels.ops.linear.kernels import linear as linear_kernels
 from tinysr_kernels.ops.norm.kernels import layer_norm as layer_norm_kernel
-from tinysr_kernels.ops.trace import Call, ReadingOnes, trace
+from tinysr_kernels.ops.trace import Call, Moved, ReadingOnes, Step, _assigned, trace
 
 HALF: dict[str, Any] = {"dtype": torch.float16, "device": "meta"}
 ops = torch.ops.tinysr
@@ -116,6 +118,37 @@ def test_one_step_for_every_launch() -> None:
     assert call.steps[-1].writes[0].bytes == x.nbytes
     sums = call.steps[0].writes
     assert any(moved in call.steps[1].reads for moved in sums)
+
+
+def step(written: int, read: int = 0) -> Step:
+    return Step("kernel", (Moved((1,), read),), (Moved((1,), written),))
+
+
+def test_flops_belong_to_the_launches_that_multiply_matrices() -> None:
+    """By bytes written, all of them; else to the launch that moves most."""
+    steps = [step(10), step(20, 500), step(900)]
+    assert [s.flops for s in _assigned(steps, [True, True, False], 100)] == [34, 66, 0]
+    assert [s.flops for s in _assigned(steps, [False, True, False], 100)] == [0, 100, 0]
+    assert [s.flops for s in _assigned(steps, [False, False, False], 100)] == [0, 0, 100]
+    assert [s.flops for s in _assigned([step(0), step(0)], [True, False], 100)] == [100, 0]
+
+
+def test_kernels_that_multiply_matrices() -> None:
+    """In their own code, or in that of a function they call."""
+    assert conv3x3_kernels.conv.multiplies
+    assert linear_kernels.linear.multiplies
+    assert "dot" not in conv3x3_kernels.conv.function.__code__.co_names
+    assert not layer_norm_kernel.normalize.multiplies
+
+
+def test_what_a_later_launch_reads_is_written_by_an_earlier_one() -> None:
+    """A block of three convolutions: each writes an image, and a third of the FLOPs."""
+    x = torch.empty(1, 64, 64, 64, **HALF).to(memory_format=torch.channels_last)
+    arguments = 3 * [torch.empty(3, 3, 64, **HALF).movedim(-1, 0), torch.empty(64, 64, **HALF), None]
+    with assume(GPUS[90]):
+        (call,) = trace(lambda: ops.sepconv_block(x, *arguments), kernels=True)
+    assert [[m.bytes for m in one.writes] for one in call.steps] == [[x.nbytes]] * 3
+    assert [one.flops for one in call.steps] == [call.cost.flops // 3] * 3
 
 
 def test_copies_that_a_launcher_makes_are_steps() -> None:

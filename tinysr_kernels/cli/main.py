@@ -21,8 +21,20 @@ from tinysr_kernels.errors import TinySRError
 SUBCOMMANDS = (upscale, info, convert, doctor, env)
 
 
+EXAMPLES = """examples:
+  tinysr upscale photo.jpg                                writes photo_x4.jpg beside it
+  tinysr upscale holidays/ -o large/ --model checkpoint/  a folder, with a model of your own
+  tinysr upscale clip.mp4 -o clip_4k.mp4 --longest 3840   a film
+"""
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="tinysr", description="One-step diffusion super-resolution of images and videos.")
+    parser = Parser(
+        prog="tinysr",
+        description="One-step diffusion super-resolution of images and videos.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"tinysr {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for subcommand in SUBCOMMANDS:
@@ -54,8 +66,13 @@ def _orderly_termination() -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with the arguments (default: those of the process) and return its exit code."""
     fill_standard_streams()
-    arguments = _parser().parse_args(argv)
-    arguments.argv = list(sys.argv[1:] if argv is None else argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    if not given:
+        parser.print_help()
+        return 0
+    arguments = parser.parse_args(given)
+    arguments.argv = given
     with _orderly_termination():
         try:
             return arguments.command(arguments)

@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 from tinysr_kernels.cli.terminal import BACKENDS, DTYPES, integer_between, is_terminal, number, put, say, width_height
+from tinysr_kernels.errors import InputError
 
 if TYPE_CHECKING:  # imported lazily, so that --help does not wait for torch
     from tinysr_kernels.files.batch import Model, Result, Settings
@@ -25,13 +26,14 @@ def add_parser(commands: Any) -> None:
         "upscale",
         help="upscale images and videos",
         description="Upscale images and videos: files, folders and globs.",
-        epilog="One input and an OUTPUT with an image or video suffix: that file is written. Otherwise OUTPUT is a "
-        "folder. Results keep the name of their input and, if it can be written, its format.",
+        epilog="Without an OUTPUT: photo.jpg becomes photo_x4.jpg beside it, numbered if that is there. One input and "
+        "an OUTPUT with an image or video suffix: that file is written. Otherwise OUTPUT is a folder. Results keep the "
+        "name of their input and, if it can be written, its format.",
     )
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a file, a folder or a quoted glob")
-    parser.add_argument("-o", "--output", required=True, help="a file or a folder, created if needed")
+    parser.add_argument("-o", "--output", help="a file or a folder, created if needed (default: beside the input)")
     model = parser.add_argument_group("model")
-    model.add_argument("--model", required=True, metavar="CKPT", help='a file or folder, or "demo"')
+    model.add_argument("--model", metavar="CKPT", help='a file or folder (default: "demo", the one in the package)')
     model.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if present)")
     model.add_argument("--dtype", choices=DTYPES, help="default: half precision on cuda, float32 on cpu")
     model.add_argument(
@@ -87,6 +89,16 @@ def add_parser(commands: Any) -> None:
     control.add_argument("--report", metavar="FILE", help="append one line of JSON per input; - for stdout")
     control.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     parser.set_defaults(command=run)
+
+
+def _name_end(arguments: argparse.Namespace) -> str:
+    """What ends the name of a result beside its input."""
+    if arguments.size is not None:
+        width, height = arguments.size
+        return f"_{width}x{height}"
+    if arguments.longest is not None:
+        return f"_{arguments.longest}"
+    return f"_x{arguments.scale or 4:g}"
 
 
 def _compile(arguments: argparse.Namespace) -> Model:
@@ -189,12 +201,20 @@ def run(arguments: argparse.Namespace) -> int:
     from tinysr_kernels.runtime.images.bounds import pillow_limit
 
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    if arguments.output is None and arguments.skip_existing:
+        raise InputError("--skip-existing looks for results in an output: name one with -o")
+    if arguments.model is None:
+        arguments.model = "demo"
+        if not arguments.quiet:
+            say('tinysr: using the small model in the package ("demo"); --model names another')
     suffix = f".{arguments.format}" if arguments.format else None
     with ExitStack() as stack:
         # Sizes are checked against the free memory; Pillow's fixed limit would refuse large photos.
         stack.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
         Image.MAX_IMAGE_PIXELS = pillow_limit(arguments.max_pixels)
-        plan = plan_jobs(arguments.inputs, arguments.output, recursive=arguments.recursive, suffix=suffix)
+        plan = plan_jobs(
+            arguments.inputs, arguments.output, recursive=arguments.recursive, suffix=suffix, end=_name_end(arguments)
+        )
         settings = _settings(arguments)
         report = None
         if arguments.report is not None:

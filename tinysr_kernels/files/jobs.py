@@ -20,7 +20,7 @@ from tinysr_kernels.errors import InputError
 from tinysr_kernels.files.encode import FORMATS, writable
 from tinysr_kernels.files.plan.identity import Originals, identities
 from tinysr_kernels.files.plan.inputs import Input, Search, find_inputs
-from tinysr_kernels.files.plan.outputs import fit, name_outputs
+from tinysr_kernels.files.plan.outputs import fit, name_beside, name_outputs
 from tinysr_kernels.files.plan.recognize import is_video
 from tinysr_kernels.files.plan.records import Records
 from tinysr_kernels.files.video import VIDEO_SUFFIXES
@@ -141,6 +141,17 @@ def _in_folder(items: Sequence[Input], folder: Path, suffix: str | None) -> list
     return jobs
 
 
+def _beside(items: Sequence[Input], end: str, suffix: str | None) -> list[Job]:
+    """Every result beside its input, under a name that is free."""
+    paths = iter(name_beside([item for item in items if not item.problem], end, suffix))
+    return [
+        Job(item.source, item.relative, video=item.video, problem=item.problem)
+        if item.problem
+        else _single(item, next(paths))
+        for item in items
+    ]
+
+
 def _guarded(job: Job, originals: Originals) -> Job:
     """The job, as a problem if it would overwrite an input; without its fallback if that would."""
     follow = job.folder is None
@@ -151,23 +162,33 @@ def _guarded(job: Job, originals: Originals) -> Job:
 
 def plan_jobs(
     inputs: Sequence[str | os.PathLike[str]],
-    output: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
     *,
     recursive: bool = False,
     suffix: str | None = None,
+    end: str = "_x4",
 ) -> Plan:
     """The jobs of a run in order, including inputs that cannot be processed (Job.problem). Creates no file or folder.
 
-    inputs: files, folders, globs. output: a file or a folder, see above. suffix: format of all images, such as ".png".
-    Raises InputError if there are no inputs, if several inputs are to go into one file, and if the output's format
-    cannot be written.
+    inputs: files, folders, globs. output: a file or a folder, see above; None: every result beside its input, its name
+    ended by `end`, numbered if that is taken. suffix: format of all images, such as ".png". Raises InputError if there
+    are no inputs, if several inputs are to go into one file, if a folder's results are to lie beside it, and if the
+    output's format cannot be written.
     """
     if suffix is not None and not writable(suffix):
         raise InputError(f"cannot write {suffix}; choose one of {_images()}")
     if not inputs:
         raise InputError("no inputs")
-    target, named_file = _target(os.fspath(output))
     records = Records()
+    if output is None:
+        folder = next((one for one in inputs if os.path.isdir(one)), None)
+        if folder is not None:
+            raise InputError(f"{os.fspath(folder)} is a folder: name one for its results with -o")
+        found = find_inputs(inputs, Search(recursive, frozenset(), records))
+        originals = Originals(item.source for item in found.found)
+        jobs = _beside(found.found, end, suffix)
+        return Plan(tuple(_guarded(job, originals) for job in jobs), found.ignored, originals, records)
+    target, named_file = _target(os.fspath(output))
     search = Search(recursive, frozenset() if named_file else identities(target), records)
     found = find_inputs(inputs, search)
     originals = Originals(item.source for item in found.found)

@@ -2,6 +2,7 @@
 
     {"schema": 1,
      "device": {"name", "capability": [9, 0], "multiprocessors", "memory_mib", "power_limit_w"},
+     "predicted": whether the times are predictions,
      "driver", "triton", "torch": versions, "programmatic_dependent_launch": whether it measured faster,
      "operations": {OP: {"kernel_hash", "space_hash", "entries": {BUCKET: {
          "config": {FIELD: VALUE}, "time_us", "incumbent_us", "candidates", "environment", "seal"}}}}}
@@ -40,6 +41,7 @@ from tinysr_kernels.versions import installed
 SCHEMA = 1
 WHAT = {"kernel_hash": "kernel source", "space_hash": "search space"}
 PDL = "programmatic_dependent_launch"
+PREDICTED = "predicted"
 LARGEST = 4 << 20
 """Bytes: a file for every shape of every network stays below 1 MB."""
 MOST = 1e12
@@ -60,13 +62,17 @@ class Facts:
 
 @dataclass(frozen=True)
 class Entry:
-    """A valid configuration with its times in microseconds; environment: versions that differ from the file's."""
+    """A valid configuration with its times in microseconds; environment: versions that differ from the file's.
+
+    predicted: whether the times were predicted, not measured.
+    """
 
     config: Any
     time_us: float
     incumbent_us: float
     candidates: int
     environment: Mapping[str, Any] = field(default_factory=dict)
+    predicted: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,9 @@ def conflicts(content: Mapping[str, Any], here: Facts, *, nearest: bool = False)
 
 
 def differences(content: Mapping[str, Any], here: Facts, one: Entry | None = None) -> list[str]:
-    """Soft metadata that differ or are missing, for the file or for one entry; it stays valid."""
+    """Soft metadata that differ or are missing, for the file or for one entry; it stays valid. None of predictions."""
+    if is_predicted(content):
+        return []
     device = _table(content, "device")
     found = {**{k: device.get(k) for k in ("memory_mib", "power_limit_w")}, **content}
     found |= one.environment if one is not None else {}
@@ -133,6 +141,11 @@ def pdl(content: Mapping[str, Any]) -> bool | None:
     """Whether programmatic dependent launch measured faster, or None if the file does not say."""
     found = content.get(PDL)
     return found if isinstance(found, bool) else None
+
+
+def is_predicted(content: Mapping[str, Any]) -> bool:
+    """Whether a file says of its times that they were predicted, not measured."""
+    return content.get(PREDICTED) is True
 
 
 def entries(content: Mapping[str, Any], here: Facts, operators: Mapping[str, type[Tunable]]) -> Entries:
@@ -181,7 +194,7 @@ def entry(content: Mapping[str, Any], here: Facts, operator: type[Tunable], buck
         if operation.get(kind) != expected or not expected:
             return None, f"{op}: measured with another {WHAT[kind]}"
     triton = {**content, **_table(raw, "environment")}.get("triton")
-    if _minor(triton) != _minor(here.triton):
+    if _minor(triton) != _minor(here.triton) and not is_predicted(content):
         return None, f"measured with Triton {_short(triton)}, here {here.triton}"
     if not is_sealed(op, bucket, hashes, raw):
         return None, f"{name}: was changed after it was measured"
@@ -193,7 +206,8 @@ def entry(content: Mapping[str, Any], here: Facts, operator: type[Tunable], buck
     if obstacle:
         return None, f"{name}: {obstacle}"
     time_us, incumbent_us, candidates = map(float, numbers)  # type: ignore[arg-type]
-    return Entry(config, time_us, incumbent_us, int(candidates), _table(raw, "environment")), ""
+    environment = _table(raw, "environment")
+    return Entry(config, time_us, incumbent_us, int(candidates), environment, is_predicted(content)), ""
 
 
 def _is_positive(value: object) -> bool:

@@ -61,6 +61,20 @@ class Kernel:
         self.stand_in = function
         return function
 
+    def reachable(self) -> list[Kernel]:
+        """This kernel and all functions that it calls, each once; the order depends on their names alone."""
+        found = {self.function.__name__: self}
+        for name in sorted(self.function.__code__.co_names):
+            called = self.function.__globals__.get(name)
+            if isinstance(called, Kernel):
+                found |= {one.function.__name__: one for one in called.reachable()} | found
+        return list(found.values())
+
+    @functools.cached_property
+    def multiplies(self) -> bool:
+        """Whether it multiplies matrices: `tl.dot` stands in its code or in that of a function it calls."""
+        return any("dot" in one.function.__code__.co_names for one in self.reachable())
+
     @property
     def options(self) -> dict[str, list[str]]:
         """What `triton.jit` is told about the arguments."""

@@ -7,9 +7,10 @@ host reads from a meta tensor reads 1, so a condition on values holds ("is the r
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -24,6 +25,11 @@ from tinysr_kernels.ops.layout import nbytes
 READ_BY_HOST = "aten::_local_scalar_dense"
 ATOMIC = ("aten::scaled_dot_product_attention", "aten::upsample_nearest2d", "aten::upsample_bicubic2d")
 """Operations that run as one kernel on a GPU, although they decompose on meta tensors."""
+MULTIPLY = (
+    "aten::convolution", "aten::_convolution", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm",
+    "aten::_scaled_mm", "aten::scaled_dot_product_attention",
+)  # fmt: skip
+"""Operations that multiply matrices, in library forms."""
 LAUNCH_NOTHING = ("aten::empty", "aten::new_empty", "aten::_unsafe_view")
 OVERWRITES = ("aten::copy_", "aten::fill_", "aten::zero_")
 """In-place operations that do not read what they write to."""
@@ -47,7 +53,7 @@ class Moved:
 class Step:
     """One kernel launch: the kernel's name, the tensors it moves, each once, and its share of the call's FLOPs.
 
-    The FLOPs of a call of several launches are assigned to the one that moves the most bytes.
+    See `_assigned` for the FLOPs of a call of several launches.
     """
 
     kernel: str
@@ -127,6 +133,7 @@ class _Recorder(ReadingOnes):
         self.weights = weights
         self.part = part
         self.calls: list[Call] = []
+        self.filled: set[int] = set()
         self._known: dict[tuple[Any, ...], tuple[Step, ...]] = {}
 
     def __torch_dispatch__(
@@ -143,6 +150,7 @@ class _Recorder(ReadingOnes):
         results = _tensors(out)
         if _UNRECORDED.get() or not results or _is_view(func):
             return out
+        self.filled.update(map(_storage, results))
         if func.namespace == "tinysr":
             self._operator(REGISTRY[name.removeprefix("tinysr::")](*args, **kwargs), results)
         else:
@@ -154,9 +162,9 @@ class _Recorder(ReadingOnes):
     def _operator(self, call: Operator, results: tuple[Tensor, ...]) -> None:
         cost = call.cost()
         if self.library and call.library_applies:
-            self._note(
-                call.name, call.tensors, results, cost, "library", _assigned(self._library(call), cost.flops), call
-            )
+            operations = self._library(call)
+            steps = _assigned(operations, [step.kernel in MULTIPLY for step in operations], cost.flops)
+            self._note(call.name, call.tensors, results, cost, "library", steps, call)
             return
         if not (self.kernels and call.kernels_apply):
             self._note(call.name, call.tensors, results, cost, operator=call)
@@ -164,8 +172,9 @@ class _Recorder(ReadingOnes):
         # A plan copies inputs that are not dense in the layout it needs: launches like any other.
         with _Recorder(self.weights) as copies:
             plan, choice = call.planned()
-        own = _assigned(self._launches(plan), cost.flops)
-        self._note(call.name, call.tensors, results, cost, choice.source, (*copies.steps, *own), call)
+        own = list(self._launches(plan, copies.filled.union(map(_storage, call.tensors))))
+        assigned = _assigned([step for step, _ in own], [multiplies for _, multiplies in own], cost.flops)
+        self._note(call.name, call.tensors, results, cost, choice.source, (*copies.steps, *assigned), call)
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -186,24 +195,29 @@ class _Recorder(ReadingOnes):
             return value
         return value.shape, value.stride(), value.dtype, _storage(value) in self.weights
 
-    def _launches(self, plan: Plan) -> Iterator[Step]:
-        """One step per kernel. A launch writes the plan's results, and scratch tensors not written before."""
-        results, filled = {_storage(t) for t in _tensors(plan.result)}, set[int]()
+    def _launches(self, plan: Plan, filled: set[int]) -> Iterator[tuple[Step, bool]]:
+        """One step per kernel, and whether it multiplies matrices.
+
+        filled: the storages that hold something before the first launch. A launch writes the plan's results, and what
+        holds nothing yet.
+        """
+        results = {_storage(t) for t in _tensors(plan.result)}
         for launch in plan.launches:
             reads: list[Tensor] = []
             writes: list[Tensor] = []
-            for name, t in launch.arguments.items():
-                if not isinstance(t, Tensor):
-                    continue
-                fresh = name.startswith("scratch") and _storage(t) not in filled
-                (writes if fresh or _storage(t) in results else reads).append(t)
-            filled |= {_storage(t) for t in writes}
-            function = launch.kernel.function if isinstance(launch, Launch) else launch.function
-            yield Step(function.__name__, self._moved(reads), self._moved(writes))
+            for t in _tensors(dict(launch.arguments)):
+                written = _storage(t) in results or _storage(t) not in filled
+                (writes if written else reads).append(t)
+            filled.update(map(_storage, writes))
+            moved = self._moved(reads), self._moved(writes)
+            if isinstance(launch, Launch):
+                yield Step(launch.kernel.function.__name__, *moved), launch.kernel.multiplies
+                continue
             # Which tensors each kernel of a library moves is unknown: all are assigned to the first.
-            kernels = 1 if isinstance(launch, Launch) else launch.kernels
-            for i in range(2, kernels + 1):
-                yield Step(f"{function.__name__} ({i} of {kernels})", (), ())
+            name = launch.function.__name__
+            yield Step(name, *moved), True
+            for i in range(2, launch.kernels + 1):
+                yield Step(f"{name} ({i} of {launch.kernels})", (), ()), False
 
     def _moved(self, tensors: Iterable[Tensor]) -> tuple[Moved, ...]:
         distinct = {(_storage(t), t.storage_offset(), t.shape, t.stride()): t for t in tensors}
@@ -228,12 +242,17 @@ class _Recorder(ReadingOnes):
         self.calls.append(Call(name, shapes, output, cost, source, self.part, steps, operator))
 
 
-def _assigned(steps: Iterable[Step], flops: int) -> tuple[Step, ...]:
-    """The steps of a call, with its FLOPs assigned to the one that moves the most bytes."""
-    own = list(steps)
-    most = max(range(len(own)), key=lambda i: own[i].bytes)
-    own[most] = replace(own[most], flops=flops)
-    return tuple(own)
+def _assigned(steps: Sequence[Step], multiply: Sequence[bool], flops: int) -> tuple[Step, ...]:
+    """The steps of a call with its FLOPs: on those that multiply matrices, by bytes written, as far as there are any.
+
+    The FLOPs of other calls are assigned to the step that moves the most bytes.
+    """
+    if not any(multiply):
+        most = max(range(len(steps)), key=lambda i: steps[i].bytes)
+        return tuple(replace(step, flops=flops if i == most else 0) for i, step in enumerate(steps))
+    written = [1 + sum(m.bytes for m in step.writes) if yes else 0 for step, yes in zip(steps, multiply, strict=True)]
+    ends = [flops * end // sum(written) for end in accumulate(written, initial=0)]
+    return tuple(replace(step, flops=end - begin) for step, (begin, end) in zip(steps, pairwise(ends), strict=True))
 
 
 def _tensors(value: Any) -> tuple[Tensor, ...]:

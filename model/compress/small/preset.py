@@ -7,7 +7,7 @@ from typing import Any
 
 from model.compress.mask_stage import MaskSettings
 from model.compress.restoration import ImageLossWeights
-from model.compress.training.stage import StageSettings
+from model.compress.training.settings import StageSettings
 from model.compress.vae.train import DecoderWeights
 from model.reference.sd3_transformer import SD3Config
 
@@ -63,12 +63,13 @@ class Preset:
     masks: MaskSettings = MaskSettings(
         StageSettings(200, 5e-4, 8, warmup_steps=1, constant_learning_rate=True, precision="bfloat16", log_every=10),
         keep=6,
+        reach=2,
     )
     methods: tuple[str, ...] = ("learned", "similarity", "random")
     # Restoration.
     restore_latents: StageSettings = StageSettings(500, 2e-3, 8, ema_decay=0.99, precision="bfloat16")
     restore_images: StageSettings = StageSettings(250, 5e-4, 8, ema_decay=0.98, precision="bfloat16")
-    image_weights: ImageLossWeights = ImageLossWeights(discriminator_start_step=150)
+    image_weights: ImageLossWeights = ImageLossWeights(latent_l1=0.0, image_l1=5.0, discriminator_start_step=150)
 
     @property
     def latent(self) -> int:
@@ -92,7 +93,7 @@ def trial() -> Preset:
         crops=3,
         calibration=4,
         masks=replace(SMALL.masks, stage=replace(SMALL.masks.stage, **few)),
-        decoder_weights=DecoderWeights(discriminator_start_step=1),
-        image_weights=ImageLossWeights(discriminator_start_step=1),
+        decoder_weights=replace(SMALL.decoder_weights, discriminator_start_step=1),
+        image_weights=replace(SMALL.image_weights, discriminator_start_step=1),
         **changed,
     )

@@ -92,7 +92,7 @@ def image_stream(teacher: Teacher, mask: Sequence[bool] | None = None) -> tuple[
     mask = mask or [True] * config.num_layers
     tensors = dict(student_tensors(state, config, mask, window=teacher.window))
     network = TinySRTransformer.from_state(tensors, TinySRConfig(head_dim=config.attention_head_dim))
-    return network, embedding(state, teacher.pooled, LoRA({}, "", "no LoRA")).float()
+    return network, embedding(state, teacher.pooled, LoRA({}, "no LoRA")).float()
 
 
 def find_mask(method: str, preset: Preset, teacher: Teacher, latents: Latents, folder: Path, report: Report) -> Mask:

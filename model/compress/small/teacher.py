@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from model.compress.small.data import Pairs, channels_last, draw, to_range
 from model.compress.small.preset import Preset
 from model.compress.training.losses import structure_distance
-from model.compress.training.stage import Losses, Stage
+from model.compress.training.stage import Losses, Stage, Turn
 from model.reference.kl_vae import KLVAE, kl_config, kl_vae_shapes
 from model.reference.pipelines import bicubic
 from model.reference.sd3_transformer import SD3Transformer
@@ -86,11 +86,11 @@ def train_vae(preset: Preset, pairs: Pairs, folder: Path, report: Any) -> KLVAE:
     )
     settings = preset.teacher_vae
 
-    def objective(step: int) -> Losses:
-        enlarged, original = pairs.pixels(draw(settings.seed, step), settings.batch_size)
+    def objective(turn: Turn) -> Losses:
+        enlarged, original = pairs.pixels(draw(settings.seed, turn.batch), turn.count)
         x = torch.where(torch.arange(len(original))[:, None, None, None] % 4 == 3, enlarged, original)
         mean, log_variance = vae.moments(x)
-        noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(step))
+        noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(turn.batch))
         found = vae.decode(mean + (log_variance / 2).exp() * noise).float()
         divergence = 0.5 * (mean.float() ** 2 + log_variance.float().exp() - 1 - log_variance.float()).mean()
         l1 = F.l1_loss(found, x)
@@ -135,8 +135,8 @@ def train_transformer(
     settings = preset.teacher
     stage = Stage("teacher", folder, settings, {"transformer": transformer}, about=asdict(preset.transformer))
 
-    def objective(step: int) -> Losses:
-        z, wanted = latents.windows(step, settings.seed, settings.batch_size, preset.window)
+    def objective(turn: Turn) -> Losses:
+        z, wanted = latents.windows(turn.batch, settings.seed, turn.count, preset.window)
         loss = F.l1_loss((z - transformer(z, prompt, pooled)).float(), wanted)
         return Losses(loss, {"unchanged": F.l1_loss(z, wanted)})
 

@@ -1,18 +1,18 @@
 """One training stage: optimizer, schedule, precision, moving average of the weights, logs, checkpoints.
 
-Every stage is a function `objective(step)` of the step alone: batches are drawn from generators seeded with seed and
-step. So an interrupted run resumes from its checkpoint with the same result; a checkpoint of another configuration is
-refused. With the package `accelerate` the same loop runs on all GPUs of `accelerate launch`, without it on one device.
+Every stage is a function `objective(turn)` of the turn alone: batches are drawn from generators seeded with seed and
+turn. So an interrupted run resumes from its checkpoint with the same result; a checkpoint of another configuration is
+refused. A batch too large for a GPU is computed in several turns, whose gradients are accumulated. With the package
+`accelerate` the same loop runs on all GPUs of `accelerate launch`, without it on one device.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import json
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -23,120 +23,41 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from model.compress.training.device import Device
+from model.compress.training.settings import StageSettings, rate
+
+PATIENCE = 20
+"""Losses in a row that are not finite, before a stage gives up: with float16 a few are to be expected."""
 
 
 @dataclass(frozen=True)
-class StageSettings:
-    """How long and how a stage is trained."""
+class Turn:
+    """One pass forward and backward of this process.
 
-    steps: int
-    learning_rate: float
-    batch_size: int
-    warmup_steps: int = 100
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    """Maximum norm of the gradient, for clipping."""
-    ema_decay: float = 0.0
-    """Decay of the moving average of the weights, which is the result of the stage; 0: the last weights are."""
-    constant_learning_rate: bool = False
-    """Keep the learning rate constant after the warm-up, instead of cosine decay."""
-    discriminator_learning_rate: float = 1e-4
-    precision: str = "float32"
-    gradient_checkpointing: bool = False
-    """Recompute the blocks' activations in the backward pass instead of storing them."""
-    save_every: int = 500
-    log_every: int = 50
-    seed: int = 0
+    step: the step of optimization that it is part of. batch: its number among the passes of this process, which
+    together with the process's rank decides what is drawn. count: the samples to draw.
+    """
 
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {sorted(PRECISIONS)}, found {self.precision!r}")
-        if self.steps < 0 or self.batch_size < 1:
-            raise ValueError(f"a stage needs steps >= 0 and batch_size >= 1, found {self.steps} and {self.batch_size}")
+    step: int
+    batch: int
+    count: int
 
 
 @dataclass
 class Losses:
-    """Result of an objective for one step: the loss, metrics to log, and the discriminator's loss if there is one."""
+    """Result of an objective for one turn: the loss, metrics to log, and the discriminator's loss if there is one."""
 
     loss: Tensor
     metrics: dict[str, Tensor]
     discriminator: Callable[[], Tensor] | None = None
 
 
-Objective = Callable[[int], Losses]
-
-
-class Device:
-    """Where a stage runs: one device, or one of several processes of `accelerate launch` or `torchrun`."""
-
-    def __init__(self, precision: str = "float32", device: str | None = None) -> None:
-        self.precision = precision
-        self.accelerator: Any = None
-        if "WORLD_SIZE" in os.environ:
-            if not importlib.util.find_spec("accelerate"):
-                raise ValueError("several processes need the package accelerate: pip install accelerate")
-            self.accelerator = importlib.import_module("accelerate").Accelerator(cpu=device == "cpu")
-            self.device = torch.device(self.accelerator.device)
-        else:
-            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
-
-    @property
-    def main(self) -> bool:
-        """Whether this process writes files and logs."""
-        return self.number[0] == 0
-
-    @property
-    def number(self) -> tuple[int, int]:
-        """(rank of this process, number of processes); objectives use the rank in their seeds."""
-        if self.accelerator is None:
-            return 0, 1
-        return int(self.accelerator.process_index), int(self.accelerator.num_processes)
-
-    def wait(self) -> None:
-        """Wait until all processes arrive here."""
-        if self.accelerator is not None:
-            self.accelerator.wait_for_everyone()
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The context the forward pass runs in."""
-        return torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "float32")
-
-    def optimizer_step(
-        self, loss: Tensor, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float
-    ) -> None:
-        """Backward, averaged over the processes, clipped; then a step, unless a gradient is not finite."""
-        optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()
-        if self.accelerator is not None:
-            # Before the scale is taken away: what one process finds not to be finite, all must find.
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
-        self._scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(parameters, clip)
-        if self._scaler.is_enabled():
-            self._scaler.step(optimizer)
-            self._scaler.update()
-        elif bool(torch.isfinite(norm)):
-            optimizer.step()
+Objective = Callable[[Turn], Losses]
 
 
 def _learning(module: nn.Module) -> dict[str, Tensor]:
     """The parameters that are trained; a LoRA's checkpoint does not repeat the network."""
     return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-
-
-def rate(step: int, settings: StageSettings) -> float:
-    """Learning rate: linear warm-up, then cosine decay to zero, or constant (`constant_learning_rate`)."""
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
-    if settings.constant_learning_rate:
-        return settings.learning_rate
-    done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
 @contextlib.contextmanager
@@ -184,15 +105,23 @@ class Stage:
             {"params": [p for p in module.parameters() if p.requires_grad], "scale": (scales or {}).get(key, 1.0)}
             for key, module in self.trained.items()
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=0.0, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay
+        )
         self.discriminator_parameters = list(discriminator.parameters()) if discriminator is not None else []
         self.discriminator_optimizer = (
-            torch.optim.AdamW(self.discriminator_parameters, lr=settings.discriminator_learning_rate, betas=(0.0, 0.99))
+            torch.optim.AdamW(
+                self.discriminator_parameters,
+                lr=settings.discriminator_learning_rate,
+                betas=(0.0, settings.beta2),
+                weight_decay=settings.discriminator_weight_decay,
+            )
             if self.discriminator_parameters
             else None
         )
         self.average = [p.detach().clone() for p in self.parameters] if settings.ema_decay else []
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.failures = 0, 0.0, 0
+        self.count, self.turns = self._divided(settings)
         shapes = {
             f"{m}.{k}": list(p.shape)
             for m, mod in self.trained.items()
@@ -203,6 +132,7 @@ class Stage:
             "stage": name,
             **asdict(settings),
             **dict(about or {}),
+            "processes": self.device.number[1],
             "scales": dict(scales or {}),
             "shapes": shapes,
         }
@@ -236,7 +166,10 @@ class Stage:
         """Resume from the checkpoint, if there is one; ValueError if it belongs to another configuration."""
         if not self.path.exists():
             return False
-        state = torch.load(self.path, weights_only=True, map_location=self.device.device)
+        try:
+            state = torch.load(self.path, weights_only=True, map_location=self.device.device)
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{self.path}: damaged ({str(error)[:200]}); remove it to begin the stage anew") from error
         other, own = state["configuration"], self.configuration
         changed = sorted(k for k in {*other, *own} if other.get(k) != own.get(k))
         if changed:
@@ -259,23 +192,35 @@ class Stage:
         return True
 
     # --------------------------------------------------------------------------------------------- training
+    def _divided(self, settings: StageSettings) -> tuple[int, int]:
+        """(samples of a turn, turns of a step) of each process; ValueError if the batch cannot be divided so."""
+        processes = self.device.number[1]
+        share = settings.batch_size // processes
+        count = min(settings.micro_batch or share, share)
+        turns = share // max(count, 1)
+        if processes * turns * count != settings.batch_size:
+            raise ValueError(
+                f"stage {self.name}: batch_size {settings.batch_size} is no multiple of "
+                f"{processes} processes x micro_batch {count}"
+            )
+        return count, turns
+
     def train_step(self, objective: Objective) -> dict[str, float]:
-        """One step of optimization; returns what to log."""
+        """One step of optimization; returns what to log. ValueError after many losses that are not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate(self.step, self.settings) * group["scale"]
-        with self.device.autocast():
-            losses = objective(self.step)
-        self.device.optimizer_step(losses.loss, self.optimizer, self.parameters, self.settings.max_grad_norm)
-        if losses.discriminator is not None and self.discriminator_optimizer is not None:
-            with self.device.autocast():
-                discriminator_loss = losses.discriminator()
-            self.device.optimizer_step(
-                discriminator_loss,
-                self.discriminator_optimizer,
-                self.discriminator_parameters,
-                self.settings.max_grad_norm,
-            )
-            losses.metrics["discriminator"] = discriminator_loss
+        metrics: dict[str, float] = {}
+        for turn in range(self.turns):
+            for name, found in self._pass(
+                objective, Turn(self.step, self.step * self.turns + turn, self.count)
+            ).items():
+                metrics[name] = metrics.get(name, 0.0) + found / self.turns
+        clip = self.settings.max_grad_norm
+        self.device.optimizer_step(self.optimizer, self.parameters, clip)
+        if self.discriminator_optimizer is not None and "discriminator" in metrics:
+            self.device.optimizer_step(self.discriminator_optimizer, self.discriminator_parameters, clip)
+        self.device.end_step()
+        self._check(metrics["loss"])
         self.step += 1
         if self.average:
             # Early on, the average must forget the start quickly.
@@ -283,7 +228,28 @@ class Stage:
             with torch.no_grad():
                 for mean, value in zip(self.average, self.parameters, strict=True):
                     mean.lerp_(value, 1 - keep)
-        return {"loss": float(losses.loss.detach()), **{k: float(v.detach()) for k, v in losses.metrics.items()}}
+        return metrics
+
+    def _pass(self, objective: Objective, turn: Turn) -> dict[str, float]:
+        """Forward and backward of one turn; its share of the gradients is added to what is there."""
+        with self.device.autocast():
+            losses = objective(turn)
+        self.device.backward(losses.loss / self.turns)
+        metrics = {"loss": losses.loss, **losses.metrics}
+        if losses.discriminator is not None and self.discriminator_optimizer is not None:
+            with self.device.autocast():
+                metrics["discriminator"] = losses.discriminator()
+            self.device.backward(metrics["discriminator"] / self.turns)
+        return {name: float(value.detach()) for name, value in metrics.items()}
+
+    def _check(self, loss: float) -> None:
+        """Give up where the losses stay without a finite value."""
+        self.failures = 0 if math.isfinite(loss) else self.failures + 1
+        if self.failures >= PATIENCE:
+            raise ValueError(
+                f"stage {self.name}: the loss was not finite in {PATIENCE} steps in a row, up to step {self.step}; "
+                f"lower the learning rate, or train in float32 or bfloat16. The last state is {self.path}"
+            )
 
     def run(
         self,
@@ -299,6 +265,7 @@ class Stage:
         """
         if self.resume() and self.step < self.settings.steps:
             report(f"{self.name}: resuming at step {self.step}")
+        self._trim_log()
         sums: dict[str, float] = {}
         count, before = 0, time.process_time()
         while self.step < self.settings.steps:
@@ -334,6 +301,18 @@ class Stage:
         with torch.no_grad():
             for parameter, mean in zip(self.parameters, self.average, strict=bool(self.average)):
                 parameter.copy_(mean)
+
+    def _trim_log(self) -> None:
+        """Remove the rows of steps that are trained again, and a row that was written in part."""
+        path = self.folder / f"{self.name}.jsonl"
+        if not self.device.main or not path.exists():
+            return
+        rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= self.step]
+        if kept != rows:
+            beside = path.with_name(path.name + ".part")
+            beside.write_text("".join(kept), encoding="utf-8")
+            os.replace(beside, path)
 
     def _log(self, metrics: dict[str, float], report: Callable[[str], None]) -> None:
         if not self.device.main:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from model.compress.training.device import Device
 from model.compress.training.losses import (
     Discriminator,
     discriminator_hinge_loss,
@@ -20,10 +21,11 @@ from model.compress.training.losses import (
     latent_distance,
     perceptual,
 )
-from model.compress.training.stage import Device, Losses, Stage, StageSettings
+from model.compress.training.settings import StageSettings
+from model.compress.training.stage import Losses, Stage, Turn
 
 Batch = Callable[[int, int], Tensor]
-"""(step, count) -> images [count,3,H,W] in [-1,1], the same for the same step."""
+"""(number of the batch, count) -> images [count,3,H,W] in [-1,1], the same for the same number."""
 Encode = Callable[[Tensor], Tensor]
 
 
@@ -50,8 +52,8 @@ def train_encoder(
     """Train the encoder in place to give the latents that `teacher` gives."""
     stage = Stage(name, folder, settings, {"encoder": encoder}, device=device)
 
-    def objective(step: int) -> Losses:
-        x = batch(step, settings.batch_size).to(stage.device.device)
+    def objective(turn: Turn) -> Losses:
+        x = batch(turn.batch, turn.count).to(stage.device.device)
         with torch.no_grad():
             wanted = teacher(x)
         loss = latent_distance(encoder(x), wanted)
@@ -84,8 +86,8 @@ def train_decoder(
     stage = Stage(name, folder, settings, {"decoder": decoder}, discriminator=discriminator, device=device, about=about)
     report(f"{name}: perceptual loss is {kind}")
 
-    def objective(step: int) -> Losses:
-        x = batch(step, settings.batch_size).to(device.device)
+    def objective(turn: Turn) -> Losses:
+        x = batch(turn.batch, turn.count).to(device.device)
         with torch.no_grad():
             z = teacher(x)
         found = decoder(z)
@@ -98,7 +100,7 @@ def train_decoder(
             discriminator,
             found,
             x,
-            weights.adversarial if step >= weights.discriminator_start_step else 0.0,
+            weights.adversarial if turn.step >= weights.discriminator_start_step else 0.0,
         )
 
     stage.run(objective, report=report)

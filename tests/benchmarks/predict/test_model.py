@@ -11,11 +11,9 @@ from benchmarks.predict import calibration, launches, store
 from benchmarks.predict.cycles import sm
 from benchmarks.predict.cycles.machines import MACHINES
 from benchmarks.predict.execution import OutOfBounds, execute
-from benchmarks.predict.launches import Planned, Program, TensorArgument, program
+from benchmarks.predict.launches import Program, TensorArgument, program
 from benchmarks.predict.model import Prediction
-from benchmarks.predict.networks import with_own_flops
 from tinysr_kernels.launch.kernel import triton_is_installed
-from tinysr_kernels.ops.trace import Moved, Step
 
 pytestmark = pytest.mark.skipif(
     not triton_is_installed() or sm.compiler() is None, reason="needs Triton and a C++ compiler"
@@ -85,25 +83,6 @@ def test_storage_shared_by_arguments_is_one_tensor() -> None:
     assert first == TensorArgument(0, 0, 64 * 64 * 2)
     assert launches._tensor(t[2:], 0, True) == TensorArgument(0, 2 * 64 * 2, 62 * 64 * 2, True)
     assert launches._tensor(t[:, :8], 0, False).span == (63 * 64 + 8) * 2
-
-
-def _planned(call: int, flops: int) -> Planned:
-    step = Step("kernel", (Moved((1,), 1000),), (Moved((1,), 1000),), flops)
-    return Planned(call, "op", "part", step, (1,), {}, None, single=False, weights=1 << 30)
-
-
-def _prediction(flops: float) -> Prediction:
-    return Prediction(1.0, {"issue": 1.0}, "issue", 32, 0, 0, 1, 1.0, 1.0, 1.0, 0.0, flops, 0, 0)
-
-
-def test_the_flops_of_a_call_count_where_its_matrix_instructions_are() -> None:
-    card = MACHINES[90].card
-    planned = [_planned(0, 0), _planned(0, int(card.sustained_fp16)), _planned(1, 0)]
-    first, second, other = with_own_flops(planned, [_prediction(3.0), _prediction(1.0), _prediction(9.0)], MACHINES[90])
-    assert first == pytest.approx(0.75e6)
-    assert second == pytest.approx(0.25e6)
-    assert other == planned[2].floor_us(card)
-    assert with_own_flops(planned, [None, None, None], MACHINES[90])[1] == pytest.approx(1e6)
 
 
 def test_the_stored_calibration_is_within_its_tolerance() -> None:

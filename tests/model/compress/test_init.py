@@ -14,7 +14,7 @@ from torch import Tensor
 import tinysr_kernels
 from model.compress.__main__ import main
 from model.compress.conditions import parse_mask, student_tensors
-from model.compress.init import init
+from model.compress.init import init, read_vae
 from model.compress.teacher_files import LoRA, weights_in
 from model.reference.lora import merge_lora
 from model.reference.sd3_transformer import SD3Config
@@ -81,7 +81,7 @@ def test_lora_is_merged_before_the_modulation_is_evaluated(teacher: tuple[Path, 
     state = transformer.state_dict()
     merged = merge_lora(state, {k: v for k, v in pairs.items() if "context" not in k and "add_" not in k})
     arguments = (SD3Config(**SD3), parse_mask(MASK, 4))
-    found = dict(student_tensors(state, *arguments, window=WINDOW, pooled=pooled, lora=LoRA(pairs, "transformer.", "")))
+    found = dict(student_tensors(state, *arguments, window=WINDOW, pooled=pooled, lora=LoRA(pairs, "")))
     wanted = dict(student_tensors(merged, *arguments, window=WINDOW, pooled=pooled))
     plain = dict(student_tensors(state, *arguments, window=WINDOW, pooled=pooled))
     assert found.keys() == wanted.keys()
@@ -190,6 +190,42 @@ def test_a_shard_that_is_missing(tmp_path: Path) -> None:
     sorted((tmp_path / "transformer").glob("*.safetensors"))[1].unlink()
     with pytest.raises(ValueError, match=r"names diffusion_pytorch_model-00002-of-.*, which is missing"):
         init(tmp_path, parse_mask(MASK, 4), tmp_path / "out")
+
+
+def vae_pairs(folder: Path, prefix: str) -> dict[str, Tensor]:
+    """As TSD-SR's vae.safetensors: the encoder's convolutions and attention projections."""
+    weights = weights_in(folder / "vae")
+    generator = torch.Generator().manual_seed(8)
+    pairs = {}
+    for name in weights:
+        own = name.removesuffix(".weight")
+        if not own.startswith("encoder.") or own == name or "norm" in own:
+            continue
+        outputs, *rest = weights.shape(name)
+        pairs[f"{prefix}{own}.lora_A.weight"] = torch.randn(2, *rest, generator=generator)
+        ones = [1] * len(rest[1:])
+        pairs[f"{prefix}{own}.lora_B.weight"] = 0.1 * torch.randn(outputs, 2, *ones, generator=generator)
+    return pairs
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", ""])
+def test_the_vae_s_lora_carries_the_transformer_s_prefix(
+    teacher: tuple[Path, Any], tmp_path: Path, prefix: str
+) -> None:
+    folder = teacher[0]
+    pairs = vae_pairs(folder, prefix)
+    assert len(pairs) > 40
+    save_file(pairs, tmp_path / "vae.safetensors")
+    plain, _ = read_vae(folder, None)
+    merged, scaling = read_vae(folder, tmp_path)
+    assert scaling == 1.5
+    for name, tensor in plain.state_dict().items():
+        own = f"{prefix}{name.removesuffix('.weight')}"
+        change = torch.zeros_like(tensor)
+        if f"{own}.lora_A.weight" in pairs:
+            down, up = (pairs[f"{own}.lora_{half}.weight"].double().flatten(1) for half in "AB")
+            change = (up @ down).reshape(tensor.shape)
+        assert torch.allclose(merged.state_dict()[name], (tensor.double() + change).float(), atol=1e-5)
 
 
 def test_lora_that_does_not_fit(teacher: tuple[Path, Any], tmp_path: Path) -> None:

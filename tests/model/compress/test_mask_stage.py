@@ -11,7 +11,7 @@ from torch import Tensor
 from model.compress.mask_stage import MaskBatch, MaskSettings, learn_mask, masked, read_history
 from model.compress.masks import Mask
 from model.compress.restoration import adapt, finish
-from model.compress.training.stage import StageSettings
+from model.compress.training.settings import StageSettings
 from model.reference.tinysr_dit import TinySRTransformer
 from tests.layouts.weights import fill
 

@@ -19,7 +19,7 @@ from tests.model.compress.teachers import SD3, lora_pairs, write_lora, write_tea
 
 pytest.importorskip("diffusers")
 
-FEW = {"steps": 2, "batch_size": 2, "warmup_steps": 1, "save_every": 1, "log_every": 1}
+FEW = {"steps": 2, "batch_size": 2, "warmup_steps": 1, "save_every": 1, "log_every": 1, "precision": "bfloat16"}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,41 @@ def test_all_stages_lead_to_a_student_that_compiles(place: Path, capsys: pytest.
     other = place / "other.json"
     other.write_text(json.dumps(values | {"encoder": FEW | {"learning_rate": 0.5}}))
     assert main(["vae", "--config", str(other)]) == 2
-    assert "another configuration (learning_rate: 0.0001 there, 0.5 here)" in capsys.readouterr().err
+    assert "another configuration (learning_rate: 0.0003 there, 0.5 here)" in capsys.readouterr().err
+
+    # So are other inputs, before anything is read or written; and what is damaged is named.
+    weights = (out / "student.safetensors").read_bytes()
+    write_lora(place / "lora2", lora_pairs(write_teacher(place / "teacher2"), "transformer.", seed=6))
+    torch.save(torch.ones(1, SD3["pooled_projection_dim"]), place / "pool2.pt")
+    for changed, stages, name in (
+        ({"lora": str(place / "lora2")}, ("masks", "vae", "restore"), "lora"),
+        ({"pooled": str(place / "pool2.pt")}, ("masks", "restore"), "pooled"),
+        ({"images": str(place / "images" / "inside")}, ("masks", "vae", "restore"), "images"),
+        ({"seed": 81}, ("masks", "vae", "restore"), "seed"),
+        ({"lora_rank": 3}, ("masks", "restore"), "lora_rank"),
+    ):
+        other.write_text(json.dumps(values | changed))
+        for stage in stages:
+            assert main([stage, "--config", str(other)]) == 2
+            assert f"was made of another {name}; remove it" in capsys.readouterr().err, (stage, name)
+    kept = json.loads((out / "mask.json").read_text())
+    (out / "mask.json").write_text(json.dumps({"mask": kept["mask"][::-1]}))
+    if kept["mask"] != kept["mask"][::-1]:
+        assert main(["restore", "--config", config]) == 2
+        assert "was made of another mask" in capsys.readouterr().err
+    (out / "mask.json").write_text(json.dumps(kept))
+    shard = out / "vae" / "separable" / "diffusion_pytorch_model.safetensors"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-4] + b"1234")
+    assert main(["restore", "--config", config]) == 2
+    assert "pairs was made of another vae" in capsys.readouterr().err
+    shard.write_bytes(content)
+    (out / "restore" / "restore-latents.pt").unlink()
+    pairs = out / "pairs" / "00000.safetensors"
+    pairs.write_bytes(pairs.read_bytes()[:1000])
+    assert main(["restore", "--config", config]) == 2
+    assert "00000.safetensors: damaged" in capsys.readouterr().err
+    assert (out / "student.safetensors").read_bytes() == weights
 
 
 # ------------------------------------------------------------------------------------------------------------- images
@@ -108,8 +142,22 @@ def test_a_configuration_comes_back(tmp_path: Path) -> None:
     path.write_text(as_json(recipe))
     assert load(path) == recipe
     assert (recipe.encoder.steps, recipe.decoder.steps, recipe.masks.stage.steps) == (100_000, 200_000, 100_000)
-    assert recipe.masks.stage.learning_rate == 5e-5
+    stages = (recipe.encoder, recipe.decoder, recipe.masks.stage, recipe.restore_latents, recipe.restore_images)
+    assert [stage.learning_rate for stage in stages] == [3e-4, 5e-4, 5e-5, 1e-4, 1e-6]
+    assert [stage.batch_size for stage in stages] == [64, 64, 8, 128, 96]
+    assert (recipe.decoder.discriminator_learning_rate, recipe.restore_images.discriminator_learning_rate) == (
+        1e-5,
+        5e-6,
+    )
     assert (recipe.restore_latents.steps, recipe.restore_images.steps) == (150_000, 50_000)
+    assert (recipe.masks.stage.warmup_steps, recipe.masks.stage.constant_learning_rate, recipe.masks.reach) == (
+        3000,
+        False,
+        1,
+    )
+    for stage in stages:
+        assert (stage.beta2, stage.weight_decay, stage.precision, stage.seed) == (0.999, 1e-4, "float16", 80)
+        assert stage.batch_size % (8 * stage.micro_batch) == 0  # eight GPUs
 
 
 @pytest.mark.parametrize(
@@ -120,6 +168,11 @@ def test_a_configuration_comes_back(tmp_path: Path) -> None:
         ({"encoder": 3}, "encoder: expected a table"),
         ({"masks": {"stage": {"precision": "fp8"}}}, "precision must be one of"),
         ({"image_size": 100}, "multiple of 64"),
+        ({"image_size": -64}, "multiple of 64"),
+        ({"lora_rank": 0}, "lora_rank must be at least 1"),
+        ({"encoder": {"learning_rate": -1.0}}, "learning_rate must be from 0 to 1"),
+        ({"decoder": {"ema_decay": 2.0}}, "ema_decay must be from 0"),
+        ({"seed": -1}, "seed must be at least 0"),
         ({"teacher": None}, "teacher"),
     ],
 )
@@ -135,7 +188,7 @@ def test_toml_and_broken_json(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text('teacher = "t"\nimages = "p"\nout = "o"\n[encoder]\nsteps = 5\n')
     assert load(path).encoder.steps == 5
-    assert load(path).encoder.learning_rate == 1e-4
+    assert load(path).encoder.learning_rate == 3e-4
     broken = tmp_path / "recipe.json"
     broken.write_text("{")
     with pytest.raises(ValueError, match="no JSON"):

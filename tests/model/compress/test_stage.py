@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import pytest
 import torch
 from torch import nn
 
+from model.compress.training.device import Device
 from model.compress.training.losses import Discriminator, discriminator_hinge_loss, perceptual, structure_distance
-from model.compress.training.stage import Device, Losses, Stage, StageSettings, checkpointed, rate
+from model.compress.training.settings import StageSettings, rate
+from model.compress.training.stage import PATIENCE, Losses, Stage, Turn, checkpointed
 from model.compress.vae.train import add_adversarial
 from tests import ROOT
 from tests.model.compress import two_processes
@@ -38,10 +41,10 @@ def stage(folder: Path, settings: StageSettings = SETTINGS, **about: object) -> 
 
 
 def objective(network: nn.Module, discriminator: Discriminator, stop: int | None = None) -> object:
-    def losses(step: int) -> Losses:
-        if step == stop:
+    def losses(turn: Turn) -> Losses:
+        if turn.step == stop:
             raise Interrupted
-        x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(step))
+        x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(turn.batch))
         fake = network(x)
         return add_adversarial((fake - x).abs().mean(), {}, discriminator, fake, x, 0.3)
 
@@ -82,6 +85,29 @@ def test_another_configuration_is_refused(tmp_path: Path, changed: dict[str, obj
         other.resume()
 
 
+def test_steps_that_are_trained_again_are_logged_once(tmp_path: Path) -> None:
+    """After a kill between two states; also before the first one, and in the middle of writing a row."""
+    log = tmp_path / "test.jsonl"
+    with pytest.raises(Interrupted):
+        train(tmp_path, 5)  # the last state is that of step 3
+    assert [json.loads(row)["step"] for row in log.read_text().splitlines()] == [2, 4]
+    log.write_text(log.read_text() + '{"stage": "te')
+    train(tmp_path)
+    assert [json.loads(row)["step"] for row in log.read_text().splitlines()] == [2, 4, 6, 7]
+    (tmp_path / "test.pt").unlink()
+    train(tmp_path)
+    assert [json.loads(row)["step"] for row in log.read_text().splitlines()] == [2, 4, 6, 7]
+
+
+@pytest.mark.parametrize("keep", [0, 100, 3000])
+def test_a_damaged_state_is_named(tmp_path: Path, keep: int) -> None:
+    train(tmp_path)
+    path = tmp_path / "test.pt"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"test\.pt: damaged .*remove it to begin the stage anew"):
+        train(tmp_path)
+
+
 def test_observation_sees_the_averaged_weights_and_changes_nothing(tmp_path: Path) -> None:
     own, network, discriminator = stage(tmp_path)
     seen: list[torch.Tensor] = []
@@ -111,8 +137,18 @@ def test_frozen_weights_are_not_stored(tmp_path: Path) -> None:
 def test_settings() -> None:
     with pytest.raises(ValueError, match="precision must be one of"):
         StageSettings(1, 1.0, 1, precision="float8")
-    with pytest.raises(ValueError, match="batch_size >= 1"):
-        StageSettings(1, 1.0, 0)
+    for values, name in (
+        ((1, 1.0, 0), "batch_size"),
+        ((-1, 1.0, 1), "steps"),
+        ((1, -1.0, 1), "learning_rate"),
+        ((1, float("nan"), 1), "learning_rate"),
+        ((1, 1.0, 1, -1), "micro_batch"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} must be from"):
+            StageSettings(*values)  # type: ignore[arg-type]
+    for name, value in {"ema_decay": 2.0, "beta2": 1.0, "warmup_steps": -1, "save_every": 0, "log_every": 0}.items():
+        with pytest.raises(ValueError, match=f"{name} must be from"):
+            replace(SETTINGS, **{name: value})
     rates = [rate(step, SETTINGS) for step in range(7)]
     assert rates[0] == pytest.approx(5e-3)
     assert max(rates) == rates[1] == rates[2]
@@ -140,8 +176,55 @@ def test_a_non_finite_gradient_leaves_the_weights_alone(tmp_path: Path) -> None:
     network = nn.Linear(2, 1)
     before = network.weight.detach().clone()
     own = Stage("test", tmp_path, replace(SETTINGS, ema_decay=0.0), {"network": network})
-    own.train_step(lambda step: Losses(network(torch.full((1, 2), float("inf"))).sum(), {}))
+    own.train_step(lambda turn: Losses(network(torch.full((1, 2), float("inf"))).sum(), {}))
     assert torch.equal(network.weight, before)
+
+
+def test_losses_that_stay_without_a_value_end_the_stage(tmp_path: Path) -> None:
+    """A few in a row do not: with float16 the scale of the losses adapts to them."""
+    network = nn.Linear(1, 1)
+    settings = replace(SETTINGS, steps=3 * PATIENCE, ema_decay=0.0)
+
+    def lost(*steps: int) -> Callable[[Turn], Losses]:
+        return lambda turn: Losses(network(torch.ones(1, 1)).sum() * (float("nan") if turn.step in steps else 1), {})
+
+    Stage("few", tmp_path, settings, {"network": network}).run(lost(*range(1, PATIENCE), *range(PATIENCE + 1, 39)))
+    with pytest.raises(ValueError, match=rf"stage many: the loss was not finite in {PATIENCE} steps .*many.pt"):
+        Stage("many", tmp_path, settings, {"network": network}).run(lost(*range(5, 5 + PATIENCE)))
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path, micro: int) -> None:
+    """Each turn draws samples of its own; the log has the batch's means; the discriminator learns from all of it."""
+    x = torch.randn(7 * 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def weights(settings: StageSettings, name: str) -> tuple[list[torch.Tensor], str]:
+        own, network, discriminator = stage(tmp_path / name, settings)
+        seen: list[int] = []
+
+        def losses(turn: Turn) -> Losses:
+            real = x[turn.batch * turn.count : (turn.batch + 1) * turn.count]
+            seen.extend(range(turn.batch * turn.count, (turn.batch + 1) * turn.count))
+            fake = network(real)
+            return add_adversarial((fake - real).abs().mean(), {}, discriminator.eval(), fake, real, 0.3)
+
+        own.run(losses)
+        assert seen == list(range(28))
+        logged = [json.loads(line) for line in (tmp_path / name / "test.jsonl").read_text().splitlines()]
+        values = [[round(entry[key], 4) for key in ("loss", "adversarial", "discriminator")] for entry in logged]
+        return [p.detach() for p in (*network.parameters(), *discriminator.parameters())], str(values)
+
+    whole, log = weights(SETTINGS, "whole")
+    parts, other = weights(replace(SETTINGS, micro_batch=micro), "parts")
+    for a, b in zip(whole, parts, strict=True):
+        assert torch.allclose(a, b, atol=2e-4)
+    assert log == other
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="batch_size 4 is no multiple of 1 processes x micro_batch 3"):
+        stage(tmp_path, replace(SETTINGS, micro_batch=3))
+    assert stage(tmp_path, replace(SETTINGS, micro_batch=8))[0].count == 4
 
 
 # --------------------------------------------------------------------------------------------------------------- losses

@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from model.compress.training.stage import Device, Losses, Stage, StageSettings
+from model.compress.training.device import Device
+from model.compress.training.settings import StageSettings
+from model.compress.training.stage import Losses, Stage, Turn
 
 
 def main(folder: Path) -> None:
@@ -19,8 +21,8 @@ def main(folder: Path) -> None:
     number, processes = device.number
     stage = Stage("two", folder, StageSettings(5, 0.1, 4, warmup_steps=1), {"network": network}, device=device)
 
-    def objective(step: int) -> Losses:
-        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step)).chunk(processes)[number]
+    def objective(turn: Turn) -> Losses:
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(turn.batch)).chunk(processes)[number]
         return Losses(network(x).square().mean(), {})
 
     stage.run(objective)

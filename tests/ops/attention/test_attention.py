@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from tests.ops.cases import Arguments, Case
 from tests.ops.contract import OperatorContract, reference_of
 from tests.ops.mathematics import altered
+from tinysr_kernels.launch.device import GPUS
 from tinysr_kernels.ops.attention.attention import Attention
 
 reference = reference_of("attention")
@@ -104,3 +106,20 @@ def test_cost_by_hand() -> None:
     found = Attention(torch.empty(2, 17, 720, dtype=torch.float16, device="meta"), 5, 0.1).cost()
     assert found.flops == 2 * 5 * (4 * 289 * 48 + 5 * 289)
     assert found.bytes == 2 * (2 * 17 * 720 + 2 * 17 * 240)
+
+
+@pytest.mark.parametrize(
+    ("heads", "head_dim", "tokens", "arch", "block_m"),
+    [
+        (24, 64, 1024, 90, 64),  # 192 tiles of 128 queries would be two for most of 132 multiprocessors
+        (24, 64, 1024, 80, 128),
+        (5, 48, 4096, 90, 64),
+        (10, 48, 1024, 90, 128),  # 80 tiles: one each
+        (20, 48, 256, 90, 64),
+    ],
+)
+def test_tiles_leave_no_multiprocessor_with_more_queries(
+    heads: int, head_dim: int, tokens: int, arch: int, block_m: int
+) -> None:
+    qkv = torch.empty(1, tokens, 3 * heads * head_dim, dtype=torch.float16, device="meta")
+    assert Attention(qkv, heads, 0.1).heuristic(GPUS[arch]).block_m == block_m

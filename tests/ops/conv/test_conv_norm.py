@@ -124,10 +124,12 @@ def launches(c: int, o: int, side: int, groups: int, second: int = 0, arch: int 
 
 
 def test_launches_by_size() -> None:
-    """Two, except with thousands of tiles, or a norm over two images with groups too large for one program."""
+    """Two, except with channel statistics, thousands of tiles, or a norm over two images without split-K."""
     assert launches(960, 960, 8, 24) == ["conv", "merge_splits_norm"]
     assert launches(960, 960, 16, 24, second=960) == ["conv", "merge_splits_norm"]
-    assert launches(480, 480, 32, 24) == ["conv", "single"]
+    assert launches(480, 480, 16, 32) == ["conv", "merge_splits_norm"]
+    assert launches(480, 480, 32, 32) == ["conv", "merge", "from_moments"]
+    assert launches(480, 480, 32, 24) == ["conv", "merge", "from_moments"]
     assert launches(256, 256, 128, 32) == ["conv", "apply"]
     assert launches(64, 64, 512, 32) == ["conv", "merge", "apply"]
     assert launches(240, 240, 128, 24) == ["conv", "merge", "from_moments"]

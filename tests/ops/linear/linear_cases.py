@@ -98,6 +98,7 @@ MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "normed geglu": _linear((2, 5), 96, 60, activation="geglu", residual=True, eps=1e-5),
         "normed row": _linear((1, 1), 10, 3, bias=False, eps=0.5),
         "normed tiles": _linear((3, 19), 240, 70, eps=0.3),
+        "normed wide": _linear((1, 3), 555, 3, eps=0.1),
     },
     "unpatchify_subtract": {
         "latent": _unpatchify(2, 16, 3, 5, 2, 48),

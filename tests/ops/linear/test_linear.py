@@ -13,7 +13,8 @@ from tests.ops.contract import OperatorContract, is_exact, reference_of
 from tests.ops.draw import Draw
 from tests.ops.mathematics import altered, zeroed
 from tests.ops.norm.row_moments import RowMomentsContract, by_hand, mutants
-from tinysr_kernels.ops.linear.linear import Linear
+from tinysr_kernels.launch.device import GPUS
+from tinysr_kernels.ops.linear.linear import Config, Linear
 
 reference = reference_of("linear")
 
@@ -207,3 +208,23 @@ def test_cost_by_hand() -> None:
     # A residual repeated over the batch by a stride of zero is in memory once.
     repeated = torch.empty(1, 7, 60, **half).expand(2, 7, 60)
     assert Linear(x, weight, residual=repeated).cost().bytes == 2 * (672 + 2880 + 420 + 840)
+
+
+def heuristic(k: int, o: int, arch: int, **more: Tensor) -> Config:
+    half = {"dtype": torch.float16, "device": "meta"}
+    return Linear(torch.empty(2, 1024, k, **half), torch.empty(o, k, **half), **more).heuristic(GPUS[arch])
+
+
+def test_the_widest_tile_is_for_asynchronous_copies_and_a_plain_epilogue() -> None:
+    """128 tiles of 288 features fill an H200 once; elsewhere their accumulators would spill registers."""
+    residual = torch.empty(2, 1024, 4608, dtype=torch.float16, device="meta")
+    found = heuristic(1536, 4608, 90)
+    assert (found.block_m, found.block_n, found.block_n2) == (128, 256, 32)
+    assert heuristic(1536, 4608, 80).block_n + heuristic(1536, 4608, 80).block_n2 <= 192
+    assert heuristic(1000, 4608, 90).block_n == heuristic(1536, 4608, 90, residual=residual).block_n == 64
+
+
+def test_few_programs_have_more_loads_under_way() -> None:
+    assert (heuristic(480, 480, 90).block_k, heuristic(480, 480, 90).num_stages) == (128, 4)
+    assert (heuristic(480, 960, 90).block_k, heuristic(480, 960, 90).num_stages) == (64, 3)
+    assert heuristic(490, 480, 90).block_k == 32

@@ -17,18 +17,25 @@ from tinysr_kernels.ops.linear.linear import LIBRARY, Config
 from tinysr_kernels.ops.norm.kernels import row_moments as row_moments_kernel
 
 
+def where_possible(op: str, config: Config) -> dict[str, Config]:
+    """The configuration by bucket, for the cases that split-K serves."""
+    calls = [REGISTRY[op](**case.arguments(torch.float16)) for case in CASES[op]]
+    return {call.bucket(): config for call in calls if call.can_split}
+
+
 class TestLinearKernels(KernelContract):
     contract = test_linear.TestLinear
     kernels = linear_kernel
     # Small blocks, so that these small matmuls have several of each kind and ragged ends.
     configs: ClassVar = {
         "two blocks": Config("tile", 16, 16, block_n2=16, block_k=32, group_m=2, num_warps=4, num_stages=1),
+        "split-K": where_possible("linear", Config("tile", 16, 32, 16, 16, 2, 4, 1, split_k=3)),
         "library": LIBRARY,
     }
     mutations: ClassVar = {
         "first step alone": ("for start in range(0, K, BLOCK_K):", "for start in range(0, BLOCK_K, BLOCK_K):"),
         "beyond K": ("k_mask = k < K - start", "k_mask = k < K - start + 1"),
-        "the first row for all": ("x_ptrs = x + rows[:, None] * K", "x_ptrs = x + (rows * 0)[:, None] * K"),
+        "the first row for all": ("x_ptrs = x + rows[:, None] * stride", "x_ptrs = x + (rows * 0)[:, None] * stride"),
         "no second input": ("if x2 is not None:", "if x2 is not None and K < 0:"),
         "exact GELU for tanh": ("v = gelu_tanh(v)", "v = _gelu(v * 1.02)"),
         "gates are values": ("acc *= _gelu(acc2)", "acc = acc2 * _gelu(acc)"),
@@ -43,9 +50,12 @@ class TestLinearKernels(KernelContract):
         ),
         "rows of a group mixed up": ("(first_block + in_group % group_m)", "(first_block + in_group * 0)"),
         "blocks of features mixed up": (
-            "first_col = in_group // group_m * WIDTH",
-            "first_col = in_group // group_m * BLOCK_N",
+            "BLOCK_M, in_group // group_m * WIDTH",
+            "BLOCK_M, in_group // group_m * (WIDTH // 2)",
         ),
+        "the first part of K for all": ("begin = tl.program_id(1) * k_per_split", "begin = tl.program_id(1) * 0"),
+        "the last part of K as long as all": ("tl.minimum(k_per_split, K - begin)", "k_per_split"),
+        "one part of K twice": ("M.to(tl.int64) * split + first_row", "first_row"),
         "no mean": ("rstd[:, None] * (acc - mean[:, None] *", "rstd[:, None] * (acc - 0.0 * mean[:, None] *"),
         "no rstd": ("return rstd[:, None] * (acc", "return (acc"),
         "the values' sums for the gates": ("weight_sums + N, cols2", "weight_sums, cols2"),
@@ -53,10 +63,11 @@ class TestLinearKernels(KernelContract):
             "elif SECOND:\n            acc2 = _norm",
             "elif SECOND:\n            _ = _norm",
         ),
-        "parts count alike": ("means * count, 0.0), 1) / K", "means, 0.0), 1) / parts"),
+        "parts count alike": ("tl.minimum(K - part * PART, PART)", "(part * 0 + PART)"),
         "means of parts alike": ("squares + count * deviation * deviation", "squares"),
         "no eps": ("tl.sqrt_rn(variance + eps)", "tl.sqrt_rn(variance)"),
-        "the first part alone": ("mask = (part < parts)[None, :]", "mask = (part < 1)[None, :]"),
+        "the first part alone": ("(part < PARTS)[None, :]", "(part < 1)[None, :]"),
+        "the first block of parts for all": ("tl.load(at + start, mask", "tl.load(at, mask"),
     }
 
 
@@ -65,6 +76,7 @@ class TestLinearRowMomentsKernels(KernelContract):
     kernels = linear_kernel
     configs: ClassVar = {
         "two blocks": Config("tile", 16, 32, block_n2=32, block_k=32, group_m=2, num_warps=4, num_stages=1),
+        "split-K": where_possible("linear_row_moments", Config("tile", 16, 64, 0, 16, 2, 4, 1, split_k=2)),
         "several parts": Config("tile", 32, 64, block_n2=64, block_k=16, group_m=4, num_warps=4, num_stages=2),
         "library": LIBRARY,
     }

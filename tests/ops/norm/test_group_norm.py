@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from tests.ops.cases import Arguments, Case, Draw
 from tests.ops.contract import OperatorContract, reference_of
 from tests.ops.mathematics import altered, sigmoid_times
+from tinysr_kernels.launch.device import GPUS
 from tinysr_kernels.ops.norm.group_norm import GroupNorm
 
 reference = reference_of("group_norm")
@@ -165,3 +167,21 @@ def test_cost_by_hand() -> None:
     found = GroupNorm(x, skip, vector, vector.clone(), 2, 1e-5).cost()
     assert found.flops == 9 * 1350
     assert found.bytes == 2 * (720 + 630 + 1350) + 4 * 180
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "groups", "form"),
+    [
+        (960, 8, 32, "single"),
+        (256, 16, 32, "single"),
+        (128, 32, 8, "single"),  # groups of 16, whole 16-byte accesses
+        (96, 32, 8, "split"),  # of 12: 8-byte accesses
+        (240, 64, 24, "split"),
+        (4096, 64, 512, "single"),  # as many groups as programs that fill the GPU
+    ],
+)
+def test_one_program_normalizes_a_small_group(channels: int, side: int, groups: int, form: str) -> None:
+    """Larger groups would leave most multiprocessors idle."""
+    x = torch.empty(1, channels, side, side, dtype=torch.float16, device="meta")
+    vector = torch.empty(channels, device="meta")
+    assert GroupNorm(x, None, vector, vector, groups, 1e-5).heuristic(GPUS[90]).form == form

@@ -87,6 +87,22 @@ def _with_old_suffix(item: Input, suffix: str) -> Path:
     return with_stem_end(base.with_name(base.name + suffix), end)
 
 
+def name_beside(items: Sequence[Input], end: str, wanted: str | None) -> list[Path]:
+    """Where each input's result goes beside it: photo.jpg -> photo_x4.jpg for the end "_x4".
+
+    A name that is taken gets a number. wanted: the suffix of all images.
+    """
+    taken: set[str] = set()
+    named = []
+    for item in items:
+        base, _ = _base(item)
+        path = with_stem_end(item.source.with_name(base.name + _suffix(item, wanted)), end)
+        free = (name for name in numbered(path) if not os.path.lexists(name) and name_key(name) not in taken)
+        named.append(next(free))
+        taken.add(name_key(named[-1]))
+    return named
+
+
 def name_outputs(items: Sequence[Input], wanted: str | None) -> list[tuple[Path, Path]]:
     """Output and fallback of each input, below the output folder. wanted: the suffix of all images.
 

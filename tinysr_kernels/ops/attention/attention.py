@@ -136,9 +136,10 @@ class Attention(Operator):
             block_d = next_power_of_2(head_dim, most=256)
             config = Config("wide", 64, 32, 8, 1, separate_tail=False, block_k=16, block_d=block_d)
         elif head_dim <= 64:
-            # A tile of 128 queries reads keys and values half as often as one of 64; the small one fills a larger GPU.
-            large = cdiv(tokens, 128) * self.heads >= gpu.multiprocessors
-            return Config("flash", *((128, WHOLE_TOKENS, 8) if large else (64, WHOLE_TOKENS, 4)), 3)
+            # The fewest queries for the multiprocessor with the most programs; at equal numbers a tile of 128, which
+            # reads keys and values half as often as one of 64.
+            block_m = min((128, 64), key=lambda rows: self._rows(gpu, rows))
+            return Config("flash", block_m, WHOLE_TOKENS, block_m // 16, 3)
         elif head_dim <= 128:
             # Two loops, or 64 keys, would spill on some architecture.
             return Config("flash", 64, 32, 8, 2, separate_tail=False)
@@ -152,6 +153,10 @@ class Attention(Operator):
             block_m = 128 if gpu.shared_limit >= 200 * 1024 and tokens >= 128 else 64
             config = Config("wide", block_m, WHOLE_TOKENS, 8, 2, block_k=256, block_d=256)
         return replace(config, split_k=self._split_k(gpu, config))
+
+    def _rows(self, gpu: Gpu, block_m: int) -> int:
+        """Queries of one multiprocessor, of all heads of a sample."""
+        return cdiv(cdiv(self.tokens, block_m) * self.heads, gpu.multiprocessors) * block_m
 
     def _split_k(self, gpu: Gpu, config: Config) -> int:
         """The number of parts of the keys that takes the fewest steps, at one program per multiprocessor."""

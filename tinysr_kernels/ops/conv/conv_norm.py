@@ -32,7 +32,7 @@ from tinysr_kernels.ops.conv.kernels import conv_norm as conv_norm_kernel
 from tinysr_kernels.ops.layout import contiguous_as, empty_nhwc, nhwc
 from tinysr_kernels.ops.norm.channel_moments import launch_merge, with_moments
 from tinysr_kernels.ops.norm.group_norm import Config as NormConfig
-from tinysr_kernels.ops.norm.group_norm import GroupNorm
+from tinysr_kernels.ops.norm.group_norm import GroupNorm, single, splits
 
 FORMS = ("group", "tiles", "split")
 MAX_TILES = 512
@@ -136,6 +136,9 @@ class NormAfter(Convolution):
         """conv, and for the norm: one program per small group, else what reads the image once."""
         _, c, h, w = self.normed_shape
         found = self.norm_after(torch.empty(self.out_shape, dtype=self.x.dtype, device="meta")).heuristic(gpu)
+        if conv.split_k > 1 and not splits(h * w, self.normed_group_size):
+            # The launch that adds the partial sums reads the image in any case.
+            found = single(h * w, self.normed_group_size)
         form, block_m, block_n, chunks, num_warps, num_stages = dataclasses.astuple(found)
         if form == "single":
             form = "group"
@@ -146,7 +149,7 @@ class NormAfter(Convolution):
                 elements = block_m * block_n
                 num_warps = 8 if elements < 2048 or (elements == 2048 and block_n == 64) else 16
         elif self.normed_skip is None:
-            form, num_warps, num_stages = "tiles", 4, 3
+            form, num_warps, num_stages = "tiles", 8, 3
             # Rows of 64 bytes in half precision; with wider ones a program would have to merge more groups.
             block_n = next_power_of_2(c, most=max(32, next_power_of_2(self.normed_group_size)))
             block_m = next_power_of_2(h * w, least=1, most=max(4096 // block_n, 1))

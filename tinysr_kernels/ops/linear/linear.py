@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ class Config:
 
     block_m, block_n, block_n2: rows of a tile, features of its first block and of its second, 0 without one (geglu has
     one as wide as the first); block_k: elements of the reduction per step; group_m: L2 swizzle, blocks of rows that
-    run together.
+    run together; split_k: programs that share one reduction, whose partial sums a second launch adds.
     """
 
     form: str
@@ -56,13 +56,19 @@ class Config:
     group_m: int
     num_warps: int
     num_stages: int
+    split_k: int = 1
 
 
 LIBRARY = Config("library", 1, 1, 0, 1, 1, 1, 1)
 
+MERGED_ROWS, MERGED_FEATURES = 8, 256
+"""Of a program that adds the partial sums of split-K: 16 elements per thread."""
+
 # Tiles in half precision, block_m x (block_n + block_n2), and the share of the arithmetic that each can hope to reach:
-# larger ones load less per multiply-add. An ordering, not a measurement.
+# larger ones load less per multiply-add. An ordering, not a measurement. The first is for Hopper alone, whose operands
+# lie in shared memory: elsewhere it takes more registers than there are.
 TILES = (
+    (128, 256, 32, 1.0),
     (128, 128, 64, 1.0),
     (128, 128, 0, 0.95),
     (128, 64, 32, 0.85),
@@ -70,6 +76,10 @@ TILES = (
     (64, 64, 32, 0.7),
     (64, 64, 0, 0.65),
 )
+WIDEST, LARGE = TILES[:2]
+HOPPER_TILES = (LARGE, (128, 64, 32, 0.85), (64, 128, 0, 0.8), (64, 64, 0, 0.65))
+MERGE, MERGE_STEPS = 1 << 22, 512
+"""Cost of split-K's second launch in multiply-adds of a multiprocessor: its own, and per element of the result."""
 
 
 @register
@@ -196,16 +206,40 @@ class Linear(Operator):
                 return Config("tile", 32, 32, 32, 16, 8, 4, 2)
             return Config("tile", 32, next_power_of_2(self.features, most=64), 0, 16, 8, 4, 2)
 
-        def time(tile: tuple[int, int, int, float]) -> float:
-            block_m, block_n, block_n2, reach = tile
-            width = (block_n + block_n2) // (2 if geglu else 1)
-            programs = cdiv(sample_rows(self.x), block_m) * cdiv(self.features, width)
-            return cdiv(programs, gpu.multiprocessors) * block_m * (block_n + block_n2) / reach
+        depth = self.x.shape[-1] + (0 if self.x2 is None else self.x2.shape[-1])
+        rows, features = sample_rows(self.x), self.features
 
-        block_m, block_n, block_n2, _ = min((t for t in TILES if not geglu or t[2] == 0), key=time)
+        def programs(tile: tuple[int, int, int, float]) -> int:
+            block_m, block_n, block_n2, _ = tile
+            return cdiv(rows, block_m) * cdiv(features, (block_n + block_n2) // (2 if geglu else 1))
+
+        def time(tile: tuple[int, int, int, float], split_k: int = 1) -> float:
+            block_m, block_n, block_n2, reach = tile
+            waves = cdiv(programs(tile) * split_k, gpu.multiprocessors)
+            merging = MERGE + MERGE_STEPS * rows * features / gpu.multiprocessors if split_k > 1 else 0
+            return waves * block_m * (block_n + block_n2) / reach * depth / split_k + merging
+
+        # Rows of whole 16-byte accesses are copied to shared memory asynchronously; others go through registers.
+        copied = gpu.arch == 90 and all(t.shape[-1] % 16 == 0 for t in (self.x, self.x2) if t is not None)
+        # The epilogue of the first tile has no registers left for more tensors.
+        plain = self.residual is None and not isinstance(self, RowMoments)
+        # Few kinds of tiles, for every kind is compiled once for every kind of prologue and epilogue.
+        tiles = [t for t in TILES if t is not WIDEST and (not copied or geglu or t in HOPPER_TILES)]
+        if copied and plain:
+            tiles.append(WIDEST)
+        tile = min((t for t in tiles if not geglu or t[2] == 0), key=time)
+        block_m, block_n, block_n2, _ = tile
         if geglu:
             block_n = block_n2 = block_n // 2
         outputs = block_m * (block_n + block_n2)
+        num_warps = 8 if outputs > 8192 else 4
+        if copied:
+            # Masks of a ragged last step cost less than twice as many steps. Programs that have a multiprocessor to
+            # themselves hide the latency of their loads by what is under way.
+            block_k, num_stages = (128, 4) if outputs <= 4096 else (32, 4) if tile is WIDEST else (64, 3)
+            if self.can_split and depth % 128 == 0 and time(LARGE, 2) < time(tile):
+                return Config("tile", *LARGE[:3], 64, 8, 8, 3, split_k=2)
+            return Config("tile", block_m, block_n, block_n2, block_k, 8, num_warps, num_stages)
         # Masks of ragged steps take registers, and so do the matmuls of data-center Blackwell: then 64 would spill.
         even = all(t.shape[-1] % 64 == 0 for t in (self.x, self.x2) if t is not None)
         block_k = 64 if even and gpu.shared_limit > 128 << 10 and gpu.arch < 100 else 32
@@ -213,7 +247,7 @@ class Linear(Operator):
         # norm.
         if self.row_moments is not None and gpu.arch < 90 and outputs > 128 * 128:
             block_k = 32
-        return Config("tile", block_m, block_n, block_n2, block_k, 8, 8 if outputs > 8192 else 4, 3)
+        return Config("tile", block_m, block_n, block_n2, block_k, 8, num_warps, 3)
 
     def plan(self, config: Config) -> Plan:
         """One launch; of the cuBLASLt backend several."""
@@ -233,7 +267,55 @@ class Linear(Operator):
         if config.form == "library":
             norm_eps = None if self.row_moments is None else self.eps
             return Plan(out, cublaslt.launches(operands, self.activation, norm_eps))
+        if config.split_k > 1:
+            return Plan(out, self._split(config, operands, out))
         return Plan(out, (self._launch(config, operands, out),))
+
+    @property
+    def can_split(self) -> bool:
+        """Whether the launches of split-K compute it: no second product, nothing but sums before the epilogue."""
+        return self.x2 is None and self.row_moments is None and self.activation != "geglu"
+
+    def _split(self, config: Config, operands: dict[str, Tensor | None], out: Tensor) -> tuple[Launch, Launch]:
+        """Partial sums, then their sum and the epilogue."""
+        check(self.can_split, "split_k must be 1 for geglu, a second input or a norm")
+        k, n = self.x.shape[-1], self.features
+        rows = self.x.numel() // k
+        k_per_split = cdiv(cdiv(k, config.block_k), config.split_k) * config.block_k
+        splits = cdiv(k, k_per_split)
+        partials = out.new_empty((splits, rows, n), dtype=torch.float32)
+        sizes = {"M": rows, "N": n}
+        product: dict[str, Any] = {
+            "x": operands["x"],
+            "weight": operands["weight"],
+            "scratch_partials": partials,
+            **sizes,
+            "K": k,
+            "k_per_split": k_per_split,
+            "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n,
+            "BLOCK_N2": config.block_n2,
+            "BLOCK_K": config.block_k,
+            "EVEN_K": k % config.block_k == 0,
+            "GROUP_M": config.group_m,
+        }
+        merged: dict[str, Any] = {
+            "scratch_partials": partials,
+            **{name: operands[name] for name in ("bias", "residual", "gate", "out")},
+            "out_moments": out_moments(self, config, out),
+            **sizes,
+            "ACTIVATION": self.activation,
+            "SPLIT_K": splits,
+            "BLOCK_M": MERGED_ROWS,
+            "BLOCK_N": MERGED_FEATURES,
+            "PART": PART,
+        }
+        tiles = cdiv(rows, config.block_m) * cdiv(n, config.block_n + config.block_n2)
+        grid = cdiv(rows, MERGED_ROWS), cdiv(n, MERGED_FEATURES)
+        return (
+            Launch(linear_kernel.linear_split, (tiles, splits), product, config.num_warps, config.num_stages),
+            Launch(linear_kernel.merge_splits, grid, merged, 4, 1),
+        )
 
     def _launch(self, config: Config, operands: dict[str, Tensor | None], out: Tensor) -> Launch:
         geglu = self.activation == "geglu"
@@ -258,7 +340,7 @@ class Linear(Operator):
             "EVEN_K": k % config.block_k == 0 and k2 % config.block_k == 0,
             "GROUP_M": config.group_m,
             "PART": PART,
-            "PARTS": next_power_of_2(cdiv(k, PART), least=1),
+            "PARTS": 0 if self.row_moments is None else cdiv(k, PART),
         }
         width = config.block_n if geglu else config.block_n + config.block_n2
         grid = (cdiv(rows, config.block_m) * cdiv(self.features, width),)
@@ -272,12 +354,16 @@ class Linear(Operator):
             widths = [(32, 32), (64, 64), (128, 128)]
         else:
             widths = [(32, 0), (64, 0), (128, 0), (256, 0), (64, 32), (128, 64)]
+            widths += [(256, 32)] if gpu.arch == 90 else []
         for block_m, (block_n, block_n2), block_k, num_warps, num_stages, group_m in itertools.product(
             (32, 64, 128), widths, (32, 64, 128) if itemsize == 2 else (16, 32), (4, 8), (2, 3, 4), (4, 8)
         ):
             buffers = (block_m + block_n + block_n2) * block_k * itemsize * num_stages
-            if block_m * (block_n + block_n2) <= 4096 * num_warps and buffers <= gpu.shared_limit:
-                yield Config("tile", block_m, block_n, block_n2, block_k, group_m, num_warps, num_stages)
+            if block_m * (block_n + block_n2) <= 4608 * num_warps and buffers <= gpu.shared_limit:
+                one = Config("tile", block_m, block_n, block_n2, block_k, group_m, num_warps, num_stages)
+                yield one
+                if self.can_split and num_warps == 8 and block_m == 128 and self.x.shape[-1] % (2 * block_k) == 0:
+                    yield replace(one, split_k=2)
 
 
 @register

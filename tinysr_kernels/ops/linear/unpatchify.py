@@ -141,7 +141,7 @@ class UnpatchifySubtract(Operator):
             "BLOCK_K": config.block_k,
             "EVEN_K": depth % config.block_k == 0,
             "PART": PART,
-            "PARTS": next_power_of_2(cdiv(depth, PART), least=1),
+            "PARTS": 0 if self.row_moments is None else cdiv(depth, PART),
         }
         grid = (cdiv(n * tokens, config.block_m), cdiv(self.weight.shape[0], config.block_n))
         kernel = linear_kernel.unpatchify_subtract

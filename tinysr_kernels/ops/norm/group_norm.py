@@ -30,8 +30,11 @@ from tinysr_kernels.ops.norm.channel_moments import CACHED, channel_moments_of, 
 from tinysr_kernels.ops.norm.kernels import group_norm as kernels
 from tinysr_kernels.ops.reference_math import activate, compute_dtype
 
-SINGLE_ELEMENTS = 1 << 16
-"""Elements of the largest group that one program normalizes (`splits`): 128 KB in half precision."""
+SINGLE_ELEMENTS = 1 << 13
+"""Elements of the largest group that one program normalizes while other multiprocessors have nothing to do: about what
+it does in the time of two more launches. Twice as many where a group's channels are whole 16-byte accesses."""
+CACHED_ELEMENTS = 1 << 16
+"""Elements of the largest group that one program normalizes at all (`splits`): 128 KB in half precision."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,17 @@ class Config:
 
 def splits(pixels: int, group_size: int) -> bool:
     """Whether groups of `group_size` channels are too large for one program, so that producers' statistics help."""
-    return pixels * group_size > SINGLE_ELEMENTS
+    return pixels * group_size > CACHED_ELEMENTS
+
+
+def single(pixels: int, group_size: int) -> Config:
+    """One program per group of `group_size` channels."""
+    block_n = next_power_of_2(group_size, least=1)
+    block_m = next_power_of_2(pixels, least=1, most=max(4096 // block_n, 1))
+    elements = block_m * block_n
+    # With 8 warps, groups of 40 channels spill registers on Ada.
+    num_warps = 16 if elements >= 4096 and block_n > 32 else 8 if elements >= 2048 else 4
+    return Config("single", block_m, block_n, 1, num_warps, 1)
 
 
 @register
@@ -198,13 +211,11 @@ class GroupNorm(Operator):
         if self.moments is not None:
             block_n = next_power_of_2(c, most=64)
             return Config("split", next_power_of_2(pixels, least=1, most=4096 // block_n), block_n, 1, 8, 1)
-        if not splits(pixels, self.group_size):
-            block_n = next_power_of_2(self.group_size, least=1)
-            block_m = next_power_of_2(pixels, least=1, most=max(4096 // block_n, 1))
-            elements = block_m * block_n
-            # With 8 warps, groups of 40 channels spill registers on Ada.
-            num_warps = 16 if elements >= 4096 and block_n > 32 else 8 if elements >= 2048 else 4
-            return Config("single", block_m, block_n, 1, num_warps, 1)
+        most = SINGLE_ELEMENTS * (2 if self.group_size * self.x.element_size() % 16 == 0 else 1)
+        if self.groups >= programs_wanted(gpu):
+            most = CACHED_ELEMENTS
+        if pixels * self.group_size <= most:
+            return single(pixels, self.group_size)
         block_n = next_power_of_2(c, most=64)
         # A tile of 4096 elements would take 80 registers, and spill some of them in Triton 3.6.
         block_m = 2048 // block_n
@@ -295,7 +306,7 @@ class GroupNorm(Operator):
             "group_size": self.group_size,
             "chunk_pixels": chunk_pixels,
             "chunks": chunks,
-            "BLOCK_CHUNKS": next_power_of_2(chunks, least=1, most=max(1024 // block_n, 1)),
+            "BLOCK_CHUNKS": max(1024 // block_n, 1),
             "BLOCK_N": block_n,
         }
         applied = {**self._normalization(config, inputs, out), **of_groups}
@@ -316,7 +327,7 @@ class GroupNorm(Operator):
                 yield Config("split", block_m, block_n, 1, num_warps, 1)
             return
         block_n = next_power_of_2(self.group_size, least=1)
-        if pixels * block_n <= 4 * SINGLE_ELEMENTS:
+        if pixels * block_n <= 4 * CACHED_ELEMENTS:
             for elements, num_warps in itertools.product((1024, 2048, 4096, 8192), (4, 8)):
                 block_m = next_power_of_2(pixels, least=1, most=max(elements // block_n, 1))
                 yield Config("single", block_m, block_n, 1, num_warps, 1)

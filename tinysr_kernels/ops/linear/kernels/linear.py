@@ -4,6 +4,8 @@
 which fill a GPU where powers of two leave part of it idle. With GEGLU the second block holds the gates of the first.
 Both blocks share the rows that are loaded. The programs' order is an L2 swizzle: GROUP_M blocks of rows run together,
 so that concurrent programs share weights and rows in the cache.
+`linear_split`, `merge_splits`: the same with split-K. Few large tiles then fill a GPU, and the second launch has the
+epilogue.
 `unpatchify_subtract`: the same matmul; its epilogue subtracts the result from the latent at its patches.
 `patch_embed`: the patches of the latent are gathered as rows.
 
@@ -33,16 +35,17 @@ def _matmul(  # type: ignore[no-untyped-def]
     rows,  # [BLOCK_M] existing rows of x, counted from the tile's first
     cols,  # [BLOCK_N] existing rows of weight
     cols2,  # [BLOCK_N2] existing rows of weight
-    K,
+    stride,  # elements from one row of x or weight to the next
+    K,  # elements to sum over
     SECOND: tl.constexpr,  # whether acc2 is computed
     BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr,  # whether BLOCK_K divides K
 ):
     """acc + x[rows] @ weight[cols].T, and acc2 + x[rows] @ weight[cols2].T."""
     k = tl.arange(0, BLOCK_K)
-    x_ptrs = x + rows[:, None] * K + k[None, :]
-    weight_ptrs = weight + cols[None, :] * K + k[:, None]
-    weight2_ptrs = weight + cols2[None, :] * K + k[:, None]
+    x_ptrs = x + rows[:, None] * stride + k[None, :]
+    weight_ptrs = weight + cols[None, :] * stride + k[:, None]
+    weight2_ptrs = weight + cols2[None, :] * stride + k[:, None]
     for start in range(0, K, BLOCK_K):
         if EVEN_K:
             a = tl.load(x_ptrs + start)
@@ -109,6 +112,17 @@ def _epilogue(  # type: ignore[no-untyped-def]
 
 
 @jit
+def _corner(M, N, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr, GROUP_M: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The first row, int64, and the first feature of this program's tile [BLOCK_M,WIDTH] of a result [M,N]."""
+    blocks_m = tl.cdiv(M, BLOCK_M)
+    blocks_n = tl.cdiv(N, WIDTH)
+    first_block = tl.program_id(0) // (GROUP_M * blocks_n) * GROUP_M
+    group_m = tl.minimum(blocks_m - first_block, GROUP_M)
+    in_group = tl.program_id(0) % (GROUP_M * blocks_n)
+    return (first_block + in_group % group_m).to(tl.int64) * BLOCK_M, in_group // group_m * WIDTH
+
+
+@jit
 def linear(  # type: ignore[no-untyped-def]
     x,  # [M,K]
     weight,  # [N,K], [2*N,K] for geglu
@@ -134,7 +148,7 @@ def linear(  # type: ignore[no-untyped-def]
     EVEN_K: tl.constexpr,  # whether BLOCK_K divides K and K2
     GROUP_M: tl.constexpr,  # L2 swizzle: blocks of rows that run together
     PART: tl.constexpr,  # features per mean and squared deviations
-    PARTS: tl.constexpr,  # at least the parts of row_moments
+    PARTS: tl.constexpr,  # of row_moments, 0 without them
 ):
     """Grid: all tiles of the result, GROUP_M blocks of rows at a time."""
     await_inputs()
@@ -142,14 +156,8 @@ def linear(  # type: ignore[no-untyped-def]
     SECOND: tl.constexpr = BLOCK_N2 > 0
     LANES: tl.constexpr = BLOCK_N2 if SECOND else 16
     WIDTH: tl.constexpr = BLOCK_N if GEGLU else BLOCK_N + BLOCK_N2
-    blocks_m = tl.cdiv(M, BLOCK_M)
-    blocks_n = tl.cdiv(N, WIDTH)
-    first_block = tl.program_id(0) // (GROUP_M * blocks_n) * GROUP_M
-    group_m = tl.minimum(blocks_m - first_block, GROUP_M)
-    in_group = tl.program_id(0) % (GROUP_M * blocks_n)
-    first_row = (first_block + in_group % group_m).to(tl.int64) * BLOCK_M
+    first_row, first_col = _corner(M, N, BLOCK_M, WIDTH, GROUP_M)
     rows = tl.arange(0, BLOCK_M)
-    first_col = in_group // group_m * WIDTH
     cols = first_col + tl.arange(0, BLOCK_N)
     cols2 = first_col + (0 if GEGLU else BLOCK_N) + tl.arange(0, LANES)
 
@@ -163,10 +171,10 @@ def linear(  # type: ignore[no-untyped-def]
         mean, rstd = merge_row_moments(row_moments, first_row, x_rows, K, eps, PART, PARTS)
     acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
     acc2 = tl.full((BLOCK_M, LANES), 0.0, tl.float32)
-    acc, acc2 = _matmul(acc, acc2, x + first_row * K, weight, x_rows, w_rows, w_rows2, K, SECOND, BLOCK_K, EVEN_K)
+    acc, acc2 = _matmul(acc, acc2, x + first_row * K, weight, x_rows, w_rows, w_rows2, K, K, SECOND, BLOCK_K, EVEN_K)
     if x2 is not None:
         x2 += first_row * K2
-        acc, acc2 = _matmul(acc, acc2, x2, weight2, x_rows, w_rows, w_rows2, K2, SECOND, BLOCK_K, EVEN_K)
+        acc, acc2 = _matmul(acc, acc2, x2, weight2, x_rows, w_rows, w_rows2, K2, K2, SECOND, BLOCK_K, EVEN_K)
     if row_moments is not None:
         acc = _normalize(acc, mean, rstd, weight_sums, cols, N)
         if GEGLU:
@@ -184,6 +192,77 @@ def linear(  # type: ignore[no-untyped-def]
         if SECOND:
             first_col += BLOCK_N
             _epilogue(acc2, first_row, rows, first_col, bias, residual, gate, out, out_moments, M, N, ACTIVATION, PART)
+
+
+@jit
+def linear_split(  # type: ignore[no-untyped-def]
+    x,  # [M,K]
+    weight,  # [N,K]
+    scratch_partials,  # [tl.num_programs(1),M,N] float32
+    M: extent,
+    N,
+    K,
+    k_per_split,  # a multiple of BLOCK_K; the last part may be shorter
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_N2: tl.constexpr,  # features of the second block, 0 without one
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,  # whether BLOCK_K divides K
+    GROUP_M: tl.constexpr,  # L2 swizzle: blocks of rows that run together
+):
+    """x @ weight.T over one part of K. Grid: all tiles of the result, as in linear; parts of K."""
+    await_inputs()
+    SECOND: tl.constexpr = BLOCK_N2 > 0
+    LANES: tl.constexpr = BLOCK_N2 if SECOND else 16
+    first_row, first_col = _corner(M, N, BLOCK_M, BLOCK_N + BLOCK_N2, GROUP_M)
+    rows = tl.arange(0, BLOCK_M)
+    cols = first_col + tl.arange(0, BLOCK_N)
+    cols2 = first_col + BLOCK_N + tl.arange(0, LANES)
+    # Rows and features beyond the end load the last one, as in linear.
+    x_rows = tl.minimum(rows, (M - 1 - first_row).to(tl.int32))
+    begin = tl.program_id(1) * k_per_split
+    x += first_row * K + begin
+    weight += begin
+    acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
+    acc2 = tl.full((BLOCK_M, LANES), 0.0, tl.float32)
+    w_rows, w_rows2 = tl.minimum(cols, N - 1), tl.minimum(cols2, N - 1)
+    count = tl.minimum(k_per_split, K - begin)
+    acc, acc2 = _matmul(acc, acc2, x, weight, x_rows, w_rows, w_rows2, K, count, SECOND, BLOCK_K, EVEN_K)
+    partials = scratch_partials + (tl.program_id(1).to(tl.int64) * M + first_row) * N
+    inside = (rows < M - first_row)[:, None]
+    tl.store(partials + (rows[:, None] * N + cols[None, :]), acc, mask=inside & (cols < N)[None, :])
+    if SECOND:
+        tl.store(partials + (rows[:, None] * N + cols2[None, :]), acc2, mask=inside & (cols2 < N)[None, :])
+
+
+@jit
+def merge_splits(  # type: ignore[no-untyped-def]
+    scratch_partials,  # [SPLIT_K,M,N] float32
+    bias,  # [N] or None
+    residual,  # [M,N] or None
+    gate,  # [N] or None
+    out,  # [M,N]
+    out_moments,  # [M,2,parts] float32, statistics of out, or None
+    M: extent,
+    N,
+    ACTIVATION: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PART: tl.constexpr,  # features per mean and squared deviations
+):
+    """The sum of the partial sums, in order, and linear's epilogue. Grid: blocks of rows, blocks of features."""
+    await_inputs()
+    first_row = tl.program_id(0).to(tl.int64) * BLOCK_M
+    rows = tl.arange(0, BLOCK_M)
+    first_col = tl.program_id(1) * BLOCK_N
+    cols = first_col + tl.arange(0, BLOCK_N)
+    mask = (rows < M - first_row)[:, None] & (cols < N)[None, :]
+    v = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
+    for split in tl.static_range(SPLIT_K):
+        partials = scratch_partials + (M.to(tl.int64) * split + first_row) * N
+        v += tl.load(partials + (rows[:, None] * N + cols[None, :]), mask=mask, other=0.0)
+    _epilogue(v, first_row, rows, first_col, bias, residual, gate, out, out_moments, M, N, ACTIVATION, PART)
 
 
 @jit
@@ -206,7 +285,7 @@ def unpatchify_subtract(  # type: ignore[no-untyped-def]
     BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr,  # whether BLOCK_K divides K
     PART: tl.constexpr,  # features per mean and squared deviations
-    PARTS: tl.constexpr,  # at least the parts of row_moments
+    PARTS: tl.constexpr,  # of row_moments, 0 without them
 ):
     """Grid: blocks of tokens, blocks of features."""
     await_inputs()
@@ -219,7 +298,7 @@ def unpatchify_subtract(  # type: ignore[no-untyped-def]
     acc = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
     if row_moments is not None:
         mean, rstd = merge_row_moments(row_moments, first_row, t_rows, K, eps, PART, PARTS)
-    acc, _ = _matmul(acc, acc, t + first_row * K, weight, t_rows, w_rows, w_rows, K, False, BLOCK_K, EVEN_K)
+    acc, _ = _matmul(acc, acc, t + first_row * K, weight, t_rows, w_rows, w_rows, K, K, False, BLOCK_K, EVEN_K)
     if row_moments is not None:
         acc = _normalize(acc, mean, rstd, weight_sums, cols, N)
     if bias is not None:

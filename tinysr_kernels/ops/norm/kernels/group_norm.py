@@ -160,7 +160,7 @@ def merge_chunks(  # type: ignore[no-untyped-def]
     eps,
     pixels: extent,
     channels,
-    group_size,  # channels per group
+    group_size: extent,  # channels per group
     chunk_pixels: extent,  # pixels per chunk
     chunks: extent,
     BLOCK_CHUNKS: tl.constexpr,
