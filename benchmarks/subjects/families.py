@@ -5,7 +5,7 @@ compiles like any other and is not measured.
 
 TinySR: 12 blocks of width 1536, a VAE of 64 channels whose decoder is separable as in the paper or dense as the
 release also has it, and that of the paper with its transformer in fp8. AdcSR: SD 2.1's UNet at 0.75 of its widths.
-OSEDiff: SD 2.1's UNet and VAE with a prompt of 77 tokens.
+OSEDiff: SD 2.1's UNet and VAE with a prompt of 77 tokens. TSD-SR: SD3's transformer and VAE with a prompt of 333.
 tinysr-unet: the checkpoint in the package, one of AdcSR's widths with separable convolutions, and two small ones of
 widths that are awkward for kernels.
 """
@@ -24,11 +24,13 @@ from model.reference.kl_vae import KLVAE, kl_config, kl_vae_shapes
 from model.reference.osediff import osediff
 from model.reference.pipelines import tinysr, unet_sr
 from model.reference.pruned_unet import PrunedUNet
+from model.reference.sd3_transformer import SD3Config, SD3Transformer
 from model.reference.sd_unet import SDUNet, sd_unet_shapes
 from model.reference.tiny_vae import TinyVAE
 from model.reference.tinysr_dit import BLOCK_MODULATION, OUT_MODULATION, TinySRTransformer
+from model.reference.tsd_sr import tsd_sr
 from model.reference.unet_shapes import Shape, decoder_shapes, unet_shapes
-from tinysr_kernels.families import Config, OSEDiffConfig, TinySRConfig, UNetConfig, load
+from tinysr_kernels.families import Config, OSEDiffConfig, TinySRConfig, TSDSRConfig, UNetConfig, load
 
 META = torch.device("meta")
 ADCSR_WIDTHS = (240, 480, 960, 960)
@@ -226,6 +228,76 @@ def _osediff(image: Tensor, parts: Mapping[str, Any], config: OSEDiffConfig) -> 
     return osediff(image, unet, parts["vae"], prompt, config)
 
 
+# TSD-SR
+
+SD3_TOKENS, SD3_LATENT, SD3_PATCH = 333, 16, 2
+CONDITIONING = {"norm1": "modulation", "norm1_context": "context_modulation", "norm_out": "modulation"}
+"""Linears of the time step and the pooled prompt, and the tensor that is in the place of each in a checkpoint read."""
+
+
+def _tsd_sr_shapes(variant: str, reduced: bool) -> Named:
+    """As a checkpoint is read: time step and pooled prompt in modulation, the prompt in tokens, one window's table."""
+    config = TSDSRConfig(overlap=4) if reduced else TSDSRConfig()
+    layers, heads, window, vae = (2, 2, 8, (32, 32, 32, 32)) if reduced else (24, 24, 64, SD_VAE)
+    with META:
+        network = SD3Transformer(
+            SD3Config(
+                num_layers=layers,
+                num_attention_heads=heads,
+                caption_projection_dim=heads * config.head_dim,
+                pos_embed_max_size=window // SD3_PATCH,
+            )
+        )
+    tensors = {}
+    for name, t in network.state_dict().items():
+        module, _, last = name.rpartition(".linear.")
+        if last == "weight" and module:
+            stem, _, norm = module.rpartition(".")
+            made = f"{stem}.{CONDITIONING[norm]}" if stem else f"{norm}.{CONDITIONING[norm]}"
+            tensors[made] = t.new_empty(t.shape[0] // t.shape[1], t.shape[1])
+        elif not module and not name.startswith(("time_text_embed.", "context_embedder.")):
+            tensors[name] = t
+    del tensors[f"transformer_blocks.{layers - 1}.attn.add_q_proj.weight"]
+    del tensors[f"transformer_blocks.{layers - 1}.attn.add_q_proj.bias"]
+    tensors["context"] = torch.empty(SD3_TOKENS, network.config.dim, device=META)
+    named = {f"transformer.{name}": t for name, t in tensors.items()}
+    return config, named | _empty("", kl_vae_shapes(vae, SD3_LATENT, 2))
+
+
+def _tsd_sr_parts(tensors: Mapping[str, Tensor], config: TSDSRConfig) -> Parts:
+    """With a prompt of unit vectors its tokens are their projection's weights; what is modulated has biases alone."""
+    own = under(tensors, "transformer")
+    tokens, width = own["context"].shape
+    size = SD3Config(
+        num_layers=sum(name.endswith(".context_modulation") for name in own),
+        attention_head_dim=config.head_dim,
+        num_attention_heads=width // config.head_dim,
+        joint_attention_dim=tokens,
+        caption_projection_dim=width,
+        pos_embed_max_size=round(own["pos_embed.pos_embed"].shape[1] ** 0.5),
+    )
+    with META:
+        network = SD3Transformer(size)
+    state = {name: torch.zeros_like(t, device=own["context"].device) for name, t in network.state_dict().items()}
+    state |= {name: t for name, t in own.items() if name in state} | {"context_embedder.weight": own["context"].T}
+    for name in state:
+        module, _, last = name.rpartition(".linear.")
+        if last == "bias" and module:
+            stem, _, norm = module.rpartition(".")
+            state[name] = own[f"{stem or norm}.{CONDITIONING[norm]}"].flatten()
+    network.load_state_dict(state, assign=True)
+    vae = {name: t for name, t in tensors.items() if not name.startswith("transformer.")}
+    return {"transformer": network, "vae": KLVAE.from_state(vae, replace(kl_config(32), groups=config.vae_groups))}
+
+
+def _tsd_sr(image: Tensor, parts: Mapping[str, Any], config: TSDSRConfig) -> Tensor:
+    network = parts["transformer"]
+    prompt = torch.eye(network.config.joint_attention_dim, dtype=image.dtype, device=image.device)[None]
+    pooled = image.new_zeros(1, network.config.pooled_projection_dim)
+    window = network.config.pos_embed_max_size * SD3_PATCH
+    return tsd_sr(image, network, parts["vae"], prompt, pooled, config, window=window)
+
+
 SUBJECTS: dict[str, Subject] = {
     "tinysr-dit": Subject(
         ("separable", "dense", "fp8"),
@@ -247,6 +319,7 @@ SUBJECTS: dict[str, Subject] = {
         ("released",), _adcsr_shapes, _unet_parts, _unet, pages=("released",), bars=(Bar("released", 1.2),)
     ),
     "osediff": Subject(("released",), _osediff_shapes, _osediff_parts, _osediff),
+    "tsd-sr": Subject(("released",), _tsd_sr_shapes, _tsd_sr_parts, _tsd_sr),
     "tinysr-unet": Subject(
         ("demo", "large", "awkward", "awkward vae"),
         _unet_shapes,

@@ -25,6 +25,7 @@ PARTS = {
     "adcsr": ["unet", "decoder", "color"],  # its first convolution reads the uint8 image
     "tinysr-unet": ["resize", "unet", "decoder", "color"],
     "osediff": ["resize", "encoder", "unet", "decoder", "color"],
+    "tsd-sr": ["resize", "encoder", "transformer", "decoder", "color"],
 }
 
 
@@ -35,7 +36,7 @@ def plan(family: str, variant: str | None = None) -> plans.ModelPlan:
 
 @pytest.mark.parametrize(
     ("family", "launches", "activation_bytes"),
-    [("tinysr-dit", 150, 2.3e9), ("adcsr", 335, 3.0e9), ("osediff", 450, 8.0e9)],
+    [("tinysr-dit", 150, 2.3e9), ("adcsr", 335, 3.0e9), ("osediff", 450, 8.0e9), ("tsd-sr", 385, 9.7e9)],
 )
 def test_launches_and_activation_traffic(family: str, launches: int, activation_bytes: float) -> None:
     """One 128x128 image, from the uint8 image to the uint8 image; eager takes 692 and 1105 launches, 8.1 and 9.8 GB.
@@ -54,7 +55,8 @@ def test_launches_before_and_after_the_network(family: str) -> None:
     parts = {name: totals["launches"] for name, totals in plan(family).grouped(lambda row: row.part).items()}
     assert parts.get("resize", 0) == (0 if family == "adcsr" else 1)
     after = [row.op for row in plan(family).rows if row.part == "color"]
-    fix = ["clamp_image"] if family == "tinysr-unet" else ["adain_fix"] * 2
+    others = {"tinysr-unet": ["clamp_image"], "tsd-sr": ["wavelet_fix"] * 6}
+    fix = others.get(family, ["adain_fix"] * 2)
     enlarged = ["resize_bicubic"] if family == "osediff" else []  # what its colors are matched with
     assert after == [*enlarged, *fix, "aten::copy_"]
 
@@ -71,7 +73,13 @@ def test_padding_takes_few_launches(family: str, before: int) -> None:
 # Parameters and GFLOP of the released networks, computed from their shapes alone; TinySR's by its decoder.
 @pytest.mark.parametrize(
     ("family", "variant", "millions", "gflop"),
-    [("tinysr-dit", "separable", 340.4, 807), ("tinysr-dit", "dense", 341.5, 916), ("adcsr", "released", 456.07, 981)],
+    [
+        ("tinysr-dit", "separable", 340.4, 807),
+        ("tinysr-dit", "dense", 341.5, 916),
+        ("adcsr", "released", 456.07, 981),
+        # SD3's 2028.3 without modulation, what makes the text's constants, and its queries in the last block; the VAE.
+        ("tsd-sr", "released", 1331.2 + 83.7, 5350),
+    ],
 )
 def test_the_networks_have_their_public_size(family: str, variant: str, millions: float, gflop: float) -> None:
     """Parameters, without position table and row sums, with 3x3 kernels in place of folded phases; and FLOPs.

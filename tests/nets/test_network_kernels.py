@@ -14,15 +14,17 @@ import tinysr_kernels
 from tests.layouts.adcsr import write_adcsr
 from tests.layouts.osediff import write_osediff
 from tests.layouts.tinysr import write_tinysr
+from tests.layouts.tsd_sr import write_tsd_sr
 from tests.layouts.unet import write_unet
 from tests.layouts.weights import random_image
 from tests.ops.cases import CASES
 from tests.ops.contract import opcheck
 from tests.ops.kernel_contract import DEVICE, to_device
-from tinysr_kernels.families import TinySRConfig, UNetConfig, osediff
+from tinysr_kernels.families import TinySRConfig, UNetConfig, osediff, tsd_sr
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import Gpu, assume
+from tinysr_kernels.nets import sd3
 from tinysr_kernels.ops import REGISTRY
 
 pytestmark = pytest.mark.numeric
@@ -104,6 +106,24 @@ def test_osediff_equals_its_reference(tmp_path: Path, monkeypatch: pytest.Monkey
     run = {call.op for call in model.launches if call.source != "reference"}
     assert run == {call.op for call in model.launches if call.op in REGISTRY}
     assert "cross_attention" in run
+
+
+@pytest.mark.long
+def test_tsd_sr_equals_its_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two windows, which the text's constants serve alike."""
+    monkeypatch.setattr(tsd_sr, "WINDOW", 8)
+    monkeypatch.setattr(sd3, "WINDOW_BATCH", 256)  # for what compile() traces
+    layout = write_tsd_sr(tmp_path)
+    layout.config = replace(layout.config, overlap=4)
+    image = random_image(16, 18, dtype=torch.float64)
+    exact = layout.upscale(image)
+    with assume(SMALL):
+        model = tinysr_kernels.compile(layout.folder, device=DEVICE, dtype="float32", backend="triton")
+        found = model(image[0].float().to(DEVICE)).cpu().double()
+    assert float((found - exact[0]).norm() / exact.norm()) < BOUND
+    run = {call.op for call in model.launches if call.source != "reference"}
+    assert run == {call.op for call in model.launches if call.op in REGISTRY}
+    assert "joint_attention" in run
 
 
 @pytest.mark.long

@@ -166,6 +166,17 @@ def _cross_attention(n: int, t: int, context: int, heads: int, width: int, scale
     }
 
 
+def _joint_attention(
+    n: int, t: int, context: int, heads: int, width: int, scale: float, *, shared: bool = False, queries: bool = True
+) -> Callable[[Draw], Arguments]:
+    return lambda d: {
+        "image": d.normal(n, t, 3 * heads * width),
+        "text": d.normal(1 if shared else n, context, (3 if queries else 2) * heads * width),
+        "heads": heads,
+        "scale": scale,
+    }
+
+
 def _attention_outliers(n: int, t: int, heads: int, width: int, scale: float) -> Callable[[Draw], Arguments]:
     return lambda d: {"qkv": d.tokens(n, t, 3 * heads * width), "heads": heads, "scale": scale}
 
@@ -296,6 +307,14 @@ _MAKERS: dict[str, dict[str, Callable[[Draw], Arguments]]] = {
         "one key, negative scale": _cross_attention(2, 5, 1, 2, 10, -0.3),
         "one query, one wide head": _cross_attention(3, 1, 20, 1, 150, 150**-0.5),
         "whole tiles, negative scale": _cross_attention(1, 40, 32, 2, 15, -0.4),
+    },
+    "joint_attention": {
+        "heads of 48, a text per sample": _joint_attention(2, 17, 21, 2, 48, 48**-0.5),
+        "a shared text, heads of 64": _joint_attention(2, 33, 37, 1, 64, 64**-0.5, shared=True),
+        "no queries of the text": _joint_attention(2, 40, 19, 2, 20, 20**-0.5, queries=False),
+        "whole tiles, negative scale": _joint_attention(1, 64, 32, 1, 15, -0.4),
+        "one token each": _joint_attention(2, 1, 1, 1, 10, 0.3),
+        "one wide head, shared keys": _joint_attention(2, 9, 5, 1, 150, 150**-0.5, shared=True, queries=False),
     },
     "tanh_scaled": {
         "latent": lambda d: {"z": d.normal(2, 16, 5, 7), "gain": 1 / 3},

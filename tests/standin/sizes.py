@@ -25,7 +25,7 @@ ORDINARY = (
     (512, 512),
 )  # fmt: skip
 FAMILIES = tuple((family, variants[0]) for family, variants in VARIANTS.items())
-MOST = {"tinysr-dit": 60, "adcsr": 540, "osediff": 270, "tinysr-unet": 190}
+MOST = {"tinysr-dit": 60, "adcsr": 540, "osediff": 270, "tsd-sr": 180, "tinysr-unet": 190}
 """Kernels that a family may compile for SMALL and ORDINARY together, with all color fixes for the first size."""
 
 

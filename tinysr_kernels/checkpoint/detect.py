@@ -69,8 +69,11 @@ class Roles:
     embedding_names: tuple[re.Pattern[str], ...] = ()
     """A file whose every tensor has a name that one of these finds holds embeddings."""
 
-    def of(self, file: TensorFile) -> str:
-        """The role that a file's keys and metadata give it."""
+    def of(self, file: TensorFile, class_name: str | None = None) -> str:
+        """The role that a file's keys and metadata give it.
+
+        class_name: of the configuration beside it, which decides between parts whose keys it has alike.
+        """
         if is_own(file.metadata):
             return FOLDED if file.metadata.get("folded") == "1" else OWN
         names = list(file.tensors)
@@ -78,7 +81,8 @@ class Roles:
             return next((part.role for part in self.parts if part.lora and part.fits(file)), LORA)
         if names and all(any(known.search(name) for known in self.embedding_names) for name in names):
             return EMBEDDINGS
-        for part in self.parts:
+        stated = [part for part in self.parts if class_name and part.class_name == class_name]
+        for part in (*stated, *self.parts):
             if part.fits(file):
                 return part.role
         if any(is_lora_name(name) for name in names):
@@ -154,12 +158,13 @@ def scan(root: Path, roles: Roles) -> Folder:
         if is_index(path):
             shards.update(shard_paths(path))
     weights = [p for p in paths if p not in shards and _holds_tensors(p) and not _whole_pipeline(p, folder.notices)]
-    for path in _without_twins(weights, folder.notices):
-        file = read_weights(path)
-        folder.files.setdefault(roles.of(file), []).append(file)
     known = [(p, values) for p in paths if (values := _config(p)) is not None]
     folder.configs = [(p, values) for p, values in known if isinstance(values.get("_class_name"), str)]
     folder.models = [(p, values) for p, values in known if isinstance(values.get("architectures"), list)]
+    classes = {path.parent: values["_class_name"] for path, values in folder.configs if path.name == "config.json"}
+    for path in _without_twins(weights, folder.notices):
+        file = read_weights(path)
+        folder.files.setdefault(roles.of(file, classes.get(file.path.parent)), []).append(file)
     return folder
 
 
@@ -261,6 +266,14 @@ def _stem(path: Path) -> tuple[str, bool]:
 
 def _rank(path: Path) -> tuple[bool, bool, bool, Path]:
     return _stem(path)[1], ".safetensors" not in path.name, is_index(path), path
+
+
+def class_beside(weights: Path) -> str | None:
+    """`_class_name` of the config.json beside a file of weights; None without one."""
+    path = weights.parent / "config.json"
+    values = _config(path) if os.path.lexists(path) else None
+    name = values.get("_class_name") if values else None
+    return name if isinstance(name, str) else None
 
 
 def config_for(folder: Folder, weights: TensorFile, class_name: str) -> tuple[dict[str, Any], str]:

@@ -22,6 +22,7 @@ from tinysr_kernels.families.loading import Loader, roles_of
 from tinysr_kernels.families.osediff import OSEDiff, OSEDiffConfig
 from tinysr_kernels.families.tinysr_dit import TinySR, TinySRConfig
 from tinysr_kernels.families.tinysr_unet import TinySRUNet, UNetConfig
+from tinysr_kernels.families.tsd_sr import TSDSR, TSDSRConfig
 from tinysr_kernels.nets import Network
 
 FAMILIES: dict[str, Family[Any]] = {
@@ -29,6 +30,7 @@ FAMILIES: dict[str, Family[Any]] = {
     AdcSR.name: AdcSR(),
     TinySRUNet.name: TinySRUNet(),
     OSEDiff.name: OSEDiff(),
+    TSDSR.name: TSDSR(),
 }
 """Every family by its name. Where the keys of one file suit several, the first in this order has it."""
 
@@ -42,6 +44,7 @@ __all__ = [
     "Family",
     "Found",
     "OSEDiffConfig",
+    "TSDSRConfig",
     "TinySRConfig",
     "UNetConfig",
     "build",
@@ -63,8 +66,9 @@ def load(ckpt: Any, *, embeddings: Any = None, prompt: str | None = None) -> Che
         a path (str or PathLike)    a folder searched by content, a file, or an index of shards;
         a dict of parts             for a family of several parts, by the names of its `parts`, such as {"transformer",
                                     "vae"[, "lora"][, "embeddings"]} for TinySR, {"unet" or "net_params", "decoder"} for
-                                    AdcSR and {"osediff", "unet", "vae"[, "embeddings"]} for OSEDiff; each a path to a
-                                    file or folder, an nn.Module or a dict of tensors (where a config.json belongs to
+                                    AdcSR and {"osediff", "unet", "vae"[, "embeddings"]} for OSEDiff, {"transformer",
+                                    "vae", "lora", "vae_lora"[, "embeddings"]} for TSD-SR; each a path to a file or
+                                    folder, an nn.Module or a dict of tensors (where a config.json belongs to
                                     it, that lies beside the file or is the module's `config`);
         an nn.Module                of any family, by its keys; its `config` may be the family's configuration, and for
                                     a pruned UNet (unet., decoder.) has to be a UNetConfig.

@@ -10,7 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinysr_kernels.checkpoint.detect import EMBEDDINGS, FOLDED, LORA, OTHER, OWN, Folder, Roles, narrow, scan
+from tinysr_kernels.checkpoint.detect import (
+    EMBEDDINGS,
+    FOLDED,
+    LORA,
+    OTHER,
+    OWN,
+    Folder,
+    Roles,
+    class_beside,
+    narrow,
+    scan,
+)
 from tinysr_kernels.checkpoint.folded import OwnMetadata, read_metadata
 from tinysr_kernels.checkpoint.known import hint
 from tinysr_kernels.checkpoint.manifest import check_manifest
@@ -84,7 +95,7 @@ class Loader:
 
     def _file(self, path: Path, embeddings: Any) -> Checkpoint:
         file = read_weights(path)
-        role = self.roles.of(file)
+        role = self.roles.of(file, class_beside(path))
         family = self._family(role, file)
         if role == FOLDED:
             return self._folded(file, embeddings)

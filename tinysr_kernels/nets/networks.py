@@ -16,13 +16,13 @@ SMALLEST_WINDOW = 32
 """Sides of a transformer's windows in enlarged pixels; the released network has 512."""
 
 
-def resize(image: Tensor, factor: int, dtype: torch.dtype, *, pillow: bool = False) -> Tensor:
+def resize(image: Tensor, factor: int, dtype: torch.dtype, *, pillow: bool = False, clamp: bool = False) -> Tensor:
     """[N,3,H,W] in [0,1], or uint8 that holds 255 times as much -> [N,3,factor*H,factor*W] in `dtype`.
 
-    pillow: with Pillow's bicubic kernel and borders instead of PyTorch's, and clamped to [0,1].
+    pillow: with Pillow's bicubic kernel and borders instead of PyTorch's, and clamped to [0,1]. clamp: clamped too.
     """
     mul = 1 / 255 if image.dtype == torch.uint8 else 1.0
-    return ops.resize_bicubic(image, factor, mul, 0.0, dtype, pillow, pillow)
+    return ops.resize_bicubic(image, factor, mul, 0.0, dtype, pillow, pillow or clamp)
 
 
 class LatentNetwork(nn.Module):

@@ -2,6 +2,7 @@
 
 from tinysr_kernels.ops.attention.attention import Attention
 from tinysr_kernels.ops.attention.cross_attention import CrossAttention
+from tinysr_kernels.ops.attention.joint_attention import JointAttention
 from tinysr_kernels.ops.call import REGISTRY, Cost, Operator
 from tinysr_kernels.ops.conv.conv3x3 import Conv3x3, Conv3x3Moments, Conv3x3Norm
 from tinysr_kernels.ops.conv.input_conv import InputConv
@@ -33,6 +34,7 @@ __all__ = [
     "CrossAttention",
     "GroupNorm",
     "InputConv",
+    "JointAttention",
     "LayerNorm",
     "LayerNormQuantize",
     "Linear",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from model.reference.kl_vae import KLVAE, kl_config, kl_vae_shapes
 from model.reference.sd3_transformer import SD3Config, SD3Transformer, crop_table
+from model.reference.tinysr_dit import timestep_embedding
 
 pytestmark = pytest.mark.numeric
 diffusers = pytest.importorskip("diffusers")
@@ -36,18 +37,24 @@ def randomize(module: nn.Module, seed: int) -> None:
             value.copy_(torch.randn(value.shape, generator=generator) * scale)
 
 
-def test_transformer_against_diffusers() -> None:
-    theirs = diffusers.SD3Transformer2DModel(**asdict(CONFIG)).eval()
+@pytest.mark.parametrize("layers", [1, 3])
+def test_transformer_against_diffusers(layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIG, num_layers=layers)
+    theirs = diffusers.SD3Transformer2DModel(**asdict(config)).double().eval()
     randomize(theirs, 0)
-    ours = SD3Transformer(CONFIG)
+    ours = SD3Transformer(config).double()
     ours.load_state_dict(theirs.state_dict())
-    z, prompt, pooled = torch.randn(2, 4, 12, 8), torch.randn(1, 5, 12), torch.randn(1, 20)
-    with torch.no_grad():
-        wanted = theirs(z, prompt.expand(2, -1, -1), pooled.expand(2, -1), torch.tensor([1000.0, 1000.0])).sample
-        found = ours(z, prompt, pooled)
     # diffusers evaluates the time step's angles, up to 1000, in float32: uncertain by 6e-5 each.
-    assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-4
-    assert diffusers.SD3Transformer2DModel.from_config(ours.config_json()).config.num_layers == 3
+    embed = theirs.time_text_embed.time_proj
+    assert torch.allclose(embed(torch.tensor([1000.0])).double(), timestep_embedding().double(), atol=1e-4)
+    monkeypatch.setattr(embed, "forward", lambda time: timestep_embedding().double().expand(len(time), -1))
+    z, prompt, pooled = (torch.randn(s, dtype=torch.float64) for s in ((2, 4, 12, 8), (1, 5, 12), (1, 20)))
+    time = torch.full((2,), 1000.0, dtype=torch.float64)
+    with torch.no_grad():
+        wanted = theirs(z, prompt.expand(2, -1, -1), pooled.expand(2, -1), time).sample
+        found = ours(z, prompt, pooled)
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-12
+    assert diffusers.SD3Transformer2DModel.from_config(ours.config_json()).config.num_layers == layers
 
 
 def test_the_table_is_cropped_in_the_middle() -> None:
