@@ -21,7 +21,7 @@ from tests.layouts.weights import random_image
 from tinysr_kernels.checkpoint import lora
 from tinysr_kernels.checkpoint.sd import kl_vae, unet
 from tinysr_kernels.errors import CheckpointError
-from tinysr_kernels.families import FAMILIES, osediff
+from tinysr_kernels.families import FAMILIES, one_step_sd, osediff
 from tinysr_kernels.nets import layers, sd, windows
 from tinysr_kernels.nets.networks import resize
 from tinysr_kernels.ops.trace import trace
@@ -41,8 +41,8 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> OSEDiffLayout:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("WINDOW", 10), ("OVERLAP", 4), ("LEAST", 8)):
-        monkeypatch.setattr(osediff, name, value)
+    for name, value in (("window", 10), ("overlap", 4), ("least", 8)):
+        monkeypatch.setattr(osediff.OSEDiff, name, value)
 
 
 @functools.cache
@@ -114,21 +114,18 @@ def test_weights_of_windows_are_no_launches(layout: OSEDiffLayout) -> None:
 
 
 def _without_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
-    merged = osediff._merged_unet
-
-    def own(base: Any, size: Any, updates: Any, replaced: Mapping[str, Tensor]) -> Any:
-        return merged(base, size, updates, {k: base.file.tensors[k.replace(".base_layer", "")] for k in replaced})
-
-    monkeypatch.setattr(osediff, "_merged_unet", own)
+    checked = one_step_sd._checked_unet
+    monkeypatch.setattr(one_step_sd, "_checked_unet", lambda base, size, replaced: checked(base, size, {}))
 
 
 def _replaced_after_its_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    merged = osediff._merged_unet
+    given = osediff.OSEDiff.adaptation
 
-    def after(base: Any, size: Any, updates: Mapping[str, Any], replaced: Any) -> Any:
-        return merged(base, size, {k: v for k, v in updates.items() if k != "conv_in"}, replaced)
+    def after(self: Any, found: Any) -> Any:
+        adaptation = given(self, found)
+        return replace(adaptation, unet={k: v for k, v in adaptation.unet.items() if k != "conv_in"})
 
-    monkeypatch.setattr(osediff, "_merged_unet", after)
+    monkeypatch.setattr(osediff.OSEDiff, "adaptation", after)
 
 
 def _heads_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,11 +156,11 @@ def _adain_of_the_original(model: Any) -> None:
 
 
 TRAPS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], tuple[int, int]]] = {
-    "scale of the LoRA of one": (lambda m: m.setattr(osediff, "LORA_ALPHA", 3), WHOLE),
+    "scale of the LoRA of one": (lambda m: m.setattr(osediff.OSEDiff, "lora_alpha", 3), WHOLE),
     "conv_in of the base model": (_without_replacement, WHOLE),
     "conv_in replaced after its update": (_replaced_after_its_update, WHOLE),
     "eight heads everywhere": (_heads_alike, WHOLE),
-    "another time step": (lambda m: m.setattr(osediff, "TIMESTEP", 998), WHOLE),
+    "another time step": (lambda m: m.setattr(osediff.OSEDiff, "timestep", 998), WHOLE),
     "phases cropped after the convolution": (_phases_cropped, ODD),
     "torch's bicubic": (_torch_bicubic, WHOLE),
     "LoRA left out": (lambda m: m.setattr(lora, "merged", lambda weight, update: weight), WHOLE),

@@ -7,7 +7,7 @@ rank. Names as peft and diffusers write them: `[base_model.model.][transformer.]
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,14 +85,45 @@ def _update(file: TensorFile, module: str, sides: dict[str, str], scale: float) 
     return Update(a, b, scale, f"{file.where}: {quoted(sides['B'])}")
 
 
-def _scale(file: TensorFile) -> float:
-    """alpha / rank, 1 unless the file's own metadata or peft's adapter_config.json beside it says otherwise."""
-    where, values = f"{file.where}: lora_adapter_metadata", {}
+def summed(parts: Sequence[Mapping[str, Update]], weights: Sequence[float]) -> dict[str, Update]:
+    """Several LoRA as one, each times its weight: the sum of a module's updates is an update of the ranks' sum."""
+    found: dict[str, Update] = {}
+    for part, weight in zip(parts, weights, strict=True):
+        for module, update in part.items():
+            wide = torch.promote_types(torch.promote_types(update.a.dtype, update.b.dtype), torch.float32)
+            a, b = update.a.to(wide), update.b.to(wide) * (update.scale * weight)
+            if module in found:
+                other = found[module]
+                if other.a.shape[1:] != a.shape[1:] or other.b.shape[0] != b.shape[0]:
+                    raise CheckpointError(
+                        f"{update.where}: expected an update of the shape that {other.where} has, found "
+                        f"{shape_text(update.a.shape)} and {shape_text(update.b.shape)}"
+                    )
+                a, b = torch.cat([other.a, a]), torch.cat([other.b, b], 1)
+            found[module] = Update(a, b, 1.0, update.where)
+    return found
+
+
+def states_alpha(file: TensorFile) -> bool:
+    """Whether a LoRA file's metadata, or adapter_config.json beside it, state rank and alpha."""
+    _, values = _stated(file)
+    return values.get("lora_alpha") is not None and values.get("r") is not None
+
+
+def _stated(file: TensorFile) -> tuple[str, dict[str, Any]]:
+    """What the file's own metadata or peft's adapter_config.json beside it say, and where that is."""
+    where = f"{file.where}: lora_adapter_metadata"
     if "lora_adapter_metadata" in file.metadata:
         values = parse_json(file.metadata["lora_adapter_metadata"].encode("utf-8", "surrogatepass"), where)
-        values = {name.removeprefix("transformer."): value for name, value in values.items()}
-    elif file.path.is_file() and (config := file.path.parent / "adapter_config.json").is_file():
-        where, values = str(config), read_json(config)
+        return where, {name.removeprefix("transformer."): value for name, value in values.items()}
+    if file.path.is_file() and (config := file.path.parent / "adapter_config.json").is_file():
+        return str(config), read_json(config)
+    return where, {}
+
+
+def _scale(file: TensorFile) -> float:
+    """alpha / rank, 1 unless what is stated with the file says otherwise."""
+    where, values = _stated(file)
     if values.get("alpha_pattern") or values.get("rank_pattern") or values.get("use_rslora") or values.get("use_dora"):
         raise CheckpointError(
             f"{where}: scales that differ by module, rsLoRA and DoRA are not supported; merge it first"

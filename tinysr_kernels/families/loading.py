@@ -56,9 +56,17 @@ def roles_of(families: Families) -> Roles:
 class Loader:
     """Loads checkpoints of these families; `families.load` says what it accepts."""
 
-    def __init__(self, families: Families, prompt: str | None = None) -> None:
+    def __init__(
+        self,
+        families: Families,
+        prompt: str | None = None,
+        lora_alpha: float | None = None,
+        lora_weights: tuple[float, ...] | None = None,
+    ) -> None:
         self.families = families
         self.prompt = prompt
+        self.lora_alpha = lora_alpha
+        self.lora_weights = lora_weights
         self.roles = roles_of(families)
 
     def load(self, ckpt: Any, embeddings: Any) -> Checkpoint:
@@ -130,6 +138,7 @@ class Loader:
         """A folded file as it is, every tensor as its metadata list it; what they mean is left to the network."""
         family, config, own = self._own(file)
         check_number(len(file.only_tensors()), file.where)
+        self._check_lora(family, folded=True)
         given = (("embeddings", "are", embeddings), ("prompt", "is", self.prompt))
         ignored = [f"the {what} given {verb} ignored: the file is folded" for what, verb, v in given if v is not None]
         if own.tensors is not None:
@@ -170,12 +179,28 @@ class Loader:
             found.prompt = self.prompt
         elif self.prompt is not None:
             found.notices.append(f"the prompt given is ignored: {family.name} takes none")
+        found.lora_alpha, found.lora_weights = self.lora_alpha, self.lora_weights
+        self._check_lora(family)
         lora = [] if found.lora is None else [found.lora]
         for file in [*(part.file for part in found.parts.values()), *lora, *found.named, *found.beside]:
             check_number(len(file.tensors), file.where)
         checkpoint = family.read(found)
         checkpoint.config = checked_config(family.config_class, checkpoint.config, f"{found.source}: configuration")
         return checkpoint
+
+    def _check_lora(self, family: Family[Any], folded: bool = False) -> None:
+        """CheckpointError where what was asked about LoRA means nothing to the checkpoint."""
+        why = f"this checkpoint is {family.name}" + (", folded with its LoRA already" if folded else "")
+        if self.lora_alpha is not None and (folded or not family.takes_lora_alpha):
+            able = listed(name for name, one in self.families.items() if one.takes_lora_alpha)
+            raise CheckpointError(f"lora_alpha is for unfolded checkpoints of {able}; {why}; leave it out")
+        expected = () if folded else family.adapters
+        if self.lora_weights is not None and len(self.lora_weights) != len(expected):
+            able = listed(f"{name} ({', '.join(one.adapters)})" for name, one in self.families.items() if one.adapters)
+            raise CheckpointError(
+                f"lora_weights are for unfolded checkpoints of {able}; found {len(self.lora_weights)} weights, and "
+                f"{why}; leave them out"
+            )
 
     # ----------------------------------------------------------------------------------------- folders
     def _folder(self, path: Path, embeddings: Any) -> Checkpoint:

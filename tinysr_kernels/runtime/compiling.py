@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
@@ -14,7 +15,7 @@ from tinysr_kernels.families import FAMILIES, ColorFix, check_quantize, fold, lo
 from tinysr_kernels.first_use import self_check
 from tinysr_kernels.launch.backend import choose_backend, obstacle
 from tinysr_kernels.nets import is_fp8
-from tinysr_kernels.runtime.arguments import check_fp8, check_types, choose_dtype, recipe_of
+from tinysr_kernels.runtime.arguments import check_fp8, check_lora, check_types, choose_dtype, recipe_of
 from tinysr_kernels.runtime.compiled import CompiledSR
 from tinysr_kernels.runtime.device.choose import choose_device
 from tinysr_kernels.runtime.device.device_error import device_error
@@ -37,6 +38,8 @@ def compile(
     upscale: int = 4,
     embeddings: str | PathLike[str] | dict[str, Tensor] | None = None,
     prompt: str | None = None,
+    lora_alpha: float | None = None,
+    lora_weights: Sequence[float] | None = None,
     max_graph_shapes: int = 8,
     tile: int | None = None,
 ) -> CompiledSR:
@@ -51,7 +54,9 @@ def compile(
     compute capability 8.9 or higher, or emulated on the CPU; None leaves it as the checkpoint has it. color_fix:
     "adain", "wavelet", "none"; None takes the family's own. upscale: whole factor (UNet families: what the network
     gives); `model(image, scale=...)` gives other sizes. embeddings: overrides the checkpoint's. prompt: for
-    families with a text encoder, which embeds it once (docs/checkpoints.md). tile: low-resolution
+    families with a text encoder, which embeds it once (docs/checkpoints.md). lora_alpha: of a LoRA that adapts Stable
+    Diffusion, in place of what its family or its files say; its scale is alpha / rank. lora_weights: of PiSA-SR's
+    adapters, (pixel, semantic), (1, 1) by default. tile: low-resolution
     side of a UNet's tiles; None runs an image whole up to a size that follows from the network and the device's total
     memory (`info()["whole_image_pixels"]`), and a larger one in tiles that follow from them too. cuda_graphs: on a GPU,
     replay work of a shape that has occurred before from a CUDA graph. max_graph_shapes: how many graphs are kept; the
@@ -60,9 +65,10 @@ def compile(
     the weights do not fit on the device.
     """
     check_types(device, dtype, backend, quantize, cuda_graphs, color_fix, upscale, tile, max_graph_shapes, prompt)
+    lora = check_lora(lora_alpha, lora_weights)
     run_device = choose_device(device)
     chosen = choose_backend(backend, run_device)
-    checkpoint = load(ckpt, embeddings=embeddings, prompt=prompt)
+    checkpoint = load(ckpt, embeddings=embeddings, prompt=prompt, **lora)
     for message in checkpoint.notices:
         notice(message)
     if backend == "auto" and chosen == "library":
@@ -88,7 +94,7 @@ def compile(
             upscale=upscale,
             tile=tile,
             graphs=max_graph_shapes if cuda_graphs else 0,
-            recipe=recipe_of(ckpt, embeddings, quantize, prompt),
+            recipe=recipe_of(ckpt, embeddings, quantize, prompt, **lora),
         )
     except KeyError as error:
         raise CheckpointError(f"{checkpoint.source}: expected a tensor named {error}, found none") from error
