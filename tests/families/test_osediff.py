@@ -261,5 +261,3 @@ def test_saved_and_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert info["color_fix"] == "adain"
     assert any("cross-attentions" in line for line in info["folded"])
     assert any("8 / rank" in line for line in model.info()["folded"])
-    ignoring = tinysr_kernels.compile(tmp_path / "folded.safetensors", prompt="sharp")
-    assert any("prompt given is ignored" in notice for notice in ignoring.notices)

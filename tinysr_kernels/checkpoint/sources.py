@@ -47,6 +47,11 @@ def is_path(value: object) -> bool:
     return is_a(value, str) or is_a(value, os.PathLike)
 
 
+def is_called(embeddings: Any) -> bool:
+    """Whether `embeddings` are no constants: something that is called with each image."""
+    return callable(embeddings) and not is_a(embeddings, Tensor) and not is_path(embeddings)
+
+
 def as_path(value: Any) -> Path:
     """The path with `~` expanded; CheckpointError for bytes and other oddities."""
     try:

@@ -25,6 +25,7 @@ from tinysr_kernels.checkpoint.sources import (
     embedding_files,
     find_part,
     folder_part,
+    is_called,
     is_folder,
     is_path,
     module_part,
@@ -139,12 +140,17 @@ class Loader:
         family, config, own = self._own(file)
         check_number(len(file.only_tensors()), file.where)
         self._check_lora(family, folded=True)
-        given = (("embeddings", "are", embeddings), ("prompt", "is", self.prompt))
-        ignored = [f"the {what} given {verb} ignored: the file is folded" for what, verb, v in given if v is not None]
+        notices = []
+        for what, given in (("embeddings", embeddings), ("prompt", self.prompt)):
+            if given is not None and not (family.per_image and is_called(given)):
+                raise CheckpointError(
+                    f"{file.where}: the file is folded, and what its network is conditioned on with it; leave the "
+                    f"{what} out, or fold the checkpoint again with it"
+                )
         if own.tensors is not None:
             check_manifest(own.tensors, file.tensors, file.where)
         else:
-            ignored.append(
+            notices.append(
                 f"{file.where}: folded by a version that listed no tensors, so whether all are there and undamaged "
                 "cannot be checked; `tinysr convert` it once"
             )
@@ -157,7 +163,7 @@ class Loader:
             file.tensors,
             folded=True,
             folded_dtype=own.folded_dtype,
-            notices=ignored,
+            notices=notices,
             source=file.where,
             file=file.path,
             metadata=dict(file.metadata),
@@ -171,14 +177,16 @@ class Loader:
         return self._read(family, found, embeddings)
 
     def _read(self, family: Family[Any], found: Found, embeddings: Any) -> Checkpoint:
-        if family.takes_embeddings:
+        found.per_image, found.prompt = is_called(embeddings), self.prompt
+        for what, given, taken in (
+            ("embeddings of each image", found.per_image, family.per_image),
+            ("embeddings", embeddings is not None, family.takes_embeddings),
+            ("prompt", self.prompt is not None, family.takes_prompt),
+        ):
+            if given and not taken:
+                raise CheckpointError(f"{found.source}: {family.name} takes no {what}; leave that argument out")
+        if not found.per_image:
             found.named = embedding_files(embeddings, self.roles)
-        elif embeddings is not None:
-            found.notices.append(f"the embeddings given are ignored: {family.name} takes none")
-        if family.takes_prompt:
-            found.prompt = self.prompt
-        elif self.prompt is not None:
-            found.notices.append(f"the prompt given is ignored: {family.name} takes none")
         found.lora_alpha, found.lora_weights = self.lora_alpha, self.lora_weights
         self._check_lora(family)
         lora = [] if found.lora is None else [found.lora]

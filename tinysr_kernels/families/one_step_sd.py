@@ -103,6 +103,7 @@ class OneStepFamily(Family[C]):
 
     adain = Adain(eps=1e-5, least=0.0, clamp=True, enlarged=True)
     takes_embeddings = True
+    per_image = True
     takes_prompt = True
     takes_lora_alpha = True
 
@@ -138,15 +139,6 @@ class OneStepFamily(Family[C]):
                 f"{half.file.where}: expected {size.latent} latent channels, as the UNet {base.file.where} has, found "
                 f"{layout.latent}"
             )
-        embedding = prompt.fixed_embedding(
-            found.source,
-            size.prompt,
-            named=found.named,
-            prompt=found.prompt,
-            beside=found.beside,
-            models=found.models,
-            notices=found.notices,
-        )
         adaptation = self.adaptation(found)
         network = Merged(_checked_unet(base, size, adaptation.replaced), adaptation.unet)
         vae = Merged(_checked_vae(half, layout), adaptation.vae)
@@ -160,7 +152,7 @@ class OneStepFamily(Family[C]):
             least=self.least,
             **self._schedule(found),
         )
-        tensors = Normalized(network, vae, size, self.timestep, embedding)
+        tensors = Normalized(network, vae, size, self.timestep, _embedding(found, size.prompt))
         return Checkpoint(
             self.name, config, tensors, notices=found.notices, merged=[adaptation.merged], source=found.source
         )
@@ -191,6 +183,23 @@ class OneStepFamily(Family[C]):
             "the scales of the latent and of its noise into the convolutions around them",
             *nets.folds(folded),
         ]
+
+
+def _embedding(found: Found, features: int) -> Tensor | None:
+    """That of the prompt that all images share; None where each has its own."""
+    if not found.per_image:
+        return prompt.fixed_embedding(
+            found.source,
+            features,
+            named=found.named,
+            prompt=found.prompt,
+            beside=found.beside,
+            models=found.models,
+            notices=found.notices,
+        )
+    if found.prompt is not None:
+        found.notices.append("the prompt given is ignored: each image has its own embedding")
+    return None
 
 
 def _checked_unet(base: FoundPart, size: unet.Size, replaced: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -61,6 +61,7 @@ def folds(folded: Mapping[str, Tensor]) -> list[str]:
     kinds = (
         (".qkv.weight", "q, k and v of {} attentions into one matrix each"),
         (".cross.keys", "the prompt's keys and values of {} cross-attentions, which are constants"),
+        (".cross.prompt", "the projections of each image's prompt to keys and values into one matrix in {} places"),
         (".weight2", "the last feed-forward of {} transformers into their output projection"),
         (".shortcut_weight", "{} 1x1 shortcuts into the convolutions they are added to"),
         (".phases", "{} nearest enlargements into 2x2 phases"),

@@ -160,6 +160,8 @@ class OneStepSD(PixelNetwork):
         self.unet = UNet(folded, options)
         self.decoder = Decoder(folded, options)
         self.window, self.overlap, self._least = options.window, options.overlap, options.least
+        widths = (t.shape[2] for name, t in folded.items() if name.endswith(".cross.prompt"))
+        self.prompt_width = next(widths, None)
         self.symmetric, self.pillow = options.symmetric, options.pillow
         self.set_upscale(upscale)
 
