@@ -23,7 +23,9 @@ from tinysr_kernels.checkpoint.sd import kl_vae, unet
 from tinysr_kernels.errors import CheckpointError
 from tinysr_kernels.families import FAMILIES, one_step_sd, osediff
 from tinysr_kernels.nets import layers, sd, windows
+from tinysr_kernels.nets.fold import channels_last
 from tinysr_kernels.nets.networks import resize
+from tinysr_kernels.ops.conv.upsample_conv import phase_weights
 from tinysr_kernels.ops.trace import trace
 
 pytestmark = pytest.mark.numeric
@@ -195,6 +197,22 @@ CHANGES: dict[str, tuple[Callable[[Any], None], tuple[int, int], str]] = {
 def test_every_change_of_the_network_shows(layout: OSEDiffLayout, trap: str) -> None:
     change, size, color_fix = CHANGES[trap]
     assert error(layout, size, color_fix, change=change) > 1e-4
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float16, 4e-3)], ids=str)
+def test_a_kernel_is_recovered_from_its_phases(dtype: torch.dtype, tolerance: float) -> None:
+    """So that it is not kept beside them for odd sides."""
+    kernel = torch.randn(6, 10, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = layers.unphased(channels_last(phase_weights(kernel).to(dtype)))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.double(), kernel, rtol=0, atol=tolerance)
+
+
+def test_no_kernel_is_there_twice(layout: OSEDiffLayout) -> None:
+    model = tinysr_kernels.compile(layout.folder)
+    phases = [name for name in model._folded if name.endswith(".phases")]
+    assert any(name.startswith("unet.") for name in phases)
+    assert not any(name.replace(".phases", ".weight") in model._folded for name in phases)
 
 
 def test_old_names_of_the_attention(layout: OSEDiffLayout, monkeypatch: pytest.MonkeyPatch) -> None:

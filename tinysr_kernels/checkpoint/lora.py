@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinysr_kernels.checkpoint.read.paths import parse_json, read_json
+from tinysr_kernels.checkpoint.read.paths import Released, aligned, parse_json, read_json
 from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
 from tinysr_kernels.checkpoint.read.text import quoted, shape_text
 from tinysr_kernels.checkpoint.read.weights import Weights
@@ -82,7 +82,7 @@ def _update(file: TensorFile, module: str, sides: dict[str, str], scale: float) 
     a = pair.take(sides["A"], [rank or None, *pair.shape(sides["A"])[1:]])
     b_shape = pair.shape(sides["B"])
     b = pair.take(sides["B"], [None, rank, *(1 for _ in b_shape[2:])])
-    return Update(a, b, scale, f"{file.where}: {quoted(sides['B'])}")
+    return Update(aligned(a), aligned(b), scale, f"{file.where}: {quoted(sides['B'])}")
 
 
 def summed(parts: Sequence[Mapping[str, Update]], weights: Sequence[float]) -> dict[str, Update]:
@@ -153,15 +153,15 @@ class Merged(Mapping[str, Tensor]):
 
     def __init__(self, tensors: Mapping[str, Tensor], updates: Mapping[str, Update]) -> None:
         """Raises CheckpointError for a module that is not there and for shapes that do not fit."""
-        self._tensors = dict(tensors)
+        self._tensors = Released(dict(tensors))
         self._updates: dict[str, Update] = {}
         for module, update in updates.items():
             name = f"{module}.weight"
-            if name not in self._tensors:
+            if name not in tensors:
                 raise CheckpointError(
                     f"{update.where}: there is no module {quoted(module)} in the network that it adapts"
                 )
-            check_fits(self._tensors[name], update)
+            check_fits(tensors[name], update)
             self._updates[name] = update
 
     def __getitem__(self, name: str) -> Tensor:

@@ -15,6 +15,7 @@ from tinysr_kernels.checkpoint.folded import OwnMetadata, read_metadata
 from tinysr_kernels.checkpoint.known import hint
 from tinysr_kernels.checkpoint.manifest import check_manifest
 from tinysr_kernels.checkpoint.plain import check_number, is_a, kind_of, plain_mapping
+from tinysr_kernels.checkpoint.read.paths import Released
 from tinysr_kernels.checkpoint.read.shards import read_weights
 from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
 from tinysr_kernels.checkpoint.read.text import listed, quoted
@@ -155,12 +156,12 @@ class Loader:
                 "cannot be checked; `tinysr convert` it once"
             )
         _check_dtypes(file, str(own.folded_dtype))
-        for name, tensor in file.tensors.items():
+        for name, tensor in Released(file.tensors).items():
             check_finite(tensor, f"{file.where}: {quoted(name)}")
         return Checkpoint(
             family.name,
             config,
-            file.tensors,
+            Released(file.tensors),
             folded=True,
             folded_dtype=own.folded_dtype,
             notices=notices,

@@ -102,7 +102,7 @@ def fold(tensors: Mapping[str, Tensor], options: Options, dtype: torch.dtype) ->
     """Fold `unet.*`, `encoder.*`, `decoder.*`, `quant_conv` and `post_quant_conv` of a normalized checkpoint."""
     f = Folder(tensors, dtype)
     f.input_conv("unet.conv_in", "unet.conv_in")
-    pruned_unet.fold_blocks(f, uncut=True)
+    pruned_unet.fold_blocks(f)
     weight, bias = f.dense_weight("unet.conv_out")
     f.vector("unet.conv_out.wide", weight * -options.noise)
     f.vector("unet.conv_out.bias", bias * -options.noise)

@@ -323,9 +323,8 @@ class CompiledSR:
         one is only replaced if it is a folded file, another than the model's own, and `replace` is true. Raises
         InputError where the path cannot be written, CheckpointError when writing fails.
         """
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self._folded.items()}
-        metadata = folded_metadata(self.family, self.config, dtype_name(self.dtype), tensors, self.quantize)
-        write_folded(path, tensors, metadata, replace=replace, source=self._checkpoint.file)
+        metadata = folded_metadata(self.family, self.config, dtype_name(self.dtype), self._folded, self.quantize)
+        write_folded(path, self._folded, metadata, replace=replace, source=self._checkpoint.file)
 
     def __copy__(self) -> CompiledSR:
         return self
