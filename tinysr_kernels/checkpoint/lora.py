@@ -151,17 +151,21 @@ def merge(weights: dict[str, Tensor], updates: Mapping[str, Update]) -> None:
 class Merged(Mapping[str, Tensor]):
     """Tensors with their updates merged on demand, so that a large network is never in memory twice."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], updates: Mapping[str, Update]) -> None:
-        """Raises CheckpointError for a module that is not there and for shapes that do not fit."""
+    def __init__(self, tensors: Mapping[str, Tensor], updates: Mapping[str, Update], base: str = "") -> None:
+        """Raises CheckpointError for a module that is not there and for shapes that do not fit.
+
+        base: where the tensors come from, for messages.
+        """
         self._tensors = Released(dict(tensors))
         self._updates: dict[str, Update] = {}
         for module, update in updates.items():
             name = f"{module}.weight"
             if name not in tensors:
                 raise CheckpointError(
-                    f"{update.where}: there is no module {quoted(module)} in the network that it adapts"
+                    f"{update.where}: there is no module {quoted(module)} in the network that it adapts {base}; "
+                    "does it belong to another base model?"
                 )
-            check_fits(tensors[name], update)
+            check_fits(tensors[name], update, base)
             self._updates[name] = update
 
     def __getitem__(self, name: str) -> Tensor:
@@ -175,14 +179,14 @@ class Merged(Mapping[str, Tensor]):
         return len(self._tensors)
 
 
-def check_fits(weight: Tensor, update: Update) -> None:
-    """CheckpointError unless an update has the shape of a weight."""
+def check_fits(weight: Tensor, update: Update, base: str = "") -> None:
+    """CheckpointError unless an update has the shape of a weight; base: where that comes from, for the message."""
     a, b = update.a, update.b
     if b.shape[0] != weight.shape[0] or a.shape[1:] != weight.shape[1:]:
         fitting_a, fitting_b = shape_text([None, *weight.shape[1:]]), shape_text([weight.shape[0], None])
         raise CheckpointError(
-            f"{update.where}: expected A {fitting_a} and B {fitting_b} for a weight {shape_text(weight.shape)}, "
-            f"found {shape_text(a.shape)} and {shape_text(b.shape)}"
+            f"{update.where}: expected A {fitting_a} and B {fitting_b} for a weight {shape_text(weight.shape)} "
+            f"{base}, found {shape_text(a.shape)} and {shape_text(b.shape)}; does it belong to another base model?"
         )
 
 

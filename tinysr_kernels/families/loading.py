@@ -106,11 +106,11 @@ class Loader:
             return self._single(family, part, embeddings, Found(file.where, {}, beside=found))
         if role == OTHER:
             content = listed([*file.tensors, *(f"{k} ({v})" for k, v in file.others.items())], 4)
-            raise CheckpointError(f"{path}: {self._expected()}; found {content or 'nothing'}{hint(file.tensors)}")
+            raise CheckpointError(f"{path}: {self._expected()}; found {content or 'nothing'}{_hint(file)}")
         dicts = [_dict_example(family) for family in self.families.values() if _has_part(family, role)]
         raise CheckpointError(
             f"{path}: {self.roles.description(role)} is only one part of a checkpoint; "
-            f"{' or '.join(['pass the folder that holds all parts', *dicts])}"
+            f"{' or '.join(['pass the folder that holds all parts', *dicts])}{_hint(file)}"
         )
 
     def _family(self, role: str, file: TensorFile) -> Family[Any] | None:
@@ -254,12 +254,16 @@ class Loader:
 
     def _hints(self, folder: Folder) -> str:
         """What is missing to the parts of checkpoints that a folder without a whole one holds."""
-        hints = hint(name for file in folder.of(OTHER) for name in file.tensors)
+        hints = "".join(dict.fromkeys(_hint(file) for files in folder.files.values() for file in files))
+        made: dict[str, list[str]] = {}
         for family in self.families.values():
             found = [part.description for part in family.parts[1:] if folder.of(part.role)]
             if found:
-                missing = family.parts[0].description
-                hints += f"; {' and '.join(found)} make a checkpoint of {family.name} together with {missing}"
+                absent = [part.description for part in family.parts if not folder.of(part.role)]
+                ways = made.setdefault(" and ".join(found), [])
+                ways.append(f"of {family.name} together with {' and '.join(absent)}")
+        for parts, ways in made.items():
+            hints += f"; {parts} make a checkpoint {', or '.join(ways)}"
         return hints
 
     def _expected(self) -> str:
@@ -303,6 +307,11 @@ class Loader:
             )
         snapshot(whole.file)
         return self._read(family, Found(label, family.split(whole, module, label)), embeddings)
+
+
+def _hint(file: TensorFile) -> str:
+    """What a file that is not taken is known to be."""
+    return hint([*file.tensors, *file.others])
 
 
 def _check_dtypes(file: TensorFile, dtype: str) -> None:

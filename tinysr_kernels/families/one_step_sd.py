@@ -140,8 +140,8 @@ class OneStepFamily(Family[C]):
                 f"{layout.latent}"
             )
         adaptation = self.adaptation(found)
-        network = Merged(_checked_unet(base, size, adaptation.replaced), adaptation.unet)
-        vae = Merged(_checked_vae(half, layout), adaptation.vae)
+        network = Merged(_checked_unet(base, size, adaptation.replaced), adaptation.unet, base.file.where)
+        vae = Merged(_checked_vae(half, layout), adaptation.vae, half.file.where)
         config = self.config_class(
             scaling_factor=layout.scaling_factor,
             groups=(size.groups,),

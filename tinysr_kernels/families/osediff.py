@@ -23,7 +23,7 @@ from tinysr_kernels.families.one_step_sd import Adaptation, NoiseConfig, OneStep
 LORA = Part(
     "osediff",
     "OSEDiff's LoRA (keys state_dict_unet.*, state_dict_vae.*)",
-    re.compile(r"^state_dict_vae\.|^state_dict_unet\..*(\.base_layer\.|\.default_[a-z]+\.weight$)"),
+    re.compile(r"^state_dict_(unet|vae)\..*\.lora_[AB]\.default_[a-z]+\.weight$"),
     lora=True,
 )
 REPLACED = "conv_in.base_layer."
