@@ -6,6 +6,7 @@ import json
 import math
 import mmap
 import os
+import platform
 import stat
 import sys
 import weakref
@@ -24,7 +25,8 @@ VALUES_LIMIT = 2_000_000  # commas, in effect: each may cost a hundred bytes onc
 DEPTH_LIMIT = 32
 DIGITS_LIMIT = 40  # of a number; a float64 written by Python has 24 characters at most
 _LINUX = sys.platform == "linux"
-_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if platform.machine() in ("x86_64", "aarch64") else 0)
+"""Not every Python names it; the number is that of these processors."""
 _MAPS: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
 """What is mapped, by its address."""
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
