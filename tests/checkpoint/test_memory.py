@@ -16,7 +16,7 @@ from tests import ROOT
 from tests.checkpoint.edit import raw_safetensors
 from tests.layouts.osediff import STEM, UNET, write_osediff
 from tests.layouts.weights import random_image, write_safetensors
-from tinysr_kernels.checkpoint.read.paths import Released, release
+from tinysr_kernels.checkpoint.read.paths import Released, aligned, release
 from tinysr_kernels.checkpoint.read.shards import read_weights
 from tinysr_kernels.families import FAMILIES, load
 
@@ -135,6 +135,8 @@ def test_what_is_released_is_read_again(tmp_path: Path) -> None:
         assert resident(tmp_path / name) < 0.6 * touched  # the last alone
     release(torch.ones(3))
     release(torch.ones(3, device="meta"))
+    odd = torch.func.functionalize(lambda x: release(x) or aligned(x))  # without an address
+    assert torch.equal(odd(torch.ones(3)), torch.ones(3))
     assert torch.equal(tensors["a"][:, :9], kept["a"][:, :9])
 
 

@@ -49,7 +49,8 @@ def is_path(value: object) -> bool:
 
 def is_called(embeddings: Any) -> bool:
     """Whether `embeddings` are no constants: something that is called with each image."""
-    return callable(embeddings) and not is_a(embeddings, Tensor) and not is_path(embeddings)
+    constant = is_path(embeddings) or any(is_a(embeddings, kind) for kind in (Tensor, Mapping, list, tuple))
+    return callable(embeddings) and not constant
 
 
 def as_path(value: Any) -> Path:

@@ -132,8 +132,11 @@ def release(tensor: Tensor) -> None:
     """
     if not _LINUX or tensor.device.type != "cpu":
         return
-    storage = tensor.untyped_storage()
-    begin, size = storage.data_ptr(), storage.nbytes()
+    try:
+        storage = tensor.untyped_storage()
+        begin, size = storage.data_ptr(), storage.nbytes()
+    except (RuntimeError, NotImplementedError):  # an odd tensor of the caller's, without an address: no file's
+        return
     for address, data in list(_MAPS.items()):
         if address <= begin and begin + size <= address + len(data):
             first = -(-(begin - address) // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -144,9 +147,11 @@ def release(tensor: Tensor) -> None:
 
 def aligned(tensor: Tensor) -> Tensor:
     """The tensor, or a copy where its elements lie at addresses that are no multiples of their size."""
-    if tensor.device.type != "cpu" or tensor.data_ptr() % tensor.dtype.itemsize == 0:
+    try:
+        misaligned = tensor.device.type == "cpu" and tensor.data_ptr() % tensor.dtype.itemsize > 0
+    except (RuntimeError, NotImplementedError):  # see `release`
         return tensor
-    return tensor.clone()
+    return tensor.clone() if misaligned else tensor
 
 
 class Released(Mapping[str, Tensor]):
