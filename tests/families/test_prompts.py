@@ -14,6 +14,7 @@ import tinysr_kernels
 from tests.layouts.osediff import FEATURES, OSEDiffLayout, write_osediff
 from tests.layouts.osediff_kin import write_relative
 from tests.layouts.weights import random_image
+from tests.runtime.device.fake_cuda import fake_cuda
 from tinysr_kernels.errors import CheckpointError, InputError
 from tinysr_kernels.families import FAMILIES, load
 from tinysr_kernels.runtime.device.graphs import Graphs
@@ -155,6 +156,27 @@ def test_the_prompt_is_an_input_of_the_graph(models: tuple[Any, Any, Any], monke
     images = random_image(*SIZE, count=2)
     models[0](images, embeddings=[embedding(5, 1), embedding(9, 2)])
     assert seen == [((1, 3, *SIZE), (5, FEATURES)), ((1, 3, *SIZE), (9, FEATURES))]
+
+
+@pytest.mark.parametrize("tile", [None, pytest.param(16, marks=pytest.mark.long)], ids=["whole", "tiles"])
+def test_captured_and_replayed(tile: int | None, layout: OSEDiffLayout) -> None:
+    """On a GPU that is not there: a graph captured with one prompt computes with each later one."""
+    size = (16, 16) if tile is None else (32, 48)  # with even latents
+    image = random_image(*size)[0]
+    given = [embedding(5, seed) for seed in (1, 1, 2, 3, 1)]
+    options: dict[str, Any] = {"color_fix": "none", "dtype": "float32", "backend": "reference", "tile": tile}
+    plain = tinysr_kernels.compile(layout.folder, device="cpu", embeddings=by_brightness, **options)
+    expected = [plain(image, embeddings=one) for one in given]
+    with fake_cuda() as machine:
+        model = tinysr_kernels.compile(layout.folder, embeddings=by_brightness, **options)
+        for one, wanted in zip(given, expected, strict=True):
+            assert close(model(image, embeddings=one).cpu(), wanted)
+        info = model.info()
+        assert info["graph_captures"] == 1 or tile is not None
+        assert info["graph_replays"] >= 3
+        assert info["graph_fallbacks"] == 0
+        del model
+        assert not machine.faults
 
 
 def test_saved_files(models: tuple[Any, Any, Any], tmp_path: Path) -> None:
