@@ -139,6 +139,7 @@ class OneStepFamily(Family[C]):
                 f"{half.file.where}: expected {size.latent} latent channels, as the UNet {base.file.where} has, found "
                 f"{layout.latent}"
             )
+        embedding = _embedding(found, size.prompt)  # what is missing is said before gigabytes are checked
         adaptation = self.adaptation(found)
         network = Merged(_checked_unet(base, size, adaptation.replaced), adaptation.unet, base.file.where)
         vae = Merged(_checked_vae(half, layout), adaptation.vae, half.file.where)
@@ -152,7 +153,7 @@ class OneStepFamily(Family[C]):
             least=self.least,
             **self._schedule(found),
         )
-        tensors = Normalized(network, vae, size, self.timestep, _embedding(found, size.prompt))
+        tensors = Normalized(network, vae, size, self.timestep, embedding)
         return Checkpoint(
             self.name, config, tensors, notices=found.notices, merged=[adaptation.merged], source=found.source
         )
