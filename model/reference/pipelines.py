@@ -128,10 +128,10 @@ def tile_starts(length: int, window: int, overlap: int) -> list[int]:
     return [i * (window - overlap) for i in range(steps)] + [length - window]
 
 
-def tile_weight(window: int) -> Tensor:
+def tile_weight(window: int, symmetric: bool = False) -> Tensor:
     """[window,window] float64: a Gaussian of variance 0.01, sides as 1, about (window/2, (window-1)/2).
 
-    Down and across, the public code's centers differ by half a pixel.
+    Down and across, the public code's centers differ by half a pixel; PiSA-SR's do not.
     """
     place = torch.arange(window, dtype=torch.float64)
 
@@ -139,10 +139,12 @@ def tile_weight(window: int) -> Tensor:
         distance = (place - middle) / window
         return torch.exp(-distance.square() / (2 * TILE_VARIANCE)) / math.sqrt(2 * math.pi * TILE_VARIANCE)
 
-    return torch.outer(bell(window / 2), bell((window - 1) / 2))
+    return torch.outer(bell((window - 1) / 2 if symmetric else window / 2), bell((window - 1) / 2))
 
 
-def predict(z: Tensor, transformer: Callable[[Tensor], Tensor], window: int, overlap: int) -> Tensor:
+def predict(
+    z: Tensor, transformer: Callable[[Tensor], Tensor], window: int, overlap: int, symmetric: bool = False
+) -> Tensor:
     """The transformer's prediction for a latent [N,C,h,w], h, w >= window; in tiles where it is larger.
 
     Tiles are summed, weighted, in float32 or wider, and divided by the sum of the weights.
@@ -152,7 +154,7 @@ def predict(z: Tensor, transformer: Callable[[Tensor], Tensor], window: int, ove
         return transformer(z)
     total = torch.zeros_like(z, dtype=torch.promote_types(z.dtype, torch.float32))
     weights = torch.zeros_like(total)
-    weight = tile_weight(window).to(total)
+    weight = tile_weight(window, symmetric).to(total)
     for top in tile_starts(height, window, overlap):
         for left in tile_starts(width, window, overlap):
             tile = (..., slice(top, top + window), slice(left, left + window))

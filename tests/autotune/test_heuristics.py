@@ -16,7 +16,7 @@ from autotune.items.cost_model import predict
 from autotune.items.work import Item, Target, all_items
 from benchmarks.hardware import ceilings
 from benchmarks.static import static
-from tinysr_kernels.families import FAMILIES
+from benchmarks.subjects.families import SUBJECTS
 from tinysr_kernels.launch.device import GPUS, assume
 
 NETWORK = 1.25
@@ -66,7 +66,7 @@ def _candidate(item: Item, config: Any) -> Candidate | None:
 
 
 @pytest.mark.parametrize("arch", sorted(GPUS))
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SUBJECTS)
 def test_heuristics_are_close_to_the_cost_models_best(
     family: str, arch: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,7 +97,7 @@ def test_heuristics_have_no_faults(arch: int) -> None:
     builder = Builder(GPUS[arch], 1)
     try:
         unknown = {}
-        for one in (one for family in FAMILIES for one in compared(family, arch)):
+        for one in (one for family in SUBJECTS for one in compared(family, arch)):
             for variant in builder.variants(one.choice):
                 report = reports.get(variant.digest)
                 assert report is None or not report.faults, (one.item.key, report)
@@ -109,7 +109,7 @@ def test_heuristics_have_no_faults(arch: int) -> None:
         builder.stop()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SUBJECTS)
 def test_heuristics_depend_on_the_architecture(family: str) -> None:
     """Blocks that fit Hopper's 227 KB of shared memory do not fit Ada's 99 KB, so the choices differ."""
     choices = {arch: [one.choice.fields for one in compared(family, arch)] for arch in GPUS}

@@ -23,9 +23,9 @@ from benchmarks.reports import plots, report
 from benchmarks.static.network_calls import CALLS
 from benchmarks.subjects import peers
 from benchmarks.subjects.eager import base_of, eager, has_eager, in_own_dtype
+from benchmarks.subjects.families import SUBJECTS
 from benchmarks.subjects.models import image, model
 from benchmarks.subjects.networks import VARIANTS
-from tinysr_kernels.families import FAMILIES
 from tinysr_kernels.first_use.inputs import random_call
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.device import GPUS, assume, gpu_at
@@ -51,7 +51,7 @@ def test_every_command_has_its_parts() -> None:
         assert callable(command.main)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SUBJECTS)
 def test_reference_and_compiled_model_are_the_same_network(family: Any) -> None:
     made = model(family, VARIANTS[family][0], reduced=True)
     lr = image(32, 32).float() / 255

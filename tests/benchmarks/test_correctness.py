@@ -15,6 +15,7 @@ from benchmarks.commands.compilations import Count, count, variants_of
 from benchmarks.commands.correctness import Subject
 from benchmarks.measure.results import read
 from benchmarks.measure.session import Session, session
+from benchmarks.subjects.families import SUBJECTS
 from tests.first_use.test_correctness import norm_call
 from tinysr_kernels.families import FAMILIES
 from tinysr_kernels.first_use import supervise
@@ -100,7 +101,7 @@ def test_subjects_are_every_network_the_released_ones_first() -> None:
     groups = correctness.subjects()
     every = [one for group in groups for one in group]
     assert len(set(every)) == len(every)
-    assert {(one.family, one.dtype) for one in groups[0]} == {(name, one.dtype) for name, one in FAMILIES.items()}
+    assert {(one.family, one.dtype) for one in groups[0]} == {(name, FAMILIES[name].dtype) for name in SUBJECTS}
     assert {one.dtype for one in every} == {"float16", "bfloat16", "float32"}
 
 

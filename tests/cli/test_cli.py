@@ -72,9 +72,10 @@ def test_strict_stops_and_counts_the_rest(compiled, folder, capsys):
 def test_arguments_reach_the_model_and_the_encoder(compiled, folder):
     options = (
         "--device cpu --dtype float32 --backend library --quantize fp8 --color-fix wavelet --scale 1.5 --tile 64 "
-        "--format webp --lossless"
+        "--format webp --lossless --embeddings e.pt"
     )
-    assert upscale(folder / "in" / "a.png", "-o", folder / "out", *options.split()) == 0
+    arguments = [*options.split(), "--prompt", "a cat"]
+    assert upscale(folder / "in" / "a.png", "-o", folder / "out", *arguments) == 0
     expected = {
         "device": "cpu",
         "dtype": "float32",
@@ -82,6 +83,8 @@ def test_arguments_reach_the_model_and_the_encoder(compiled, folder):
         "quantize": "fp8",
         "color_fix": "wavelet",
         "tile": 64,
+        "prompt": "a cat",
+        "embeddings": "e.pt",
     }
     assert compiled == [("demo", expected)]
     with Image.open(folder / "out" / "a.webp") as image:
@@ -195,6 +198,7 @@ def test_convert(compiled, tmp_path, capsys):
     assert main(["convert", "demo", str(tmp_path / "out.safetensors"), "--dtype", "float16"]) == 0
     assert (tmp_path / "out.safetensors").read_bytes() == b"weights"
     options = {"device": "cpu", "dtype": "float16", "quantize": None, "embeddings": None, "prompt": None}
+    options |= {"lora_weights": None, "lora_alpha": None}
     assert compiled == [("demo", options)]
     same = str(tmp_path / "out.safetensors")
     assert main(["convert", same, same]) == 2

@@ -174,6 +174,5 @@ def test_missing_and_several(tmp_path: Path) -> None:
 
 
 def test_embeddings_for_a_family_without(tmp_path: Path) -> None:
-    """They are ignored, which is said."""
     write_adcsr(tmp_path, **SMALL)
-    assert any("adcsr takes none" in notice for notice in load(tmp_path, embeddings=torch.ones(1, 3)).notices)
+    refused(tmp_path, "adcsr takes no embeddings", embeddings=torch.ones(1, 3))

@@ -115,7 +115,7 @@ def test_the_base_model_alone_and_the_lora_alone(tmp_path: Path) -> None:
     refused(tmp_path / LORA, "OSEDiff's LoRA", "only one part", '{"osediff": ..., "unet": ..., "vae": ...')
     refused(tmp_path / UNET / f"{STEM}.safetensors", "a Stable Diffusion UNet", "only one part")
     (tmp_path / VAE / f"{STEM}.safetensors").rename(layout.folder / "vae.safetensors.off")
-    refused(tmp_path, "is a LoRA, without a Stable Diffusion VAE", "2.1-base")
+    refused(tmp_path, "is a LoRA of osediff, without a Stable Diffusion VAE", "2.1-base")
     (tmp_path / LORA).unlink()
     refused(tmp_path, "a Stable Diffusion UNet", "make a checkpoint of osediff together with OSEDiff's LoRA")
 
@@ -248,7 +248,7 @@ def test_folded_weights_are_not_copied(tmp_path: Path) -> None:
 
 def test_saved_and_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One folded file, from which neither the base model nor the prompt is needed any more."""
-    monkeypatch.setattr(osediff, "LEAST", 8)
+    monkeypatch.setattr(osediff.OSEDiff, "least", 8)
     write_osediff(tmp_path / "a")
     model = tinysr_kernels.compile(tmp_path / "a")
     model.save(tmp_path / "folded.safetensors")
@@ -261,5 +261,3 @@ def test_saved_and_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert info["color_fix"] == "adain"
     assert any("cross-attentions" in line for line in info["folded"])
     assert any("8 / rank" in line for line in model.info()["folded"])
-    ignoring = tinysr_kernels.compile(tmp_path / "folded.safetensors", prompt="sharp")
-    assert any("prompt given is ignored" in notice for notice in ignoring.notices)

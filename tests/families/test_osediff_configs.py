@@ -169,7 +169,3 @@ def test_a_prompt_is_evaluated_once(tmp_path: Path) -> None:
 def test_what_is_no_prompt(prompt: Any) -> None:
     with pytest.raises(InputError, match="prompt must be a text"):
         compiled("demo", prompt=prompt)
-
-
-def test_a_prompt_for_a_family_without_one() -> None:
-    assert any("takes none" in notice for notice in load("demo", prompt="sharp").notices)

@@ -21,9 +21,11 @@ from tests.layouts.weights import random_image
 from tinysr_kernels.checkpoint import lora
 from tinysr_kernels.checkpoint.sd import kl_vae, unet
 from tinysr_kernels.errors import CheckpointError
-from tinysr_kernels.families import FAMILIES, osediff
+from tinysr_kernels.families import FAMILIES, one_step_sd, osediff
 from tinysr_kernels.nets import layers, sd, windows
+from tinysr_kernels.nets.fold import channels_last
 from tinysr_kernels.nets.networks import resize
+from tinysr_kernels.ops.conv.upsample_conv import phase_weights
 from tinysr_kernels.ops.trace import trace
 
 pytestmark = pytest.mark.numeric
@@ -41,8 +43,8 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> OSEDiffLayout:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("WINDOW", 10), ("OVERLAP", 4), ("LEAST", 8)):
-        monkeypatch.setattr(osediff, name, value)
+    for name, value in (("window", 10), ("overlap", 4), ("least", 8)):
+        monkeypatch.setattr(osediff.OSEDiff, name, value)
 
 
 @functools.cache
@@ -114,21 +116,18 @@ def test_weights_of_windows_are_no_launches(layout: OSEDiffLayout) -> None:
 
 
 def _without_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
-    merged = osediff._merged_unet
-
-    def own(base: Any, size: Any, updates: Any, replaced: Mapping[str, Tensor]) -> Any:
-        return merged(base, size, updates, {k: base.file.tensors[k.replace(".base_layer", "")] for k in replaced})
-
-    monkeypatch.setattr(osediff, "_merged_unet", own)
+    checked = one_step_sd._checked_unet
+    monkeypatch.setattr(one_step_sd, "_checked_unet", lambda base, size, replaced: checked(base, size, {}))
 
 
 def _replaced_after_its_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    merged = osediff._merged_unet
+    given = osediff.OSEDiff.adaptation
 
-    def after(base: Any, size: Any, updates: Mapping[str, Any], replaced: Any) -> Any:
-        return merged(base, size, {k: v for k, v in updates.items() if k != "conv_in"}, replaced)
+    def after(self: Any, found: Any) -> Any:
+        adaptation = given(self, found)
+        return replace(adaptation, unet={k: v for k, v in adaptation.unet.items() if k != "conv_in"})
 
-    monkeypatch.setattr(osediff, "_merged_unet", after)
+    monkeypatch.setattr(osediff.OSEDiff, "adaptation", after)
 
 
 def _heads_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,11 +158,11 @@ def _adain_of_the_original(model: Any) -> None:
 
 
 TRAPS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], tuple[int, int]]] = {
-    "scale of the LoRA of one": (lambda m: m.setattr(osediff, "LORA_ALPHA", 3), WHOLE),
+    "scale of the LoRA of one": (lambda m: m.setattr(osediff.OSEDiff, "lora_alpha", 3), WHOLE),
     "conv_in of the base model": (_without_replacement, WHOLE),
     "conv_in replaced after its update": (_replaced_after_its_update, WHOLE),
     "eight heads everywhere": (_heads_alike, WHOLE),
-    "another time step": (lambda m: m.setattr(osediff, "TIMESTEP", 998), WHOLE),
+    "another time step": (lambda m: m.setattr(osediff.OSEDiff, "timestep", 998), WHOLE),
     "phases cropped after the convolution": (_phases_cropped, ODD),
     "torch's bicubic": (_torch_bicubic, WHOLE),
     "LoRA left out": (lambda m: m.setattr(lora, "merged", lambda weight, update: weight), WHOLE),
@@ -198,6 +197,22 @@ CHANGES: dict[str, tuple[Callable[[Any], None], tuple[int, int], str]] = {
 def test_every_change_of_the_network_shows(layout: OSEDiffLayout, trap: str) -> None:
     change, size, color_fix = CHANGES[trap]
     assert error(layout, size, color_fix, change=change) > 1e-4
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float16, 4e-3)], ids=str)
+def test_a_kernel_is_recovered_from_its_phases(dtype: torch.dtype, tolerance: float) -> None:
+    """So that it is not kept beside them for odd sides."""
+    kernel = torch.randn(6, 10, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = layers.unphased(channels_last(phase_weights(kernel).to(dtype)))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.double(), kernel, rtol=0, atol=tolerance)
+
+
+def test_no_kernel_is_there_twice(layout: OSEDiffLayout) -> None:
+    model = tinysr_kernels.compile(layout.folder)
+    phases = [name for name in model._folded if name.endswith(".phases")]
+    assert any(name.startswith("unet.") for name in phases)
+    assert not any(name.replace(".phases", ".weight") in model._folded for name in phases)
 
 
 def test_old_names_of_the_attention(layout: OSEDiffLayout, monkeypatch: pytest.MonkeyPatch) -> None:

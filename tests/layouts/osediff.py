@@ -6,7 +6,7 @@ github.com/cswry/OSEDiff, osediff.py (`save_model`); Stable Diffusion 2.1-base's
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -79,6 +79,48 @@ def write_osediff(
     the prompt's lies beside.
     """
     folder = Path(folder)
+    base = write_base(
+        folder, channels, heads, layers, vae_channels, groups, files, old_attention_names, embedding, dtype, seed
+    )
+    unet, vae, generator = base.unet, base.vae, base.generator
+    lora = {
+        "unet": random_lora(unet.state_dict(), _of_unet, ranks[0], dtype, generator),
+        "vae": random_lora(vae.state_dict(), _of_vae, ranks[1], dtype, generator),
+    }
+    trained = {"weight": unet.conv_in.weight + 0.1, "bias": unet.conv_in.bias - 0.2}
+    lora["unet"] |= {f"conv_in.base_layer.{part}": tensor.to(dtype) for part, tensor in trained.items()}
+    write_pickle(folder / LORA, _release(lora, ranks))
+    unet.load_state_dict(merge(unet.state_dict(), lora["unet"]))
+    vae.load_state_dict(merge(modern(vae.state_dict()), lora["vae"]))
+    config = OSEDiffConfig(groups=(groups,), vae_groups=(groups,))
+    return OSEDiffLayout(folder, unet, vae, base.prompt.float(), config, tuple(heads))
+
+
+@dataclass
+class Base:
+    """Stable Diffusion as it was written, before any LoRA."""
+
+    unet: SDUNet
+    vae: KLVAE
+    prompt: Tensor
+    generator: torch.Generator
+
+
+def write_base(
+    folder: Path,
+    channels: Sequence[int] = (8, 16, 16),
+    heads: Sequence[int] = (2, 4, 1),
+    layers: int = 1,
+    vae_channels: Sequence[int] = (4, 8, 8, 8),
+    groups: int = 4,
+    files: Files = "safetensors",
+    old_attention_names: bool = True,
+    embedding: bool = True,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    amplified: float = 60,
+) -> Base:
+    """The base model's folder and a prompt's embedding. amplified: how strong latents are that the decoder gets."""
     attends = [i < len(channels) - 1 for i in range(len(channels))]
     shapes = sd_unet_shapes(channels, layers, attends, prompt=FEATURES)
     unet, vae = SDUNet(shapes, heads, groups), KLVAE(kl_vae_shapes(vae_channels, 4, layers, True), kl_config(groups))
@@ -86,28 +128,18 @@ def write_osediff(
     fill(vae, seed + 1)
     generator = torch.Generator().manual_seed(seed + 2)
     # As strong as what the network decodes: x0 is about 1 / (sqrt(a) k) times the noise.
-    level(vae.decoder.conv_out, vae.decode, 60 * torch.randn(1, 4, 8, 8, generator=generator), 0.0, 0.3)
+    level(vae.decoder.conv_out, vae.decode, amplified * torch.randn(1, 4, 8, 8, generator=generator), 0.0, 0.3)
     for module in (unet, vae):
         rounded(module, dtype)
-    lora = {
-        "unet": _lora(unet.state_dict(), _of_unet, ranks[0], dtype, generator),
-        "vae": _lora(vae.state_dict(), _of_vae, ranks[1], dtype, generator),
-    }
-    trained = {"weight": unet.conv_in.weight + 0.1, "bias": unet.conv_in.bias - 0.2}
-    lora["unet"] |= {f"conv_in.base_layer.{part}": tensor.to(dtype) for part, tensor in trained.items()}
     _write(folder / UNET, _unet_config(channels, heads, layers, groups), unet.state_dict(), files, dtype)
     public = _old(vae.state_dict()) if old_attention_names else vae.state_dict()
     _write(folder / VAE, _vae_config(vae_channels, layers, groups), public, files, dtype)
     _write_json(folder / SCHEDULER / "scheduler_config.json", SCHEDULE)
     _write_json(folder / "sd/model_index.json", {"_class_name": "StableDiffusionPipeline"})
-    write_pickle(folder / LORA, _release(lora, ranks))
     prompt = torch.randn(1, TOKENS, FEATURES, generator=generator).to(dtype)
     if embedding:
         write_pickle(folder / EMBEDDING, prompt)
-    unet.load_state_dict(merge(unet.state_dict(), lora["unet"]))
-    vae.load_state_dict(merge(modern(vae.state_dict()), lora["vae"]))
-    config = OSEDiffConfig(groups=(groups,), vae_groups=(groups,))
-    return OSEDiffLayout(folder, unet, vae, prompt.float(), config, tuple(heads))
+    return Base(unet, vae, prompt, generator)
 
 
 def _of_unet(name: str) -> bool:
@@ -119,21 +151,33 @@ def _of_vae(name: str) -> bool:
     return name.startswith(("encoder.", "quant_conv"))
 
 
-def _lora(
-    state: dict[str, Tensor], adapts: Any, rank: int, dtype: torch.dtype, generator: torch.Generator
+def of_side(module: str) -> str:
+    """The adapter that OSEDiff puts on a module."""
+    side = "encoder" if module.startswith(("down", "conv_in", "encoder", "quant")) else "decoder"
+    return f".default_{'others' if module.startswith('mid_block') else side}"
+
+
+def random_lora(
+    state: dict[str, Tensor],
+    adapts: Callable[[str], bool],
+    rank: int,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+    adapter: Callable[[str], str] = of_side,
 ) -> dict[str, Tensor]:
-    """Updates of every matrix and kernel that `adapts` names, each about half as large as its weight."""
+    """Updates of every matrix and kernel that `adapts` names, each about half as large as its weight.
+
+    adapter: what stands in a module's keys after lora_A and lora_B.
+    """
     lora = {}
     for name, weight in state.items():
         if weight.ndim < 2 or not adapts(name):
             continue
         module = name.removesuffix(".weight")
-        side = "encoder" if module.startswith(("down", "conv_in", "encoder", "quant")) else "decoder"
-        adapter = f"default_{'others' if module.startswith('mid_block') else side}"
         a = torch.randn(rank, *weight.shape[1:], generator=generator) / rank**0.5
         b = torch.randn(weight.shape[0], rank, *(1 for _ in weight.shape[2:]), generator=generator)
-        lora[f"{module}.lora_A.{adapter}.weight"] = a.to(dtype)
-        lora[f"{module}.lora_B.{adapter}.weight"] = (b * 0.1 * rank / weight[0].numel() ** 0.5).to(dtype)
+        lora[f"{module}.lora_A{adapter(module)}.weight"] = a.to(dtype)
+        lora[f"{module}.lora_B{adapter(module)}.weight"] = (b * 0.1 * rank / weight[0].numel() ** 0.5).to(dtype)
     return lora
 
 

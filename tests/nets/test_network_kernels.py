@@ -94,7 +94,7 @@ def test_network_equals_its_reference(name: str, tmp_path: Path) -> None:
 @pytest.mark.long
 def test_osediff_equals_its_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a latent of odd sides, with windows that it does not need."""
-    monkeypatch.setattr(osediff, "LEAST", 2)
+    monkeypatch.setattr(osediff.OSEDiff, "least", 2)
     layout = write_osediff(tmp_path, channels=(8, 16), heads=(2, 1), vae_channels=(4, 8, 8, 8), groups=4)
     layout.config = replace(layout.config, least=2)
     image = random_image(6, 10, dtype=torch.float64)

@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tinysr_kernels.atomic import sync_folder
@@ -21,6 +19,7 @@ from tinysr_kernels.checkpoint.plain import kind_of
 from tinysr_kernels.checkpoint.read.header import read_header
 from tinysr_kernels.checkpoint.read.paths import MappedFile, parse_json
 from tinysr_kernels.checkpoint.read.text import quoted
+from tinysr_kernels.checkpoint.write import write_tensors
 from tinysr_kernels.errors import CheckpointError, InputError, shorten
 
 FORMAT = "tinysr_kernels"
@@ -201,16 +200,13 @@ def write_safetensors(
     check(target)
     beside = target.with_name(f".tinysr-{secrets.token_hex(8)}.tmp")  # hidden, so that no search takes it for a part
     try:
-        beside.touch()  # learns the mode that a new file gets here; the library would leave it to its owner alone
-        mode = beside.stat().st_mode
-        save_file(_separate(tensors), beside, dict(metadata))
-        beside.chmod(mode)
+        write_tensors(beside, tensors, metadata)
         with open(beside, "rb+") as file:
             os.fsync(file.fileno())
         check(target)
         os.replace(beside, target)
         sync_folder(target.parent)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise CheckpointError(
             f"{shorten(target)} cannot be written: {shorten(error)}; nothing was left there. Free some space or choose "
             "another folder"
@@ -218,15 +214,3 @@ def write_safetensors(
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
-
-
-def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors with a storage each: the format cannot express shared memory."""
-    seen: set[int] = set()
-    separate = {}
-    for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
-        storage = plain.untyped_storage().data_ptr()
-        separate[name] = plain.clone() if storage in seen and plain.numel() else plain
-        seen.add(storage)
-    return separate

@@ -7,14 +7,14 @@ rank. Names as peft and diffusers write them: `[base_model.model.][transformer.]
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tinysr_kernels.checkpoint.read.paths import parse_json, read_json
+from tinysr_kernels.checkpoint.read.paths import Released, aligned, parse_json, read_json
 from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
 from tinysr_kernels.checkpoint.read.text import quoted, shape_text
 from tinysr_kernels.checkpoint.read.weights import Weights
@@ -82,17 +82,48 @@ def _update(file: TensorFile, module: str, sides: dict[str, str], scale: float) 
     a = pair.take(sides["A"], [rank or None, *pair.shape(sides["A"])[1:]])
     b_shape = pair.shape(sides["B"])
     b = pair.take(sides["B"], [None, rank, *(1 for _ in b_shape[2:])])
-    return Update(a, b, scale, f"{file.where}: {quoted(sides['B'])}")
+    return Update(aligned(a), aligned(b), scale, f"{file.where}: {quoted(sides['B'])}")
+
+
+def summed(parts: Sequence[Mapping[str, Update]], weights: Sequence[float]) -> dict[str, Update]:
+    """Several LoRA as one, each times its weight: the sum of a module's updates is an update of the ranks' sum."""
+    found: dict[str, Update] = {}
+    for part, weight in zip(parts, weights, strict=True):
+        for module, update in part.items():
+            wide = torch.promote_types(torch.promote_types(update.a.dtype, update.b.dtype), torch.float32)
+            a, b = update.a.to(wide), update.b.to(wide) * (update.scale * weight)
+            if module in found:
+                other = found[module]
+                if other.a.shape[1:] != a.shape[1:] or other.b.shape[0] != b.shape[0]:
+                    raise CheckpointError(
+                        f"{update.where}: expected an update of the shape that {other.where} has, found "
+                        f"{shape_text(update.a.shape)} and {shape_text(update.b.shape)}"
+                    )
+                a, b = torch.cat([other.a, a]), torch.cat([other.b, b], 1)
+            found[module] = Update(a, b, 1.0, update.where)
+    return found
+
+
+def states_alpha(file: TensorFile) -> bool:
+    """Whether a LoRA file's metadata, or adapter_config.json beside it, state rank and alpha."""
+    _, values = _stated(file)
+    return values.get("lora_alpha") is not None and values.get("r") is not None
+
+
+def _stated(file: TensorFile) -> tuple[str, dict[str, Any]]:
+    """What the file's own metadata or peft's adapter_config.json beside it say, and where that is."""
+    where = f"{file.where}: lora_adapter_metadata"
+    if "lora_adapter_metadata" in file.metadata:
+        values = parse_json(file.metadata["lora_adapter_metadata"].encode("utf-8", "surrogatepass"), where)
+        return where, {name.removeprefix("transformer."): value for name, value in values.items()}
+    if file.path.is_file() and (config := file.path.parent / "adapter_config.json").is_file():
+        return str(config), read_json(config)
+    return where, {}
 
 
 def _scale(file: TensorFile) -> float:
-    """alpha / rank, 1 unless the file's own metadata or peft's adapter_config.json beside it says otherwise."""
-    where, values = f"{file.where}: lora_adapter_metadata", {}
-    if "lora_adapter_metadata" in file.metadata:
-        values = parse_json(file.metadata["lora_adapter_metadata"].encode("utf-8", "surrogatepass"), where)
-        values = {name.removeprefix("transformer."): value for name, value in values.items()}
-    elif file.path.is_file() and (config := file.path.parent / "adapter_config.json").is_file():
-        where, values = str(config), read_json(config)
+    """alpha / rank, 1 unless what is stated with the file says otherwise."""
+    where, values = _stated(file)
     if values.get("alpha_pattern") or values.get("rank_pattern") or values.get("use_rslora") or values.get("use_dora"):
         raise CheckpointError(
             f"{where}: scales that differ by module, rsLoRA and DoRA are not supported; merge it first"
@@ -120,17 +151,21 @@ def merge(weights: dict[str, Tensor], updates: Mapping[str, Update]) -> None:
 class Merged(Mapping[str, Tensor]):
     """Tensors with their updates merged on demand, so that a large network is never in memory twice."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], updates: Mapping[str, Update]) -> None:
-        """Raises CheckpointError for a module that is not there and for shapes that do not fit."""
-        self._tensors = dict(tensors)
+    def __init__(self, tensors: Mapping[str, Tensor], updates: Mapping[str, Update], base: str = "") -> None:
+        """Raises CheckpointError for a module that is not there and for shapes that do not fit.
+
+        base: where the tensors come from, for messages.
+        """
+        self._tensors = Released(dict(tensors))
         self._updates: dict[str, Update] = {}
         for module, update in updates.items():
             name = f"{module}.weight"
-            if name not in self._tensors:
+            if name not in tensors:
                 raise CheckpointError(
-                    f"{update.where}: there is no module {quoted(module)} in the network that it adapts"
+                    f"{update.where}: there is no module {quoted(module)} in the network that it adapts {base}; "
+                    "does it belong to another base model?"
                 )
-            check_fits(self._tensors[name], update)
+            check_fits(tensors[name], update, base)
             self._updates[name] = update
 
     def __getitem__(self, name: str) -> Tensor:
@@ -144,14 +179,14 @@ class Merged(Mapping[str, Tensor]):
         return len(self._tensors)
 
 
-def check_fits(weight: Tensor, update: Update) -> None:
-    """CheckpointError unless an update has the shape of a weight."""
+def check_fits(weight: Tensor, update: Update, base: str = "") -> None:
+    """CheckpointError unless an update has the shape of a weight; base: where that comes from, for the message."""
     a, b = update.a, update.b
     if b.shape[0] != weight.shape[0] or a.shape[1:] != weight.shape[1:]:
         fitting_a, fitting_b = shape_text([None, *weight.shape[1:]]), shape_text([weight.shape[0], None])
         raise CheckpointError(
-            f"{update.where}: expected A {fitting_a} and B {fitting_b} for a weight {shape_text(weight.shape)}, "
-            f"found {shape_text(a.shape)} and {shape_text(b.shape)}"
+            f"{update.where}: expected A {fitting_a} and B {fitting_b} for a weight {shape_text(weight.shape)} "
+            f"{base}, found {shape_text(a.shape)} and {shape_text(b.shape)}; does it belong to another base model?"
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinysr_kernels.checkpoint.read.paths import parse_json
+from tinysr_kernels.checkpoint.read.paths import Released, parse_json
 from tinysr_kernels.checkpoint.read.text import listed, quoted
 from tinysr_kernels.errors import CheckpointError
 
@@ -60,7 +60,7 @@ def check_manifest(text: str, tensors: Mapping[str, Tensor], where: str) -> None
                 f"{where}: {quoted(name)}: expected {quoted(entry)}, as the metadata list it, found {_kind(tensor)}; "
                 f"{REMEDY}"
             )
-    for name, tensor in tensors.items():
+    for name, tensor in Released(tensors).items():
         found = checksum(tensor)
         if expected[name][-1] != found:
             raise CheckpointError(

@@ -47,6 +47,12 @@ def is_path(value: object) -> bool:
     return is_a(value, str) or is_a(value, os.PathLike)
 
 
+def is_called(embeddings: Any) -> bool:
+    """Whether `embeddings` are no constants: something that is called with each image."""
+    constant = is_path(embeddings) or any(is_a(embeddings, kind) for kind in (Tensor, Mapping, list, tuple))
+    return callable(embeddings) and not constant
+
+
 def as_path(value: Any) -> Path:
     """The path with `~` expanded; CheckpointError for bytes and other oddities."""
     try:

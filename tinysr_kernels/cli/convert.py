@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from tinysr_kernels.cli.terminal import DTYPES, put
+from tinysr_kernels.cli.terminal import DTYPES, number, put
 
 
 def add_parser(commands: Any) -> None:
@@ -15,9 +15,17 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("out", metavar="OUT", help="the file to write, ending in .safetensors")
     parser.add_argument("--dtype", choices=DTYPES, help="dtype of the stored weights (default: float32)")
     parser.add_argument("--quantize", choices=("fp8",), help="store TinySR's transformer in FP8 (E4M3)")
-    conditioning = parser.add_argument_group("what the network is conditioned on", "for OSEDiff; it is folded in")
+    conditioning = parser.add_argument_group("what is folded in", "for OSEDiff and its relatives")
     conditioning.add_argument("--prompt", metavar="TEXT", help="embedded by the checkpoint's text encoder")
     conditioning.add_argument("--embeddings", metavar="FILE", help="an embedding in place of the checkpoint's")
+    conditioning.add_argument(
+        "--lora-weights",
+        type=number,
+        nargs=2,
+        metavar=("PIXEL", "SEMANTIC"),
+        help="of PiSA-SR's LoRA (default: 1 1)",
+    )
+    conditioning.add_argument("--lora-alpha", type=number, metavar="X", help="of a LoRA whose files do not state it")
     parser.add_argument(
         "--force", action="store_true", help="replace OUT if it is a folded file; no other file ever is"
     )
@@ -41,6 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
         quantize=arguments.quantize,
         embeddings=arguments.embeddings,
         prompt=arguments.prompt,
+        lora_weights=arguments.lora_weights,
+        lora_alpha=arguments.lora_alpha,
     )
     model.save(arguments.out, replace=arguments.force)
     put(arguments.out)

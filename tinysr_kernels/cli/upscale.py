@@ -47,6 +47,8 @@ def add_parser(commands: Any) -> None:
         "--quantize", choices=("fp8",), help="TinySR's transformer in FP8: faster, slightly less accurate"
     )
     model.add_argument("--color-fix", choices=("adain", "wavelet", "none"), help="default: that of the model family")
+    model.add_argument("--prompt", metavar="TEXT", help="embedded by the checkpoint's text encoder (OSEDiff and kin)")
+    model.add_argument("--embeddings", metavar="FILE", help="an embedding in place of the checkpoint's")
     model.add_argument("--tile", type=integer_between(1), metavar="N", help="tile size in input pixels")
     formats = parser.add_argument_group("input and output")
     sizes = parser.add_argument_group("size of the results", "at most one; default: the network's own factor, 4")
@@ -114,6 +116,8 @@ def _compile(arguments: argparse.Namespace) -> Model:
             quantize=arguments.quantize,
             color_fix=arguments.color_fix,
             tile=arguments.tile,
+            prompt=arguments.prompt,
+            embeddings=arguments.embeddings,
         )
     if not arguments.quiet:
         for message in notices:

@@ -20,6 +20,7 @@ from tinysr_kernels.families.base import COLOR_FIXES, Adain, Checkpoint, ColorFi
 from tinysr_kernels.families.config import config_from_values, config_to_dict
 from tinysr_kernels.families.loading import Loader, roles_of
 from tinysr_kernels.families.osediff import OSEDiff, OSEDiffConfig
+from tinysr_kernels.families.osediff_kin import HYPIR, OMGSR, PiSASR
 from tinysr_kernels.families.tinysr_dit import TinySR, TinySRConfig
 from tinysr_kernels.families.tinysr_unet import TinySRUNet, UNetConfig
 from tinysr_kernels.families.tsd_sr import TSDSR, TSDSRConfig
@@ -30,6 +31,9 @@ FAMILIES: dict[str, Family[Any]] = {
     AdcSR.name: AdcSR(),
     TinySRUNet.name: TinySRUNet(),
     OSEDiff.name: OSEDiff(),
+    PiSASR.name: PiSASR(),
+    HYPIR.name: HYPIR(),
+    OMGSR.name: OMGSR(),
     TSDSR.name: TSDSR(),
 }
 """Every family by its name. Where the keys of one file suit several, the first in this order has it."""
@@ -58,7 +62,14 @@ __all__ = [
 ]
 
 
-def load(ckpt: Any, *, embeddings: Any = None, prompt: str | None = None) -> Checkpoint:
+def load(
+    ckpt: Any,
+    *,
+    embeddings: Any = None,
+    prompt: str | None = None,
+    lora_alpha: float | None = None,
+    lora_weights: tuple[float, ...] | None = None,
+) -> Checkpoint:
     """Find, read, check and normalize a checkpoint of any family.
 
     ckpt: one of
@@ -74,12 +85,14 @@ def load(ckpt: Any, *, embeddings: Any = None, prompt: str | None = None) -> Che
                                     a pruned UNet (unet., decoder.) has to be a UNetConfig.
     embeddings: takes precedence over the checkpoint's own: a tensor, a path to a file or folder, a dict name -> tensor
         or path, or a sequence of these. Pooled prompt [1,P], temb [1,D], position table [1,T,D] for TinySR; temb [1,E]
-        or `<resnet>.time_bias` [C] for tinysr-unet.
+        or `<resnet>.time_bias` [C] for tinysr-unet. Prompt [1,T,X] or [T,X] for OSEDiff and its relatives.
+    prompt: a text for families with a text encoder. lora_alpha: of a LoRA that adapts Stable Diffusion, before what its
+        family or its files say. lora_weights: of PiSA-SR's two adapters, (pixel, semantic).
 
     Returns tensors on the CPU in their stored dtype, except what was merged or evaluated (float32 or wider).
     Raises CheckpointError for whatever is missing, damaged, refused, ambiguous or contradictory.
     """
-    return Loader(FAMILIES, prompt).load(ckpt, embeddings)
+    return Loader(FAMILIES, prompt, lora_alpha, lora_weights).load(ckpt, embeddings)
 
 
 def role_of(file: Any) -> str:

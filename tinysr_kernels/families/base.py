@@ -63,8 +63,10 @@ class Found:
 
     source: names the checkpoint in messages. parts: by role, one for each of the family's `parts`. lora: see
     `Family.takes_lora`. named: files of embeddings that the caller passed; beside: those found with the checkpoint.
+    per_image: whether each image is to have embeddings of its own, so that none is a constant, see `Family.per_image`.
     notices: what was ignored or chosen so far, one sentence each; `read` adds its own. prompt: the caller's, see
-    `Family.takes_prompt`. configs, models: the JSON files of a folder, see `checkpoint.detect.Folder`.
+    `Family.takes_prompt`. lora_alpha, lora_weights: the caller's, see `Family.takes_lora_alpha` and `adapters`.
+    configs, models: the JSON files of a folder, see `checkpoint.detect.Folder`.
     """
 
     source: str
@@ -73,7 +75,10 @@ class Found:
     named: list[TensorFile] = field(default_factory=list)
     beside: list[TensorFile] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    per_image: bool = False
     prompt: str | None = None
+    lora_alpha: float | None = None
+    lora_weights: tuple[float, ...] | None = None
     configs: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
     models: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
 
@@ -129,8 +134,14 @@ class Family(ABC, Generic[C]):
     """Whether a LoRA may lie beside the parts."""
     takes_embeddings: ClassVar[bool] = False
     """Whether `compile(embeddings=...)` and files of embeddings beside the parts mean anything to it."""
+    per_image: ClassVar[bool] = False
+    """Whether each image may have embeddings of its own: `compile(embeddings=...)` of something that is called."""
     takes_prompt: ClassVar[bool] = False
     """Whether `compile(prompt=...)` means anything to it."""
+    takes_lora_alpha: ClassVar[bool] = False
+    """Whether `compile(lora_alpha=...)` means anything to it: a LoRA's alpha, which its files may not state."""
+    adapters: ClassVar[tuple[str, ...]] = ()
+    """The LoRA adapters that `compile(lora_weights=...)` has a weight for each."""
     embedding_names: ClassVar[re.Pattern[str] | None] = None
     """Names that tensors have in its files of embeddings alone, where the general rule does not know them."""
     own_format: ClassVar[bool] = False

@@ -26,6 +26,7 @@ from tinysr_kernels.checkpoint.folded import OwnMetadata, read_metadata
 from tinysr_kernels.checkpoint.known import hint
 from tinysr_kernels.checkpoint.manifest import check_manifest
 from tinysr_kernels.checkpoint.plain import check_number, is_a, kind_of, plain_mapping
+from tinysr_kernels.checkpoint.read.paths import Released
 from tinysr_kernels.checkpoint.read.shards import read_weights
 from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
 from tinysr_kernels.checkpoint.read.text import listed, quoted
@@ -36,6 +37,7 @@ from tinysr_kernels.checkpoint.sources import (
     embedding_files,
     find_part,
     folder_part,
+    is_called,
     is_folder,
     is_path,
     module_part,
@@ -67,9 +69,17 @@ def roles_of(families: Families) -> Roles:
 class Loader:
     """Loads checkpoints of these families; `families.load` says what it accepts."""
 
-    def __init__(self, families: Families, prompt: str | None = None) -> None:
+    def __init__(
+        self,
+        families: Families,
+        prompt: str | None = None,
+        lora_alpha: float | None = None,
+        lora_weights: tuple[float, ...] | None = None,
+    ) -> None:
         self.families = families
         self.prompt = prompt
+        self.lora_alpha = lora_alpha
+        self.lora_weights = lora_weights
         self.roles = roles_of(families)
 
     def load(self, ckpt: Any, embeddings: Any) -> Checkpoint:
@@ -107,11 +117,11 @@ class Loader:
             return self._single(family, part, embeddings, Found(file.where, {}, beside=found))
         if role == OTHER:
             content = listed([*file.tensors, *(f"{k} ({v})" for k, v in file.others.items())], 4)
-            raise CheckpointError(f"{path}: {self._expected()}; found {content or 'nothing'}{hint(file.tensors)}")
+            raise CheckpointError(f"{path}: {self._expected()}; found {content or 'nothing'}{_hint(file)}")
         dicts = [_dict_example(family) for family in self.families.values() if _has_part(family, role)]
         raise CheckpointError(
             f"{path}: {self.roles.description(role)} is only one part of a checkpoint; "
-            f"{' or '.join(['pass the folder that holds all parts', *dicts])}"
+            f"{' or '.join(['pass the folder that holds all parts', *dicts])}{_hint(file)}"
         )
 
     def _family(self, role: str, file: TensorFile) -> Family[Any] | None:
@@ -141,25 +151,31 @@ class Loader:
         """A folded file as it is, every tensor as its metadata list it; what they mean is left to the network."""
         family, config, own = self._own(file)
         check_number(len(file.only_tensors()), file.where)
-        given = (("embeddings", "are", embeddings), ("prompt", "is", self.prompt))
-        ignored = [f"the {what} given {verb} ignored: the file is folded" for what, verb, v in given if v is not None]
+        self._check_lora(family, folded=True)
+        notices = []
+        for what, given in (("embeddings", embeddings), ("prompt", self.prompt)):
+            if given is not None and not (family.per_image and is_called(given)):
+                raise CheckpointError(
+                    f"{file.where}: the file is folded, and what its network is conditioned on with it; leave the "
+                    f"{what} out, or fold the checkpoint again with it"
+                )
         if own.tensors is not None:
             check_manifest(own.tensors, file.tensors, file.where)
         else:
-            ignored.append(
+            notices.append(
                 f"{file.where}: folded by a version that listed no tensors, so whether all are there and undamaged "
                 "cannot be checked; `tinysr convert` it once"
             )
         _check_dtypes(file, str(own.folded_dtype))
-        for name, tensor in file.tensors.items():
+        for name, tensor in Released(file.tensors).items():
             check_finite(tensor, f"{file.where}: {quoted(name)}")
         return Checkpoint(
             family.name,
             config,
-            file.tensors,
+            Released(file.tensors),
             folded=True,
             folded_dtype=own.folded_dtype,
-            notices=ignored,
+            notices=notices,
             source=file.where,
             file=file.path,
             metadata=dict(file.metadata),
@@ -173,20 +189,38 @@ class Loader:
         return self._read(family, found, embeddings)
 
     def _read(self, family: Family[Any], found: Found, embeddings: Any) -> Checkpoint:
-        if family.takes_embeddings:
+        found.per_image, found.prompt = is_called(embeddings), self.prompt
+        for what, given, taken in (
+            ("embeddings of each image", found.per_image, family.per_image),
+            ("embeddings", embeddings is not None, family.takes_embeddings),
+            ("prompt", self.prompt is not None, family.takes_prompt),
+        ):
+            if given and not taken:
+                raise CheckpointError(f"{found.source}: {family.name} takes no {what}; leave that argument out")
+        if not found.per_image:
             found.named = embedding_files(embeddings, self.roles)
-        elif embeddings is not None:
-            found.notices.append(f"the embeddings given are ignored: {family.name} takes none")
-        if family.takes_prompt:
-            found.prompt = self.prompt
-        elif self.prompt is not None:
-            found.notices.append(f"the prompt given is ignored: {family.name} takes none")
+        found.lora_alpha, found.lora_weights = self.lora_alpha, self.lora_weights
+        self._check_lora(family)
         lora = [] if found.lora is None else [found.lora]
         for file in [*(part.file for part in found.parts.values()), *lora, *found.named, *found.beside]:
             check_number(len(file.tensors), file.where)
         checkpoint = family.read(found)
         checkpoint.config = checked_config(family.config_class, checkpoint.config, f"{found.source}: configuration")
         return checkpoint
+
+    def _check_lora(self, family: Family[Any], folded: bool = False) -> None:
+        """CheckpointError where what was asked about LoRA means nothing to the checkpoint."""
+        why = f"this checkpoint is {family.name}" + (", folded with its LoRA already" if folded else "")
+        if self.lora_alpha is not None and (folded or not family.takes_lora_alpha):
+            able = listed(name for name, one in self.families.items() if one.takes_lora_alpha)
+            raise CheckpointError(f"lora_alpha is for unfolded checkpoints of {able}; {why}; leave it out")
+        expected = () if folded else family.adapters
+        if self.lora_weights is not None and len(self.lora_weights) != len(expected):
+            able = listed(f"{name} ({', '.join(one.adapters)})" for name, one in self.families.items() if one.adapters)
+            raise CheckpointError(
+                f"lora_weights are for unfolded checkpoints of {able}; found {len(self.lora_weights)} weights, and "
+                f"{why}; leave them out"
+            )
 
     # ----------------------------------------------------------------------------------------- folders
     def _folder(self, path: Path, embeddings: Any) -> Checkpoint:
@@ -231,12 +265,16 @@ class Loader:
 
     def _hints(self, folder: Folder) -> str:
         """What is missing to the parts of checkpoints that a folder without a whole one holds."""
-        hints = hint(name for file in folder.of(OTHER) for name in file.tensors)
+        hints = "".join(dict.fromkeys(_hint(file) for files in folder.files.values() for file in files))
+        made: dict[str, list[str]] = {}
         for family in self.families.values():
             found = [part.description for part in family.parts[1:] if folder.of(part.role)]
             if found:
-                missing = family.parts[0].description
-                hints += f"; {' and '.join(found)} make a checkpoint of {family.name} together with {missing}"
+                absent = [part.description for part in family.parts if not folder.of(part.role)]
+                ways = made.setdefault(" and ".join(found), [])
+                ways.append(f"of {family.name} together with {' and '.join(absent)}")
+        for parts, ways in made.items():
+            hints += f"; {parts} make a checkpoint {', or '.join(ways)}"
         return hints
 
     def _expected(self) -> str:
@@ -280,6 +318,11 @@ class Loader:
             )
         snapshot(whole.file)
         return self._read(family, Found(label, family.split(whole, module, label)), embeddings)
+
+
+def _hint(file: TensorFile) -> str:
+    """What a file that is not taken is known to be."""
+    return hint([*file.tensors, *file.others])
 
 
 def _check_dtypes(file: TensorFile, dtype: str) -> None:

@@ -20,6 +20,8 @@ subnormals lose digits (measured: relative error 8.5e-3 at gates of 1e-4). The r
 that one folded file serves all of them."""
 
 
+PIECE = 64
+"""Output channels that are folded at once where that saves memory."""
 VECTORS = (".table", ".depthwise", ".wide")
 """Endings of the names of folded tensors that stay in float32 or wider although they have several dimensions."""
 
@@ -61,6 +63,7 @@ def folds(folded: Mapping[str, Tensor]) -> list[str]:
     kinds = (
         (".qkv.weight", "q, k and v of {} attentions into one matrix each"),
         (".cross.keys", "the prompt's keys and values of {} cross-attentions, which are constants"),
+        (".cross.prompt", "the projections of each image's prompt to keys and values into one matrix in {} places"),
         (".weight2", "the last feed-forward of {} transformers into their output projection"),
         (".shortcut_weight", "{} 1x1 shortcuts into the convolutions they are added to"),
         (".phases", "{} nearest enlargements into 2x2 phases"),
@@ -147,12 +150,10 @@ class Folder:
         extra_bias: Tensor | float = 0.0,
         shortcut: str | None = None,
         upsample: bool = False,
-        uncut: bool = False,
     ) -> None:
         """A 3x3 convolution: scale * conv(in_scale * x) + extra_bias, plus `shortcut`, a 1x1 convolution.
 
-        A dense convolution after a nearest enlargement becomes its four 2x2 phases. uncut: it is kept beside them, for
-        images whose enlargement is cropped.
+        A dense convolution after a nearest enlargement becomes its four 2x2 phases.
         """
         if self.has(f"{source}.depthwise.weight"):
             pointwise = self.get(f"{source}.pointwise.weight").flatten(1)
@@ -161,10 +162,13 @@ class Folder:
             bias = self.bias(f"{source}.pointwise", pointwise)
         else:
             weight, bias = self.dense_weight(source)
-            if upsample:
-                self.matrix(f"{name}.phases", phase_weights(weight * (scale * in_scale)))
-            if uncut or not upsample:
-                self.matrix(f"{name}.weight", weight * (scale * in_scale))
+            if scale * in_scale != 1:
+                weight = weight * (scale * in_scale)
+            if upsample:  # in pieces, for in float64 it takes 16/9 of the largest kernels' memory
+                pieces = [phase_weights(piece).to(self.dtype) for piece in weight.split(PIECE)]
+                self.matrix(f"{name}.phases", torch.cat(pieces, 1))
+            else:
+                self.matrix(f"{name}.weight", weight)
         # Whether there is a bias follows from the layers, not from values, so that shapes alone can be folded too.
         biased = self._has_bias(source) or isinstance(extra_bias, Tensor) or extra_bias != 0
         bias = bias * scale + extra_bias

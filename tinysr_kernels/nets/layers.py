@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import tinysr_kernels.ops  # noqa: F401  (registers torch.ops.tinysr)
 from tinysr_kernels.launch.backend import statistics_pay
 from tinysr_kernels.ops.conv.conv_few import MAX_OUTPUTS
 from tinysr_kernels.ops.norm.group_norm import splits
+from tinysr_kernels.ops.trace import unrecorded
 
 Folded = Mapping[str, Tensor]
 Rows = tuple[Tensor, Tensor | None]
@@ -61,8 +63,6 @@ class Conv(Layer):
         elif upsample:
             kind = "phases"
         super().__init__(folded, prefix, self_kinds[kind], ("bias", "shortcut_weight"))
-        # Beside phases, for images whose enlargement is cropped.
-        self.register_buffer("uncut", folded.get(f"{prefix}.weight") if kind == "phases" else None)
         self.kind = kind
         self.stride = stride
         self.one_sided = one_sided
@@ -119,9 +119,10 @@ class Conv(Layer):
         """The convolution of the nearest x2 enlargement's first rows and columns: [N,C,H,W] -> [N,O,height,width].
 
         Its zero padding lies at the crop, so that the last row and column are no phases of the low resolution.
+        The 3x3 kernel is recovered from the phases: few images need it, and it is as large as half of them.
         """
         enlarged = F.interpolate(x, scale_factor=2.0, mode="nearest")[:, :, :height, :width]
-        found: Tensor = ops.conv3x3(enlarged, self.uncut, self.bias)
+        found: Tensor = ops.conv3x3(enlarged, unphased(self.get_buffer("phases")), self.bias)
         return found
 
     @property
@@ -168,6 +169,26 @@ class Conv(Layer):
         if self.one_sided:
             options["one_sided"] = True
         return operator(x, self.weight, **options)
+
+
+def unphased(phases: Tensor) -> Tensor:
+    """The 3x3 kernel [O,C,3,3], channels last in memory, whose phases (`phase_weights`) are these [4,O,C,2,2]."""
+    outputs, channels = phases.shape[1:3]
+    taps = phases.permute(1, 0, 3, 4, 2).reshape(outputs, 16, channels)
+    kernel = torch.matmul(_unphasing(phases.dtype, phases.device), taps)
+    return kernel.view(outputs, 3, 3, channels).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _unphasing(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[9,16]: taps of the kernel from those of its phases.
+
+    Along an axis the taps of the phases are w0, w1 + w2 and w0 + w1, w2, so that w1 = (w1 + w2) - w2. Made once, for
+    captured graphs read it, and not recorded (`ops/trace.py`).
+    """
+    with unrecorded():
+        axis = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, -1], [0, 0, 0, 1]], device="cpu").view(3, 2, 2)
+        return torch.einsum("kpi,lqj->klpqij", axis, axis).reshape(9, 16).to(device, dtype)
 
 
 class WideConv(Layer):

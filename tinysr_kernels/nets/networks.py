@@ -34,6 +34,9 @@ class LatentNetwork(nn.Module):
     and decoder give in tiles what they give on the whole. factor: image pixels per latent pixel and axis.
     """
 
+    prompt_width: int | None = None
+    """See `PixelNetwork`."""
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -68,6 +71,9 @@ class PixelNetwork(nn.Module):
     forward: [N,3,H,W] in [0,1] or uint8 -> [N,3,upscale*H,upscale*W], [0,1] up to overshoot. upscale: a whole factor.
     multiple: H and W are multiples of it, and at least `least`; other images are padded.
     """
+
+    prompt_width: int | None = None
+    """X where each image has a prompt of its own, whose embedding [T,X] `nets.transformer.prompted` sets."""
 
     def __init__(self, upscale: int, multiple: int = 1, least: int = 1) -> None:
         super().__init__()

@@ -55,8 +55,8 @@ def fold_unet(tensors: Mapping[str, Tensor], options: Options, dtype: torch.dtyp
     return f.folded
 
 
-def fold_blocks(f: Folder, uncut: bool = False) -> None:
-    """Everything between `unet.conv_in` and `unet.conv_out`. uncut: for latents of any sides, see `Folder.conv`."""
+def fold_blocks(f: Folder) -> None:
+    """Everything between `unet.conv_in` and `unet.conv_out`."""
     for prefix in block_prefixes(f.tensors):
         for j in range(count(f.tensors, f"{prefix}.resnets")):
             fold_resnet(f, f"{prefix}.resnets.{j}")
@@ -65,7 +65,7 @@ def fold_blocks(f: Folder, uncut: bool = False) -> None:
         if count(f.tensors, f"{prefix}.downsamplers"):
             f.conv(f"{prefix}.downsamplers.0", f"{prefix}.downsamplers.0.conv")
         if count(f.tensors, f"{prefix}.upsamplers"):
-            f.conv(f"{prefix}.upsamplers.0", f"{prefix}.upsamplers.0.conv", upsample=True, uncut=uncut)
+            f.conv(f"{prefix}.upsamplers.0", f"{prefix}.upsamplers.0.conv", upsample=True)
     f.affine("unet.conv_norm_out", "unet.conv_norm_out")
 
 

@@ -1,10 +1,10 @@
 """One step of Stable Diffusion between the halves of its VAE, with every constant folded: OSEDiff and its kin.
 
-The image enlarged as Pillow does goes through the encoder, its latent z through the UNet, and the noise-free latent
-x0 = (z - sqrt(1-a) eps) / sqrt(a) through the decoder. Folded besides what the UNet and the VAE fold themselves: time
-and prompt, -sqrt(1-a) into the UNet's last convolution, to which z is added, and 1 / (sqrt(a) k) into the 1x1
-convolution before the decoder, k the latent's scale. As 1 / sqrt(a) is about 15, latents are float32 or wider whatever
-the network's dtype.
+The enlarged image goes through the encoder, its latent z through the UNet, and the noise-free latent
+x0 = (z - n p) / m through the decoder, p what the UNet predicts: with the noise eps at a step with a share a of image
+n = sqrt(1-a) and m = sqrt(a). Folded besides what the UNet and the VAE fold themselves: time and prompt, -n into the
+UNet's last convolution, to which z is added, and 1 / (m k) into the 1x1 convolution before the decoder, k the latent's
+scale. As 1 / m may be about 15, latents are float32 or wider whatever the network's dtype.
 """
 
 from __future__ import annotations
@@ -31,8 +31,12 @@ class Options(Protocol):
     """What the weights leave open."""
 
     @property
-    def alpha(self) -> float:
-        """a, the share of the image in the latent's variance at the network's time step."""
+    def signal(self) -> float:
+        """m in x0 = (z - n p) / m."""
+
+    @property
+    def noise(self) -> float:
+        """n in x0 = (z - n p) / m."""
 
     @property
     def scaling_factor(self) -> float:
@@ -62,6 +66,14 @@ class Options(Protocol):
     def least(self) -> int:
         """Smallest side of a latent; smaller images are padded."""
 
+    @property
+    def symmetric(self) -> bool:
+        """Whether the weights of windows are largest at the middle of both axes: see `window_weights`."""
+
+    @property
+    def pillow(self) -> bool:
+        """Whether the image is enlarged as Pillow does it, and clamped, or as PyTorch does it."""
+
 
 @dataclass(frozen=True)
 class _OfUNet:
@@ -90,16 +102,15 @@ def fold(tensors: Mapping[str, Tensor], options: Options, dtype: torch.dtype) ->
     """Fold `unet.*`, `encoder.*`, `decoder.*`, `quant_conv` and `post_quant_conv` of a normalized checkpoint."""
     f = Folder(tensors, dtype)
     f.input_conv("unet.conv_in", "unet.conv_in")
-    pruned_unet.fold_blocks(f, uncut=True)
+    pruned_unet.fold_blocks(f)
     weight, bias = f.dense_weight("unet.conv_out")
-    noise = -math.sqrt(1 - options.alpha)
-    f.vector("unet.conv_out.wide", weight * noise)
-    f.vector("unet.conv_out.bias", bias * noise)
+    f.vector("unet.conv_out.wide", weight * -options.noise)
+    f.vector("unet.conv_out.bias", bias * -options.noise)
     latent = weight.shape[0]
     post, shift = torch.eye(latent, dtype=torch.float64, device=weight.device), weight.new_zeros(latent)
     if f.has("post_quant_conv.weight"):
         post, shift = f.get("post_quant_conv.weight").flatten(1), f.get("post_quant_conv.bias")
-    f.vector("decoder.latent.wide", post / (math.sqrt(options.alpha) * options.scaling_factor))
+    f.vector("decoder.latent.wide", post / (options.signal * options.scaling_factor))
     f.vector("decoder.latent.bias", shift)
     f.input_conv("decoder.conv_in", "decoder.conv_in")
     f.folded |= kl_vae.fold_encoder(tensors, dtype, options.scaling_factor)
@@ -108,7 +119,7 @@ def fold(tensors: Mapping[str, Tensor], options: Options, dtype: torch.dtype) ->
 
 
 class UNet(pruned_unet.UNet):
-    """z [N,4,h,w] of any sides -> z - sqrt(1-a) eps, both in float32 or wider."""
+    """z [N,4,h,w] of any sides -> z - n p, both in float32 or wider."""
 
     def __init__(self, folded: Folded, options: Options) -> None:
         super().__init__(folded, _OfUNet(options.groups, options.unet_eps))
@@ -121,7 +132,7 @@ class UNet(pruned_unet.UNet):
 
 
 class Decoder(nn.Module):
-    """sqrt(a) k times the decoder's latent, [N,4,h,w] in float32 or wider -> image [N,3,8h,8w], [0,1] and overshoot."""
+    """m k times the decoder's latent, [N,4,h,w] in float32 or wider -> image [N,3,8h,8w], [0,1] and overshoot."""
 
     def __init__(self, folded: Folded, options: Options) -> None:
         super().__init__()
@@ -149,6 +160,9 @@ class OneStepSD(PixelNetwork):
         self.unet = UNet(folded, options)
         self.decoder = Decoder(folded, options)
         self.window, self.overlap, self._least = options.window, options.overlap, options.least
+        widths = (t.shape[2] for name, t in folded.items() if name.endswith(".cross.prompt"))
+        self.prompt_width = next(widths, None)
+        self.symmetric, self.pillow = options.symmetric, options.pillow
         self.set_upscale(upscale)
 
     def set_upscale(self, upscale: int) -> bool:
@@ -161,7 +175,7 @@ class OneStepSD(PixelNetwork):
 
     def forward(self, image: Tensor) -> Tensor:
         dtype = self.encoder.conv_in.weight.dtype
-        z = self.encoder(resize(image, self.upscale, dtype, pillow=True))
+        z = self.encoder(resize(image, self.upscale, dtype, pillow=self.pillow))
         return self.decoder(self._denoised(z))
 
     def _denoised(self, z: Tensor) -> Tensor:
@@ -171,6 +185,6 @@ class OneStepSD(PixelNetwork):
             found: Tensor = self.unet(z)
             return found
         side = min(self.window, height, width)
-        weights = window_weights(side, z.device)
+        weights = window_weights(side, z.device, self.symmetric)
         overlap = min(self.overlap, side // 2)
         return blend_windows(z, (side, side), overlap, weights, 1, WINDOW_BATCH, self.unet).to(z.dtype)

@@ -1,11 +1,16 @@
 """The transformers of a UNet on image tokens, with every constant folded; with or without a prompt.
 
 Folded: LayerNorms' affine parts into the linears that follow, q, k and v into one matrix, the last feed-forward and
-proj_out into one matmul over two inputs. The prompt's keys and values are constants.
+proj_out into one matmul over two inputs. The prompt's keys and values are constants, or where each image has a prompt
+of its own computed from its embedding, which `prompted` sets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -13,6 +18,33 @@ from torch import Tensor, nn
 
 from tinysr_kernels.nets.fold import Folder
 from tinysr_kernels.nets.layers import Features, Folded, GroupNorm, Layer, Linear, Rows, count, ops, tokens, untokens
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """An embedding [T,X], and the keys and values that each cross-attention has computed from it."""
+
+    embedding: Tensor
+    computed: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+_PROMPT: ContextVar[_Prompt | None] = ContextVar("prompt", default=None)
+
+
+@contextmanager
+def prompted(embedding: Tensor | None) -> Iterator[None]:
+    """Inside, networks whose prompt is an input attend to this embedding [T,X], whatever images they get."""
+    token = _PROMPT.set(None if embedding is None else _Prompt(embedding))
+    try:
+        yield
+    finally:
+        _PROMPT.reset(token)
+
+
+def current_prompt() -> tuple[Tensor, ...]:
+    """The embedding that `prompted` has set, if it has: what a captured step takes beside its images."""
+    prompt = _PROMPT.get()
+    return () if prompt is None else (prompt.embedding,)
 
 
 class Options(Protocol):
@@ -74,7 +106,7 @@ def fold_transformer(f: Folder, prefix: str) -> None:
             f.get(f"{source}.norm1.bias"),
         )
         _plain_linear(f, f"{name}.out", f"{source}.attn1.to_out.0")
-        if f.has(f"{source}.attn2.keys"):
+        if f.has(f"{source}.attn2.to_q.weight"):
             _fold_cross(f, f"{name}.cross", source)
         ff = f.get(f"{source}.ff.net.0.proj.weight")
         gain, shift = f.get(f"{source}.norm3.weight"), f.get(f"{source}.norm3.bias")
@@ -90,32 +122,62 @@ def fold_transformer(f: Folder, prefix: str) -> None:
 
 
 def _fold_cross(f: Folder, name: str, source: str) -> None:
-    """The queries' LayerNorm, and the prompt's keys and values [heads,T,d], which no longer depend on anything."""
+    """The queries' LayerNorm, and the prompt's keys and values [heads,T,d], which no longer depend on anything.
+
+    Where they do, on each image's prompt: the projections to both, [2 heads,d,X].
+    """
     query = f.get(f"{source}.attn2.to_q.weight")
     gain, shift = f.get(f"{source}.norm2.weight"), f.get(f"{source}.norm2.bias")
     fold_affine_linear(f, f"{name}.query", query, query.new_zeros(query.shape[0]), gain, shift)
-    f.matrix(f"{name}.keys", f.get(f"{source}.attn2.keys"))
-    f.matrix(f"{name}.values", f.get(f"{source}.attn2.values"))
+    if f.has(f"{source}.attn2.keys"):
+        f.matrix(f"{name}.keys", f.get(f"{source}.attn2.keys"))
+        f.matrix(f"{name}.values", f.get(f"{source}.attn2.values"))
+    else:
+        parts = [f.get(f"{source}.attn2.to_{part}") for part in ("keys", "values")]
+        f.matrix(f"{name}.prompt", torch.cat(parts))
     _plain_linear(f, f"{name}.out", f"{source}.attn2.to_out.0")
 
 
 class CrossAttention(Layer):
-    """Attention of the tokens to a constant prompt, of as many heads as its keys have; LayerNorm before, x added."""
+    """Attention of the tokens to a prompt, of as many heads as its keys have; LayerNorm before, x added.
+
+    The prompt is constant, or where its projections are kept the one that `prompted` has set.
+    """
 
     keys: Tensor
     values: Tensor
+    prompt: Tensor | None
 
     def __init__(self, folded: Folded, prefix: str, eps: float) -> None:
-        super().__init__(folded, prefix, ("keys", "values"))
+        constant = f"{prefix}.prompt" not in folded
+        super().__init__(folded, prefix, ("keys", "values") if constant else (), ("prompt",))
         self.query = Linear(folded, f"{prefix}.query", norm_eps=eps)
         self.out = Linear(folded, f"{prefix}.out")
-        self.heads, _, head_dim = self.keys.shape
+        if self.prompt is None:
+            self.heads, _, head_dim = self.keys.shape
+        else:
+            both, head_dim, _ = self.prompt.shape
+            self.heads = both // 2
         self.scale = head_dim**-0.5
+
+    def _keys_and_values(self) -> tuple[Tensor, Tensor]:
+        """[heads,T,d] each; of an image's own prompt once, in a batched matmul that leaves each head contiguous."""
+        if self.prompt is None:
+            return self.keys, self.values
+        prompt = _PROMPT.get()
+        if prompt is None:
+            raise RuntimeError("a network whose prompt is an input was called outside of `prompted`")
+        if self not in prompt.computed:
+            both = torch.matmul(prompt.embedding.to(self.prompt.dtype), self.prompt.mT)
+            half = len(both) // 2
+            prompt.computed[self] = both[:half], both[half:]
+        return prompt.computed[self]
 
     def forward(self, rows: Rows) -> Rows:
         """x + out(softmax(q keys^T) values)."""
         x, moments = rows
-        mixed = ops.cross_attention(self.query(x, row_moments=moments), self.keys, self.values, self.scale)
+        keys, values = self._keys_and_values()
+        mixed = ops.cross_attention(self.query(x, row_moments=moments), keys, values, self.scale)
         return self.out.with_row_moments(mixed, residual=x)
 
 
@@ -132,8 +194,8 @@ class TransformerBlock(nn.Module):
         self.out = Linear(folded, f"{prefix}.out")
         self.ff1 = Linear(folded, f"{prefix}.ff1", "geglu", norm_eps=options.layer_norm_eps)
         self.ff2 = Linear(folded, f"{prefix}.ff2") if f"{prefix}.ff2.weight" in folded else None
-        prompted = f"{prefix}.cross.keys" in folded
-        self.cross = CrossAttention(folded, f"{prefix}.cross", options.layer_norm_eps) if prompted else None
+        attends = f"{prefix}.cross.query.weight" in folded
+        self.cross = CrossAttention(folded, f"{prefix}.cross", options.layer_norm_eps) if attends else None
         width = self.out.weight.shape[1]
         self.heads = width // options.head_dim if self.cross is None else self.cross.heads
         self.scale = (width // self.heads) ** -0.5

@@ -24,28 +24,28 @@ def window_starts(length: int, window: int, overlap: int) -> list[int]:
     return [min(i * step, length - window) for i in range(count)]
 
 
-def gaussian_window(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def gaussian_window(side: int, dtype: torch.dtype, device: torch.device, symmetric: bool = False) -> Tensor:
     """[side, side] blending weights of latent windows: g(y, side/2) g(x, (side-1)/2).
 
     g(i,m) = exp(-((i-m)/side)^2 / 0.02) / sqrt(0.02 pi); the two centers differ as in the public scripts
-    (TinySR test/test_tinysr.py, OSEDiff osediff.py).
+    (TinySR test/test_tinysr.py, OSEDiff osediff.py). symmetric: both are (side-1)/2 (PiSA-SR pisasr.py).
     """
     index = torch.arange(side, dtype=torch.float64, device="cpu")
 
     def bell(middle: float) -> Tensor:
         return torch.exp(-(((index - middle) / side) ** 2) / 0.02) / math.sqrt(0.02 * math.pi)
 
-    return torch.outer(bell(side / 2), bell((side - 1) / 2)).to(device, dtype)
+    return torch.outer(bell((side - symmetric) / 2), bell((side - 1) / 2)).to(device, dtype)
 
 
 @functools.cache
-def window_weights(side: int, device: torch.device) -> Tensor:
+def window_weights(side: int, device: torch.device, symmetric: bool = False) -> Tensor:
     """`gaussian_window`, made once: captured graphs read it, and making it would stop the host.
 
     Not recorded (`ops/trace.py`): it is no part of an image's work.
     """
     with unrecorded():
-        return gaussian_window(side, torch.float64, device)
+        return gaussian_window(side, torch.float64, device, symmetric)
 
 
 def batch_sizes(count: int, most: int) -> list[int]:

@@ -29,6 +29,7 @@ DTYPES = {
 }
 LARGEST_SCALE = 8
 LONGEST_PROMPT = 1 << 16
+MOST_ADAPTERS, LARGEST_STRENGTH = 8, 100
 LARGEST = 1 << 20
 """Of sides of tiles and numbers of graphs."""
 
@@ -63,6 +64,21 @@ def check_types(
     _check_whole("max_graph_shapes", max_graph_shapes, 1, LARGEST)
     if prompt is not None and (type(prompt) is not str or len(prompt) > LONGEST_PROMPT):
         raise InputError(f"prompt must be a text of at most {LONGEST_PROMPT} characters, found {_shown(prompt)}")
+
+
+def check_lora(alpha: Any, weights: Any) -> dict[str, Any]:
+    """lora_alpha and lora_weights of `compile` as `load` takes them; InputError for what are no such numbers."""
+    if alpha is not None and not (type(alpha) in (int, float) and 0 < alpha <= LARGEST):
+        raise InputError(f"lora_alpha must be a positive number, found {_shown(alpha)}")
+    if weights is None:
+        return {"lora_alpha": alpha, "lora_weights": None}
+    listed = type(weights) in (list, tuple) and 0 < len(weights) <= MOST_ADAPTERS
+    if not listed or not all(type(one) in (int, float) and abs(one) <= LARGEST_STRENGTH for one in weights):
+        raise InputError(
+            f"lora_weights must be a list of numbers within {LARGEST_STRENGTH} of zero, one for each adapter, found "
+            f"{shorten(repr([_shown(one) for one in weights[:MOST_ADAPTERS]]), 200) if listed else _shown(weights)}"
+        )
+    return {"lora_alpha": alpha, "lora_weights": tuple(float(one) for one in weights)}
 
 
 def check_save(path: Any, *, replace: bool) -> None:
@@ -134,12 +150,14 @@ def portable(source: Any) -> Any:
     return None
 
 
-def recipe_of(ckpt: Any, embeddings: Any, quantize: str | None, prompt: str | None = None) -> dict[str, Any] | None:
+def recipe_of(
+    ckpt: Any, embeddings: Any, quantize: str | None, prompt: str | None = None, **lora: Any
+) -> dict[str, Any] | None:
     """What `compile` takes to load the same weights again in another process; None where they are only in memory."""
     source, extra = portable(ckpt), portable(embeddings)
     if source is None or (extra is None and embeddings is not None):
         return None
-    return {"ckpt": source, "embeddings": extra, "quantize": quantize, "prompt": prompt}
+    return {"ckpt": source, "embeddings": extra, "quantize": quantize, "prompt": prompt, **lora}
 
 
 def noise(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

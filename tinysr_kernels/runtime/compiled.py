@@ -26,6 +26,7 @@ from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.launch.device import assume, gpu_at
 from tinysr_kernels.nets import Network, is_fp8, place
+from tinysr_kernels.nets.transformer import prompted
 from tinysr_kernels.ops.trace import Call, trace
 from tinysr_kernels.runtime.arguments import dtype_name, noise
 from tinysr_kernels.runtime.color_fix import fix_colors
@@ -34,12 +35,15 @@ from tinysr_kernels.runtime.device.engine import Outputs
 from tinysr_kernels.runtime.device.graphs import Graphs
 from tinysr_kernels.runtime.dispatch import Kind, upscale_image
 from tinysr_kernels.runtime.images.scaling import Target
+from tinysr_kernels.runtime.prompts import Embed, Prompts, prompts_of
 from tinysr_kernels.runtime.runner import Report, Runner, reporting
 from tinysr_kernels.runtime.streaming import OnError, Stopped, in_order
 from tinysr_kernels.runtime.tiles.limits import UNLIMITED, Limits
 from tinysr_kernels.runtime.tiles.tiled_inference import restore, use_upscale
 
 TRACE_SIDE = 128
+TRACE_TOKENS = 77
+"""Of a prompt, where each image has its own: what CLIP pads to."""
 UNTILED = Limits()
 
 
@@ -64,13 +68,15 @@ class CompiledSR:
         tile: int | None,
         graphs: int = 0,
         recipe: dict[str, Any] | None = None,
+        embed: Embed | None = None,
     ) -> None:
-        """graphs: how many CUDA graphs are kept at most. recipe: the arguments of `compile` that give this model again.
+        """graphs: how many CUDA graphs are kept at most. embed: gives the embedding of each image's prompt.
 
-        None: they hold tensors or modules.
+        recipe: the arguments of `compile` that give this model again. None: they hold tensors or modules.
         """
         self._checkpoint = replace(checkpoint, tensors={})
         self._recipe = recipe
+        self.embed = embed
         self.family = checkpoint.family
         self.config = checkpoint.config
         self._family = FAMILIES[checkpoint.family]
@@ -118,6 +124,7 @@ class CompiledSR:
         max_pixels: int | None = None,
         frame: int | None = None,
         out: Tensor | None = None,
+        embeddings: Any = None,
     ) -> Kind:
         """Enlarge one image, or a batch of equal size, and return the same kind of object.
 
@@ -128,13 +135,15 @@ class CompiledSR:
         the result is the network's. progress: called with (done, total) after every tile, or image in one piece, on the
         calling thread; what it raises ends the call and comes out of it. max_pixels: refuse larger inputs. frame: which
         frame of a multi-frame PIL image. out: for tensors, where the result goes, of the image's dtype and device; in
-        pinned host memory it is written by the device itself. Raises InputError, OutOfMemory, NonFiniteOutput,
-        DeviceError.
+        pinned host memory it is written by the device itself. embeddings: of a model compiled with a callable
+        `embeddings`, in its place: a callable, a tensor [T,X], or one for each image (runtime/prompts.py). Raises
+        InputError, OutOfMemory, NonFiniteOutput, DeviceError.
         """
         self._runner.graphs.engine.check()  # before images are copied to the device
-        return upscale_image(
+        prompts = prompts_of(embeddings, self.embed, self.network)
+        result = upscale_image(
             image,
-            self.enlarge if progress is None else reporting(self.enlarge, progress),
+            reporting(self.enlarge, progress, prompts=prompts),
             self.upscale,
             device=self.device,
             max_pixels=max_pixels,
@@ -142,14 +151,23 @@ class CompiledSR:
             out=out,
             target=Target(scale, size, longest),
         )
+        if prompts is not None:
+            prompts.finish()
+        return result
 
-    def enlarge(self, rgb: Tensor, out: Tensor | None = None, *, progress: Report | None = None) -> Tensor:
+    def enlarge(
+        self, rgb: Tensor, out: Tensor | None = None, *, progress: Report | None = None, prompts: Prompts | None = None
+    ) -> Tensor:
         """[N,3,H,W] RGB -> [N,3,s*H,s*W], same dtype and device: uint8, or float32 or float64 in [0,1].
 
         The network computes on its own device in its own dtype; the color fix in float32 or wider. out: takes the
-        result, if given. progress: see `__call__`.
+        result, if given. progress: see `__call__`. prompts: of a model whose images have one each, by default what it
+        was compiled with gives.
         """
-        return self._runner(rgb, out, progress=progress)
+        if prompts is None:
+            prompts = prompts_of(None, self.embed, self.network)
+        embeddings = None if prompts is None else prompts.take(rgb)
+        return self._runner(rgb, out, progress=progress, prompts=embeddings)
 
     enlarge.takes_bytes = True  # type: ignore[attr-defined]  # see images.py
 
@@ -179,7 +197,12 @@ class CompiledSR:
         images = [noise(shape, dtype) for shape in shapes]
         self._compile_ahead(call for batch in images for call in self._planned(batch))
         for batch in images:
-            self._runner(batch, now=True)
+            self._runner(batch, now=True, prompts=self._no_prompts(batch))
+
+    def _no_prompts(self, images: Tensor) -> list[Tensor] | None:
+        """Embeddings of the usual number of tokens for a warm-up."""
+        width = self.network.prompt_width
+        return None if width is None else [torch.zeros((TRACE_TOKENS, width), device="cpu")] * len(images)
 
     def _compile_ahead(self, calls: Iterable[Call]) -> None:
         """Compile the kernels of these operator calls, unless they are on disk: see first_use/compile_ahead.py."""
@@ -240,10 +263,13 @@ class CompiledSR:
         single = dtype == torch.float64 and self.dtype != torch.float64  # as the runner has it
         lr = torch.empty(shape, dtype=torch.float32 if single else dtype, device="meta")
 
+        width = meta.prompt_width
+        prompt = None if width is None else torch.empty((TRACE_TOKENS, width), device="meta")
+
         def enlarge() -> Outputs:
             return self._fix(restore(meta, lr, self.upscale, limits, dtype=self.dtype), lr, dtype)
 
-        with assume(gpu_at(self.device)), using(self.backend):
+        with assume(gpu_at(self.device)), using(self.backend), prompted(prompt):
             return trace(enlarge, kernels=self.backend == "triton", library=self.backend == "library")
 
     def info(self) -> dict[str, Any]:
@@ -297,9 +323,8 @@ class CompiledSR:
         one is only replaced if it is a folded file, another than the model's own, and `replace` is true. Raises
         InputError where the path cannot be written, CheckpointError when writing fails.
         """
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self._folded.items()}
-        metadata = folded_metadata(self.family, self.config, dtype_name(self.dtype), tensors, self.quantize)
-        write_folded(path, tensors, metadata, replace=replace, source=self._checkpoint.file)
+        metadata = folded_metadata(self.family, self.config, dtype_name(self.dtype), self._folded, self.quantize)
+        write_folded(path, self._folded, metadata, replace=replace, source=self._checkpoint.file)
 
     def __copy__(self) -> CompiledSR:
         return self
@@ -324,4 +349,4 @@ class CompiledSR:
         if self._recipe is not None:
             return self._recipe | settings | {"cuda_graphs": graphs > 0, "max_graph_shapes": max(graphs, 1)}, None
         tensors = {name: tensor.cpu() for name, tensor in self._folded.items()}
-        return settings | {"checkpoint": self._checkpoint, "graphs": graphs}, tensors
+        return settings | {"checkpoint": self._checkpoint, "graphs": graphs, "embed": self.embed}, tensors

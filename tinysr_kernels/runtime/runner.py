@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +19,14 @@ from torch import Tensor
 from tinysr_kernels.errors import InputError, NonFiniteOutput, OutOfMemory
 from tinysr_kernels.launch.backend import using
 from tinysr_kernels.nets import Network
+from tinysr_kernels.nets.transformer import current_prompt, prompted
 from tinysr_kernels.runtime.device.device_error import device_error
 from tinysr_kernels.runtime.device.engine import Outputs, free_graphs
 from tinysr_kernels.runtime.device.graphs import Graphs
 from tinysr_kernels.runtime.device.out_of_memory import empty_host_caches, is_out_of_memory, shortage
 from tinysr_kernels.runtime.images.arrays import DEVICE_PIXELS
 from tinysr_kernels.runtime.notices import notice
+from tinysr_kernels.runtime.prompts import per_prompt
 from tinysr_kernels.runtime.tiles.limits import Limits
 from tinysr_kernels.runtime.tiles.tiled_inference import (
     CallPart,
@@ -42,11 +45,11 @@ Report = Callable[[int, int], object]
 """progress(done, total): what is done of a call, in tiles and images in one piece."""
 
 
-def reporting(enlarge: Callable[..., Tensor], progress: Report) -> Callable[..., Tensor]:
-    """The network `enlarge` with its progress reported, and the same for the code around it (images/arrays.py)."""
-    if not callable(progress):
+def reporting(enlarge: Callable[..., Tensor], progress: Report | None, **options: Any) -> Callable[..., Tensor]:
+    """The network `enlarge` with the options of one call, and the same for the code around it (images/arrays.py)."""
+    if progress is not None and not callable(progress):
         raise InputError(f"progress must be callable as progress(done, total), found {type(progress).__name__}")
-    bound = functools.partial(enlarge, progress=progress)
+    bound = functools.partial(enlarge, progress=progress, **options)
     bound.takes_bytes = getattr(enlarge, "takes_bytes", False)  # type: ignore[attr-defined]
     return bound
 
@@ -116,14 +119,21 @@ class Runner:
 
     @torch.inference_mode()
     def __call__(
-        self, rgb: Tensor, out: Tensor | None = None, *, now: bool = False, progress: Report | None = None
+        self,
+        rgb: Tensor,
+        out: Tensor | None = None,
+        *,
+        now: bool = False,
+        progress: Report | None = None,
+        prompts: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """[N,3,H,W] uint8, or float32 or float64 in [0,1] -> [N,3,s*H,s*W] in the same dtype and on the same device.
 
         out: receives the result. now: capture graphs at once instead of when a shape repeats. progress: called with
         (done, total) after every tile or image in one piece, on this thread; what it raises ends the call. The total
-        grows where memory runs out. Raises OutOfMemory if the smallest tiles do not fit, NonFiniteOutput if the result
-        is not finite in any dtype, DeviceError if the GPU fails, and what `Engine.check` raises.
+        grows where memory runs out. prompts: an embedding [T,X] for each image, where the network takes them. Raises
+        OutOfMemory if the smallest tiles do not fit, NonFiniteOutput if the result is not finite in any dtype,
+        DeviceError if the GPU fails, and what `Engine.check` raises.
         """
         self.graphs.engine.check()
         count, _, height, width = rgb.shape
@@ -135,11 +145,13 @@ class Runner:
             while begin < count:
                 per_image = pieces(network, height, width, self._upscale, call.limits)
                 call.done, call.total = call.base, call.base + (count - begin) * per_image
-                end = min(begin + call.limits.images(height * width), count)
+                end = per_prompt(prompts, begin, min(begin + call.limits.images(height * width), count))
+                prompt = None if prompts is None else self._placed(prompts[begin])
                 images = rgb[begin:end]
                 failure: tuple[str, bool] | None = None
                 try:
-                    parts.append(self._enlarge(images, None if out is None else out[begin:end], call))
+                    with prompted(prompt):
+                        parts.append(self._enlarge(images, None if out is None else out[begin:end], call))
                 except _Ended as ended:
                     raise ended.error from None
                 except Exception as error:
@@ -157,6 +169,10 @@ class Runner:
         if out is not None:
             return out
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _placed(self, prompt: Tensor) -> Tensor:
+        """An embedding where the network is, in float32 or wider."""
+        return prompt.to(self.graphs.engine.device, torch.promote_types(self._dtype, torch.float32))
 
     def _after_shortage(self, call: _Call, images: Tensor, error: str, in_part: bool) -> None:
         """After out-of-memory: free what can be freed and try again as before, then with smaller limits for this call.
@@ -215,7 +231,7 @@ class Runner:
             network = part_of(self._network(self._dtype), name)
             if not fixed:
                 return network(x)
-            return self.graphs.run((name, self._dtype), lambda t: (network(t),), x, now=call.now)[0]
+            return self.graphs.run((name, self._dtype), _prompted(network), x, *current_prompt(), now=call.now)[0]
 
         def reported(name: str, x: Tensor, fixed: bool) -> Tensor:
             result = part(name, x, fixed)
@@ -231,7 +247,8 @@ class Runner:
         elif whole:
             # The step is the same for any strides of the image.
             name = ("image", self._dtype, call.limits)
-            result, finite = self.graphs.run(name, step, images, out=out, now=call.now, any_layout=True)
+            inputs = (images, *current_prompt())
+            result, finite = self.graphs.run(name, _prompted(step), *inputs, out=out, now=call.now, any_layout=True)
         else:
             with engine.lock:
                 result, finite = engine.launch(step, (images,), out)
@@ -277,6 +294,17 @@ class Runner:
         wider = " and ".join(str(dtype) for dtype in dtypes[1:] if dtype in used)
         notice(f"{self._dtype} overflowed; the affected parts were recomputed in {wider}")
         return result.to(image.device)
+
+
+def _prompted(step: Callable[[Tensor], Tensor | Outputs]) -> Callable[..., Outputs]:
+    """A step that takes the embedding of its images' prompt, where there is one, as a second input of its graph."""
+
+    def run(x: Tensor, *prompt: Tensor) -> Outputs:
+        with prompted(prompt[0] if prompt else None):
+            found = step(x)
+        return found if isinstance(found, tuple) else (found,)
+
+    return run
 
 
 def _not_finite() -> NonFiniteOutput:

@@ -6,9 +6,11 @@ import json
 import math
 import mmap
 import os
+import platform
 import stat
 import sys
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,11 @@ JSON_LIMIT = 32 * 2**20  # bytes: a text of 200,000 tensors
 VALUES_LIMIT = 2_000_000  # commas, in effect: each may cost a hundred bytes once parsed
 DEPTH_LIMIT = 32
 DIGITS_LIMIT = 40  # of a number; a float64 written by Python has 24 characters at most
+_LINUX = sys.platform == "linux"
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if platform.machine() in ("x86_64", "aarch64") else 0)
+"""Not every Python names it; the number is that of these processors."""
+_MAPS: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
+"""What is mapped, by its address."""
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -67,13 +74,15 @@ class MappedFile:
             descriptor = os.open(path, _FLAGS)
             try:
                 self.size = _regular_size(path, os.fstat(descriptor))
-                self.data = mmap.mmap(descriptor, self.size, access=mmap.ACCESS_COPY)
+                self.data = _mapped(descriptor, self.size)
             finally:
                 os.close(descriptor)
         except (OSError, ValueError, MemoryError) as error:
             raise CheckpointError(
                 f"{path}: cannot be read: {_reason(error)}; check its permissions, its disk and the free memory"
             ) from error
+
+        _MAPS[torch.frombuffer(self.data, dtype=torch.uint8, count=1).data_ptr()] = self.data
 
     def read(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset`; CheckpointError when the file ends before."""
@@ -86,13 +95,14 @@ class MappedFile:
     def flat(self, dtype: torch.dtype, offset: int, numel: int, byte_order: str = "little") -> Tensor:
         """`numel` elements from `offset` as [numel]; they lie within the file, which the caller has checked.
 
-        Raises OutOfMemory where they are not aligned to their size and a copy does not fit.
+        They may not be aligned to their size, as in safetensors of early 2023; `Released` gives aligned ones. Raises
+        OutOfMemory where their bytes have to be swapped and a copy does not fit.
         """
         if numel == 0:
             return torch.empty(0, dtype=dtype, device="cpu")
         raw = torch.frombuffer(self.data, dtype=torch.uint8, count=numel * dtype.itemsize, offset=offset)
-        aligned = offset % (8 if dtype == torch.uint8 else dtype.itemsize) == 0  # bytes may be of any type
-        if not aligned:
+        swapped = byte_order != sys.byteorder and dtype.itemsize > 1
+        if swapped:  # in place it would be lost with `release`
             try:
                 raw = raw.clone()
             except (RuntimeError, MemoryError) as error:  # of torch's allocator
@@ -101,9 +111,68 @@ class MappedFile:
                     "some, or save the file again"
                 ) from error
         flat = raw.view(dtype)
-        if byte_order != sys.byteorder and dtype.itemsize > 1:
+        if swapped:
             flat.untyped_storage().byteswap(dtype)
         return flat
+
+
+def _mapped(descriptor: int, size: int) -> mmap.mmap:
+    """A private mapping. Linux would count all of it as memory to come, and refuse a file larger than the memory."""
+    if _LINUX:
+        flags = mmap.MAP_PRIVATE | _NORESERVE
+        return mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
+
+
+def release(tensor: Tensor) -> None:
+    """Give back the memory of a mapped file's tensor that was looked at; whoever looks again has the file read again.
+
+    Whatever else shares its storage too. Nothing happens to tensors that lie elsewhere, and on other systems than
+    Linux, which give such memory back when they need it.
+    """
+    if not _LINUX or tensor.device.type != "cpu":
+        return
+    try:
+        storage = tensor.untyped_storage()
+        begin, size = storage.data_ptr(), storage.nbytes()
+    except (RuntimeError, NotImplementedError):  # an odd tensor of the caller's, without an address: no file's
+        return
+    for address, data in list(_MAPS.items()):
+        if address <= begin and begin + size <= address + len(data):
+            first = -(-(begin - address) // mmap.PAGESIZE) * mmap.PAGESIZE
+            last = (begin + size - address) // mmap.PAGESIZE * mmap.PAGESIZE
+            if last > first:
+                data.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy where its elements lie at addresses that are no multiples of their size."""
+    try:
+        misaligned = tensor.device.type == "cpu" and tensor.data_ptr() % tensor.dtype.itemsize > 0
+    except (RuntimeError, NotImplementedError):  # see `release`
+        return tensor
+    return tensor.clone() if misaligned else tensor
+
+
+class Released(Mapping[str, Tensor]):
+    """Tensors of mapped files, looked at one after the other: aligned, and the one before is given back (`release`)."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+        self._last: Tensor | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        last, self._last = self._last, tensor
+        if last is not None and last is not tensor:
+            release(last)
+        return aligned(tensor)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def is_shape(value: Any) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from tinysr_kernels.checkpoint.read.paths import release
 from tinysr_kernels.checkpoint.read.text import listed, quoted, shape_text
 from tinysr_kernels.errors import CheckpointError
 
@@ -98,6 +99,7 @@ class Weights:
                 f"{self.where(name)}: expected float16, bfloat16, float32 or float64, found {tensor.dtype}"
             )
         check_finite(tensor, self.where(name))
+        release(tensor)
         self._left.pop(name, None)
         self.taken[name] = tensor
         return tensor
