@@ -1,0 +1,261 @@
+"""What a half of one of diffusers' autoencoders is made of: read from the modules themselves, at every call.
+
+A module is known by its class, which must be diffusers' or torch's own and not a subclass, and by the values that its
+`forward` depends on. Whatever is otherwise, a hook included, is named in an `Unknown`: the module then computes itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tinysr_kernels.nets.tiny_vae import decoder_steps, encoder_steps
+
+HALVES = {"Encoder": "encoder", "Decoder": "decoder", "EncoderTiny": "encoder", "DecoderTiny": "decoder"}
+"""Classes of halves in diffusers/models/autoencoders/vae.py."""
+PROCESSORS = ("AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor", "SlicedAttnProcessor")
+"""diffusers' attention processors that compute the same function."""
+
+
+class Unknown(Exception):
+    """Something that the fused network would compute otherwise; the text says where and what."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A half but for its weights: of an AutoencoderKL, its norms; of an AutoencoderTiny, its blocks per stage."""
+
+    half: str
+    groups: int = 0
+    eps: float = 0.0
+    attends: bool = False
+    blocks: tuple[int, ...] = ()
+
+    @property
+    def first_weight(self) -> str:
+        """The kernel whose second dimension is the channels of the input, [O,C,3,3]."""
+        return f"{self.half}.{'layers.0' if self.blocks else 'conv_in'}.weight"
+
+
+def read(module: nn.Module) -> tuple[Structure, dict[str, Tensor]]:
+    """The structure of a half, and its parameters as `<half>.<name>`. Raises Unknown.
+
+    The `forward` of the half itself is not looked at.
+    """
+    kind = _class(module)
+    if kind not in HALVES:
+        raise Unknown(f"a {kind}, where one of {', '.join(HALVES)} of diffusers was expected")
+    if torch.nn.modules.module._has_any_global_hook():
+        raise Unknown("hooks for all modules are registered with torch")
+    reader = _Reader(HALVES[kind])
+    reader.visit(module, reader.half)
+    stray = [name for name, _ in module.named_buffers()]
+    if stray:
+        raise Unknown(f"{reader.half}.{stray[0]} is a buffer")
+    named = module.named_parameters(remove_duplicate=False)
+    tensors: dict[str, Tensor] = {f"{reader.half}.{name}": p for name, p in named}
+    for name in tensors.keys() ^ reader.names:
+        raise Unknown(f"{name} is {'unexpected' if name in tensors else 'missing'}")
+    for name, tensor in tensors.items():
+        if type(tensor) not in (nn.Parameter, Tensor):
+            raise Unknown(f"{name} is a {type(tensor).__name__}")
+    if kind.endswith("Tiny"):
+        return Structure(reader.half, blocks=_stages(module, reader.half)), tensors
+    if len(reader.norms) != 1:
+        raise Unknown(f"its GroupNorms differ in groups or eps: {sorted(reader.norms)}")
+    ((groups, eps),) = reader.norms
+    attends = any(".attentions." in name for name in tensors)
+    return Structure(reader.half, groups=groups, eps=eps, attends=attends), tensors
+
+
+def _class(module: nn.Module) -> str:
+    """The name of a class of torch's or diffusers' own; another one with its module's."""
+    kind = type(module)
+    known = kind.__module__.split(".")[0] in ("torch", "diffusers")
+    return kind.__name__ if known else f"{kind.__module__}.{kind.__name__}"
+
+
+class _Reader:
+    """Visits every module below a half; collects the parameters' names that it expects, and the norms' values."""
+
+    def __init__(self, half: str) -> None:
+        self.half = half
+        self.names: set[str] = set()
+        self.norms: set[tuple[int, float]] = set()
+
+    def visit(self, module: nn.Module, where: str) -> None:
+        """Check the module and what lies below it. Raises Unknown."""
+        kind = _class(module)
+        if kind not in _CHECKS:
+            raise Unknown(f"{where} is a {kind}")
+        if where != self.half:
+            _hooks(module, where)
+        children = {name: child for name, child in module._modules.items() if child is not None}
+        optional, check = _CHECKS[kind]
+        if optional is not None:
+            wanted, possible = optional
+            found = set(children)
+            if not wanted <= found or found - wanted - possible:
+                different = sorted(found ^ wanted - possible)
+                raise Unknown(f"{where} ({kind}) has other parts than known: {different}")
+        check(self, module, where)
+        for name, child in children.items():
+            self.visit(child, f"{where}.{name}")
+
+    def expect(self, module: nn.Module, where: str, **values: Any) -> None:
+        """Unknown unless the module's attributes have these values."""
+        for name, value in values.items():
+            found = getattr(module, name, value)
+            if found != value:
+                raise Unknown(f"{where}.{name} is {found!r}, known is {value!r}")
+
+    def conv(self, module: Any, where: str) -> None:
+        """Kernel, stride and padding follow from the place."""
+        kernel, stride, padding = 3, 1, 1
+        if where.endswith("conv_shortcut"):
+            kernel, padding = 1, 0
+        elif ".downsamplers." in where:
+            stride, padding = 2, 0
+        elif self.half == "encoder" and ".layers." in where and ".conv." not in where and module.bias is None:
+            stride = 2
+        values = {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": 1}
+        self.expect(module, where, **{name: (n, n) for name, n in values.items()}, groups=1, padding_mode="zeros")
+        self.linear(module, where)
+
+    def linear(self, module: Any, where: str) -> None:
+        """Its weight, and its bias if it has one."""
+        self.names.add(f"{where}.weight")
+        if module.bias is not None:
+            self.names.add(f"{where}.bias")
+
+    def norm(self, module: nn.Module, where: str) -> None:
+        """With an affine part; groups and eps are collected."""
+        if not isinstance(module, nn.GroupNorm) or module.weight is None or module.bias is None:
+            raise Unknown(f"{where} has no affine part")
+        self.norms.add((module.num_groups, module.eps))
+        self.names |= {f"{where}.weight", f"{where}.bias"}
+
+    def resnet(self, module: Any, where: str) -> None:
+        """Without time, scale, or sampling inside."""
+        self.expect(module, where, output_scale_factor=1, upsample=None, downsample=None)
+        if module.time_embedding_norm not in ("default", "group"):  # the same where there is no time
+            raise Unknown(f"{where}.time_embedding_norm is {module.time_embedding_norm!r}")
+        if type(module.nonlinearity) is not nn.SiLU:
+            raise Unknown(f"{where}.nonlinearity is a {_class(module.nonlinearity)}, known is SiLU")
+
+    def attention(self, module: Any, where: str) -> None:
+        """One head over all pixels, by a processor of diffusers' own."""
+        self.expect(
+            module,
+            where,
+            heads=1,
+            residual_connection=True,
+            rescale_output_factor=1,
+            fused_projections=False,
+            scale=module.to_q.weight.shape[0] ** -0.5,
+            is_causal=False,
+        )
+        processor = type(module.processor)
+        if processor.__name__ not in PROCESSORS or processor.__module__.split(".")[0] != "diffusers":
+            raise Unknown(f"{where}.processor is a {processor.__name__}, known are {', '.join(PROCESSORS)}")
+        if len(module.to_out) != 2:
+            raise Unknown(f"{where}.to_out has {len(module.to_out)} layers, known are 2")
+
+    def middle(self, module: Any, where: str) -> None:
+        """A residual block, then pairs of an attention and one more; or no attention at all."""
+        attentions = [one for one in module.attentions if one is not None]
+        if attentions and len(module.resnets) != len(attentions) + 1:
+            raise Unknown(f"{where} has {len(module.resnets)} residual blocks and {len(attentions)} attentions")
+
+    def upsampler(self, module: Any, where: str) -> None:
+        """Nearest x2 and a convolution."""
+        self.expect(module, where, use_conv=True, use_conv_transpose=False, interpolate=True, norm=None)
+
+    def downsampler(self, module: Any, where: str) -> None:
+        """A convolution of stride 2, padded on the right and the bottom."""
+        self.expect(module, where, use_conv=True, padding=0, norm=None)
+
+    def enlargement(self, module: Any, where: str) -> None:
+        """Of AutoencoderTiny."""
+        self.expect(module, where, size=None, mode="nearest")
+        if module.scale_factor not in (2, (2, 2)):
+            raise Unknown(f"{where}.scale_factor is {module.scale_factor}, known is 2")
+
+    def tiny_block(self, module: Any, where: str) -> None:
+        """Convolutions and ReLUs in turn, the input added."""
+        kinds = [_class(layer) for layer in module.conv]
+        if kinds != ["Conv2d", "ReLU", "Conv2d", "ReLU", "Conv2d"] or type(module.skip) is not nn.Identity:
+            raise Unknown(f"{where} is a block of {', '.join(kinds)} with {_class(module.skip)} beside it")
+
+    def nothing(self, module: nn.Module, where: str) -> None:
+        """Whatever it is, its children decide."""
+
+
+def _hooks(module: nn.Module, where: str) -> None:
+    """Unknown if calling the module does more than its class says."""
+    kinds = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    if any(kinds):
+        raise Unknown(f"{where} has hooks")
+    if "forward" in module.__dict__ or module._compiled_call_impl is not None:
+        raise Unknown(f"{where}.forward has been replaced")
+
+
+def _stages(module: Any, half: str) -> tuple[int, ...]:
+    """Blocks per stage of an AutoencoderTiny, whose layers must then be those of `nets/tiny_vae.py`."""
+    kinds = [_class(layer) for layer in module.layers]
+    blocks = [0]
+    for kind in kinds[1:-1] if half == "encoder" else kinds[2:-1]:
+        if kind == "AutoencoderTinyBlock":
+            blocks[-1] += 1
+        elif kind == "Conv2d":
+            blocks.append(0)
+    wanted = ["Conv2d"] if half == "encoder" else ["Conv2d", "ReLU"]
+    names = {"block": ["AutoencoderTinyBlock"], "up": ["Upsample", "Conv2d"]}
+    steps = encoder_steps if half == "encoder" else decoder_steps
+    for step, _ in list(steps(tuple(blocks)))[1:]:
+        wanted += names.get(step, ["Conv2d"])
+    if kinds != wanted:
+        raise Unknown(f"{half}.layers are {', '.join(kinds)}")
+    return tuple(blocks)
+
+
+_Parts = tuple[frozenset[str], frozenset[str]] | None
+_SAMPLED = {"conv_in", "mid_block", "conv_norm_out", "conv_act", "conv_out"}
+_PROJECTIONS = {"group_norm", "to_q", "to_k", "to_v", "to_out"}
+
+
+def _known(
+    check: Callable[[_Reader, nn.Module, str], None],
+    parts: set[str] | None = None,
+    possible: set[str] | None = None,
+) -> tuple[_Parts, Callable[[_Reader, nn.Module, str], None]]:
+    """A class: the names of its children, those that may be there besides, and what else is checked; None: any."""
+    return None if parts is None else (frozenset(parts), frozenset(possible or ())), check
+
+
+_CHECKS: Mapping[str, tuple[_Parts, Callable[[_Reader, nn.Module, str], None]]] = {
+    "Encoder": _known(_Reader.nothing, _SAMPLED | {"down_blocks"}),
+    "Decoder": _known(_Reader.nothing, _SAMPLED | {"up_blocks"}),
+    "DownEncoderBlock2D": _known(_Reader.nothing, {"resnets"}, {"downsamplers"}),
+    "UpDecoderBlock2D": _known(_Reader.nothing, {"resnets"}, {"upsamplers"}),
+    "UNetMidBlock2D": _known(_Reader.middle, {"resnets", "attentions"}),
+    "ResnetBlock2D": _known(
+        _Reader.resnet, {"norm1", "conv1", "norm2", "conv2", "dropout", "nonlinearity"}, {"conv_shortcut"}
+    ),
+    "Attention": _known(_Reader.attention, _PROJECTIONS),
+    "Upsample2D": _known(_Reader.upsampler, {"conv"}),
+    "Downsample2D": _known(_Reader.downsampler, {"conv"}),
+    "EncoderTiny": _known(_Reader.nothing, {"layers"}),
+    "DecoderTiny": _known(_Reader.nothing, {"layers"}),
+    "AutoencoderTinyBlock": _known(_Reader.tiny_block, {"conv", "skip", "fuse"}),
+    "Upsample": _known(_Reader.enlargement, set()),
+    "Conv2d": _known(_Reader.conv, set()),
+    "Linear": _known(_Reader.linear, set()),
+    "GroupNorm": _known(_Reader.norm, set()),
+    **{name: _known(_Reader.nothing, set()) for name in ("SiLU", "ReLU", "Identity", "Dropout")},
+    **{name: _known(_Reader.nothing) for name in ("ModuleList", "Sequential")},
+}
