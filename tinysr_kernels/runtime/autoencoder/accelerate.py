@@ -101,8 +101,12 @@ def _checked(quality: Any, backend: Any, dtype: Any) -> tuple[str, str, torch.dt
 def _halves(module: Any) -> list[nn.Module]:
     """The encoder and decoder of a supported autoencoder. Raises InputError."""
     name = type(module).__name__
-    if hasattr(module, "_orig_mod"):
-        raise InputError(f"{name} is a module that torch.compile has wrapped; accelerate the one inside it instead")
+    for one in (module, *(getattr(module, half, None) for half in HALVES)):
+        if hasattr(one, "_orig_mod"):
+            raise InputError(
+                f"{name} is, or holds, a module that torch.compile has wrapped, which computes itself; put the module "
+                "inside it (`._orig_mod`) in its place"
+            )
     ours = {kind.__name__ for kind in type(module).__mro__ if kind.__module__.split(".")[0] == "diffusers"}
     if not isinstance(module, nn.Module) or not ours & set(CLASSES):
         hint = "; pass pipe.vae" if hasattr(module, "vae") else ""

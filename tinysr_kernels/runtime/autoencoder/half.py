@@ -8,6 +8,7 @@ notice per reason says so.
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class Plain(Exception):
 class Half:
     """Called in place of `module.forward`. A copy or pickle of the module has one of its own, which folds again."""
 
-    __slots__ = ("_lock", "_made", "_said", "module", "settings")
+    __slots__ = ("_lock", "_made", "_module", "_said", "settings")
 
     def __init__(self, module: nn.Module, settings: Settings) -> None:
         self.__setstate__((module, settings))
@@ -38,10 +39,19 @@ class Half:
         return self.module, self.settings
 
     def __setstate__(self, state: tuple[nn.Module, Settings]) -> None:
-        self.module, self.settings = state
+        module, self.settings = state
+        self._module = weakref.ref(module)  # no circle, so that memory is free as soon as the module is
         self._lock = threading.Lock()
         self._made: Made | None = None
         self._said: set[str] = set()
+
+    @property
+    def module(self) -> nn.Module:
+        """The half whose forward it is. ReferenceError if that is gone."""
+        module = self._module()
+        if module is None:
+            raise ReferenceError("the accelerated module no longer exists; keep it, not its forward alone")
+        return module
 
     @property
     def __wrapped__(self) -> Any:
@@ -98,12 +108,13 @@ class Half:
 
         Channels last if its input or its weights are, or if it attends: attention leaves its image so.
         """
+        cast = _autocast(x)
         weight = next(p for p in self.module.parameters() if p.dim() == 4)
-        nhwc = attends or any(
-            t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in (x, weight)
-        )
+        nhwc = attends and cast is None
+        for t in (x, weight):
+            nhwc |= t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
         layout = torch.channels_last if nhwc else torch.contiguous_format
-        return result.to(_autocast(x) or x.dtype).contiguous(memory_format=layout)
+        return result.to(cast or x.dtype).contiguous(memory_format=layout)
 
     def _say(self, reason: str) -> None:
         if reason and reason not in self._said:

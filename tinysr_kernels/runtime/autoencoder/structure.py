@@ -6,6 +6,7 @@ A module is known by its class, which must be diffusers' or torch's own and not 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,11 +54,7 @@ def read(module: nn.Module) -> tuple[Structure, dict[str, Tensor]]:
         raise Unknown("hooks for all modules are registered with torch")
     reader = _Reader(HALVES[kind])
     reader.visit(module, reader.half)
-    stray = [name for name, _ in module.named_buffers()]
-    if stray:
-        raise Unknown(f"{reader.half}.{stray[0]} is a buffer")
-    named = module.named_parameters(remove_duplicate=False)
-    tensors: dict[str, Tensor] = {f"{reader.half}.{name}": p for name, p in named}
+    tensors = reader.tensors
     for name in tensors.keys() ^ reader.names:
         raise Unknown(f"{name} is {'unexpected' if name in tensors else 'missing'}")
     for name, tensor in tensors.items():
@@ -74,16 +71,25 @@ def read(module: nn.Module) -> tuple[Structure, dict[str, Tensor]]:
 
 def _class(module: nn.Module) -> str:
     """The name of a class of torch's or diffusers' own; another one with its module's."""
-    kind = type(module)
-    known = kind.__module__.split(".")[0] in ("torch", "diffusers")
+    return _name(type(module))  # type: ignore[arg-type]
+
+
+@functools.cache
+def _name(kind: type) -> str:
+    # Not torch.ao's, whose quantized layers have the same names.
+    known = kind.__module__.startswith(("torch.nn.modules.", "diffusers."))
     return kind.__name__ if known else f"{kind.__module__}.{kind.__name__}"
 
 
 class _Reader:
-    """Visits every module below a half; collects the parameters' names that it expects, and the norms' values."""
+    """Visits every module below a half.
+
+    tensors: its parameters; names: those that its modules are known to have; norms: groups and eps of its GroupNorms.
+    """
 
     def __init__(self, half: str) -> None:
         self.half = half
+        self.tensors: dict[str, Tensor] = {}
         self.names: set[str] = set()
         self.norms: set[tuple[int, float]] = set()
 
@@ -94,13 +100,18 @@ class _Reader:
             raise Unknown(f"{where} is a {kind}")
         if where != self.half:
             _hooks(module, where)
+        for name, tensor in module._parameters.items():
+            if tensor is not None:
+                self.tensors[f"{where}.{name}"] = tensor
+        if module._buffers:
+            raise Unknown(f"{where} has a buffer: {next(iter(module._buffers))}")
         children = {name: child for name, child in module._modules.items() if child is not None}
         optional, check = _CHECKS[kind]
         if optional is not None:
             wanted, possible = optional
             found = set(children)
             if not wanted <= found or found - wanted - possible:
-                different = sorted(found ^ wanted - possible)
+                different = sorted((found ^ wanted) - possible)
                 raise Unknown(f"{where} ({kind}) has other parts than known: {different}")
         check(self, module, where)
         for name, child in children.items():
