@@ -214,6 +214,7 @@ def test_weights_of_two_dtypes(caplog: Log) -> None:
         fused.decode(latent)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_functional_call_and_vmap() -> None:
     plain, fused, latent = pair()
     doubled = {name: 2 * p for name, p in plain.decoder.named_parameters()}

@@ -65,7 +65,7 @@ def test_backends(backend: str, quality: str) -> None:
             assert relative(one, expected) < 1e-5
 
 
-@pytest.mark.parametrize("size", [(2, 2), (7, 3), (33, 46), (5, 64)])
+@pytest.mark.parametrize("size", [(2, 2), (7, 3), (13, 22)])
 def test_odd_sizes(size: tuple[int, int]) -> None:
     for name in ("sd", "widths", "tiny"):
         module = autoencoder(name)
