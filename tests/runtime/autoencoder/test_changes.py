@@ -25,6 +25,12 @@ def edit_in_place(module: Any) -> None:
         module.decoder.conv_in.weight.mul_(1.5)
 
 
+def edit_one_value(module: Any) -> None:
+    """One that is not among those compared: torch counts the edit."""
+    with torch.no_grad():
+        module.decoder.conv_in.weight.view(-1)[1] += 5
+
+
 def edit_in_inference_mode(module: Any) -> None:
     with torch.inference_mode():
         module.decoder.mid_block.resnets[0].norm1.bias.add_(0.5)
@@ -64,6 +70,7 @@ def change_eps(module: Any) -> None:
 
 CHANGES: dict[str, Callable[[Any], Any]] = {
     "in place": edit_in_place,
+    "one value": edit_one_value,
     "in inference mode": edit_in_inference_mode,
     ".data in place": edit_data,
     ".data.copy_": copy_to_data,

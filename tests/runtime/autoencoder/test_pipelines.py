@@ -120,7 +120,7 @@ def vae_for(layout: str) -> Any:
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-@pytest.mark.parametrize("quality", ["exact", "high"])
+@pytest.mark.parametrize("quality", [pytest.param("exact", marks=pytest.mark.long), "high"])
 def test_images_are_those_of_the_plain_pipeline(name: str, quality: str) -> None:
     run, layout = PIPELINES[name]
     plain, fused = vae_for(layout), vae_for(layout)
