@@ -121,6 +121,21 @@ def with_quantized_weights() -> Any:
     return module
 
 
+def with_an_adapter_in_attention() -> Any:
+    module = autoencoder()
+    attention = module.decoder.mid_block.attentions[0]
+    attention.to_q = nn.Sequential(attention.to_q)
+    return module
+
+
+def with_something_else(where: str, put: nn.Module) -> Any:
+    """Another module of a known class where it is not known."""
+    module = autoencoder("tiny" if "layers" in where else "sd")
+    parent, _, name = where.rpartition(".")
+    setattr(module.get_submodule(parent), name, put)
+    return module
+
+
 def with_a_longer_middle() -> Any:
     module = autoencoder()
     module.decoder.mid_block.resnets.append(module.decoder.mid_block.resnets[0])
@@ -129,7 +144,10 @@ def with_a_longer_middle() -> Any:
 
 REFUSED = {
     "a class of the same name": (same_name, "found AutoencoderKL"),
-    "blocks with attention": (attending_blocks, "encoder.down_blocks.0 is a AttnDownEncoderBlock2D"),
+    "blocks with attention": (
+        attending_blocks,
+        "encoder.down_blocks.0 is a AttnDownEncoderBlock2D, known is DownEncoderBlock2D",
+    ),
     "a processor": (with_processor, "processor is a Doubling"),
     "fused projections": (with_projections, "to_qkv"),
     "an adapter": (with_adapter, "decoder.conv_out is a .*Adapter"),
@@ -139,11 +157,36 @@ REFUSED = {
     "a hook": (with_hook, "encoder.mid_block has hooks"),
     "a forward": (with_forward, "forward has been replaced"),
     "a layer": (with_an_own_layer, "decoder.layers.0 is a .*Scaled"),
-    "GELU": (lambda: autoencoder("tiny", act_fn="gelu"), "block of Conv2d, GELU"),
+    "GELU": (lambda: autoencoder("tiny", act_fn="gelu"), "layers.1.conv.1 is a GELU"),
     "Mish": (lambda: autoencoder("sd", act_fn="mish"), "Mish"),
     "bilinear": (lambda: autoencoder("tiny", upsample_fn="bilinear"), "mode is 'bilinear'"),
     "factor 3": (lambda: autoencoder("tiny", upsampling_scaling_factor=3), "scale_factor is 3"),
     "quantized weights": (with_quantized_weights, "decoder.conv_out.weight is a Int8"),
+    "an adapter in the attention": (with_an_adapter_in_attention, "attentions.0.to_q is a Sequential, known is Linear"),
+    "no norm": (
+        lambda: with_something_else("decoder.conv_norm_out", nn.Identity()),
+        "conv_norm_out is a Identity, known is GroupNorm",
+    ),
+    "no residual block": (
+        lambda: with_something_else("decoder.up_blocks.0.resnets.1", nn.Conv2d(32, 32, 3, padding=1)),
+        "resnets.1 is a Conv2d, known is ResnetBlock2D",
+    ),
+    "no layers": (
+        lambda: with_something_else("decoder.layers", nn.Conv2d(4, 3, 3, padding=1)),
+        "decoder.layers is a Conv2d, known is Sequential",
+    ),
+    "another block": (
+        lambda: with_something_else("encoder.down_blocks", nn.ModuleList([nn.Identity()])),
+        "down_blocks.0 is a Identity",
+    ),
+    "a dropout that is something else": (
+        lambda: with_something_else("decoder.mid_block.resnets.0.dropout", nn.ReLU()),
+        "dropout is a ReLU, known is Dropout",
+    ),
+    "a larger kernel": (
+        lambda: with_something_else("decoder.conv_out", nn.Conv2d(16, 3, 5, padding=2)),
+        "kernel_size is",
+    ),
     "a longer middle": (with_a_longer_middle, "3 residual blocks and 1 attentions"),
 }
 

@@ -106,16 +106,10 @@ class _Reader:
         if module._buffers:
             raise Unknown(f"{where} has a buffer: {next(iter(module._buffers))}")
         children = {name: child for name, child in module._modules.items() if child is not None}
-        optional, check = _CHECKS[kind]
-        if optional is not None:
-            wanted, possible = optional
-            found = set(children)
-            if not wanted <= found or found - wanted - possible:
-                different = sorted((found ^ wanted) - possible)
-                raise Unknown(f"{where} ({kind}) has other parts than known: {different}")
-        check(self, module, where)
+        _parts(kind, children, where)
         for name, child in children.items():
             self.visit(child, f"{where}.{name}")
+        _CHECKS[kind](self, module, where)
 
     def expect(self, module: nn.Module, where: str, **values: Any) -> None:
         """Unknown unless the module's attributes have these values."""
@@ -155,8 +149,6 @@ class _Reader:
         self.expect(module, where, output_scale_factor=1, upsample=None, downsample=None)
         if module.time_embedding_norm not in ("default", "group"):  # the same where there is no time
             raise Unknown(f"{where}.time_embedding_norm is {module.time_embedding_norm!r}")
-        if type(module.nonlinearity) is not nn.SiLU:
-            raise Unknown(f"{where}.nonlinearity is a {_class(module.nonlinearity)}, known is SiLU")
 
     def attention(self, module: Any, where: str) -> None:
         """One head over all pixels, by a processor of diffusers' own."""
@@ -173,8 +165,16 @@ class _Reader:
         processor = type(module.processor)
         if processor.__name__ not in PROCESSORS or processor.__module__.split(".")[0] != "diffusers":
             raise Unknown(f"{where}.processor is a {processor.__name__}, known are {', '.join(PROCESSORS)}")
-        if len(module.to_out) != 2:
-            raise Unknown(f"{where}.to_out has {len(module.to_out)} layers, known are 2")
+        layers = [_class(layer) for layer in module.to_out]
+        if layers != ["Linear", "Dropout"]:
+            raise Unknown(f"{where}.to_out is {', '.join(layers)}")
+
+    def block(self, module: Any, where: str) -> None:
+        """At most one sampler."""
+        for name in ("downsamplers", "upsamplers"):
+            samplers = getattr(module, name, None)
+            if samplers is not None and len(samplers) != 1:
+                raise Unknown(f"{where}.{name} has {len(samplers)} modules, known is 1")
 
     def middle(self, module: Any, where: str) -> None:
         """A residual block, then pairs of an attention and one more; or no attention at all."""
@@ -199,8 +199,8 @@ class _Reader:
     def tiny_block(self, module: Any, where: str) -> None:
         """Convolutions and ReLUs in turn, the input added."""
         kinds = [_class(layer) for layer in module.conv]
-        if kinds != ["Conv2d", "ReLU", "Conv2d", "ReLU", "Conv2d"] or type(module.skip) is not nn.Identity:
-            raise Unknown(f"{where} is a block of {', '.join(kinds)} with {_class(module.skip)} beside it")
+        if kinds != ["Conv2d", "ReLU", "Conv2d", "ReLU", "Conv2d"]:
+            raise Unknown(f"{where} is a block of {', '.join(kinds)}")
 
     def nothing(self, module: nn.Module, where: str) -> None:
         """Whatever it is, its children decide."""
@@ -234,39 +234,73 @@ def _stages(module: Any, half: str) -> tuple[int, ...]:
     return tuple(blocks)
 
 
-_Parts = tuple[frozenset[str], frozenset[str]] | None
-_SAMPLED = {"conv_in", "mid_block", "conv_norm_out", "conv_act", "conv_out"}
-_PROJECTIONS = {"group_norm", "to_q", "to_k", "to_v", "to_out"}
-
-
-def _known(
-    check: Callable[[_Reader, nn.Module, str], None],
-    parts: set[str] | None = None,
-    possible: set[str] | None = None,
-) -> tuple[_Parts, Callable[[_Reader, nn.Module, str], None]]:
-    """A class: the names of its children, those that may be there besides, and what else is checked; None: any."""
-    return None if parts is None else (frozenset(parts), frozenset(possible or ())), check
-
-
-_CHECKS: Mapping[str, tuple[_Parts, Callable[[_Reader, nn.Module, str], None]]] = {
-    "Encoder": _known(_Reader.nothing, _SAMPLED | {"down_blocks"}),
-    "Decoder": _known(_Reader.nothing, _SAMPLED | {"up_blocks"}),
-    "DownEncoderBlock2D": _known(_Reader.nothing, {"resnets"}, {"downsamplers"}),
-    "UpDecoderBlock2D": _known(_Reader.nothing, {"resnets"}, {"upsamplers"}),
-    "UNetMidBlock2D": _known(_Reader.middle, {"resnets", "attentions"}),
-    "ResnetBlock2D": _known(
-        _Reader.resnet, {"norm1", "conv1", "norm2", "conv2", "dropout", "nonlinearity"}, {"conv_shortcut"}
-    ),
-    "Attention": _known(_Reader.attention, _PROJECTIONS),
-    "Upsample2D": _known(_Reader.upsampler, {"conv"}),
-    "Downsample2D": _known(_Reader.downsampler, {"conv"}),
-    "EncoderTiny": _known(_Reader.nothing, {"layers"}),
-    "DecoderTiny": _known(_Reader.nothing, {"layers"}),
-    "AutoencoderTinyBlock": _known(_Reader.tiny_block, {"conv", "skip", "fuse"}),
-    "Upsample": _known(_Reader.enlargement, set()),
-    "Conv2d": _known(_Reader.conv, set()),
-    "Linear": _known(_Reader.linear, set()),
-    "GroupNorm": _known(_Reader.norm, set()),
-    **{name: _known(_Reader.nothing, set()) for name in ("SiLU", "ReLU", "Identity", "Dropout")},
-    **{name: _known(_Reader.nothing) for name in ("ModuleList", "Sequential")},
+_CONV, _NORM = "Conv2d", "GroupNorm"
+_SAMPLED = {
+    "conv_in": _CONV,
+    "mid_block": "UNetMidBlock2D",
+    "conv_norm_out": _NORM,
+    "conv_act": "SiLU",
+    "conv_out": _CONV,
 }
+_PARTS: Mapping[str, Mapping[str, str]] = {
+    "Encoder": {**_SAMPLED, "down_blocks": "[DownEncoderBlock2D]"},
+    "Decoder": {**_SAMPLED, "up_blocks": "[UpDecoderBlock2D]"},
+    "DownEncoderBlock2D": {"resnets": "[ResnetBlock2D]", "downsamplers?": "[Downsample2D]"},
+    "UpDecoderBlock2D": {"resnets": "[ResnetBlock2D]", "upsamplers?": "[Upsample2D]"},
+    "UNetMidBlock2D": {"resnets": "[ResnetBlock2D]", "attentions": "[Attention]"},
+    "ResnetBlock2D": {
+        "norm1": _NORM,
+        "conv1": _CONV,
+        "norm2": _NORM,
+        "conv2": _CONV,
+        "conv_shortcut?": _CONV,
+        "dropout": "Dropout",
+        "nonlinearity": "SiLU",
+    },
+    "Attention": {"group_norm": _NORM, **dict.fromkeys(("to_q", "to_k", "to_v"), "Linear"), "to_out": "ModuleList"},
+    "Upsample2D": {"conv": _CONV},
+    "Downsample2D": {"conv": _CONV},
+    "EncoderTiny": {"layers": "Sequential"},
+    "DecoderTiny": {"layers": "Sequential"},
+    "AutoencoderTinyBlock": {"conv": "Sequential", "skip": "Identity", "fuse": "ReLU"},
+}
+"""The children of each class: their names, "?" after those that may be absent, and their classes; in brackets that of
+each module in a list. Of ModuleList and Sequential whoever holds them checks the rest; others have no children."""
+
+
+def _parts(kind: str, children: Mapping[str, nn.Module], where: str) -> None:
+    """Unknown if the children of a module of this class are others than known."""
+    if kind in ("ModuleList", "Sequential"):
+        return
+    known = {name.rstrip("?"): wanted for name, wanted in _PARTS.get(kind, {}).items()}
+    needed = {name for name in _PARTS.get(kind, {}) if not name.endswith("?")}
+    different = (needed - children.keys()) | (children.keys() - known.keys())
+    if different:
+        raise Unknown(f"{where} ({kind}) has other parts than known: {sorted(different)}")
+    for name, child in children.items():
+        wanted, found = known[name], _class(child)
+        if wanted.startswith("[") and found == "ModuleList":
+            for j, item in child._modules.items():
+                if item is not None and f"[{_class(item)}]" != wanted:
+                    raise Unknown(f"{where}.{name}.{j} is a {_class(item)}, known is {wanted[1:-1]}")
+        elif found != wanted:
+            raise Unknown(f"{where}.{name} is a {found}, known is {wanted}")
+
+
+_CHECKS: Mapping[str, Callable[[_Reader, Any, str], None]] = {
+    "ResnetBlock2D": _Reader.resnet,
+    "UNetMidBlock2D": _Reader.middle,
+    "Attention": _Reader.attention,
+    "DownEncoderBlock2D": _Reader.block,
+    "UpDecoderBlock2D": _Reader.block,
+    "Upsample2D": _Reader.upsampler,
+    "Downsample2D": _Reader.downsampler,
+    "AutoencoderTinyBlock": _Reader.tiny_block,
+    "Upsample": _Reader.enlargement,
+    "Conv2d": _Reader.conv,
+    "Linear": _Reader.linear,
+    "GroupNorm": _Reader.norm,
+    **dict.fromkeys(("Encoder", "Decoder", "EncoderTiny", "DecoderTiny"), _Reader.nothing),
+    **dict.fromkeys(("SiLU", "ReLU", "Identity", "Dropout", "ModuleList", "Sequential"), _Reader.nothing),
+}
+"""What else is checked of each class, once its children are known."""
