@@ -175,6 +175,10 @@ REFUSED = {
         lambda: with_something_else("decoder.layers", nn.Conv2d(4, 3, 3, padding=1)),
         "decoder.layers is a Conv2d, known is Sequential",
     ),
+    "a class with the name of torch's": (
+        lambda: with_something_else("decoder.conv_out", type("Conv2d", (nn.Conv2d,), {})(16, 3, 3, padding=1)),
+        "conv_out is a .*test_refusals.Conv2d",
+    ),
     "another block": (
         lambda: with_something_else("encoder.down_blocks", nn.ModuleList([nn.Identity()])),
         "down_blocks.0 is a Identity",
