@@ -249,12 +249,13 @@ def test_pytorchs_compiler_sees_the_plain_module(what: str) -> None:
 
 def test_wrong_inputs_meet_the_modules_own_errors() -> None:
     plain, fused, latent = pair()
-    wrong = [latent[:, :3], latent[0, 0], latent.double(), latent[:0], latent.int(), latent.to("meta")]
-    for one in wrong:
+    latents = [latent[:, :3], latent[0, 0], latent.double(), latent[:0], latent.int(), latent.to("meta")]
+    wrong = [("decode", one) for one in latents] + [("encode", latent), ("decoder", latent[:, :3])]
+    for method, one in wrong:
         said = []
         for module in (plain, fused):
             with pytest.raises(Exception) as error:  # noqa: PT011  whatever diffusers raises
-                module.decode(one)
+                getattr(module, method)(one)
             said.append((error.type, str(error.value)))
         assert said[0] == said[1]
 

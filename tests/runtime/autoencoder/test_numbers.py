@@ -131,6 +131,17 @@ def test_autocast(name: str) -> None:
         assert relative(one, wanted) <= max(EAGER * relative(plain, wanted), FLOOR[torch.bfloat16])
 
 
+@pytest.mark.parametrize("name", ["sd", "tiny"])
+def test_autocast_reaches_no_operator(name: str) -> None:
+    """The same bits as from a module of that dtype: sums inside stay in float32."""
+    module = autoencoder(name).bfloat16()
+    latent = latent_for(module).bfloat16()
+    wanted = accelerated(module, "high").decoder(latent)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = accelerated(module, "high").float().decoder(latent.float())
+    assert torch.equal(found, wanted)
+
+
 def test_statistics_and_attention_are_of_the_whole_image() -> None:
     """A bright corner changes the far one by as much as it does in the plain module."""
     module = autoencoder("sd")
