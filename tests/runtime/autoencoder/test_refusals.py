@@ -56,6 +56,14 @@ def with_processor() -> Any:
     return module
 
 
+def with_processor_of_diffusers() -> Any:
+    """One that computes something else."""
+    module = autoencoder()
+    processor = diffusers.models.attention_processor.AttnAddedKVProcessor()
+    module.decoder.mid_block.attentions[0].processor = processor
+    return module
+
+
 def with_projections() -> Any:
     module = autoencoder()
     module.fuse_qkv_projections()
@@ -149,6 +157,7 @@ REFUSED = {
         "encoder.down_blocks.0 is a AttnDownEncoderBlock2D, known is DownEncoderBlock2D",
     ),
     "a processor": (with_processor, "processor is a Doubling"),
+    "another processor": (with_processor_of_diffusers, "processor is a AttnAddedKVProcessor"),
     "fused projections": (with_projections, "to_qkv"),
     "an adapter": (with_adapter, "decoder.conv_out is a .*Adapter"),
     "one norm's eps": (with_eps, "GroupNorms differ"),
