@@ -131,14 +131,15 @@ def test_autocast(name: str) -> None:
         assert relative(one, wanted) <= max(EAGER * relative(plain, wanted), FLOOR[torch.bfloat16])
 
 
+@qualities
 @pytest.mark.parametrize("name", ["sd", "tiny"])
-def test_autocast_reaches_no_operator(name: str) -> None:
-    """The same bits as from a module of that dtype: sums inside stay in float32."""
+def test_autocast_reaches_nothing_inside(name: str, quality: str) -> None:
+    """The same bits as from a module of that dtype: operators switch it off, and nothing between them heeds it."""
     module = autoencoder(name).bfloat16()
     latent = latent_for(module).bfloat16()
-    wanted = accelerated(module, "high").decoder(latent)
+    wanted = accelerated(module, quality).decoder(latent)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = accelerated(module, "high").float().decoder(latent.float())
+        found = accelerated(module, quality).float().decoder(latent.float())
     assert torch.equal(found, wanted)
 
 

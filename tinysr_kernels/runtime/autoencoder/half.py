@@ -17,7 +17,6 @@ from torch.autograd import forward_ad
 
 from tinysr_kernels.runtime.autoencoder.network import Made, Settings
 from tinysr_kernels.runtime.autoencoder.structure import Unknown, read
-from tinysr_kernels.runtime.device.modes import without_autocast
 from tinysr_kernels.runtime.notices import notice
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -70,9 +69,7 @@ class Half:
             self._say(str(reason))
         if made is None:
             return type(self.module).forward(self.module, *args, **kwargs)
-        with without_autocast():
-            result = made(x)
-        return self._as_plain(result, x, made.structure.attends)
+        return self._as_plain(made(x), x, made.structure.attends)
 
     def _network(self, x: Tensor) -> Made:
         """The network for x, made now if the module has changed. Raises Plain, and InputError for the backend."""
