@@ -73,6 +73,14 @@ def test_libraries(quality: str) -> None:
             assert relative(one, expected) < 1e-5
 
 
+@pytest.mark.parametrize(("dtype", "backend"), [(torch.bfloat16, "library"), (torch.float32, "reference")])
+def test_what_computes_on_a_cpu(dtype: torch.dtype, backend: str) -> None:
+    """16 bits by PyTorch's libraries: the references compute them in float32, half as fast."""
+    module = accelerated(autoencoder("tiny").to(dtype), "high")
+    module.decode(latent_for(module).to(dtype))
+    assert module.decoder.forward._made.backend == backend
+
+
 @pytest.mark.parametrize("size", [(2, 2), (7, 3), (13, 22)])
 def test_odd_sizes(size: tuple[int, int]) -> None:
     for name in ("sd", "widths", "tiny"):
