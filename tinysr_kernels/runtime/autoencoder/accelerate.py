@@ -28,8 +28,8 @@ def accelerate(module: M, *, quality: str = "high", backend: str = "auto", dtype
     quality: "high" folds what can be folded; "exact" keeps the order of the module's operations. backend: as for
     `compile`, but "auto" computes 16 bits on a CPU by PyTorch's libraries. dtype: in which to compute; None: the
     module's own. Weights are folded again after they have changed. With gradients, in training mode, under PyTorch's
-    compiler, and after changes that are not known, the module computes itself. A second call replaces the settings. Raises InputError for a module that is not supported, naming
-    what is not, and for other arguments.
+    compiler, and after changes that are not known, the module computes itself. A second call replaces the settings.
+    Raises InputError for a module that is not supported, naming what is not, and for other arguments.
     """
     settings = Settings(*_checked(quality, backend, dtype))
     halves = _halves(module)
