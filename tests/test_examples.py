@@ -95,12 +95,18 @@ def check_own_checkpoint(results: Path) -> None:
     assert (info["family"], info["upscale"], info["config"]["residual"]) == ("tinysr-unet", 4, "bicubic")
 
 
+def check_diffusers_vae(results: Path) -> None:
+    """The example itself compares the images."""
+    assert pixels(results / "diffusers_vae" / "image.png").shape == (128, 128, 3)
+
+
 CHECKS: dict[str, Callable[[Path], None]] = {
     "image.py": check_image,
     "folder.py": check_folder,
     "video.py": check_video,
     "stream.py": check_stream,
     "own_checkpoint.py": check_own_checkpoint,
+    "diffusers_vae.py": check_diffusers_vae,
 }
 
 

@@ -23,6 +23,7 @@ from tinysr_kernels.errors import (
 
 if TYPE_CHECKING:
     from tinysr_kernels import ops
+    from tinysr_kernels.runtime.autoencoder.accelerate import accelerate, restore
     from tinysr_kernels.runtime.compiled import CompiledSR
     from tinysr_kernels.runtime.compiling import compile, describe
 
@@ -35,12 +36,20 @@ __all__ = [
     "OutOfMemory",
     "TinySRError",
     "__version__",
+    "accelerate",
     "compile",
     "describe",
     "ops",
+    "restore",
 ]
 
-_LAZY = {"compile": "runtime.compiling", "describe": "runtime.compiling", "CompiledSR": "runtime.compiled"}
+_LAZY = {
+    "CompiledSR": "runtime.compiled",
+    "accelerate": "runtime.autoencoder.accelerate",
+    "compile": "runtime.compiling",
+    "describe": "runtime.compiling",
+    "restore": "runtime.autoencoder.accelerate",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ folded into its last convolution. q, k and v of the single-head attentions are o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -53,7 +53,7 @@ def fold_decoder(tensors: Mapping[str, Tensor], options: Options, dtype: torch.d
     With the bicubic residual u in [0,1] the sum of two images in [-1,1], y + (2u-1), is y/2 + u in [0,1].
     """
     f = Folder(tensors, dtype)
-    _fold_middle(f, "decoder.mid_block")
+    fold_middle(f, "decoder.mid_block")
     for i in range(count(tensors, "decoder.up_blocks")):
         block = f"decoder.up_blocks.{i}"
         for j in range(count(tensors, f"{block}.resnets")):
@@ -80,7 +80,7 @@ def fold_encoder(tensors: Mapping[str, Tensor], dtype: torch.dtype, scale: float
             fold_resnet(f, f"{block}.resnets.{j}")
         if count(tensors, f"{block}.downsamplers"):
             f.conv(f"{block}.downsamplers.0", f"{block}.downsamplers.0.conv")
-    _fold_middle(f, "encoder.mid_block")
+    fold_middle(f, "encoder.mid_block")
     f.affine("encoder.conv_norm_out", "encoder.conv_norm_out")
     weight, bias = f.dense_weight("encoder.conv_out")
     latent = weight.shape[0] // 2  # the other half of the channels is the variance
@@ -92,10 +92,10 @@ def fold_encoder(tensors: Mapping[str, Tensor], dtype: torch.dtype, scale: float
     return f.folded
 
 
-def _fold_middle(f: Folder, name: str) -> None:
-    """Resnets and the attention between them."""
+def fold_middle(f: Folder, name: str, resnet: Callable[[Folder, str], None] = fold_resnet) -> None:
+    """Resnets and the attention between them. resnet: folds one residual block."""
     for j in range(count(f.tensors, f"{name}.resnets")):
-        fold_resnet(f, f"{name}.resnets.{j}")
+        resnet(f, f"{name}.resnets.{j}")
     for j in range(count(f.tensors, f"{name}.attentions")):
         source = f"{name}.attentions.{j}"
         f.affine(f"{source}.norm", f"{source}.group_norm")
@@ -150,7 +150,7 @@ class KLEncoder(nn.Module):
         self.groups, eps = options.groups, options.decoder_eps
         self.conv_in = InputConv(folded, "encoder.conv_in", border=0.5)
         self.down_blocks = nn.ModuleList(
-            nn.ModuleList(_block(folded, f"encoder.down_blocks.{i}", self.groups, eps))
+            nn.ModuleList(block_layers(folded, f"encoder.down_blocks.{i}", self.groups, eps))
             for i in range(count(folded, "encoder.down_blocks"))
         )
         self.middle = Middle(folded, "encoder.mid_block", options)
@@ -160,7 +160,7 @@ class KLEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         layers = [*(layer for block in self.down_blocks for layer in block.children()), *self.middle.layers()]
-        h = _run(layers, Features(self.conv_in(image)), self.groups, self.conv_norm_out)
+        h = run_layers(layers, Features(self.conv_in(image)), self.groups, self.conv_norm_out)
         return self.conv_out(self.conv_norm_out(h))
 
 
@@ -172,7 +172,7 @@ class KLDecoder(nn.Module):
         self.groups, eps = options.groups, options.decoder_eps
         self.middle = Middle(folded, "decoder.mid_block", options)
         self.up_blocks = nn.ModuleList(
-            nn.ModuleList(_block(folded, f"decoder.up_blocks.{i}", self.groups, eps))
+            nn.ModuleList(block_layers(folded, f"decoder.up_blocks.{i}", self.groups, eps))
             for i in range(count(folded, "decoder.up_blocks"))
         )
         self.conv_norm_out = GroupNorm(folded, "decoder.conv_norm_out", self.groups, eps)
@@ -182,11 +182,11 @@ class KLDecoder(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         layers = [*self.middle.layers(), *(layer for block in self.up_blocks for layer in block.children())]
         # The last convolution does its GroupNorm's work where the moments are there.
-        h = _run(layers, Features(x), self.groups, self.conv_norm_out, moments=self.conv_out.can_fuse_norm)
+        h = run_layers(layers, Features(x), self.groups, self.conv_norm_out, moments=self.conv_out.can_fuse_norm)
         return self.conv_out.with_norm(self.conv_norm_out, h, residual=residual)
 
 
-def _block(folded: Folded, prefix: str, groups: tuple[int, ...], eps: float) -> list[nn.Module]:
+def block_layers(folded: Folded, prefix: str, groups: tuple[int, ...], eps: float) -> list[nn.Module]:
     """The resnets of a block, then its sampler if it has one."""
     layers: list[nn.Module] = [
         Resnet(folded, f"{prefix}.resnets.{j}", groups, eps) for j in range(count(folded, f"{prefix}.resnets"))
@@ -198,7 +198,7 @@ def _block(folded: Folded, prefix: str, groups: tuple[int, ...], eps: float) -> 
     return layers
 
 
-def _run(
+def run_layers(
     layers: list[nn.Module], h: Features, groups: tuple[int, ...], last_norm: GroupNorm, moments: bool = False
 ) -> Features:
     """The layers in turn, each with the norm that follows it. moments: ask the last one for channel statistics."""
