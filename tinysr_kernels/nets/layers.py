@@ -187,7 +187,9 @@ def _unphasing(dtype: torch.dtype, device: torch.device) -> Tensor:
     captured graphs read it, and not recorded (`ops/trace.py`).
     """
     with unrecorded():
-        axis = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, -1], [0, 0, 0, 1]], device="cpu").view(3, 2, 2)
+        axis = torch.tensor([[1, 0, 0, 0], [0, 1, 0, -1], [0, 0, 0, 1]], dtype=torch.float32, device="cpu").view(
+            3, 2, 2
+        )
         return torch.einsum("kpi,lqj->klpqij", axis, axis).reshape(9, 16).to(device, dtype)
 
 

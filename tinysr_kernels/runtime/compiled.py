@@ -202,7 +202,11 @@ class CompiledSR:
     def _no_prompts(self, images: Tensor) -> list[Tensor] | None:
         """Embeddings of the usual number of tokens for a warm-up."""
         width = self.network.prompt_width
-        return None if width is None else [torch.zeros((TRACE_TOKENS, width), device="cpu")] * len(images)
+        return (
+            None
+            if width is None
+            else [torch.zeros((TRACE_TOKENS, width), dtype=torch.float32, device="cpu")] * len(images)
+        )
 
     def _compile_ahead(self, calls: Iterable[Call]) -> None:
         """Compile the kernels of these operator calls, unless they are on disk: see first_use/compile_ahead.py."""
@@ -264,7 +268,7 @@ class CompiledSR:
         lr = torch.empty(shape, dtype=torch.float32 if single else dtype, device="meta")
 
         width = meta.prompt_width
-        prompt = None if width is None else torch.empty((TRACE_TOKENS, width), device="meta")
+        prompt = None if width is None else torch.empty((TRACE_TOKENS, width), dtype=torch.float32, device="meta")
 
         def enlarge() -> Outputs:
             return self._fix(restore(meta, lr, self.upscale, limits, dtype=self.dtype), lr, dtype)
