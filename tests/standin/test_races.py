@@ -12,12 +12,13 @@ import torch
 
 from benchmarks.static.network_calls import CALLS
 from tests import ROOT
-from tests.ops.cases import CASES, Case
+from tests.ops.cases import CASES, Case, _conv3x3, norm_first
 from tests.standin.races import judge
 from tinysr_kernels.launch import configs
 from tinysr_kernels.launch.device import GPUS, assume
 from tinysr_kernels.launch.plan import Launch, Plan
 from tinysr_kernels.ops import REGISTRY
+from tinysr_kernels.ops.conv.implicit_gemm import Config
 
 SLOW = {"conv3x3_moments", "sepconv_moments", "sepconv_block", "upsample_conv_norm", "wavelet_fix"}
 """Left to `make long`, where every operator runs with all cases."""
@@ -47,6 +48,16 @@ def configurations(op: str) -> list[Any]:
 def test_programs_are_independent(op: str) -> None:
     with torch.inference_mode():
         assert judge(planned(CASES[op][0]), ("in order", "reversed")) == []
+
+
+def test_a_norm_prologue_ends_with_its_channels() -> None:
+    """Also where the reduction ends within a block that is longer than the channels: 9 x 16 of 3 x 64."""
+    case = Case("conv3x3", "normed, 16 channels", norm_first(_conv3x3(1, 16, 8, 3, 4), 4))
+    config = Config("tile", 16, 4, 16, 64, 1, 4, 1)
+    plan = planned(case, config)
+    assert "conv" in {name.rpartition(".")[2] for name in kernels(plan)}
+    with torch.inference_mode():
+        assert judge(plan, ("in order",)) == []
 
 
 @pytest.mark.long
