@@ -29,6 +29,7 @@ from tests.layouts.weights import random_image, write_pickle, write_safetensors
 from tinysr_kernels.checkpoint.lora import Merged
 from tinysr_kernels.checkpoint.modulation import OUT_PARTS
 from tinysr_kernels.cli.main import main
+from tinysr_kernels.errors import CheckpointError
 from tinysr_kernels.families import fold, load, tsd_sr
 from tinysr_kernels.nets import place, sd3
 
@@ -335,5 +336,5 @@ def test_saved_and_converted(written: TSDSRLayout, tmp_path: Path, capsys: pytes
     assert "queries, keys and values in the first block" in said
     assert again.info()["color_fix"] == "wavelet"
     assert any("into the VAE's encoder" in line for line in model.info()["folded"])
-    ignoring = tinysr_kernels.compile(tmp_path / "folded.safetensors", embeddings=written.pooled)
-    assert any("embeddings given are ignored" in notice for notice in ignoring.notices)
+    with pytest.raises(CheckpointError, match="leave the embeddings out"):
+        tinysr_kernels.compile(tmp_path / "folded.safetensors", embeddings=written.pooled)

@@ -32,7 +32,7 @@ from tinysr_kernels.nets import sd3
 VAE_LORA = Part(
     "vae-lora",
     "TSD-SR's LoRA of the VAE (keys transformer.encoder.*.lora_A.weight)",
-    re.compile(r"^([a-z_]+\.){0,3}encoder\.(down_blocks|mid_block|conv_in|conv_out)\b.*\.lora_[AB]\."),
+    re.compile(r"^(?!state_dict_)([a-z_]+\.){0,3}encoder\.(down_blocks|mid_block|conv_in|conv_out)\b.*\.lora_[AB]\."),
     names=("vae_lora",),
     lora=True,
 )

@@ -151,6 +151,7 @@ def test_the_decoder_is_shown_latents_of_sd3_s_own_encoder(tmp_path: Path, monke
     monkeypatch.setattr(real.TinyVAE, "from_state", lambda *_: tiny)
     monkeypatch.setattr(real, "read_vae", lambda _, lora: (FakeVAE("plain" if lora is None else "adapted"), 1.0))
     monkeypatch.setattr(real, "batches", lambda *_: None)
+    monkeypatch.setattr(real, "made_of", lambda *_: {})
     monkeypatch.setattr(real, "write_vae", lambda *_: None)
     for name in ("train_encoder", "train_decoder"):
         monkeypatch.setattr(real, name, lambda half, teacher, *_, **__: teacher(torch.zeros(1)))

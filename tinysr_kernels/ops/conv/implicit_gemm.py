@@ -152,6 +152,8 @@ def heuristic(gpu: Gpu, call: Convolution) -> Config:
     block_m = 128 if half else 32
     if gpu.capability[0] == 9 and deep and block_n == 128:
         block_m = min(TILE_TIMES, key=lambda m: TILE_TIMES[m] * cdiv(problem.programs(m, block_n), gpu.multiprocessors))
+        if block_m == 256 and problem.inputs[0] > 128:
+            block_k = 32  # 64 would spill two words for 512 channels, 32 as many for 128
     while block_m == 128 and problem.programs(block_m, block_n) < gpu.multiprocessors:
         block_m = 64
     steps = sum(cdiv(depth, block_k) for depth in problem.depths)

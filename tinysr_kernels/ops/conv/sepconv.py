@@ -197,7 +197,10 @@ class SepConv(Operator):
 
     def heuristic(self, gpu: Gpu) -> Config:
         """`sepconv_heuristic` for the shape of the result."""
-        return sepconv_heuristic(gpu, self.x.shape[1], self.out_shape, self.x.element_size())
+        found = sepconv_heuristic(gpu, self.x.shape[1], self.out_shape, self.x.element_size())
+        if found.form == "march" and self.stride == 2 and self.x.element_size() == 4 and gpu.arch == 80:
+            return replace(found, num_warps=4)  # with eight two words of 128 channels would spill
+        return found
 
     def plan(self, config: Config) -> Plan:
         """One launch."""
@@ -294,4 +297,8 @@ class SepConvMoments(ChannelMoments, SepConv):
             return replace(found, num_warps=4, block_m=found.block_m // 2)
         if found.form == "march" and found.block_k == 128 and self.x.element_size() == 4:
             return replace(found, num_warps=16)
+        ragged = self.shortcut is not None and self.x.shape[1] % 64 != 0
+        if found.form == "march" and found.block_k == 128 and ragged and gpu.arch == 90:
+            # The masks of the last channels would spill four words.
+            return replace(found, num_warps=8, block_m=2 * found.block_m)
         return found
