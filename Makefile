@@ -46,7 +46,7 @@ quick: $(VENV)/.ready-test ## run a one-minute selection of the tests
 	$(BIN)/python -m pytest $(WORKERS) -k "numeric and not float16 or test_house or test_compiled or families or launch" $(QUICK)
 
 long: $(VENV)/.ready-test ## tests that take too long for `make test`: the tutorial, whole networks, compression
-	$(BIN)/python -m pytest $(WORKERS) -m long
+	$(BIN)/python -m pytest $(WORKERS) -m "long and not mutation"
 
 mutations: $(VENV)/.ready-test ## mutation tests: every mutated kernel must make a test fail
 	$(BIN)/python -m pytest $(WORKERS) -m mutation

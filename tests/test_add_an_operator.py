@@ -91,6 +91,7 @@ def test_the_page_has_every_file() -> None:
     assert re.fullmatch(r"\| `channel_gain` \| [^|]+ \|", indented("| `channel_gain`"))
 
 
+@pytest.mark.long
 def test_the_operator_passes_its_contracts(tree: Path) -> None:
     """Reference, kernels and mutations; and what is asked of every operator by itself."""
     every = ["tests/ops/test_registry.py", "tests/launch/test_configs.py", "tests/first_use/test_correctness.py"]
@@ -105,6 +106,7 @@ def test_the_layer_calls_it(tree: Path) -> None:
     run(tree, "-c", USE)
 
 
+@pytest.mark.long
 def test_it_compiles_without_a_network(tree: Path) -> None:
     """On one architecture, and the page says how many kernels that are."""
     told = run(tree, COMPILE, "--arch", "90")

@@ -110,7 +110,16 @@ CHECKS: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+LONG = {"diffusers_vae.py"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(path.name, marks=pytest.mark.long if path.name in LONG else ())
+        for path in sorted(EXAMPLES.glob("*.py"))
+    ],
+)
 def test_example(name: str, tmp_path: Path) -> None:
     printed = run(name, tmp_path)
     results = tmp_path / "build" / "examples"

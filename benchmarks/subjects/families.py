@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from model.reference.kl_decoder import KLDecoder
 from model.reference.kl_vae import KLVAE, kl_config, kl_vae_shapes
-from model.reference.osediff import osediff
+from model.reference.one_step.osediff import osediff
+from model.reference.one_step.tsd_sr import tsd_sr
 from model.reference.pipelines import tinysr, unet_sr
 from model.reference.pruned_unet import PrunedUNet
 from model.reference.sd3_transformer import SD3Config, SD3Transformer
 from model.reference.sd_unet import SDUNet, sd_unet_shapes
 from model.reference.tiny_vae import TinyVAE
 from model.reference.tinysr_dit import BLOCK_MODULATION, OUT_MODULATION, TinySRTransformer
-from model.reference.tsd_sr import tsd_sr
 from model.reference.unet_shapes import Shape, decoder_shapes, unet_shapes
 from tinysr_kernels.families import Config, OSEDiffConfig, TinySRConfig, TSDSRConfig, UNetConfig, load
 

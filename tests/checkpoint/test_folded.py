@@ -17,7 +17,7 @@ from tests.layouts.unet import write_unet
 from tests.layouts.weights import write_safetensors as write_plain
 from tinysr_kernels import compile as compiled
 from tinysr_kernels.checkpoint import folded_metadata, write_safetensors
-from tinysr_kernels.checkpoint.manifest import check_manifest, checksum, manifest
+from tinysr_kernels.checkpoint.own.manifest import check_manifest, checksum, manifest
 from tinysr_kernels.errors import CheckpointError
 from tinysr_kernels.families import TinySRConfig, UNetConfig, load
 

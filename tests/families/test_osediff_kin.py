@@ -33,7 +33,8 @@ from tests.layouts.weights import random_image, write_pickle
 from tinysr_kernels.checkpoint.sd import scheduler
 from tinysr_kernels.errors import CheckpointError, InputError
 from tinysr_kernels.families import FAMILIES, load, osediff_kin
-from tinysr_kernels.nets import sd, windows
+from tinysr_kernels.nets import windows
+from tinysr_kernels.nets.diffusion import sd
 
 pytestmark = pytest.mark.numeric
 LONG = pytest.mark.long

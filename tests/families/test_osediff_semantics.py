@@ -22,7 +22,8 @@ from tinysr_kernels.checkpoint import lora
 from tinysr_kernels.checkpoint.sd import kl_vae, unet
 from tinysr_kernels.errors import CheckpointError
 from tinysr_kernels.families import FAMILIES, one_step_sd, osediff
-from tinysr_kernels.nets import layers, sd, windows
+from tinysr_kernels.nets import layers, windows
+from tinysr_kernels.nets.diffusion import sd
 from tinysr_kernels.nets.fold import channels_last
 from tinysr_kernels.nets.networks import resize
 from tinysr_kernels.ops.conv.upsample_conv import phase_weights

@@ -31,7 +31,8 @@ from tinysr_kernels.checkpoint.modulation import OUT_PARTS
 from tinysr_kernels.cli.main import main
 from tinysr_kernels.errors import CheckpointError
 from tinysr_kernels.families import fold, load, tsd_sr
-from tinysr_kernels.nets import place, sd3
+from tinysr_kernels.nets import place
+from tinysr_kernels.nets.diffusion import sd3
 
 TABLE = "transformer.pos_embed.pos_embed"
 

@@ -22,7 +22,8 @@ from tinysr_kernels.checkpoint import modulation
 from tinysr_kernels.checkpoint.lora import Update, read_updates
 from tinysr_kernels.checkpoint.sd3 import prompt, transformer
 from tinysr_kernels.families import FAMILIES, tsd_sr
-from tinysr_kernels.nets import layers, sd3
+from tinysr_kernels.nets import layers
+from tinysr_kernels.nets.diffusion import sd3
 from tinysr_kernels.nets.networks import resize
 
 pytestmark = pytest.mark.numeric

@@ -28,7 +28,7 @@ from tests.fuzz.odd import NUMBERS, odd_object, odd_tensor
 from tests.layouts.adcsr import HALF_DECODER, NET, write_adcsr
 from tests.layouts.tinysr import STEM, TRANSFORMER, VAE, write_tinysr
 from tests.layouts.unet import write_unet
-from tinysr_kernels.checkpoint.manifest import manifest
+from tinysr_kernels.checkpoint.own.manifest import manifest
 from tinysr_kernels.cli.main import main
 from tinysr_kernels.families import TinySRConfig, UNetConfig
 

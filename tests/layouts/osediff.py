@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from model.reference.kl_vae import KLVAE, kl_config, kl_vae_shapes
-from model.reference.osediff import OLD_ATTENTION, merge, modern, osediff
+from model.reference.one_step.osediff import OLD_ATTENTION, merge, modern, osediff
 from model.reference.sd_unet import SDUNet, sd_unet_shapes
 from tests.layouts.weights import fill, level, rounded, write_pickle, write_safetensors
 from tinysr_kernels.families import ColorFix, OSEDiffConfig

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.reference.osediff import HYPIR, OMGSR_S, PISA_SR, Step, merge, one_step
+from model.reference.one_step.osediff import HYPIR, OMGSR_S, PISA_SR, Step, merge, one_step
 from tests.layouts.osediff import Base, of_side, random_lora, write_base
 from tests.layouts.weights import write_pickle, write_safetensors
 from tinysr_kernels.families import ColorFix

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from model.reference.kl_vae import KLVAE, kl_config, kl_vae_shapes
+from model.reference.one_step.tsd_sr import merge, tsd_sr
 from model.reference.sd3_transformer import SD3Config, SD3Transformer
-from model.reference.tsd_sr import merge, tsd_sr
 from tests.layouts.diffusers_module import Files, write_json, write_module
 from tests.layouts.weights import fill, level, random_image, rounded, write_pickle, write_safetensors
 from tinysr_kernels.families import ColorFix, TSDSRConfig

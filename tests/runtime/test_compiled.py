@@ -20,7 +20,7 @@ from tests import ROOT
 from tests.layouts.adcsr import write_adcsr
 from tests.layouts.tinysr import write_tinysr
 from tests.layouts.unet import write_unet
-from tinysr_kernels.checkpoint.manifest import manifest
+from tinysr_kernels.checkpoint.own.manifest import manifest
 from tinysr_kernels.errors import InputError
 from tinysr_kernels.launch import configs
 

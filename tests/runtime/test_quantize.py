@@ -17,7 +17,7 @@ import tinysr_kernels
 from tests.layouts.adcsr import write_adcsr
 from tests.layouts.tinysr import write_tinysr
 from tests.layouts.weights import random_image
-from tinysr_kernels.checkpoint.manifest import manifest
+from tinysr_kernels.checkpoint.own.manifest import manifest
 from tinysr_kernels.cli.main import main
 from tinysr_kernels.errors import CheckpointError, InputError
 from tinysr_kernels.families import TinySRConfig

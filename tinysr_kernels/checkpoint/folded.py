@@ -14,12 +14,12 @@ from typing import Any
 from torch import Tensor
 
 from tinysr_kernels.atomic import sync_folder
-from tinysr_kernels.checkpoint.manifest import manifest
+from tinysr_kernels.checkpoint.own.manifest import manifest
+from tinysr_kernels.checkpoint.own.write import write_tensors
 from tinysr_kernels.checkpoint.plain import kind_of
 from tinysr_kernels.checkpoint.read.header import read_header
 from tinysr_kernels.checkpoint.read.paths import MappedFile, parse_json
 from tinysr_kernels.checkpoint.read.text import quoted
-from tinysr_kernels.checkpoint.write import write_tensors
 from tinysr_kernels.errors import CheckpointError, InputError, shorten
 
 FORMAT = "tinysr_kernels"

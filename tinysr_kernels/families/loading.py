@@ -24,7 +24,7 @@ from tinysr_kernels.checkpoint.detect import (
 )
 from tinysr_kernels.checkpoint.folded import OwnMetadata, read_metadata
 from tinysr_kernels.checkpoint.known import hint
-from tinysr_kernels.checkpoint.manifest import check_manifest
+from tinysr_kernels.checkpoint.own.manifest import check_manifest
 from tinysr_kernels.checkpoint.plain import check_number, is_a, kind_of, plain_mapping
 from tinysr_kernels.checkpoint.read.paths import Released
 from tinysr_kernels.checkpoint.read.shards import read_weights

@@ -26,7 +26,7 @@ from tinysr_kernels.checkpoint.sources import FoundPart
 from tinysr_kernels.errors import CheckpointError
 from tinysr_kernels.families.base import Adain, Checkpoint, ColorFix, Family, Found
 from tinysr_kernels.families.config import Epsilon, Within
-from tinysr_kernels.nets import sd
+from tinysr_kernels.nets.diffusion import sd
 
 _ALPHA_999 = scheduler.alpha_of(999)
 Window = Annotated[int, Within(8, 1024)]

@@ -27,7 +27,7 @@ from tinysr_kernels.checkpoint.sources import FoundPart
 from tinysr_kernels.errors import CheckpointError
 from tinysr_kernels.families.base import Adain, Checkpoint, ColorFix, Family, Found
 from tinysr_kernels.families.config import Within
-from tinysr_kernels.nets import sd3
+from tinysr_kernels.nets.diffusion import sd3
 
 VAE_LORA = Part(
     "vae-lora",

@@ -46,6 +46,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome, dict[
     return out, outcome, students
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("written", ["student", "student.safetensors"])
 @pytest.mark.parametrize("method", ["learned", "random"])
 def test_the_compiled_student_is_the_trained_one(
@@ -63,6 +64,7 @@ def test_the_compiled_student_is_the_trained_one(
     assert float((found - wanted).norm() / wanted.norm()) < 1e-5
 
 
+@pytest.mark.long
 def test_four_fifths_of_parameters_and_multiplications_are_gone(
     done: tuple[Path, Outcome, dict[str, Student]],
 ) -> None:

@@ -168,6 +168,8 @@ class TestConv3x3MomentsKernels(KernelContract):
 class TestMomentsOfStoredResults(KernelContract):
     """With split-K or the library, one more launch computes the statistics."""
 
+    pytestmark = pytest.mark.long
+
     contract = test_conv3x3.TestConv3x3Moments
     kernels = moments_kernel
     configs: ClassVar = TestConv3x3Kernels.configs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
+import pytest
 import torch
 
 from tests.ops.cases import Arguments
@@ -16,6 +17,9 @@ from tinysr_kernels.ops.conv.kernels import sepconv as sepconv_kernel
 
 
 class TestSepconvBlockKernels(KernelContract):
+    """Three launches of `sepconv`'s kernels, which its own tests run too."""
+
+    pytestmark = pytest.mark.long
     contract = test_sepconv_block.TestSepconvBlock
     kernels = sepconv_kernel
     configs: ClassVar = test_sepconv_kernel.TestSepconvKernels.configs

@@ -15,7 +15,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a file in the layout of `read/header.py`, over whatever is there. Raises OSError.
+    """Write a file in the layout of `checkpoint/read/header.py`, over whatever is there. Raises OSError.
 
     Tensors may have any strides, lie on any device and share memory; each is copied when its turn comes, if at all. As
     the library has it, those of wider types come first, so that each is aligned to its own.

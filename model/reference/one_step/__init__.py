@@ -1,0 +1,1 @@
+"""Whole one-step systems on Stable Diffusion's networks in plain PyTorch: OSEDiff with its relatives, TSD-SR."""
