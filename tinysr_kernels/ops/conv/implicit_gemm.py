@@ -171,7 +171,7 @@ def heuristic(gpu: Gpu, call: Convolution) -> Config:
     small = half and wide and block_m * block_n <= 8192 and (block_m > 64 or gpu.capability[0] == 9)
     num_warps = 4 if small or not half else 8
     # One program of a small tile per multiprocessor waits for the L2, unless more steps are under way.
-    num_stages = 3 if deep and block_m * block_n > 4096 else 4
+    num_stages = 3 if not half or (deep and block_m * block_n > 4096) else 4
     if block_n == 16 and half:
         num_stages = 1  # instead, many programs per multiprocessor
     width = problem.tile_width(block_m)

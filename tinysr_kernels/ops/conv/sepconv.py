@@ -198,8 +198,16 @@ class SepConv(Operator):
     def heuristic(self, gpu: Gpu) -> Config:
         """`sepconv_heuristic` for the shape of the result."""
         found = sepconv_heuristic(gpu, self.x.shape[1], self.out_shape, self.x.element_size())
-        if found.form == "march" and self.stride == 2 and self.x.element_size() == 4 and gpu.arch == 80:
-            return replace(found, num_warps=4)  # with eight two words of 128 channels would spill
+        if found.form != "march":
+            return found
+        # Each of these would spill two to four words in Triton 3.6 or 3.7.
+        single = self.x.element_size() == 4
+        if single and self.stride == 2 and gpu.arch == 80 and found.block_k >= 64:
+            return replace(found, num_warps=4 if found.block_k == 128 else 8)
+        if single and gpu.arch == 90 and found.block_k == 16 and found.block_n == 64:
+            return replace(found, block_m=min(found.block_m, 32))
+        if not single and gpu.arch >= 100 and found.block_k == 128 and self.shortcut is not None:
+            return replace(found, num_warps=8)
         return found
 
     def plan(self, config: Config) -> Plan:
@@ -282,6 +290,9 @@ class SepConvMoments(ChannelMoments, SepConv):
         many, and for 4 warps of up to 64 channels a quarter.
         """
         found = sepconv_heuristic(gpu, self.x.shape[1], (1, *self.out_shape[1:]), self.x.element_size(), True)
+        if found.form == "march" and found.block_k == 64 and self.x.element_size() == 4 and gpu.arch == 80:
+            # Eight warps of 64 registers would spill two words in Triton 3.6.
+            return replace(found, num_warps=16, block_m=max(found.block_m // 2, 16))
         if found.form == "march" and found.num_warps == 4 and found.block_k <= 64:
             # With few output channels, 8 warps would spill a register on sm_80 in Triton 3.6.
             few = self.x.element_size() == 2 and found.block_k == 64 and found.block_n < 64
