@@ -150,10 +150,11 @@ def heuristic(gpu: Gpu, call: Convolution) -> Config:
     block_k = next_power_of_2(problem.depths[0], most=64 if deep else 32 if half else 16)
     # Larger float32 tiles spill a register or two on some architecture in Triton 3.6 or 3.7, with 4 warps or 8.
     block_m = 128 if half else 32
-    if gpu.capability[0] == 9 and deep and block_n == 128:
+    # For 128 input channels the largest tile would spill two words, in Triton 3.6 or in 3.7.
+    if gpu.capability[0] == 9 and deep and block_n == 128 and problem.inputs[0] > 128:
         block_m = min(TILE_TIMES, key=lambda m: TILE_TIMES[m] * cdiv(problem.programs(m, block_n), gpu.multiprocessors))
-        if block_m == 256 and problem.inputs[0] > 128:
-            block_k = 32  # 64 would spill two words for 512 channels, 32 as many for 128
+        if block_m == 256:
+            block_k = 32  # 64 would spill two words for 512 channels
     while block_m == 128 and problem.programs(block_m, block_n) < gpu.multiprocessors:
         block_m = 64
     steps = sum(cdiv(depth, block_k) for depth in problem.depths)
@@ -171,7 +172,9 @@ def heuristic(gpu: Gpu, call: Convolution) -> Config:
     small = half and wide and block_m * block_n <= 8192 and (block_m > 64 or gpu.capability[0] == 9)
     num_warps = 4 if small or not half else 8
     # One program of a small tile per multiprocessor waits for the L2, unless more steps are under way.
-    num_stages = 3 if not half or (deep and block_m * block_n > 4096) else 4
+    num_stages = 3 if deep and block_m * block_n > 4096 else 4
+    if not half and len(problem.inputs) > 1 and gpu.arch == 80:
+        num_stages = 2  # three would spill two words in Triton 3.7, four in 3.6
     if block_n == 16 and half:
         num_stages = 1  # instead, many programs per multiprocessor
     width = problem.tile_width(block_m)
