@@ -23,7 +23,7 @@ exclude_patterns = [".*", "**/.*", "build", "dist", "tests", "**/__pycache__"]
 root_doc = "docs/index"
 highlight_language = "text"
 # Types of other packages have no pages here, and neither have type variables.
-nitpick_ignore_regex = [(r"py:.*", r"(?!tinysr_kernels\b).*"), (r"py:class", r".*\.Kind")]
+nitpick_ignore_regex = [(r"py:.*", r"(?!tinysr_kernels\b).*"), (r"py:class", r".*\.(Kind|M|Prompts)")]
 
 myst_heading_anchors = 3
 
