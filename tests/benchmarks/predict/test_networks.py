@@ -37,9 +37,10 @@ def predictions(planned: Sequence[Planned], arch: int) -> list[Prediction | None
 @pytest.mark.parametrize(("family", "variant", "arch"), [ONE, *OTHERS])
 def test_what_is_executed_is_what_the_call_asks_for(family: str, variant: str, arch: int) -> None:
     """A middle program stands for all. TinySR's tiles divide its results; elsewhere the last tile of columns is half
-    empty, and the plan counts a convolution's result, which the norm after it reads, as written by both.
+    empty, and the plan counts a convolution's result, which the norm after it reads, as written by both (and
+    by `chunk_moments`, which only reads it).
 
-    Matrix instructions work on padded channels: 3 are 8 or more. A separable convolution's FLOPs count its depthwise
+    Matrix instructions work on padded channels: 3 are 16. A separable convolution's FLOPs count its depthwise
     half, which runs without matrix instructions.
     """
     exact = family == "tinysr-dit"
@@ -51,7 +52,7 @@ def test_what_is_executed_is_what_the_call_asks_for(family: str, variant: str, a
         pytest.skip("predictions are stale: python -m benchmarks predict --keep")
     for one, made in known:
         written = sum(moved.bytes for moved in one.step.writes)
-        if written >= LARGE:
+        if written >= LARGE and one.kernel != "chunk_moments":
             least = 0.97 if exact else 0.49
             assert least * written <= made.stored_bytes <= 1.4 * written, (one.op, one.kernel, one.output)
     for _, several in groupby(pairs, key=lambda pair: pair[0].call):
@@ -60,5 +61,5 @@ def test_what_is_executed_is_what_the_call_asks_for(family: str, variant: str, a
         cost = sum(one.step.flops for one, _ in call)
         if executed and all(made for _, made in call):
             least = 0.25 if call[0][0].op.startswith("sepconv") else 0.95
-            most = 3.5 if call[0][0].output[1] == 3 else MOST_FLOPS[family]
+            most = 5.5 if call[0][0].output[1] == 3 else MOST_FLOPS[family]
             assert least * cost <= executed <= most * cost, (call[0][0].op, call[0][0].output, executed / cost)
