@@ -10,6 +10,7 @@ import pytest
 from tests.processors import CHECKOUT, ENVIRONMENTS, environment, numeric_files, run
 
 
+@pytest.mark.long
 def test_numbers_on_the_oldest_processor() -> None:
     """Of one kind of operators: a process of its own, with the variables set, runs them."""
     files = [name for name in numeric_files() if "/linear/" in name]

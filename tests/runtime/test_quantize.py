@@ -73,6 +73,7 @@ def test_saved_and_loaded_it_is_the_same(folder: Path, tmp_path: Path, dtype: st
     assert all(torch.equal(t.float(), twice[name].float()) for name, t in stored.items())
 
 
+@pytest.mark.long
 def test_a_folded_file_is_quantized_on_request(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "folded.safetensors"
     tinysr_kernels.compile(folder).save(path)
@@ -154,6 +155,7 @@ def test_damaged_files_are_refused(
         tinysr_kernels.compile(path)
 
 
+@pytest.mark.long
 def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """convert stores it, info names it, upscale runs it: from the file as on request."""
     path, picture = tmp_path / "fp8.safetensors", tmp_path / "small.png"

@@ -159,6 +159,7 @@ def test_a_graph_of_smaller_limits_is_not_replayed_for_others(latent: Network, m
     assert images() == 2
 
 
+@pytest.mark.long
 def test_the_minimum_is_a_typed_error(small: Network, latent: Network, monkeypatch) -> None:
     limit_memory(monkeypatch, 1)
     with pytest.raises(OutOfMemory, match=r"tile of 16x16 pixels, the smallest, needs more than the .*B free on cpu"):
