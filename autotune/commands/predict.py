@@ -50,9 +50,7 @@ def main(options: argparse.Namespace) -> int:
         store.write(known, CACHE)
 
     predict = functools.partial(store.predict_all, stored=known, workers=options.workers, keep=keep)
-    # What a file of predictions says now is no incumbent of a new one.
-    with configs.without_predictions():
-        found = search(targets(options), gpu, predict, limit=options.limit, rounds=options.rounds)
+    found = search(targets(options), gpu, predict, limit=options.limit, rounds=options.rounds)
     for line in table(found):
         print(line)
     if options.json:

@@ -1,8 +1,8 @@
 """Chooses launch configurations by predicted times, for a GPU that is not at hand (benchmarks/predict).
 
-First all items as they are; then, of those that take a noticeable part of the time, the best candidates by the cost
-model; then, round by round, the neighbors of each item's best: configurations that differ from it in one field. A
-configuration replaces the incumbent if it is predicted to be faster by more than the predictions' ratios are good for.
+First all items with the heuristic's configuration; then, of those that take a noticeable part of the time, the best
+candidates by the cost model; then, round by round, the neighbors of each item's best: configurations that differ from
+it in one field. A configuration replaces the heuristic's if it is predicted to be faster by more than `LEAST_GAIN`.
 Libraries' kernels cannot be predicted: they are no candidates, and an incumbent's are estimated from their floor.
 """
 
@@ -47,7 +47,7 @@ class Search:
 
     @property
     def incumbent_us(self) -> float:
-        """Predicted with the configuration in use."""
+        """Predicted with the heuristic's configuration, which files take precedence over."""
         return self.us[self.found.incumbent.key]
 
     @property
@@ -123,7 +123,7 @@ def search(targets: Sequence[Target], gpu: Gpu, predict: Predictor, *, limit: in
         call for target, model in zip(targets, models, strict=True) for call in calls_of_model(model, target, gpu)
     )
     weights = frozenset(t.untyped_storage()._cdata for model in models for t in model.network.buffers())
-    searches = [Search(item, candidates(item, gpu, item.call.choose(gpu).config)) for item in found]
+    searches = [Search(item, candidates(item, gpu, item.call.heuristic(gpu))) for item in found]
     _predict([(one, [one.found.incumbent]) for one in searches], gpu, machine, weights, predict)
     for one in searches:
         if math.isinf(one.incumbent_us):
@@ -173,7 +173,7 @@ def _predict(
 
 
 def _usable_us(made: Prediction | str, gpu: Gpu) -> float:
-    """Microseconds of a launch; infinite if it spills, does not fit, or could not be predicted."""
+    """Microseconds of a launch; infinite if it spills, needs too much shared memory, or is not predicted."""
     if isinstance(made, str) or made.spilled or made.shared_bytes > gpu.shared_limit:
         return math.inf
     return made.us

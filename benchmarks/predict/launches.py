@@ -24,7 +24,7 @@ SIZE = (128, 128)
 
 @dataclass(frozen=True)
 class TensorArgument:
-    """A tensor of a launch. storage: equal for tensors that share memory; offset, span: the bytes of it, from its
+    """A tensor argument. storage: equal for tensors that share memory; offset, span: the bytes of it, from its
     storage's begin; weight: whether it is a buffer of the network."""
 
     storage: int

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tomllib
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -91,19 +92,13 @@ class Recipe:
 
 
 def load(path: Path) -> Recipe:
-    """A recipe from JSON, or from TOML on Python 3.11 and later; ValueError names a field that does not fit."""
+    """A recipe from JSON or TOML; ValueError names a field that does not fit."""
     text = path.read_text(encoding="utf-8")
-    if path.suffix == ".toml":
-        try:
-            import tomllib
-        except ImportError as error:
-            raise ValueError(f"{path}: TOML needs Python 3.11; write the same as JSON") from error
-        values = tomllib.loads(text)
-    else:
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: no JSON: {error}") from error
+    kind, parse = ("TOML", tomllib.loads) if path.suffix == ".toml" else ("JSON", json.loads)
+    try:
+        values = parse(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: no {kind}: {error}") from error
     return build(Recipe, values, str(path))
 
 

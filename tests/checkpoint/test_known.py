@@ -10,7 +10,8 @@ import torch
 
 from tests.checkpoint.edit import refused
 from tests.layouts.adcsr import write_adcsr
-from tests.layouts.osediff import LORA, STEM, UNET, VAE, write_osediff
+from tests.layouts.diffusers_module import STEM
+from tests.layouts.osediff import LORA, UNET, VAE, write_osediff
 from tests.layouts.osediff_kin import UNET_ADAPTER, VAE_ADAPTER, write_relative
 from tests.layouts.tinysr import write_tinysr
 from tests.layouts.unet import write_unet

@@ -14,7 +14,8 @@ import torch
 import tinysr_kernels
 from tests import ROOT
 from tests.checkpoint.edit import raw_safetensors
-from tests.layouts.osediff import STEM, UNET, write_osediff
+from tests.layouts.diffusers_module import STEM
+from tests.layouts.osediff import UNET, write_osediff
 from tests.layouts.weights import random_image, write_safetensors
 from tinysr_kernels.checkpoint.read.paths import Released, aligned, release
 from tinysr_kernels.checkpoint.read.shards import read_weights

@@ -12,11 +12,11 @@ from torch import Tensor
 
 import tinysr_kernels
 from tests.checkpoint.edit import assert_same, edit, refused
+from tests.layouts.diffusers_module import STEM
 from tests.layouts.osediff import (
     EMBEDDING,
     FEATURES,
     LORA,
-    STEM,
     TOKENS,
     UNET,
     VAE,

@@ -57,8 +57,6 @@ def test_predictions_come_after_measurements_and_say_what_they_are(folders: tupl
         assert choose() == configs.Choice(
             Config(**MEASURED), f"{path} (predicted)", config_file.Entry(Config(**MEASURED), 5.5, 7.0, 40, {}, True)
         )
-        with configs.without_predictions():
-            assert choose().source == "heuristic"
         assert choose().source == f"{path} (predicted)"
         measured = write(bundled, content(entry({**MEASURED, "num_warps": 8})))
         assert (choose().config.num_warps, choose().source) == (8, measured)

@@ -5,11 +5,10 @@ github.com/cswry/OSEDiff, osediff.py (`save_model`); Stable Diffusion 2.1-base's
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +16,13 @@ from torch import Tensor
 from model.reference.kl_vae import KLVAE, kl_config, kl_vae_shapes
 from model.reference.one_step.osediff import OLD_ATTENTION, merge, modern, osediff
 from model.reference.sd_unet import SDUNet, sd_unet_shapes
-from tests.layouts.weights import fill, level, rounded, write_pickle, write_safetensors
+from tests.layouts.diffusers_module import Files, write_json, write_module
+from tests.layouts.weights import fill, level, rounded, write_pickle
 from tinysr_kernels.families import ColorFix, OSEDiffConfig
 
 UNET, VAE, SCHEDULER = "sd/unet", "sd/vae", "sd/scheduler"
 LORA, EMBEDDING = "preset/models/osediff.pkl", "prompt_embeds.pt"
-STEM = "diffusion_pytorch_model"
 TOKENS, FEATURES = 7, 12
-Files = Literal["safetensors", "sharded", "bin", "sharded bin", "snapshot"]
 SCHEDULE = {
     "_class_name": "PNDMScheduler",
     "beta_start": 0.00085,
@@ -131,11 +129,11 @@ def write_base(
     level(vae.decoder.conv_out, vae.decode, amplified * torch.randn(1, 4, 8, 8, generator=generator), 0.0, 0.3)
     for module in (unet, vae):
         rounded(module, dtype)
-    _write(folder / UNET, _unet_config(channels, heads, layers, groups), unet.state_dict(), files, dtype)
+    write_module(folder / UNET, _unet_config(channels, heads, layers, groups), unet.state_dict(), files, dtype)
     public = _old(vae.state_dict()) if old_attention_names else vae.state_dict()
-    _write(folder / VAE, _vae_config(vae_channels, layers, groups), public, files, dtype)
-    _write_json(folder / SCHEDULER / "scheduler_config.json", SCHEDULE)
-    _write_json(folder / "sd/model_index.json", {"_class_name": "StableDiffusionPipeline"})
+    write_module(folder / VAE, _vae_config(vae_channels, layers, groups), public, files, dtype)
+    write_json(folder / SCHEDULER / "scheduler_config.json", SCHEDULE)
+    write_json(folder / "sd/model_index.json", {"_class_name": "StableDiffusionPipeline"})
     prompt = torch.randn(1, TOKENS, FEATURES, generator=generator).to(dtype)
     if embedding:
         write_pickle(folder / EMBEDDING, prompt)
@@ -245,38 +243,3 @@ def _vae_config(channels: Sequence[int], layers: int, groups: int) -> dict[str, 
         "norm_num_groups": groups,
         "sample_size": 768,
     }
-
-
-def _write(folder: Path, config: dict[str, Any], state: dict[str, Tensor], files: Files, dtype: torch.dtype) -> None:
-    """A module: its config.json, and its weights in one of the forms that occur."""
-    _write_json(folder / "config.json", config)
-    state = {name: tensor.to(dtype) for name, tensor in state.items()}
-    if files == "bin":
-        write_pickle(folder / f"{STEM}.bin", state)
-    elif files.startswith("sharded"):
-        _write_shards(folder, state, ".bin" if files.endswith("bin") else ".safetensors")
-    else:
-        write_safetensors(folder / f"{STEM}.safetensors", state)
-    if files == "snapshot":
-        other = {name: tensor.half() + 1 for name, tensor in state.items()}
-        write_safetensors(folder / f"{STEM}.fp16.safetensors", other)
-        write_pickle(folder / f"{STEM}.bin", other)
-        write_pickle(folder / f"{STEM}.fp16.bin", other)
-
-
-def _write_shards(folder: Path, state: dict[str, Tensor], suffix: str) -> None:
-    """Two files and their index."""
-    write = write_safetensors if suffix == ".safetensors" else write_pickle
-    names = list(state)
-    halves = (names[: len(names) // 2], names[len(names) // 2 :])
-    places = {}
-    for number, half in enumerate(halves, 1):
-        file = f"{STEM}-0000{number}-of-00002{suffix}"
-        write(folder / file, {name: state[name] for name in half})
-        places |= dict.fromkeys(half, file)
-    _write_json(folder / f"{STEM}{suffix}.index.json", {"metadata": {}, "weight_map": places})
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values))

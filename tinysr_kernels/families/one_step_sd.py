@@ -142,7 +142,7 @@ class OneStepFamily(Family[C]):
         embedding = _embedding(found, size.prompt)  # what is missing is said before gigabytes are checked
         adaptation = self.adaptation(found)
         network = Merged(_checked_unet(base, size, adaptation.replaced), adaptation.unet, base.file.where)
-        vae = Merged(_checked_vae(half, layout), adaptation.vae, half.file.where)
+        vae = Merged(kl_vae.checked(half.file, layout), adaptation.vae, half.file.where)
         config = self.config_class(
             scaling_factor=layout.scaling_factor,
             groups=(size.groups,),
@@ -216,13 +216,4 @@ def _checked_unet(base: FoundPart, size: unet.Size, replaced: Mapping[str, Tenso
         tensors[name] = tensor
     weights = Weights(tensors, base.file.where)
     unet.check(weights, size)
-    return weights.finish()
-
-
-def _checked_vae(half: FoundPart, layout: kl_vae.Layout) -> dict[str, Tensor]:
-    """The VAE's tensors under today's names."""
-    stored = {kl_vae.modern(name): name for name in half.file.only_tensors()}
-    tensors = {name: half.file.tensors[key] for name, key in stored.items()}
-    weights = Weights(tensors, lambda name: f"{half.file.where}: {quoted(stored.get(name, name))}")
-    kl_vae.check(weights, layout)
     return weights.finish()

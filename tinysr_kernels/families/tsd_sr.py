@@ -23,7 +23,6 @@ from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
 from tinysr_kernels.checkpoint.read.weights import Weights
 from tinysr_kernels.checkpoint.sd import kl_vae
 from tinysr_kernels.checkpoint.sd3 import prompt, transformer
-from tinysr_kernels.checkpoint.sources import FoundPart
 from tinysr_kernels.errors import CheckpointError
 from tinysr_kernels.families.base import Adain, Checkpoint, ColorFix, Family, Found
 from tinysr_kernels.families.config import Within
@@ -101,7 +100,7 @@ class TSDSR(Family[TSDSRConfig]):
         table = transformer.table(weights, size, WINDOW, found.notices)
         transformer.check(weights, size)
         network = Merged(weights.finish(), read_updates(found.lora))
-        vae = Merged(_checked_vae(half, layout), read_updates(of_vae.file))
+        vae = Merged(kl_vae.checked(half.file, layout), read_updates(of_vae.file))
         config = TSDSRConfig(size.head_dim, size.patch, layout.scaling_factor, (layout.groups,), OVERLAP)
         merged = [
             f"LoRA {found.lora.where} into the transformer",
@@ -130,12 +129,6 @@ class TSDSR(Family[TSDSRConfig]):
             "range map and the latent's scale into the VAE's first and last convolutions",
             *nets.folds(folded),
         ]
-
-
-def _checked_vae(half: FoundPart, layout: kl_vae.Layout) -> dict[str, Tensor]:
-    weights = Weights(half.file.only_tensors(), half.file.where)
-    kl_vae.check(weights, layout)
-    return weights.finish()
 
 
 class _Normalized(Mapping[str, Tensor]):

@@ -1,8 +1,8 @@
 """Which launch configuration a call gets: the user's file, the bundled files for exactly this GPU, the heuristic.
 
 A file is named after the GPU that it was measured on, or predicted for, `NVIDIA H200.json`; a bundled file of measured
-configurations comes before one of predicted ones. `config_file.py` says what it holds and when
-it is valid. The user's files lie in $TINYSR_CONFIG_DIR, else in tinysr-kernels/ of the XDG configuration home. With
+configurations takes precedence over one of predicted ones. `config_file.py` says what it holds and when it is valid.
+The user's files lie in $TINYSR_CONFIG_DIR, else in tinysr-kernels/ of the XDG configuration home. With
 TINYSR_CONFIG_NEAREST=1 the file of the most similar GPU of the same architecture is used if there is none for this one.
 Invalid files and entries are ignored, with one notice per file to the logger `tinysr_kernels`: whatever a file holds,
 no call fails for it.
@@ -53,7 +53,6 @@ class Choice:
     entry: Entry | None = None
 
 
-_predictions: ContextVar[bool] = ContextVar("predictions", default=True)
 _given: ContextVar[Mapping[str, Any] | None] = ContextVar("given", default=None)
 _pdl: ContextVar[bool | None] = ContextVar("pdl", default=None)
 _lock = threading.Lock()
@@ -84,18 +83,6 @@ def given_pdl(on: bool) -> Iterator[None]:
         yield
     finally:
         _pdl.reset(token)
-
-
-@contextlib.contextmanager
-def without_predictions() -> Iterator[None]:
-    """Inside, and for this thread, files of predicted configurations are not read: to predict anew."""
-    token = _predictions.set(False)
-    forget()
-    try:
-        yield
-    finally:
-        _predictions.reset(token)
-        forget()
 
 
 def pdl(gpu: Gpu) -> bool:
@@ -189,8 +176,7 @@ def user_file(gpu: str) -> Path:
 def _from_files(call: Tunable, gpu: Gpu, bucket: str, operators: Mapping[str, type[Tunable]]) -> Choice | None:
     if os.path.isfile(user_folder()):
         _notice(f"{USER_FOLDER} must name a folder, found the file {_printable(user_folder())}; ignored")
-    folders = (user_folder(), BUNDLED, PREDICTED) if _predictions.get() else (user_folder(), BUNDLED)
-    for path in (folder / file_name(gpu.name) for folder in folders):
+    for path in (folder / file_name(gpu.name) for folder in (user_folder(), BUNDLED, PREDICTED)):
         entry = _from_file(path, call, gpu, bucket, operators)
         if entry is not None:
             return Choice(entry.config, f"{path} (predicted)" if entry.predicted else str(path), entry)

@@ -198,15 +198,17 @@ class _Recorder(ReadingOnes):
     def _launches(self, plan: Plan, filled: set[int]) -> Iterator[tuple[Step, bool]]:
         """One step per kernel, and whether it multiplies matrices.
 
-        filled: the storages that hold something before the first launch. A launch writes the plan's results, and what
-        holds nothing yet.
+        filled: the storages that hold something before the first launch. A launch writes what holds nothing yet, and
+        the plan's results unless they are its `x`: a norm reads what the convolution before it has written there.
         """
         results = {_storage(t) for t in _tensors(plan.result)}
         for launch in plan.launches:
             reads: list[Tensor] = []
             writes: list[Tensor] = []
-            for t in _tensors(dict(launch.arguments)):
-                written = _storage(t) in results or _storage(t) not in filled
+            for name, t in launch.arguments.items():
+                if not isinstance(t, Tensor):
+                    continue
+                written = _storage(t) not in filled or (_storage(t) in results and name != "x")
                 (writes if written else reads).append(t)
             filled.update(map(_storage, writes))
             moved = self._moved(reads), self._moved(writes)

@@ -184,7 +184,6 @@ def test_configurations_that_do_not_fit(changed: dict[str, Any], message: str) -
 
 
 def test_toml_and_broken_json(tmp_path: Path) -> None:
-    pytest.importorskip("tomllib")
     path = tmp_path / "recipe.toml"
     path.write_text('teacher = "t"\nimages = "p"\nout = "o"\n[encoder]\nsteps = 5\n')
     assert load(path).encoder.steps == 5
@@ -193,3 +192,6 @@ def test_toml_and_broken_json(tmp_path: Path) -> None:
     broken.write_text("{")
     with pytest.raises(ValueError, match="no JSON"):
         load(broken)
+    path.write_text("teacher =")
+    with pytest.raises(ValueError, match="no TOML"):
+        load(path)

@@ -11,7 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from tinysr_kernels.checkpoint.detect import Part
+from tinysr_kernels.checkpoint.read.tensor_file import TensorFile
+from tinysr_kernels.checkpoint.read.text import quoted
 from tinysr_kernels.checkpoint.read.weights import Weights
 from tinysr_kernels.checkpoint.sd.values import Values
 from tinysr_kernels.checkpoint.structure import GAIN, LEVELS
@@ -85,6 +89,15 @@ def modern(name: str) -> str:
     """Today's name of a tensor of the attention in a middle block; any other unchanged."""
     found = _OLD_NAME.fullmatch(name)
     return f"{found[1]}{OLD_ATTENTION[found[2]]}{found[3]}" if found else name
+
+
+def checked(file: TensorFile, layout: Layout) -> dict[str, Tensor]:
+    """The VAE's tensors under today's names. CheckpointError for what is missing, unknown or of another shape."""
+    stored = {modern(name): name for name in file.only_tensors()}
+    tensors = {name: file.tensors[key] for name, key in stored.items()}
+    weights = Weights(tensors, lambda name: f"{file.where}: {quoted(stored.get(name, name))}")
+    check(weights, layout)
+    return weights.finish()
 
 
 def check(weights: Weights, layout: Layout) -> None:

@@ -9,7 +9,6 @@ scale. As 1 / m may be about 15, latents are float32 or wider whatever the netwo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from tinysr_kernels.nets import kl_vae, pruned_unet
+from tinysr_kernels.nets.diffusion.latent import LatentStep, OfVAE
 from tinysr_kernels.nets.fold import Folder
 from tinysr_kernels.nets.layers import Folded, InputConv, Layer, WideConv, ops, tokens, untokens
-from tinysr_kernels.nets.networks import PixelNetwork, resize
+from tinysr_kernels.nets.networks import resize
 from tinysr_kernels.nets.windows import blend_windows, window_weights
 
 WINDOW_BATCH = 8
@@ -89,15 +89,6 @@ class _OfUNet:
     prediction: str = "subtract"
 
 
-@dataclass(frozen=True)
-class _OfVAE:
-    """`kl_vae.Options` of Stable Diffusion's VAE."""
-
-    groups: tuple[int, ...]
-    decoder_eps: float = 1e-6
-    residual: str = "none"
-
-
 def fold(tensors: Mapping[str, Tensor], options: Options, dtype: torch.dtype) -> dict[str, Tensor]:
     """Fold `unet.*`, `encoder.*`, `decoder.*`, `quant_conv` and `post_quant_conv` of a normalized checkpoint."""
     f = Folder(tensors, dtype)
@@ -114,7 +105,7 @@ def fold(tensors: Mapping[str, Tensor], options: Options, dtype: torch.dtype) ->
     f.vector("decoder.latent.bias", shift)
     f.input_conv("decoder.conv_in", "decoder.conv_in")
     f.folded |= kl_vae.fold_encoder(tensors, dtype, options.scaling_factor)
-    f.folded |= kl_vae.fold_decoder(tensors, _OfVAE(options.vae_groups), dtype)
+    f.folded |= kl_vae.fold_decoder(tensors, OfVAE(options.vae_groups), dtype)
     return f.folded
 
 
@@ -138,7 +129,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.latent = Layer(folded, "decoder.latent", ("wide", "bias"))
         self.conv_in = InputConv(folded, "decoder.conv_in")
-        self.rest = kl_vae.KLDecoder(folded, _OfVAE(options.vae_groups))
+        self.rest = kl_vae.KLDecoder(folded, OfVAE(options.vae_groups))
         self.factor = self.rest.factor
 
     def forward(self, z: Tensor) -> Tensor:
@@ -147,31 +138,20 @@ class Decoder(nn.Module):
         return self.rest(self.conv_in(untokens(latent, z.shape[2], z.shape[3])))
 
 
-class OneStepSD(PixelNetwork):
+class OneStepSD(LatentStep):
     """[N,3,H,W] in [0,1] or uint8 -> [N,3,s*H,s*W] for any whole s, over folded tensors.
 
-    The halves of the VAE normalize over the whole image and so take it whole; the UNet takes latents of more pixels
-    than a window has in windows, which overlap and are blended.
+    The UNet takes latents of more pixels than a window has in windows, which overlap and are blended.
     """
 
     def __init__(self, folded: Folded, options: Options, upscale: int = 4) -> None:
-        super().__init__(upscale)
-        self.encoder = kl_vae.KLEncoder(folded, _OfVAE(options.vae_groups))
+        super().__init__(folded, OfVAE(options.vae_groups), options.least, upscale)
         self.unet = UNet(folded, options)
         self.decoder = Decoder(folded, options)
-        self.window, self.overlap, self._least = options.window, options.overlap, options.least
+        self.window, self.overlap = options.window, options.overlap
         widths = (t.shape[2] for name, t in folded.items() if name.endswith(".cross.prompt"))
         self.prompt_width = next(widths, None)
         self.symmetric, self.pillow = options.symmetric, options.pillow
-        self.set_upscale(upscale)
-
-    def set_upscale(self, upscale: int) -> bool:
-        """Any factor: the image is enlarged before anything else."""
-        factor = self.encoder.factor
-        multiple = factor // math.gcd(factor, upscale)
-        least = -(-self._least * factor // upscale)
-        self.upscale, self.multiple, self.least = upscale, multiple, -(-least // multiple) * multiple
-        return True
 
     def forward(self, image: Tensor) -> Tensor:
         dtype = self.encoder.conv_in.weight.dtype

@@ -8,9 +8,7 @@ queries, output projection and feed-forward in the last. Folded into the VAE: th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -18,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tinysr_kernels.nets import kl_vae, tinysr_dit
+from tinysr_kernels.nets.diffusion.latent import LatentStep, OfVAE
 from tinysr_kernels.nets.fold import Folder
 from tinysr_kernels.nets.layers import Folded, InputConv, Layer, Linear, Rows, count, ops
-from tinysr_kernels.nets.networks import SMALLEST_WINDOW, PixelNetwork, resize
+from tinysr_kernels.nets.networks import SMALLEST_WINDOW, resize
 from tinysr_kernels.nets.tinysr_dit import EPS, Block, Update, modulated, weight_bias
 from tinysr_kernels.nets.windows import blend_windows, window_weights
 
@@ -52,15 +51,6 @@ class Options(Protocol):
         """Latent pixels that neighboring windows share per axis."""
 
 
-@dataclass(frozen=True)
-class _OfVAE:
-    """`kl_vae.Options` of Stable Diffusion's VAE."""
-
-    groups: tuple[int, ...]
-    decoder_eps: float = 1e-6
-    residual: str = "none"
-
-
 def fold(tensors: Mapping[str, Tensor], options: Options, dtype: torch.dtype) -> dict[str, Tensor]:
     """Fold `transformer.*`, `encoder.*` and `decoder.*` of a normalized checkpoint."""
     f = Folder(tensors, dtype)
@@ -72,7 +62,7 @@ def fold(tensors: Mapping[str, Tensor], options: Options, dtype: torch.dtype) ->
     f.matrix("decoder.conv_in.weight", weight / options.scaling_factor)
     f.vector("decoder.conv_in.bias", bias)
     f.folded |= kl_vae.fold_encoder(tensors, dtype, options.scaling_factor)
-    f.folded |= kl_vae.fold_decoder(tensors, _OfVAE(options.vae_groups), dtype)
+    f.folded |= kl_vae.fold_decoder(tensors, OfVAE(options.vae_groups), dtype)
     return f.folded
 
 
@@ -150,37 +140,28 @@ class Decoder(nn.Module):
     def __init__(self, folded: Folded, options: Options) -> None:
         super().__init__()
         self.conv_in = InputConv(folded, "decoder.conv_in")
-        self.rest = kl_vae.KLDecoder(folded, _OfVAE(options.vae_groups))
+        self.rest = kl_vae.KLDecoder(folded, OfVAE(options.vae_groups))
 
     def forward(self, z: Tensor) -> Tensor:
         return self.rest(self.conv_in(z))
 
 
-class OneStepSD3(PixelNetwork):
+class OneStepSD3(LatentStep):
     """[N,3,H,W] in [0,1] or uint8 -> [N,3,s*H,s*W] for any whole s, over folded tensors.
 
-    The halves of the VAE normalize over the whole image and so take it whole; the transformer takes a latent in windows
-    of its one size, which overlap and are blended. Latents are float32 or wider.
+    The transformer takes a latent in windows of its one size, which overlap and are blended. Latents are float32 or
+    wider.
     """
 
     def __init__(self, folded: Folded, options: Options, upscale: int = 4) -> None:
         """ValueError for windows so small that an ordinary image would take thousands of them."""
-        super().__init__(upscale)
-        self.encoder = kl_vae.KLEncoder(folded, _OfVAE(options.vae_groups))
-        self.transformer = JointTransformer(folded, options.head_dim, options.patch_size)
+        transformer = JointTransformer(folded, options.head_dim, options.patch_size)
+        super().__init__(folded, OfVAE(options.vae_groups), transformer.window, upscale)
+        self.transformer = transformer
         self.decoder = Decoder(folded, options)
         if self.transformer.window * self.encoder.factor < SMALLEST_WINDOW:
             raise ValueError(f"windows of {self.transformer.window} latent pixels a side are too small")
         self.overlap = min(options.overlap, self.transformer.window // 2)
-        self.set_upscale(upscale)
-
-    def set_upscale(self, upscale: int) -> bool:
-        """Any factor: the image is enlarged before anything else."""
-        factor = self.encoder.factor
-        multiple = factor // math.gcd(factor, upscale)
-        least = -(-self.transformer.window * factor // upscale)
-        self.upscale, self.multiple, self.least = upscale, multiple, -(-least // multiple) * multiple
-        return True
 
     def forward(self, image: Tensor) -> Tensor:
         dtype = self.encoder.conv_in.weight.dtype

@@ -6,7 +6,7 @@
 
 Prologue: with norm_moments, mean and biased variance of every channel of x [N,2,C], SiLU(GroupNorm(x)) takes the place
 of x (`ops/norm/group_norm.py`; norm_weight and norm_bias [C]). An implicit GEMM evaluates it again for every tap, so
-that a norm in a launch of its own is mostly faster; `conv_few.py`, for few outputs, evaluates each pixel once. The
+that a norm in a launch of its own is usually faster; `conv_few.py`, for few outputs, evaluates each pixel once. The
 zero padding of one pixel follows the norm.
 
 one_sided, with stride 2 alone: the zero padding is on the right and the bottom only, so that taps read s*y+i, s*x+j.

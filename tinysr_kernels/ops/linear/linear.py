@@ -62,7 +62,7 @@ class Config:
 LIBRARY = Config("library", 1, 1, 0, 1, 1, 1, 1)
 
 MERGED_ROWS, MERGED_FEATURES = 8, 256
-"""Of a program that adds the partial sums of split-K: 16 elements per thread."""
+"""Output rows and features per program of `merge_splits`: 16 elements per thread."""
 
 # Tiles in half precision, block_m x (block_n + block_n2), and the share of the arithmetic that each can hope to reach:
 # larger ones load less per multiply-add. An ordering, not a measurement. The first is for Hopper alone, whose operands
