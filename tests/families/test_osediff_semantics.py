@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 import tinysr_kernels
+from tests.layouts.error import relative_error
 from tests.layouts.osediff import OSEDiffLayout, write_osediff
 from tests.layouts.weights import random_image
 from tinysr_kernels.checkpoint import lora
@@ -48,29 +48,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(osediff.OSEDiff, name, value)
 
 
-@functools.cache
-def _expected(folder: Path, size: tuple[int, int], color_fix: Any, factor: int) -> Tensor:
-    return LAYOUTS[folder].upscale(random_image(*size, dtype=torch.float64), color_fix, factor)[0]
+def picture(height: int, width: int) -> Tensor:
+    return random_image(height, width, dtype=torch.float64)
 
 
-LAYOUTS: dict[Path, OSEDiffLayout] = {}
-
-
-def error(
-    layout: OSEDiffLayout,
-    size: tuple[int, int],
-    color_fix: Any = "none",
-    factor: int = 4,
-    dtype: str = "float32",
-    change: Callable[[Any], None] = lambda model: None,
-) -> float:
-    """The relative error of a compiled model against the reference pipeline in float64."""
-    LAYOUTS[layout.folder] = layout
-    expected = _expected(layout.folder, size, color_fix, factor)
-    model = tinysr_kernels.compile(layout.folder, dtype=dtype, upscale=factor, color_fix=color_fix)
-    change(model)
-    found = model(random_image(*size, dtype=torch.float64)[0])
-    return float((found - expected).norm() / expected.norm())
+error = functools.partial(relative_error, picture=picture)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import tinysr_kernels
+from tests.layouts.error import relative_error
 from tests.layouts.tsd_sr import SCALE, SHIFT, TSDSRLayout, write_tsd_sr
 from tests.layouts.weights import random_image
 from tinysr_kernels.checkpoint import modulation
@@ -47,34 +48,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sd3, "WINDOW_BATCH", 256)
 
 
-LAYOUTS: dict[Path, TSDSRLayout] = {}
-
-
 def picture(height: int, width: int, count: int = 1) -> Tensor:
     """So much contrast that its enlargement leaves [0,1]."""
     return (random_image(height, width, count=count, dtype=torch.float64) * 2 - 0.5).clamp(0, 1)
 
 
-@functools.cache
-def _expected(folder: Path, size: tuple[int, int], color_fix: Any, factor: int) -> Tensor:
-    return LAYOUTS[folder].upscale(picture(*size), color_fix, factor)[0]
-
-
-def error(
-    layout: TSDSRLayout,
-    size: tuple[int, int],
-    color_fix: Any = "none",
-    factor: int = 4,
-    dtype: str = "float32",
-    change: Callable[[Any], None] = lambda model: None,
-) -> float:
-    """The relative error of a compiled model against the reference pipeline in float64."""
-    LAYOUTS[layout.folder] = layout
-    expected = _expected(layout.folder, size, color_fix, factor)
-    model = tinysr_kernels.compile(layout.folder, dtype=dtype, upscale=factor, color_fix=color_fix)
-    change(model)
-    found = model(picture(*size)[0])
-    return float((found - expected).norm() / expected.norm())
+error = functools.partial(relative_error, picture=picture)
 
 
 @pytest.mark.parametrize("size", [ODD, WINDOWS, *(pytest.param(s, marks=LONG) for s in (WHOLE, (9, 7)))], ids=str)
